@@ -1,0 +1,103 @@
+//! Types that more than one kind uses.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A folder or file inside a PersistentVolumeClaim of the object's own namespace.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("!has(self.path) || !(self.path.startsWith('/') || self.path.split('/').exists(p, p == '..'))", "path must be relative and must not contain '..'"))]
+pub struct ClaimPath {
+    /// Name of the claim. In local mode: a folder of that name under the state directory's `volumes/`.
+    #[schemars(length(min = 1, max = 253))]
+    pub claim_name: String,
+    /// Path inside the volume; the volume's root when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub path: Option<String>,
+}
+
+/// Where a folder of files comes from; exactly one member is set.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("(has(self.persistentVolumeClaim) ? 1 : 0) + (has(self.configMap) ? 1 : 0) == 1", "exactly one of persistentVolumeClaim, configMap must be set"))]
+pub struct DataSource {
+    /// A claim that holds the files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<ClaimPath>,
+    /// A ConfigMap whose keys are the files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_map: Option<ConfigMapSource>,
+}
+
+/// A ConfigMap of the object's own namespace.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigMapSource {
+    /// Name of the ConfigMap.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// Compute resources of a container, as in Kubernetes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Resources {
+    /// What the scheduler sets aside.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub requests: BTreeMap<String, Quantity>,
+    /// What the container may use at most. In local mode `limits.cpu` sets the number of threads.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub limits: BTreeMap<String, Quantity>,
+}
+
+/// The pod that runs one role of the worker.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PodTemplate {
+    /// Worker image; the operator's default image when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub image: Option<String>,
+    /// Resources of the worker container.
+    #[serde(default)]
+    pub resources: Resources,
+}
+
+/// Where hidden states are read from the base model: outputs of decoder layers and the final norm.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("size(self.layers) > 0 || self.final", "at least one tap is needed: name layers, or set final"))]
+#[x_kube(validation = ("self.layers.all(l, self.layers.exists_one(m, m == l))", "layers must not repeat"))]
+pub struct Taps {
+    /// Layer indices; 0 is the embedding output, n the output of the n-th decoder layer.
+    #[serde(default)]
+    #[schemars(length(max = 16), inner(range(min = 0, max = 1024)))]
+    pub layers: Vec<u32>,
+    /// Also tap the state after the final norm: what the LM head sees.
+    #[serde(rename = "final", default = "yes")]
+    pub final_norm: bool,
+}
+
+impl Taps {
+    /// Number of tapped places.
+    pub fn count(&self) -> usize {
+        self.layers.len() + usize::from(self.final_norm)
+    }
+
+    /// Four depths of a model of `layers` decoder layers (one third, two thirds, five sixths, all but two) plus `final`.
+    pub fn default_for(layers: u32) -> Self {
+        let mut depths = vec![layers / 3, layers * 2 / 3, layers * 5 / 6, layers.saturating_sub(2)];
+        depths.sort_unstable();
+        depths.dedup();
+        Self { layers: depths, final_norm: true }
+    }
+}
+
+fn yes() -> bool {
+    true
+}

@@ -1,0 +1,70 @@
+//! Conditions, the way kstatus and `kubectl wait` read them.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+/// Condition types shared by the three kinds.
+pub mod types {
+    /// The object does what it is for.
+    pub const READY: &str = "Ready";
+    /// The controller is still working towards the spec (kstatus: InProgress).
+    pub const RECONCILING: &str = "Reconciling";
+    /// Progress needs a change by the user (kstatus: Failed).
+    pub const STALLED: &str = "Stalled";
+    /// A job's head is written; final.
+    pub const COMPLETE: &str = "Complete";
+    /// A job has given up; final.
+    pub const FAILED: &str = "Failed";
+    /// A job is suspended by its spec.
+    pub const SUSPENDED: &str = "Suspended";
+}
+
+/// What a status function says of one condition; the transition time is kept by [`set`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Condition type, e.g. `Ready`.
+    pub type_: &'static str,
+    /// True or False.
+    pub holds: bool,
+    /// CamelCase reason, stable enough to alert on.
+    pub reason: &'static str,
+    /// One sentence that names the object at fault and what to do.
+    pub message: String,
+}
+
+impl Verdict {
+    /// A condition that holds.
+    pub fn yes(type_: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { type_, holds: true, reason, message: message.into() }
+    }
+
+    /// A condition that does not hold.
+    pub fn no(type_: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { type_, holds: false, reason, message: message.into() }
+    }
+}
+
+/// Writes `verdicts` over `previous`: the transition time moves only when the status does; types not named are dropped.
+pub fn set(previous: &[Condition], verdicts: &[Verdict], generation: Option<i64>, now: &Time) -> Vec<Condition> {
+    let mut conditions: Vec<Condition> = verdicts
+        .iter()
+        .map(|verdict| {
+            let status = if verdict.holds { "True" } else { "False" };
+            let since = previous.iter().find(|c| c.type_ == verdict.type_ && c.status == status);
+            Condition {
+                type_: verdict.type_.to_owned(),
+                status: status.to_owned(),
+                reason: verdict.reason.to_owned(),
+                message: verdict.message.clone(),
+                observed_generation: generation,
+                last_transition_time: since.map_or_else(|| now.clone(), |c| c.last_transition_time.clone()),
+            }
+        })
+        .collect();
+    conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+    conditions
+}
+
+/// Whether `type_` is True.
+pub fn is_true(conditions: &[Condition], type_: &str) -> bool {
+    conditions.iter().any(|c| c.type_ == type_ && c.status == "True")
+}

@@ -1,0 +1,390 @@
+//! `CarryOnJob`: trains one head on a pool's hidden states.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::common::{ClaimPath, DataSource, PodTemplate, Taps};
+
+/// Desired state of a training job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
+#[kube(
+    group = "carryon.dev",
+    version = "v1alpha1",
+    kind = "CarryOnJob",
+    plural = "carryonjobs",
+    shortname = "coj",
+    category = "carryon",
+    namespaced,
+    status = "CarryOnJobStatus",
+    doc = "Trains one head on the hidden states of a frozen base model.",
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Step", type_ = "string", json_path = ".status.progress.step"),
+    printcolumn(name = "Of", type_ = "string", json_path = ".status.progress.totalSteps"),
+    printcolumn(name = "Loss", type_ = "string", json_path = ".status.progress.evalLoss"),
+    printcolumn(name = "Base", type_ = "string", json_path = ".status.progress.baseEvalLoss"),
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = ("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 40", "name must be a DNS-1035 label of at most 40 characters")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("self.head.width % self.head.heads == 0 && (self.head.width / self.head.heads) % 2 == 0", "head.width must be an even multiple of head.heads"))]
+#[x_kube(validation = ("has(self.head.labels) == (self.task == 'Classification')", "head.labels is needed by task Classification and by no other"))]
+#[x_kube(validation = ("self.pools == oldSelf.pools && self.task == oldSelf.task && self.head == oldSelf.head && self.data == oldSelf.data && self.training == oldSelf.training && self.evaluation == oldSelf.evaluation && self.output == oldSelf.output", "a job's pools, task, head, data, training, evaluation and output are immutable; create a new job"))]
+pub struct CarryOnJobSpec {
+    /// Pools whose hidden states the head reads.
+    #[schemars(length(min = 1, max = 1))]
+    pub pools: Vec<JobPool>,
+    /// What the head learns.
+    #[serde(default)]
+    pub task: Task,
+    /// Shape of the head.
+    #[serde(default)]
+    pub head: HeadSpec,
+    /// Training and evaluation samples.
+    pub data: Data,
+    /// How to train, under the names of Hugging Face's TrainingArguments where one exists.
+    #[serde(default)]
+    pub training: Training,
+    /// When to evaluate.
+    #[serde(default)]
+    pub evaluation: Evaluation,
+    /// The trainer's pod.
+    #[serde(default)]
+    pub trainer: PodTemplate,
+    /// Checkpoints, kept beside the output.
+    #[serde(default)]
+    pub checkpoint: Checkpoint,
+    /// Where checkpoints, hidden-state cache, head and report go.
+    pub output: Output,
+    /// Checkpoint, stop and give the resources back until set to false again.
+    #[serde(default)]
+    pub suspend: bool,
+    /// Failed attempts before the job is given up.
+    #[serde(default = "six")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub backoff_limit: i32,
+    /// Seconds that all attempts together may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 31_536_000))]
+    pub active_deadline_seconds: Option<i64>,
+}
+
+/// One pool and where it is tapped.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct JobPool {
+    /// Name of a BaseModelPool in the job's namespace.
+    #[schemars(length(min = 1, max = 40))]
+    pub name: String,
+    /// Taps; when absent, four depths plus `final`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taps: Option<Taps>,
+}
+
+/// What the head learns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Task {
+    /// The next token, through the base's own LM head.
+    #[default]
+    CausalLM,
+    /// One label for a text.
+    Classification,
+}
+
+/// Shape of the head.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HeadSpec {
+    /// Width w of the bridge and the blocks.
+    #[schemars(range(min = 8, max = 8192))]
+    pub width: u32,
+    /// Transformer blocks.
+    #[schemars(range(min = 0, max = 32))]
+    pub blocks: u32,
+    /// Attention heads of each block.
+    #[schemars(range(min = 1, max = 128))]
+    pub heads: u32,
+    /// Element-wise gate on the head's output.
+    pub gate: bool,
+    /// Scale of the head's output; 0 gives the base.
+    #[schemars(range(min = 0.0, max = 16.0))]
+    pub alpha: f64,
+    /// Tokens each position may look back; the longest training sample when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_048_576))]
+    pub window: Option<u32>,
+    /// Label names of task Classification.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 2, max = 1000), inner(length(min = 1, max = 128)))]
+    pub labels: Option<Vec<String>>,
+}
+
+impl Default for HeadSpec {
+    fn default() -> Self {
+        Self { width: 256, blocks: 2, heads: 4, gate: false, alpha: 1.0, window: None, labels: None }
+    }
+}
+
+/// Samples, as JSON Lines.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Data {
+    /// Where the files are.
+    pub source: DataSource,
+    /// What a line holds.
+    #[serde(default)]
+    pub format: DataFormat,
+    /// The files of each split.
+    pub split: Split,
+    /// Longest sample in tokens.
+    #[serde(default = "max_length")]
+    #[schemars(range(min = 8, max = 1_048_576))]
+    pub max_length: u32,
+    /// What happens to a longer one.
+    #[serde(default)]
+    pub overlong: Overlong,
+}
+
+/// What a line holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DataFormat {
+    /// Recognised by the fields of the first line.
+    #[default]
+    Auto,
+    /// `messages`: OpenAI chat messages; loss on the last assistant message.
+    Chat,
+    /// `prompt` and `completion`, put into the model's chat template.
+    PromptCompletion,
+    /// `text`: loss on all of it.
+    Text,
+    /// `text` and `label`, for task Classification.
+    TextLabel,
+    /// `input_ids` and `prompt_length`: already tokenised.
+    Tokenized,
+}
+
+/// The files of each split, relative to the source.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("[self.train].exists(p, p.startsWith('/') || p.split('/').exists(q, q == '..')) == false", "train must be relative and must not contain '..'"))]
+#[x_kube(validation = ("!has(self.evaluation) || !(self.evaluation.startsWith('/') || self.evaluation.split('/').exists(p, p == '..'))", "evaluation must be relative and must not contain '..'"))]
+pub struct Split {
+    /// Training samples.
+    #[schemars(length(min = 1, max = 512))]
+    pub train: String,
+    /// Held-out samples; no evaluation when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub evaluation: Option<String>,
+}
+
+/// What happens to a sample longer than `maxLength`; counted in the log and the report.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Overlong {
+    /// Cut at the end.
+    #[default]
+    Truncate,
+    /// Left out.
+    Skip,
+    /// The job fails and names file and line.
+    Fail,
+}
+
+/// How to train.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Training {
+    /// Passes over the data.
+    #[schemars(range(min = 1, max = 1000))]
+    pub num_train_epochs: u32,
+    /// Optimizer steps at most; overrides the epochs when set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub max_steps: Option<u64>,
+    /// Samples of one micro-batch.
+    #[schemars(range(min = 1, max = 4096))]
+    pub per_device_train_batch_size: u32,
+    /// Micro-batches of one optimizer step.
+    #[schemars(range(min = 1, max = 4096))]
+    pub gradient_accumulation_steps: u32,
+    /// Optimizer.
+    pub optim: Optimizer,
+    /// Learning rate of AdamW.
+    #[schemars(range(min = 0.0, max = 10.0))]
+    pub learning_rate: f64,
+    /// Learning rate of Muon.
+    #[schemars(range(min = 0.0, max = 10.0))]
+    pub muon_learning_rate: f64,
+    /// Decoupled weight decay.
+    #[schemars(range(min = 0.0, max = 10.0))]
+    pub weight_decay: f64,
+    /// Steps of linear warm-up.
+    #[schemars(range(min = 0, max = 10_000_000))]
+    pub warmup_steps: u64,
+    /// Where the cosine ends, as a share of the peak.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub min_lr_ratio: f64,
+    /// Global gradient norm above which gradients are scaled down.
+    #[schemars(range(min = 0.0, max = 1_000_000.0))]
+    pub max_grad_norm: f64,
+    /// Seed of initial weights and of the order of samples.
+    #[schemars(range(min = 0, max = 9_007_199_254_740_991u64))]
+    pub seed: u64,
+    /// Where the vocabulary-sized product runs.
+    pub loss: LossPlace,
+}
+
+impl Default for Training {
+    fn default() -> Self {
+        Self {
+            num_train_epochs: 3,
+            max_steps: None,
+            per_device_train_batch_size: 8,
+            gradient_accumulation_steps: 1,
+            optim: Optimizer::Muon,
+            learning_rate: 3e-3,
+            muon_learning_rate: 0.02,
+            weight_decay: 0.01,
+            warmup_steps: 10,
+            min_lr_ratio: 0.1,
+            max_grad_norm: 1.0,
+            seed: 0,
+            loss: LossPlace::Remote,
+        }
+    }
+}
+
+/// Optimizer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Optimizer {
+    /// Muon for matrices, AdamW for vectors.
+    #[default]
+    Muon,
+    /// AdamW for everything.
+    AdamW,
+}
+
+/// Where the vocabulary-sized product runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum LossPlace {
+    /// In the pool: the LM head never reaches the trainer.
+    #[default]
+    Remote,
+    /// In the trainer, on an LM head fetched once.
+    Local,
+}
+
+/// When to evaluate.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Evaluation {
+    /// Steps between evaluations; the end of each epoch when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub eval_steps: Option<u64>,
+    /// Evaluations without improvement after which training stops; never when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub early_stopping_patience: Option<u32>,
+}
+
+/// Checkpoints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Checkpoint {
+    /// Optimizer steps between checkpoints.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub save_steps: u64,
+    /// Checkpoints kept.
+    #[schemars(range(min = 1, max = 100))]
+    pub save_total_limit: u32,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { save_steps: 50, save_total_limit: 2 }
+    }
+}
+
+/// Where results go: `<path>/<job>/` of a claim.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Output {
+    /// The claim. Its files outlive the job.
+    pub persistent_volume_claim: ClaimPath,
+}
+
+/// Observed state of a job.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CarryOnJobStatus {
+    /// Ready, Reconciling, Stalled; Complete, Failed, Suspended.
+    #[serde(default)]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// Generation this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Number of the current or last attempt, from 1; 0 before the first.
+    #[serde(default)]
+    pub attempt: u32,
+    /// Attempts that failed and counted.
+    #[serde(default)]
+    pub failures: u32,
+    /// When the first attempt was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Time>,
+    /// What the trainer last said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<ProgressStatus>,
+    /// The trained head.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact: Option<ArtifactStatus>,
+}
+
+/// Progress; measured figures are strings, absent when not finite.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProgressStatus {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Optimizer steps in all.
+    pub total_steps: u64,
+    /// Mean loss per target of the last step, nats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train_loss: Option<String>,
+    /// Last evaluation's loss, nats per target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval_loss: Option<String>,
+    /// The base's own loss on the same samples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_eval_loss: Option<String>,
+    /// Training tokens per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_per_second: Option<String>,
+    /// Estimated seconds to the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta_seconds: Option<u64>,
+}
+
+/// A trained head.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ArtifactStatus {
+    /// `pvc://CLAIM/PATH` of the artifact's folder.
+    pub uri: String,
+    /// Digest of head.safetensors.
+    pub digest: String,
+    /// Identity of the base it was trained on.
+    pub base_model_digest: String,
+}
+
+fn six() -> i32 {
+    6
+}
+
+fn max_length() -> u32 {
+    1024
+}

@@ -1,0 +1,74 @@
+//! Names, labels, ports and mount paths that operator and worker agree on.
+
+use std::collections::BTreeMap;
+
+/// Value of `app.kubernetes.io/managed-by`.
+pub const MANAGER: &str = "carryon-operator";
+/// Port of a pool pod: exchange, generation, health, metrics.
+pub const POOL_PORT: i32 = 8080;
+/// Port of a trainer pod: progress, health, metrics.
+pub const TRAINER_PORT: i32 = 8081;
+/// Port of a gateway pod: the OpenAI API, health, metrics.
+pub const GATEWAY_PORT: i32 = 8000;
+/// Folder of the worker's ConfigMap, file [`CONFIG_FILE`].
+pub const CONFIG_DIR: &str = "/etc/carryon";
+/// The worker's configuration in JSON.
+pub const CONFIG_FILE: &str = "config.json";
+/// Mount path of a pool's model volume.
+pub const MODEL_DIR: &str = "/model";
+/// Mount path of a job's data.
+pub const DATA_DIR: &str = "/data";
+/// Mount path of a job's output volume.
+pub const OUTPUT_DIR: &str = "/output";
+/// Mount path of the volume a gateway reads its artifact from.
+pub const HEAD_DIR: &str = "/head";
+/// File a container's last words go to.
+pub const TERMINATION_LOG: &str = "/dev/termination-log";
+/// Environment variable with the API key that clients of a gateway must send.
+pub const API_KEY_ENV: &str = "CARRYON_API_KEY";
+/// Folder of the finished artifact inside a job's output.
+pub const ARTIFACT_FOLDER: &str = "head";
+
+/// The standard labels of a child; `component` is `pool`, `trainer` or `gateway`.
+pub fn labels(component: &str, instance: &str) -> BTreeMap<String, String> {
+    [
+        ("app.kubernetes.io/name", "carry-on"),
+        ("app.kubernetes.io/component", component),
+        ("app.kubernetes.io/instance", instance),
+        ("app.kubernetes.io/managed-by", MANAGER),
+    ]
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .into()
+}
+
+/// The labels that select a child's pods (the standard ones without those that may change).
+pub fn selector(component: &str, instance: &str) -> BTreeMap<String, String> {
+    let mut labels = labels(component, instance);
+    labels.remove("app.kubernetes.io/managed-by");
+    labels
+}
+
+/// Name of a pool's children.
+pub fn pool(name: &str) -> String {
+    format!("{name}-pool")
+}
+
+/// Name of a gateway's children.
+pub fn gateway(name: &str) -> String {
+    format!("{name}-gateway")
+}
+
+/// Name of a job's ConfigMap and Service.
+pub fn trainer(name: &str) -> String {
+    format!("{name}-trainer")
+}
+
+/// Name of the batch Job of one attempt.
+pub fn attempt(job: &str, attempt: u32) -> String {
+    format!("{job}-{attempt}")
+}
+
+/// `http://SERVICE.NAMESPACE.svc:PORT`.
+pub fn service_url(service: &str, namespace: &str, port: i32) -> String {
+    format!("http://{service}.{namespace}.svc:{port}")
+}

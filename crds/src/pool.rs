@@ -1,0 +1,150 @@
+//! `BaseModelPool`: the pods that run one frozen base model.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::common::{ClaimPath, PodTemplate};
+
+/// Desired state of a pool.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
+#[kube(
+    group = "carryon.dev",
+    version = "v1alpha1",
+    kind = "BaseModelPool",
+    plural = "basemodelpools",
+    shortname = "bmp",
+    category = "carryon",
+    namespaced,
+    status = "BaseModelPoolStatus",
+    doc = "Pods that run one frozen base model and exchange hidden states, losses and tokens.",
+    scale(spec_replicas_path = ".spec.replicas", status_replicas_path = ".status.replicas", label_selector_path = ".status.selector"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Replicas", type_ = "integer", json_path = ".status.readyReplicas"),
+    printcolumn(name = "Model", type_ = "string", json_path = ".status.model.name"),
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = ("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 40", "name must be a DNS-1035 label of at most 40 characters")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("self.model == oldSelf.model", "model is immutable; create a new pool"))]
+#[x_kube(validation = ("self.dtype == oldSelf.dtype", "dtype is immutable; create a new pool"))]
+pub struct BaseModelPoolSpec {
+    /// The frozen model.
+    pub model: ModelReference,
+    /// Number type of the packed weights and of the states on the wire.
+    #[serde(default)]
+    pub dtype: Dtype,
+    /// Pods, each with a whole copy of the model.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub replicas: i32,
+    /// Limits of the inference engine.
+    #[serde(default)]
+    pub engine: Engine,
+    /// The pool's pods.
+    #[serde(default)]
+    pub server: PodTemplate,
+}
+
+/// The model and where its weights are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelReference {
+    /// Where the weights are.
+    pub source: ModelSource,
+}
+
+/// Where the weights are; exactly one member is set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.persistentVolumeClaim)", "exactly one source must be set: persistentVolumeClaim"))]
+pub struct ModelSource {
+    /// A GGUF file, or a folder in the Hugging Face layout (config.json, *.safetensors, tokenizer.json).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<ClaimPath>,
+}
+
+/// Number type, under PyTorch's names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Dtype {
+    /// 16-bit brain float; the default.
+    #[default]
+    #[serde(rename = "bfloat16")]
+    Bfloat16,
+    /// 32-bit float: exact reference, about half the speed.
+    #[serde(rename = "float32")]
+    Float32,
+}
+
+/// Limits of the inference engine, under vLLM's names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Engine {
+    /// Longest sequence in tokens; the model's own limit when that is smaller.
+    #[schemars(range(min = 16, max = 1_048_576))]
+    pub max_model_len: u32,
+    /// Sequences decoded at once.
+    #[schemars(range(min = 1, max = 4096))]
+    pub max_num_seqs: u32,
+    /// Tokens of one forward batch.
+    #[schemars(range(min = 16, max = 1_048_576))]
+    pub max_num_batched_tokens: u32,
+}
+
+impl Default for Engine {
+    fn default() -> Self {
+        Self { max_model_len: 4096, max_num_seqs: 32, max_num_batched_tokens: 2048 }
+    }
+}
+
+/// Observed state of a pool.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BaseModelPoolStatus {
+    /// Ready, Reconciling, Stalled.
+    #[serde(default)]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// Generation this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Pods that exist.
+    #[serde(default)]
+    pub replicas: i32,
+    /// Pods whose weights are loaded.
+    #[serde(default)]
+    pub ready_replicas: i32,
+    /// Label selector of the pods, for the scale subresource.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+    /// What the loaded model says of itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelStatus>,
+    /// Address of the pool for trainers and gateways.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+}
+
+/// What a loaded model says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelStatus {
+    /// Name from the checkpoint.
+    pub name: String,
+    /// Digest of the weights.
+    pub digest: String,
+    /// Digest of the tokenizer.
+    pub tokenizer_digest: String,
+    /// Width D of the hidden states.
+    pub hidden_size: u32,
+    /// Decoder layers.
+    pub layers: u32,
+    /// Size of the vocabulary.
+    pub vocab_size: u32,
+}
+
+fn one() -> i32 {
+    1
+}

@@ -1,0 +1,61 @@
+//! Worker configuration: rendered by the operator into a ConfigMap, read by the worker at start.
+//! Places (folders, addresses) are arguments, never here, so that they can be mapped.
+
+use serde::{Deserialize, Serialize};
+
+use crate::common::Taps;
+use crate::job::{Checkpoint, DataFormat, Evaluation, HeadSpec, Overlong, Split, Task, Training};
+use crate::pool::{Dtype, Engine};
+
+/// `carryon-worker base --config FILE --model PATH --listen ADDRESS`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BaseConfig {
+    /// Name of the pool.
+    pub name: String,
+    /// Number type of weights and states.
+    pub dtype: Dtype,
+    /// Limits.
+    pub engine: Engine,
+}
+
+/// `carryon-worker train --config FILE --pool URL --data DIR --output DIR --listen ADDRESS`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Name of the job.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// What the head learns.
+    pub task: Task,
+    /// Taps; four depths plus `final` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taps: Option<Taps>,
+    /// Shape of the head.
+    pub head: HeadSpec,
+    /// What a line of the data holds.
+    pub format: DataFormat,
+    /// Files of each split, relative to `--data`.
+    pub split: Split,
+    /// Longest sample in tokens.
+    pub max_length: u32,
+    /// What happens to a longer one.
+    pub overlong: Overlong,
+    /// How to train.
+    pub training: Training,
+    /// When to evaluate.
+    pub evaluation: Evaluation,
+    /// When to save.
+    pub checkpoint: Checkpoint,
+}
+
+/// `carryon-worker serve --config FILE --pool URL --head DIR --listen ADDRESS`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServeConfig {
+    /// Model name of the head in the OpenAI API.
+    pub served_model_name: String,
+    /// Digest the artifact must have.
+    pub digest: String,
+}

@@ -1,0 +1,136 @@
+//! The head artifact: `head.safetensors` (weights, with [`HeadShape`] in its metadata) and `head.json` ([`HeadManifest`]).
+//!
+//! A head's digest is that of the bytes of `head.safetensors`. Tensors, with D the base's width, w the head's,
+//! f = [`HeadShape::feed_forward`]:
+//!
+//! | name | shape | |
+//! |---|---|---|
+//! | `bridge.{i}.weight` | w × D | one per tap, layers ascending, `final` last |
+//! | `blocks.{j}.input_layernorm.weight`, `blocks.{j}.post_attention_layernorm.weight` | w | |
+//! | `blocks.{j}.self_attn.{q,k,v,o}_proj.weight` | w × w | |
+//! | `blocks.{j}.mlp.{gate,up}_proj.weight` | f × w | |
+//! | `blocks.{j}.mlp.down_proj.weight` | w × f | |
+//! | `output.weight` | D × w | CausalLM |
+//! | `gate.weight`, `gate.bias` | D × w, D | CausalLM with a gate |
+//! | `pooling.weight` | w | Classification: attention over positions |
+//! | `classifier.weight`, `classifier.bias` | L × w, L | Classification |
+
+use serde::{Deserialize, Serialize};
+
+use super::model::{Identity, Numerics};
+use crate::common::Taps;
+use crate::job::Task;
+
+/// Key of the safetensors metadata that holds [`HeadShape`] as JSON.
+pub const SHAPE_KEY: &str = "carryon.head";
+/// Key of the safetensors metadata that holds [`BaseReference`] as JSON.
+pub const BASE_KEY: &str = "carryon.base";
+/// The format version this code writes.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// All that is needed, beside the weights, to run a head.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HeadShape {
+    /// Version of the artifact format.
+    pub format_version: u32,
+    /// What the head was trained for.
+    pub task: Task,
+    /// Taps in the base.
+    pub taps: Taps,
+    /// Width D of the base's hidden states.
+    pub hidden_size: u32,
+    /// Width w of the head.
+    pub width: u32,
+    /// Transformer blocks.
+    pub blocks: u32,
+    /// Attention heads of a block.
+    pub heads: u32,
+    /// Width of the SwiGLU layer: 8w/3 rounded up to a multiple of 16.
+    pub feed_forward: u32,
+    /// Whether the output is gated.
+    pub gate: bool,
+    /// Scale of the output the head was trained with.
+    pub alpha: f64,
+    /// Positions each position sees at most, itself included.
+    pub window: u32,
+    /// Base of the rotary embedding.
+    pub rope_theta: f64,
+    /// ε of every RMSNorm.
+    pub norm_epsilon: f64,
+    /// Label names of a classifier, else empty.
+    #[serde(default)]
+    pub labels: Vec<String>,
+}
+
+/// 8w/3 rounded up to a multiple of 16.
+pub fn feed_forward(width: u32) -> u32 {
+    (8 * width).div_ceil(3).div_ceil(16) * 16
+}
+
+/// The base a head was trained on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BaseReference {
+    /// Name from the checkpoint.
+    pub name: String,
+    /// A pool with another identity refuses the head.
+    pub identity: Identity,
+}
+
+/// `head.json`: what people and tools want to know of a head; the weights' file is complete without it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct HeadManifest {
+    /// Version of the artifact format.
+    pub format_version: u32,
+    /// Digest of `head.safetensors`.
+    pub digest: String,
+    /// Shape, as in the weights' metadata.
+    pub shape: HeadShape,
+    /// Base, as in the weights' metadata.
+    pub base: BaseReference,
+    /// How the base computed the hidden states.
+    pub numerics: Numerics,
+    /// Chat template the training data were put into.
+    pub chat_template: Option<String>,
+    /// Tokens that end an answer.
+    pub end_token_ids: Vec<u32>,
+    /// Number of trained parameters.
+    pub parameters: u64,
+    /// Where the head comes from.
+    pub lineage: Lineage,
+    /// Figures of the run.
+    pub metrics: Metrics,
+}
+
+/// Where a head comes from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Lineage {
+    /// `NAMESPACE/NAME` of the job.
+    pub job: String,
+    /// Digest of the training file.
+    pub train_data: String,
+    /// Digest of the evaluation file.
+    pub evaluation_data: Option<String>,
+    /// Seed.
+    pub seed: u64,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Version of the worker.
+    pub worker_version: String,
+}
+
+/// Figures of a run; losses in nats per target, absent when not finite or not measured.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Last training loss.
+    pub train_loss: Option<f64>,
+    /// Evaluation loss of the head written.
+    pub eval_loss: Option<f64>,
+    /// The base's own loss on the evaluation samples.
+    pub base_eval_loss: Option<f64>,
+    /// Accuracy of a classifier on the evaluation samples.
+    pub eval_accuracy: Option<f64>,
+    /// Seconds of training, over all attempts.
+    pub train_seconds: f64,
+    /// Peak anonymous memory of the trainer, bytes.
+    pub peak_anonymous_bytes: u64,
+}

@@ -1,0 +1,27 @@
+//! What operator and worker, and workers of different versions, say to each other.
+
+pub mod config;
+pub mod head;
+pub mod model;
+pub mod progress;
+
+pub use config::{BaseConfig, ServeConfig, TrainConfig};
+pub use head::{BaseReference, HeadManifest, HeadShape};
+pub use model::{Identity, Limits, ModelDescription, Numerics};
+pub use progress::{ExitCode, Progress, TerminationMessage};
+
+use sha2::{Digest as _, Sha256};
+
+/// `sha256:<hex>` of `bytes`: how models, tokenizers, templates and heads are named.
+pub fn digest(bytes: &[u8]) -> String {
+    digest_of(Sha256::new_with_prefix(bytes))
+}
+
+/// `sha256:<hex>` of what a hasher was fed.
+pub fn digest_of(hasher: Sha256) -> String {
+    use std::fmt::Write as _;
+    hasher.finalize().iter().fold(String::from("sha256:"), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
+        text
+    })
+}

@@ -1,0 +1,1 @@
+//! `carryon-worker base`: the pool pod.

@@ -1,0 +1,1 @@
+//! The protocol between pools and their clients: wire types, client, cache.

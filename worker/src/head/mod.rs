@@ -1,0 +1,1 @@
+//! The head: bridge, blocks, gate, LM-head loss, artifact.

@@ -1,0 +1,14 @@
+//! The worker: `base` runs a frozen model, `train` trains a head on its hidden states, `serve` answers OpenAI requests.
+//!
+//! Arrows between rooms: `base → model head exchange text`, `train → head exchange text`, `serve → exchange text`,
+//! `model → kernel`, `head → kernel`; `base`, `train` and `serve` never import each other.
+
+pub mod base;
+pub mod exchange;
+pub mod files;
+pub mod head;
+pub mod kernel;
+pub mod model;
+pub mod serve;
+pub mod text;
+pub mod train;

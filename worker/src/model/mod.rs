@@ -1,0 +1,1 @@
+//! One decoder with taps over weights read from GGUF or safetensors.

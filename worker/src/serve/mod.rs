@@ -1,0 +1,1 @@
+//! `carryon-worker serve`: the gateway pod.

@@ -1,0 +1,1 @@
+//! `carryon-worker train`: the trainer pod.
