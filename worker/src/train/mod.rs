@@ -1,1 +1,9 @@
-//! `carryon-worker train`: the trainer pod.
+//! `train`: trains one head on a pool's hidden states.
+
+mod args;
+pub mod batches;
+pub mod data;
+pub mod error;
+
+pub use args::TrainArgs;
+pub use error::{DataError, TrainError};

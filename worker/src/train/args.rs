@@ -1,0 +1,30 @@
+//! Places of a trainer; everything else is in the configuration file.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// `carryon-worker train`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct TrainArgs {
+    /// Configuration ([`carryon_crds::wire::TrainConfig`] as JSON).
+    #[arg(long)]
+    pub config: PathBuf,
+    /// Base URLs of the pool.
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub pool: Vec<String>,
+    /// Folder that holds the files of the splits.
+    #[arg(long)]
+    pub data: PathBuf,
+    /// Folder for checkpoints, cache, head and report.
+    #[arg(long)]
+    pub output: PathBuf,
+    /// Address of the progress endpoint.
+    #[arg(long, default_value = "127.0.0.1:8081")]
+    pub listen: SocketAddr,
+    /// File the last words go to.
+    #[arg(long)]
+    pub termination_log: Option<PathBuf>,
+    /// Threads of the head's arithmetic; all cores when absent.
+    #[arg(long)]
+    pub threads: Option<usize>,
+}

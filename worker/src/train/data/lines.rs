@@ -1,0 +1,146 @@
+//! Reads a JSONL file line by line with bounds, so that a wrong file is named instead of filling the memory.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::train::error::DataError;
+
+/// Largest file a trainer reads, bytes.
+pub const MAX_FILE_BYTES: u64 = 8 << 30;
+/// Longest line, bytes.
+pub const MAX_LINE_BYTES: u64 = 16 << 20;
+
+/// The lines of one file; empty lines are passed over but counted.
+pub struct Lines {
+    path: PathBuf,
+    reader: BufReader<File>,
+    buffer: Vec<u8>,
+    number: u64,
+    bytes: u64,
+}
+
+impl Lines {
+    /// Opens `path`; a missing or too large file is an error by name.
+    pub fn open(path: &Path) -> Result<Self, DataError> {
+        let file = open(path)?;
+        Ok(Self { path: path.to_owned(), reader: BufReader::with_capacity(1 << 18, file), buffer: Vec::new(), number: 0, bytes: 0 })
+    }
+
+    /// Number of the line last returned, from 1.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Bytes read so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// An error at the line last returned.
+    pub fn error(&self, problem: impl Into<String>) -> DataError {
+        DataError::Line { path: self.path.clone(), line: self.number, problem: problem.into() }
+    }
+
+    /// The next line that is not blank, without its line end; None at the end of the file.
+    pub fn next_line(&mut self) -> Result<Option<&str>, DataError> {
+        loop {
+            self.buffer.clear();
+            self.number += 1;
+            let read = (&mut self.reader).take(MAX_LINE_BYTES + 1).read_until(b'\n', &mut self.buffer);
+            let read = read.map_err(|source| DataError::Read { path: self.path.clone(), source })? as u64;
+            self.bytes += read;
+            if read == 0 {
+                return Ok(None);
+            }
+            if read > MAX_LINE_BYTES {
+                return Err(self.error(format!("longer than {MAX_LINE_BYTES} bytes")));
+            }
+            if !self.buffer.trim_ascii().is_empty() {
+                break;
+            }
+        }
+        // A byte-order mark is what some editors put first; JSON forbids it, people do not see it.
+        let start = if self.number == 1 && self.buffer.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
+        match std::str::from_utf8(&self.buffer[start..]) {
+            Ok(text) => Ok(Some(text.trim())),
+            Err(error) => Err(DataError::Line {
+                path: self.path.clone(),
+                line: self.number,
+                problem: format!("not UTF-8 at byte {} of the line", start + error.valid_up_to()),
+            }),
+        }
+    }
+}
+
+/// `sha256:<hex>` of a data file.
+pub fn file_digest(path: &Path) -> Result<String, DataError> {
+    let mut file = open(path)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(carryon_crds::wire::digest_of(hasher)),
+            Ok(count) => hasher.update(&buffer[..count]),
+            Err(source) => return Err(DataError::Read { path: path.to_owned(), source }),
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<File, DataError> {
+    let read = |source| DataError::Read { path: path.to_owned(), source };
+    let file = File::open(path).map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => DataError::Missing { path: path.to_owned() },
+        _ => read(source),
+    })?;
+    let bytes = file.metadata().map_err(read)?.len();
+    if bytes > MAX_FILE_BYTES {
+        return Err(DataError::TooLarge { path: path.to_owned(), bytes, limit: MAX_FILE_BYTES });
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(content: &[u8]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), content).unwrap();
+        file
+    }
+
+    #[test]
+    fn counts_blank_lines_but_does_not_return_them() {
+        let file = file(b"\xef\xbb\xbfone\r\n\n  \ntwo");
+        let mut lines = Lines::open(file.path()).unwrap();
+        assert_eq!(lines.next_line().unwrap(), Some("one"));
+        assert_eq!(lines.next_line().unwrap(), Some("two"));
+        assert_eq!(lines.number(), 4);
+        assert_eq!(lines.next_line().unwrap(), None);
+    }
+
+    #[test]
+    fn names_line_and_byte_of_broken_utf8() {
+        let file = file(b"fine\nab\xff\n");
+        let mut lines = Lines::open(file.path()).unwrap();
+        lines.next_line().unwrap();
+        let error = lines.next_line().unwrap_err().to_string();
+        assert!(error.ends_with("line 2: not UTF-8 at byte 2 of the line"), "{error}");
+    }
+
+    #[test]
+    fn refuses_a_line_beyond_the_bound() {
+        let file = file(&vec![b'x'; MAX_LINE_BYTES as usize + 1]);
+        let error = Lines::open(file.path()).unwrap().next_line().unwrap_err().to_string();
+        assert!(error.contains("line 1: longer than 16777216 bytes"), "{error}");
+    }
+
+    #[test]
+    fn names_a_missing_file() {
+        let error = Lines::open(Path::new("/nowhere/train.jsonl")).err().unwrap();
+        assert_eq!(error.to_string(), "data file \"/nowhere/train.jsonl\" does not exist");
+    }
+}

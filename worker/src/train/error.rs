@@ -1,0 +1,136 @@
+//! What can go wrong in a trainer, and the exit code each failure maps to.
+
+use std::io;
+use std::path::PathBuf;
+
+use carryon_crds::wire::ExitCode;
+
+/// Why a trainer ended without a head.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The data are wrong: names file, line and field.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The configuration does not fit the model or the data.
+    #[error("{0}")]
+    Configuration(String),
+    /// A file of the output folder could not be read or written.
+    #[error("failed to {action} {path:?}: {source}")]
+    File {
+        /// What was tried, e.g. `write`.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The pool did not answer, or not as it should.
+    #[error("pool: {0}")]
+    Pool(String),
+    /// The pool runs another base than the one this run began with.
+    #[error("the pool's base model changed while training: identity member `{member}` differs from the one this job began with")]
+    IdentityChanged {
+        /// Member of [`carryon_crds::wire::Identity`].
+        member: &'static str,
+    },
+    /// A loss or gradient is not a number.
+    #[error("{what} of step {step} is {value}: training diverged; lower training.learningRate or training.muonLearningRate")]
+    NotFinite {
+        /// `loss` or `gradient norm`.
+        what: &'static str,
+        /// Optimizer step, from 1.
+        step: u64,
+        /// NaN or an infinity.
+        value: f64,
+    },
+    /// A trainable tensor took no part in the loss.
+    #[error("no gradient reached trainable tensor {0:?}: the head's graph is cut")]
+    NoGradient(String),
+    /// The untrained head does not leave the base's loss alone.
+    #[error("loss of the untrained head is {head}, the base's own is {base}: they must be equal before the first step")]
+    StepZero {
+        /// Head's loss, nats per target.
+        head: f64,
+        /// Base's loss, nats per target.
+        base: f64,
+    },
+    /// Head, tape or optimizer failed.
+    #[error("{0}")]
+    Head(String),
+    /// SIGTERM or SIGINT came; the last finished step is checkpointed.
+    #[error("stopped on request at step {step}; the checkpoint is written")]
+    Stopped {
+        /// Optimizer steps done.
+        step: u64,
+    },
+}
+
+impl TrainError {
+    /// A file-system failure at `path`.
+    pub fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { action, path, source }
+    }
+
+    /// Exit code of the process.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Data(DataError::Read { .. }) => ExitCode::Retryable,
+            Self::Data(_) => ExitCode::Data,
+            Self::Configuration(_) | Self::IdentityChanged { .. } => ExitCode::Configuration,
+            Self::Stopped { .. } => ExitCode::Resume,
+            Self::File { .. } | Self::Pool(_) | Self::NotFinite { .. } | Self::NoGradient(_) | Self::StepZero { .. } | Self::Head(_) => {
+                ExitCode::Retryable
+            }
+        }
+    }
+}
+
+/// What is wrong with a data file. Lines count from 1.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// The file is not there.
+    #[error("data file {path:?} does not exist")]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file could not be read.
+    #[error("failed to read data file {path:?}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is larger than [`super::data::MAX_FILE_BYTES`].
+    #[error("data file {path:?} has {bytes} bytes, more than the {limit} a trainer reads")]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// The bound.
+        limit: u64,
+    },
+    /// One line is wrong.
+    #[error("{path:?} line {line}: {problem}")]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: u64,
+        /// What is wrong with it; names the field.
+        problem: String,
+    },
+    /// Nothing to learn from.
+    #[error("data file {path:?} holds no usable sample ({lines} lines, {skipped} left out)")]
+    Empty {
+        /// The file.
+        path: PathBuf,
+        /// Lines read.
+        lines: u64,
+        /// Lines left out by policy.
+        skipped: u64,
+    },
+}
