@@ -1,0 +1,90 @@
+//! Rows as words: rounding to bf16 and packing in pairs.
+
+use super::Precision;
+use super::cpu::vectorised;
+
+/// Words of a row of `values` values; an odd bf16 row is padded with a zero.
+pub fn words(precision: Precision, values: usize) -> usize {
+    match precision {
+        Precision::F32 => values,
+        Precision::Bf16 => values.div_ceil(2),
+    }
+}
+
+/// The bits of `value` rounded to bf16, nearest even; NaN stays NaN.
+#[inline(always)]
+pub(super) fn bf16_bits(value: f32) -> u32 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let quiet = (bits >> 16) | 0x40;
+    if value.is_nan() { quiet } else { rounded }
+}
+
+vectorised! {
+    fn pack_pairs(row: &[f32], words: &mut [u32]) {
+        let pairs = row.chunks_exact(2);
+        if let ([last], Some(word)) = (pairs.remainder(), words.get_mut(row.len() / 2)) {
+            *word = bf16_bits(*last);
+        }
+        for (word, pair) in words.iter_mut().zip(pairs) {
+            *word = bf16_bits(pair[0]) | (bf16_bits(pair[1]) << 16);
+        }
+    }
+}
+
+vectorised! {
+    /// Rounds every value to bf16, nearest even.
+    pub fn round_bf16(values: &mut [f32]) {
+        for value in values {
+            *value = f32::from_bits(bf16_bits(*value) << 16);
+        }
+    }
+}
+
+/// Packs a row into its words: `words` has [`words`]`(precision, row.len())` elements.
+pub fn pack_row(precision: Precision, row: &[f32], words: &mut [u32]) {
+    match precision {
+        Precision::F32 => words.copy_from_slice(bytemuck::cast_slice(row)),
+        Precision::Bf16 => pack_pairs(row, words),
+    }
+}
+
+/// The inverse of [`pack_row`]: the values as rounded.
+pub fn unpack_row(precision: Precision, words: &[u32], row: &mut [f32]) {
+    match precision {
+        Precision::F32 => row.copy_from_slice(bytemuck::cast_slice(words)),
+        Precision::Bf16 => {
+            for (pair, word) in row.chunks_mut(2).zip(words) {
+                pair[0] = f32::from_bits(word << 16);
+                if let Some(high) = pair.get_mut(1) {
+                    *high = f32::from_bits(word & 0xffff_0000);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_is_that_of_half() {
+        let mut values: Vec<f32> = (0..200_000u32).map(|i| f32::from_bits(i.wrapping_mul(0x9e37_79b9))).collect();
+        values.extend([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX, f32::MIN_POSITIVE, 1e-45]);
+        let expected: Vec<u32> = values.iter().map(|value| half::bf16::from_f32(*value).to_f32().to_bits()).collect();
+        round_bf16(&mut values);
+        assert_eq!(values.iter().map(|value| value.to_bits()).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn odd_rows_survive_packing() {
+        let row: Vec<f32> = (0..37).map(|i| i as f32 - 12.5).collect();
+        for precision in [Precision::F32, Precision::Bf16] {
+            let (mut packed, mut back) = (vec![0; words(precision, row.len())], vec![0.0; row.len()]);
+            pack_row(precision, &row, &mut packed);
+            unpack_row(precision, &packed, &mut back);
+            assert_eq!(row, back);
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Products of activations with packed weights, fused with what comes before (norm, rounding) and after (residual, SwiGLU).
+
+use std::cell::RefCell;
+
+use super::Precision;
+use super::operand::{pack_row, words};
+use super::panels::Panels;
+use super::rows::{normalise, silu_mul};
+use super::threads::{Disjoint, Threads};
+use super::tile::{self, COLUMNS, OUTPUT, ROWS};
+
+/// Rows of a block: its packed left side stays in a core's second-level cache while all panels pass by.
+const BLOCK_ROWS: usize = 8 * ROWS;
+
+/// The left side of a product: `m` rows of k values.
+#[derive(Clone, Copy)]
+pub enum Left<'a> {
+    /// f32 rows, rounded to the precision of the right side.
+    Plain(&'a [f32]),
+    /// f32 rows put through RMSNorm with a weight (k long) and ε, then rounded.
+    Normed(&'a [f32], &'a [f32], f32),
+    /// Rows that are already packed: [`words`]`(precision, k)` words each.
+    Packed(&'a [u32]),
+}
+
+/// Where a product goes.
+pub enum Sink<'a> {
+    /// Overwrites f32 rows of n values.
+    Store(&'a mut [f32]),
+    /// Adds to f32 rows of n values.
+    Add(&'a mut [f32]),
+    /// The right side holds 16 gate and 16 up outputs in turn; writes packed rows of `silu(gate) · up`, n / 2 values each.
+    SwiGlu(&'a mut [u32]),
+}
+
+/// `out[m, n] = x[m, k] · w[n, k]ᵀ`; `out` is overwritten. In bf16 `x` is rounded first.
+pub fn matmul(threads: &Threads, x: &[f32], w: &Panels, out: &mut [f32]) {
+    product(threads, x.len() / w.cols().max(1), Left::Plain(x), w, Sink::Store(out));
+}
+
+/// The product of `m` rows on the left with the packed weights on the right.
+pub fn product(threads: &Threads, m: usize, left: Left<'_>, right: &Panels, mut sink: Sink<'_>) {
+    let (k, n) = (right.cols(), right.rows());
+    check(m, &left, right, &sink);
+    if m == 0 || n == 0 {
+        return;
+    }
+    let target = Target::new(&mut sink, right);
+    let split = Split::new(m, right.count(), threads.count());
+    threads.run_blocks(split.row_blocks * split.column_groups, |index| {
+        let (block, group) = (index / split.column_groups, index % split.column_groups);
+        let (first, last) =
+            (share(split.tiles, split.row_blocks, block) * ROWS, (share(split.tiles, split.row_blocks, block + 1) * ROWS).min(m));
+        let panels = share(right.count(), split.column_groups, group)..share(right.count(), split.column_groups, group + 1);
+        with_packed(left, right.precision(), k, first, last - first, |packed| {
+            multiply_block(packed, last - first, right, panels, |row, column, rows, tile| target.write(first + row, column, rows, tile));
+        });
+    });
+}
+
+/// How a product is cut: large ones by rows (a block keeps its left side in cache), small ones by columns.
+struct Split {
+    tiles: usize,
+    row_blocks: usize,
+    column_groups: usize,
+}
+
+impl Split {
+    fn new(m: usize, panels: usize, threads: usize) -> Self {
+        let tiles = m.div_ceil(ROWS);
+        if m <= BLOCK_ROWS {
+            return Self { tiles, row_blocks: 1, column_groups: (panels / 8).clamp(1, 4 * threads) };
+        }
+        Self { tiles, row_blocks: (threads * m.div_ceil(BLOCK_ROWS * threads)).min(tiles), column_groups: 1 }
+    }
+}
+
+/// Start of share `index` when `total` is dealt to `parts` as evenly as possible.
+fn share(total: usize, parts: usize, index: usize) -> usize {
+    total * index / parts
+}
+
+fn multiply_block(left: &[u32], m: usize, right: &Panels, panels: std::ops::Range<usize>, write: impl Fn(usize, usize, usize, &[f32])) {
+    let stride = words(right.precision(), right.cols());
+    let together = tile::panels_together(m);
+    let mut output = [0.0; OUTPUT];
+    for first in panels.clone().step_by(together) {
+        let count = together.min(panels.end - first);
+        for row in (0..m).step_by(ROWS) {
+            let rows = ROWS.min(m - row);
+            // Only a block of few rows walks several panels at once; the last rows of a large one take them singly.
+            let left = tile::Left { words: &left[row * stride..], stride, rows };
+            tile::multiply(right.precision(), left, right.panel(first), count, &mut output);
+            for (panel, tile) in output.chunks(rows * COLUMNS).take(count).enumerate() {
+                write(row, (first + panel) * COLUMNS, rows, tile);
+            }
+        }
+    }
+}
+
+thread_local! {
+    /// The packed rows of the block at hand, and one row of f32.
+    static SCRATCH: RefCell<(Vec<u32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+}
+
+/// Calls `run` with rows `first..first + rows` of the left side, packed.
+fn with_packed(left: Left<'_>, precision: Precision, k: usize, first: usize, rows: usize, run: impl FnOnce(&[u32])) {
+    let stride = words(precision, k);
+    let source = match left {
+        Left::Packed(packed) => return run(&packed[first * stride..][..rows * stride]),
+        Left::Plain(values) | Left::Normed(values, ..) => &values[first * k..][..rows * k],
+    };
+    SCRATCH.with_borrow_mut(|(packed, row)| {
+        packed.resize(rows * stride, 0);
+        row.resize(k, 0.0);
+        for (values, words) in source.chunks_exact(k.max(1)).zip(packed.chunks_exact_mut(stride.max(1))) {
+            if let Left::Normed(_, weight, epsilon) = left {
+                normalise(values, weight, epsilon, row);
+                pack_row(precision, row, words);
+            } else {
+                pack_row(precision, values, words);
+            }
+        }
+        run(packed);
+    });
+}
+
+/// The sink, shared between the blocks of one product.
+enum Target<'a> {
+    Store(Disjoint<'a, f32>, usize),
+    Add(Disjoint<'a, f32>, usize),
+    SwiGlu(Disjoint<'a, u32>, usize, Precision),
+}
+
+impl<'a> Target<'a> {
+    fn new(sink: &'a mut Sink<'_>, right: &Panels) -> Self {
+        match sink {
+            Sink::Store(out) => Self::Store(Disjoint::new(out), right.rows()),
+            Sink::Add(out) => Self::Add(Disjoint::new(out), right.rows()),
+            Sink::SwiGlu(out) => Self::SwiGlu(Disjoint::new(out), words(right.precision(), right.rows() / 2), right.precision()),
+        }
+    }
+
+    /// Takes `rows` rows of 32 columns that start at `row`, `column`.
+    fn write(&self, row: usize, column: usize, rows: usize, tile: &[f32]) {
+        for (offset, sums) in tile.chunks_exact(COLUMNS).take(rows).enumerate() {
+            match self {
+                Self::Store(out, n) => {
+                    let width = COLUMNS.min(n - column);
+                    // SAFETY: each tile is computed once, and tiles do not overlap.
+                    unsafe { out.slice((row + offset) * n + column, width) }.copy_from_slice(&sums[..width]);
+                }
+                Self::Add(out, n) => {
+                    let width = COLUMNS.min(n - column);
+                    // SAFETY: as above.
+                    let target = unsafe { out.slice((row + offset) * n + column, width) };
+                    target.iter_mut().zip(sums).for_each(|(value, sum)| *value += sum);
+                }
+                Self::SwiGlu(out, stride, precision) => {
+                    let mut gated = [0.0; COLUMNS / 2];
+                    silu_mul(&sums[..COLUMNS / 2], &sums[COLUMNS / 2..], &mut gated);
+                    let width = words(*precision, COLUMNS / 2);
+                    // SAFETY: as above.
+                    pack_row(*precision, &gated, unsafe { out.slice((row + offset) * stride + words(*precision, column / 2), width) });
+                }
+            }
+        }
+    }
+}
+
+fn check(m: usize, left: &Left<'_>, right: &Panels, sink: &Sink<'_>) {
+    let (k, n) = (right.cols(), right.rows());
+    match left {
+        Left::Plain(values) => assert_eq!(values.len(), m * k, "left side is not {m} x {k}"),
+        Left::Normed(values, weight, _) => assert!(values.len() == m * k && weight.len() == k, "left side is not {m} x {k}"),
+        Left::Packed(packed) => assert_eq!(packed.len(), m * words(right.precision(), k), "left side is not {m} x {k}"),
+    }
+    match sink {
+        Sink::Store(out) | Sink::Add(out) => assert_eq!(out.len(), m * n, "output is not {m} x {n}"),
+        Sink::SwiGlu(out) => {
+            assert_eq!(n % COLUMNS, 0, "gate and up do not fill their panels");
+            assert_eq!(out.len(), m * words(right.precision(), n / 2), "output is not {m} x {}", n / 2);
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! The innermost product: a few rows times panels of 32 columns, sums kept in registers.
+//!
+//! One step multiplies one word of each row with one word of each column: two bf16 products or one f32 product. The steps of an output are
+//! one chain in ascending order, whatever the number of rows and panels walked together.
+
+use super::Precision;
+use super::cpu::{Isa, isa};
+
+/// Rows walked together at most.
+pub(super) const ROWS: usize = 12;
+/// Columns of a panel.
+pub(super) const COLUMNS: usize = 32;
+/// Floats that hold the output of one call of [`multiply`] for any number of rows: see [`panels_together`].
+pub(super) const OUTPUT: usize = ROWS * COLUMNS;
+
+/// The right side: panels `panel_stride` words apart, each `segments` runs of `steps` steps (32 words each), `segment_stride` words apart.
+#[derive(Clone, Copy)]
+pub(super) struct Right<'a> {
+    pub words: &'a [u32],
+    pub panel_stride: usize,
+    pub steps: usize,
+    pub segments: usize,
+    pub segment_stride: usize,
+}
+
+/// The left side: rows `stride` words apart, each `segments · steps` words of which are read.
+#[derive(Clone, Copy)]
+pub(super) struct Left<'a> {
+    pub words: &'a [u32],
+    pub stride: usize,
+    pub rows: usize,
+}
+
+/// Panels walked together for `rows` rows: with few rows more panels keep enough sums in flight.
+pub(super) fn panels_together(rows: usize) -> usize {
+    match rows {
+        0..=3 => 4,
+        4..=6 => 2,
+        _ => 1,
+    }
+}
+
+/// `output[panel][row][column] = Σ left · right` for the first `panels` panels (at most [`panels_together`]) of `right`.
+pub(super) fn multiply(precision: Precision, left: Left<'_>, right: Right<'_>, panels: usize, output: &mut [f32; OUTPUT]) {
+    multiply_with(isa(), precision, left, right, panels, output);
+}
+
+fn multiply_with(isa: Isa, precision: Precision, left: Left<'_>, right: Right<'_>, panels: usize, output: &mut [f32; OUTPUT]) {
+    check(&left, &right, panels);
+    #[cfg(target_arch = "x86_64")]
+    match (isa, precision) {
+        // SAFETY: the features were detected, the bounds checked.
+        (Isa::Avx512Bf16, Precision::Bf16) => return unsafe { avx512_bf16::dispatch(left, right, panels, output) },
+        // SAFETY: as above.
+        (Isa::Avx512Bf16 | Isa::Avx512, Precision::F32) => return unsafe { avx512_f32::dispatch(left, right, panels, output) },
+        // SAFETY: the features were detected.
+        (Isa::Avx512 | Isa::Avx2, _) => return unsafe { portable_avx2(precision, left, right, panels, output) },
+        (Isa::Portable, _) => {}
+    }
+    let _ = isa;
+    portable(precision, left, right, panels, output);
+}
+
+/// The bounds that the register kernels rely on.
+fn check(left: &Left<'_>, right: &Right<'_>, panels: usize) {
+    let words = right.steps * right.segments;
+    assert!((1..=ROWS).contains(&left.rows) && panels >= 1 && panels <= panels_together(left.rows), "no kernel for this tile");
+    assert!(left.words.len() >= (left.rows - 1) * left.stride + words, "left side is too short");
+    if words > 0 {
+        let last = (panels - 1) * right.panel_stride + (right.segments - 1) * right.segment_stride + right.steps * COLUMNS;
+        assert!(right.words.len() >= last, "right side is too short");
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+macro_rules! avx512_tiles {
+    ($module:ident, $features:literal, |$sum:ident, $left:ident, $right:ident| $step:expr) => {
+        mod $module {
+            use std::arch::x86_64::*;
+
+            use super::{COLUMNS, Left, OUTPUT, Right};
+
+            /// # Safety
+            /// The CPU has the features, `check` passed, `R = left.rows` and `P` panels are within `right`; `R · P ≤ 12`.
+            #[target_feature(enable = $features)]
+            unsafe fn tile<const R: usize, const P: usize>(left: Left<'_>, right: Right<'_>, output: *mut f32) {
+                let mut sums = [[[_mm512_setzero_ps(); 2]; P]; R];
+                let mut a = left.words.as_ptr();
+                for segment in 0..right.segments {
+                    // SAFETY: all offsets stay inside the slices: `check`.
+                    unsafe {
+                        let mut b = right.words.as_ptr().add(segment * right.segment_stride);
+                        for _ in 0..right.steps {
+                            let mut columns = [[_mm512_setzero_si512(); 2]; P];
+                            for (panel, columns) in columns.iter_mut().enumerate() {
+                                let start = b.add(panel * right.panel_stride);
+                                *columns = [_mm512_loadu_si512(start.cast()), _mm512_loadu_si512(start.add(16).cast())];
+                            }
+                            for (row, sums) in sums.iter_mut().enumerate() {
+                                let $left = _mm512_set1_epi32(*a.add(row * left.stride) as i32);
+                                for (sums, columns) in sums.iter_mut().zip(&columns) {
+                                    for half in 0..2 {
+                                        let ($sum, $right) = (sums[half], columns[half]);
+                                        sums[half] = $step;
+                                    }
+                                }
+                            }
+                            a = a.add(1);
+                            b = b.add(COLUMNS);
+                        }
+                    }
+                }
+                for (row, sums) in sums.iter().enumerate() {
+                    for (panel, sums) in sums.iter().enumerate() {
+                        // SAFETY: R · P · 32 floats fit into OUTPUT.
+                        unsafe {
+                            let start = output.add((panel * R + row) * COLUMNS);
+                            _mm512_storeu_ps(start, sums[0]);
+                            _mm512_storeu_ps(start.add(16), sums[1]);
+                        }
+                    }
+                }
+            }
+
+            /// # Safety
+            /// The CPU has the features and `check` passed.
+            #[target_feature(enable = $features)]
+            pub unsafe fn dispatch(left: Left<'_>, right: Right<'_>, panels: usize, output: &mut [f32; OUTPUT]) {
+                let output = output.as_mut_ptr();
+                // SAFETY: the caller's.
+                unsafe {
+                    match (left.rows, panels) {
+                        (1, 1) => tile::<1, 1>(left, right, output),
+                        (1, 2) => tile::<1, 2>(left, right, output),
+                        (1, 3) => tile::<1, 3>(left, right, output),
+                        (1, _) => tile::<1, 4>(left, right, output),
+                        (2, 1) => tile::<2, 1>(left, right, output),
+                        (2, 2) => tile::<2, 2>(left, right, output),
+                        (2, 3) => tile::<2, 3>(left, right, output),
+                        (2, _) => tile::<2, 4>(left, right, output),
+                        (3, 1) => tile::<3, 1>(left, right, output),
+                        (3, 2) => tile::<3, 2>(left, right, output),
+                        (3, 3) => tile::<3, 3>(left, right, output),
+                        (3, _) => tile::<3, 4>(left, right, output),
+                        (4, 1) => tile::<4, 1>(left, right, output),
+                        (4, _) => tile::<4, 2>(left, right, output),
+                        (5, 1) => tile::<5, 1>(left, right, output),
+                        (5, _) => tile::<5, 2>(left, right, output),
+                        (6, 1) => tile::<6, 1>(left, right, output),
+                        (6, _) => tile::<6, 2>(left, right, output),
+                        (7, _) => tile::<7, 1>(left, right, output),
+                        (8, _) => tile::<8, 1>(left, right, output),
+                        (9, _) => tile::<9, 1>(left, right, output),
+                        (10, _) => tile::<10, 1>(left, right, output),
+                        (11, _) => tile::<11, 1>(left, right, output),
+                        _ => tile::<12, 1>(left, right, output),
+                    }
+                }
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+avx512_tiles!(avx512_bf16, "avx512f,avx512bw,avx512bf16", |sum, left, right| {
+    // The same 512 bits, read as pairs of bf16.
+    _mm512_dpbf16_ps(sum, std::mem::transmute::<__m512i, __m512bh>(left), std::mem::transmute::<__m512i, __m512bh>(right))
+});
+#[cfg(target_arch = "x86_64")]
+avx512_tiles!(avx512_f32, "avx512f", |sum, left, right| { _mm512_fmadd_ps(_mm512_castsi512_ps(left), _mm512_castsi512_ps(right), sum) });
+
+/// # Safety
+/// The CPU has AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn portable_avx2(precision: Precision, left: Left<'_>, right: Right<'_>, panels: usize, output: &mut [f32; OUTPUT]) {
+    portable(precision, left, right, panels, output);
+}
+
+#[inline(always)]
+fn portable(precision: Precision, left: Left<'_>, right: Right<'_>, panels: usize, output: &mut [f32; OUTPUT]) {
+    for panel in 0..panels {
+        for row in 0..left.rows {
+            let a = &left.words[row * left.stride..];
+            let b = &right.words[panel * right.panel_stride..];
+            let sums = match precision {
+                Precision::F32 => chain(a, b, &right, |sum, a, b| f32::from_bits(a).mul_add(f32::from_bits(b), sum)),
+                Precision::Bf16 => chain(a, b, &right, |sum, a, b| {
+                    let low = f32::from_bits(a << 16).mul_add(f32::from_bits(b << 16), sum);
+                    f32::from_bits(a & 0xffff_0000).mul_add(f32::from_bits(b & 0xffff_0000), low)
+                }),
+            };
+            output[(panel * left.rows + row) * COLUMNS..][..COLUMNS].copy_from_slice(&sums);
+        }
+    }
+}
+
+#[inline(always)]
+fn chain(a: &[u32], b: &[u32], right: &Right<'_>, step: impl Fn(f32, u32, u32) -> f32) -> [f32; COLUMNS] {
+    let mut sums = [0.0; COLUMNS];
+    let mut a = a.iter();
+    for segment in 0..right.segments {
+        let steps = b[segment * right.segment_stride..].chunks_exact(COLUMNS).take(right.steps);
+        for (b, a) in steps.zip(&mut a) {
+            for (sum, b) in sums.iter_mut().zip(b) {
+                *sum = step(*sum, *a, *b);
+            }
+        }
+    }
+    sums
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::{pack_row, words};
+
+    fn values(count: usize, seed: u32) -> Vec<f32> {
+        (0..count as u32).map(|i| ((i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 9) as f32 / 4_194_304.0) - 1.0).collect()
+    }
+
+    #[test]
+    fn every_instruction_set_agrees() {
+        let (k, rows) = (96, 12);
+        for precision in [Precision::F32, Precision::Bf16] {
+            let steps = words(precision, k);
+            let mut left = vec![0; rows * steps];
+            for (row, words) in left.chunks_mut(steps).enumerate() {
+                pack_row(precision, &values(k, row as u32), words);
+            }
+            let mut right = vec![0; 4 * steps * COLUMNS];
+            pack_row(precision, &values(4 * k * COLUMNS, 99), &mut right);
+            for rows in 1..=rows {
+                let left = Left { words: &left, stride: steps, rows };
+                let right = Right {
+                    words: &right,
+                    panel_stride: steps * COLUMNS,
+                    steps: steps / 2,
+                    segments: 2,
+                    segment_stride: steps / 2 * COLUMNS,
+                };
+                for panels in 1..=panels_together(rows) {
+                    let [mut portable, mut fast] = [[0.0; OUTPUT]; 2];
+                    multiply_with(Isa::Portable, precision, left, right, panels, &mut portable);
+                    for isa in [Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16].into_iter().filter(|i| *i <= isa()) {
+                        multiply_with(isa, precision, left, right, panels, &mut fast);
+                        if precision == Precision::F32 {
+                            assert_eq!(portable, fast, "{isa:?} {rows} rows {panels} panels");
+                        }
+                        for (a, b) in portable.iter().zip(&fast) {
+                            assert!((a - b).abs() <= 1e-5 * a.abs().max(1.0), "{isa:?} {rows} rows {panels} panels: {a} {b}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
