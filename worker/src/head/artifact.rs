@@ -1,0 +1,274 @@
+//! The head artifact: `head.safetensors` (complete in itself) and `head.json` beside it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use carryon_crds::wire::head::{BASE_KEY, BaseReference, HeadManifest, HeadShape, SHAPE_KEY};
+use safetensors::{Dtype, SafeTensors};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use super::parameters::{self, MAX_PARAMETERS, ShapeError, Weight, Weights};
+use crate::files;
+
+/// File name of the weights.
+pub const WEIGHTS_FILE: &str = "head.safetensors";
+/// File name of the manifest.
+pub const MANIFEST_FILE: &str = "head.json";
+
+const MAX_WEIGHTS_BYTES: u64 = 4 * MAX_PARAMETERS + (1 << 20);
+const MAX_MANIFEST_BYTES: u64 = 16 << 20;
+
+/// A head whose tensors are known to be those its shape asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Artifact {
+    /// All that is needed, beside the weights, to run it.
+    pub shape: HeadShape,
+    /// The base it was trained on.
+    pub base: BaseReference,
+    /// Tensors by name.
+    pub weights: Weights,
+    /// Digest of [`Artifact::to_bytes`].
+    pub digest: String,
+}
+
+/// Why an artifact was not read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum ArtifactError {
+    /// The file system refused.
+    #[error("failed to {action} {path:?}: {source}")]
+    File {
+        /// `read` or `write`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The file is longer than any head.
+    #[error("{origin} has {bytes} bytes, more than {most}")]
+    TooLarge {
+        /// File, or where the bytes came from.
+        origin: String,
+        /// Its size.
+        bytes: u64,
+        /// The bound.
+        most: u64,
+    },
+    /// Not safetensors, not JSON, or metadata missing.
+    #[error("{origin}: {part} is invalid: {reason}")]
+    Invalid {
+        /// File, or where the bytes came from.
+        origin: String,
+        /// `header`, a metadata key, or `manifest`.
+        part: &'static str,
+        /// The cause.
+        reason: String,
+    },
+    /// The shape is out of bounds.
+    #[error("{origin}: the head's {source}")]
+    Shape {
+        /// File, or where the bytes came from.
+        origin: String,
+        /// Member and reason.
+        source: ShapeError,
+    },
+    /// A tensor is missing, unknown, or of another type or shape.
+    #[error("{origin}: tensor {name:?} {reason}")]
+    Tensor {
+        /// File, or where the bytes came from.
+        origin: String,
+        /// Name of the tensor.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Weights and manifest do not belong together, or the bytes are not those that were asked for.
+    #[error("{origin}: {member} is {found}, expected {expected}")]
+    Mismatch {
+        /// File, or where the bytes came from.
+        origin: String,
+        /// `digest`, `shape` or `base`.
+        member: &'static str,
+        /// As computed from the weights' file.
+        found: String,
+        /// As the manifest or the caller says.
+        expected: String,
+    },
+}
+
+impl Artifact {
+    /// Binds weights to their shape and base, and names them by their digest.
+    ///
+    /// # Errors
+    /// A shape out of bounds; a tensor that is missing, unknown or of another shape.
+    pub fn new(shape: HeadShape, base: BaseReference, weights: Weights) -> Result<Self, ArtifactError> {
+        let origin = "new head";
+        let wanted = wanted_tensors(origin, &shape)?;
+        check_names(origin, &wanted, weights.keys().map(String::as_str))?;
+        for (name, weight) in &weights {
+            check_tensor(origin, name, &weight.shape, &wanted[name])?;
+            if weight.values.len() != weight.shape.iter().product::<usize>() {
+                return Err(tensor_error(origin, name, format!("has {} values for shape {:?}", weight.values.len(), weight.shape)));
+            }
+        }
+        let mut artifact = Self { shape, base, weights, digest: String::new() };
+        artifact.digest = carryon_crds::wire::digest(&artifact.to_bytes());
+        Ok(artifact)
+    }
+
+    /// The bytes of `head.safetensors`: equal for equal heads.
+    ///
+    /// The header is written here because `safetensors::serialize` orders its metadata by a hash that differs from run to run.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let metadata = json!({ BASE_KEY: encode(&self.base), SHAPE_KEY: encode(&self.shape) });
+        let mut header = BTreeMap::from([("__metadata__", metadata)]);
+        let mut end = 0;
+        for (name, weight) in &self.weights {
+            let begin = end;
+            end += 4 * weight.values.len();
+            header.insert(name, json!({ "data_offsets": [begin, end], "dtype": "F32", "shape": weight.shape }));
+        }
+        let mut header = json!(header).to_string().into_bytes();
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let mut bytes = Vec::with_capacity(8 + header.len() + end);
+        bytes.extend((header.len() as u64).to_le_bytes());
+        bytes.extend(header);
+        for weight in self.weights.values() {
+            bytes.extend(weight.values.iter().flat_map(|value| value.to_le_bytes()));
+        }
+        bytes
+    }
+
+    /// Reads the bytes of `head.safetensors`; `origin` names them in errors.
+    ///
+    /// # Errors
+    /// Anything but a complete head: see [`ArtifactError`]. Sizes are checked before weights are allocated.
+    pub fn parse(origin: &str, bytes: &[u8]) -> Result<Self, ArtifactError> {
+        let invalid = |part, reason: String| ArtifactError::Invalid { origin: origin.into(), part, reason };
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| invalid("header", error.to_string()))?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        let member = |key: &'static str| metadata.get(key).ok_or_else(|| invalid(key, "is missing from the metadata".into()));
+        let shape: HeadShape = decode(origin, SHAPE_KEY, member(SHAPE_KEY)?.as_bytes())?;
+        let base: BaseReference = decode(origin, BASE_KEY, member(BASE_KEY)?.as_bytes())?;
+        let wanted = wanted_tensors(origin, &shape)?;
+        let tensors = SafeTensors::deserialize(bytes).map_err(|error| invalid("header", error.to_string()))?;
+        check_names(origin, &wanted, tensors.iter().map(|(name, _)| name))?;
+        let mut weights = Weights::new();
+        for (name, view) in tensors.iter() {
+            if view.dtype() != Dtype::F32 {
+                return Err(tensor_error(origin, name, format!("has type {:?}, expected F32", view.dtype())));
+            }
+            check_tensor(origin, name, view.shape(), &wanted[name])?;
+            let values = view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+            weights.insert(name.to_owned(), Weight { shape: view.shape().to_vec(), values });
+        }
+        Ok(Self { shape, base, weights, digest: carryon_crds::wire::digest(bytes) })
+    }
+
+    /// Refuses bytes other than those named `digest`.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Mismatch`].
+    pub fn verify(&self, origin: &str, digest: &str) -> Result<(), ArtifactError> {
+        if self.digest == digest { Ok(()) } else { Err(mismatch(origin, "digest", &self.digest, digest)) }
+    }
+
+    /// Number of parameters.
+    pub fn parameters(&self) -> u64 {
+        self.weights.values().map(|weight| weight.values.len() as u64).sum()
+    }
+}
+
+/// Reads `head.safetensors` and `head.json` from `folder` and checks that they belong together.
+///
+/// # Errors
+/// See [`ArtifactError`]; every error names the file.
+pub fn read(folder: &Path) -> Result<(Artifact, HeadManifest), ArtifactError> {
+    let manifest_path = folder.join(MANIFEST_FILE);
+    let origin = manifest_path.display().to_string();
+    let manifest: HeadManifest = decode(&origin, "manifest", &read_bounded(&manifest_path, MAX_MANIFEST_BYTES)?)?;
+    let artifact = read_weights(&folder.join(WEIGHTS_FILE))?;
+    artifact.verify(&origin, &manifest.digest)?;
+    if artifact.shape != manifest.shape {
+        return Err(mismatch(&origin, "shape", &encode(&artifact.shape), &encode(&manifest.shape)));
+    }
+    if artifact.base != manifest.base {
+        return Err(mismatch(&origin, "base", &encode(&artifact.base), &encode(&manifest.base)));
+    }
+    Ok((artifact, manifest))
+}
+
+/// Reads one `head.safetensors`.
+///
+/// # Errors
+/// See [`ArtifactError`]; every error names the file.
+pub fn read_weights(path: &Path) -> Result<Artifact, ArtifactError> {
+    Artifact::parse(&path.display().to_string(), &read_bounded(path, MAX_WEIGHTS_BYTES)?)
+}
+
+/// Writes `head.safetensors`, then `head.json`, each whole or not at all.
+///
+/// # Errors
+/// A manifest of another head; a file that cannot be written.
+pub fn write(folder: &Path, artifact: &Artifact, manifest: &HeadManifest) -> Result<(), ArtifactError> {
+    artifact.verify(MANIFEST_FILE, &manifest.digest)?;
+    let write = |name: &str, bytes: &[u8]| {
+        let path = folder.join(name);
+        files::write_atomic(&path, bytes).map_err(|source| ArtifactError::File { action: "write", path, source })
+    };
+    write(WEIGHTS_FILE, &artifact.to_bytes())?;
+    let text = serde_json::to_string_pretty(manifest).expect("a manifest is plain data") + "\n";
+    write(MANIFEST_FILE, text.as_bytes())
+}
+
+fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>, ArtifactError> {
+    let failed = |source| ArtifactError::File { action: "read", path: path.into(), source };
+    let file = File::open(path).map_err(failed)?;
+    let bytes = file.metadata().map_err(failed)?.len();
+    if bytes > most {
+        return Err(ArtifactError::TooLarge { origin: path.display().to_string(), bytes, most });
+    }
+    let mut content = Vec::with_capacity(bytes as usize);
+    file.take(most).read_to_end(&mut content).map_err(failed)?;
+    Ok(content)
+}
+
+fn wanted_tensors(origin: &str, shape: &HeadShape) -> Result<BTreeMap<String, Vec<usize>>, ArtifactError> {
+    parameters::check(shape).map_err(|source| ArtifactError::Shape { origin: origin.into(), source })?;
+    Ok(parameters::of(shape))
+}
+
+fn check_names<'a>(origin: &str, wanted: &BTreeMap<String, Vec<usize>>, found: impl Iterator<Item = &'a str>) -> Result<(), ArtifactError> {
+    let found: BTreeSet<&str> = found.collect();
+    if let Some(name) = wanted.keys().find(|name| !found.contains(name.as_str())) {
+        return Err(tensor_error(origin, name, "is missing".into()));
+    }
+    match found.into_iter().find(|name| !wanted.contains_key(*name)) {
+        Some(name) => Err(tensor_error(origin, name, "is not part of a head of this shape".into())),
+        None => Ok(()),
+    }
+}
+
+fn check_tensor(origin: &str, name: &str, found: &[usize], wanted: &[usize]) -> Result<(), ArtifactError> {
+    if found == wanted { Ok(()) } else { Err(tensor_error(origin, name, format!("has shape {found:?}, expected {wanted:?}"))) }
+}
+
+fn tensor_error(origin: &str, name: &str, reason: String) -> ArtifactError {
+    ArtifactError::Tensor { origin: origin.into(), name: name.into(), reason }
+}
+
+fn mismatch(origin: &str, member: &'static str, found: &str, expected: &str) -> ArtifactError {
+    ArtifactError::Mismatch { origin: origin.into(), member, found: found.into(), expected: expected.into() }
+}
+
+fn decode<T: DeserializeOwned>(origin: &str, part: &'static str, bytes: &[u8]) -> Result<T, ArtifactError> {
+    serde_json::from_slice(bytes).map_err(|error| ArtifactError::Invalid { origin: origin.into(), part, reason: error.to_string() })
+}
+
+fn encode(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("wire types are plain data")
+}

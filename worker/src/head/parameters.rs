@@ -1,0 +1,135 @@
+//! The names and shapes of a head's tensors, and the bounds of a [`HeadShape`].
+
+use std::collections::BTreeMap;
+
+use carryon_crds::job::Task;
+use carryon_crds::wire::HeadShape;
+use carryon_crds::wire::head::FORMAT_VERSION;
+
+/// One tensor, row-major.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weight {
+    /// Length of each dimension.
+    pub shape: Vec<usize>,
+    /// As many values as the product of the shape.
+    pub values: Vec<f32>,
+}
+
+impl Weight {
+    /// `count` equal values for a vector, or for any other shape.
+    pub fn filled(shape: Vec<usize>, value: f32) -> Self {
+        let count = shape.iter().product();
+        Self { shape, values: vec![value; count] }
+    }
+}
+
+/// Tensors by name; the order of iteration is that of the names.
+pub type Weights = BTreeMap<String, Weight>;
+
+/// Most parameters a head may have (8 GiB of f32).
+pub const MAX_PARAMETERS: u64 = 1 << 31;
+
+/// A [`HeadShape`] no head can have.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[error("{field} {reason}")]
+pub struct ShapeError {
+    /// Member of the shape.
+    pub field: &'static str,
+    /// What is wrong with it, with its value.
+    pub reason: String,
+}
+
+fn refuse(field: &'static str, reason: String) -> Result<(), ShapeError> {
+    Err(ShapeError { field, reason })
+}
+
+/// Checks every member of `shape` against its bounds, before anything is allocated from it.
+///
+/// # Errors
+/// The first member out of bounds.
+pub fn check(shape: &HeadShape) -> Result<(), ShapeError> {
+    let ranges = [
+        ("format_version", shape.format_version, 1, FORMAT_VERSION),
+        ("hidden_size", shape.hidden_size, 1, 65_536),
+        ("width", shape.width, 2, 8_192),
+        ("blocks", shape.blocks, 0, 32),
+        ("heads", shape.heads, 1, 128),
+        ("feed_forward", shape.feed_forward, 1, 65_536),
+        ("window", shape.window, 1, 1_048_576),
+    ];
+    for (field, value, low, high) in ranges {
+        if !(low..=high).contains(&value) {
+            return refuse(field, format!("is {value}, not in {low}..={high}"));
+        }
+    }
+    if !shape.width.is_multiple_of(2 * shape.heads) {
+        return refuse("heads", format!("{} do not divide width {} into even parts", shape.heads, shape.width));
+    }
+    let layers = &shape.taps.layers;
+    if shape.taps.count() == 0 || layers.len() > 16 || !layers.is_sorted_by(|left, right| left < right) {
+        return refuse("taps", format!("are {layers:?}: 1 to 16 ascending layers, or final, are needed"));
+    }
+    for (field, value, low, high) in
+        [("alpha", shape.alpha, 0.0, 16.0), ("rope_theta", shape.rope_theta, 1.0, 1e9), ("norm_epsilon", shape.norm_epsilon, 1e-12, 1.0)]
+    {
+        if !(low..=high).contains(&value) {
+            return refuse(field, format!("is {value}, not in {low}..={high}"));
+        }
+    }
+    match shape.task {
+        Task::CausalLM if !shape.labels.is_empty() => refuse("labels", "are for task Classification only".into())?,
+        Task::Classification if shape.gate => refuse("gate", "is for task CausalLM only".into())?,
+        Task::Classification if !(2..=1000).contains(&shape.labels.len()) => {
+            refuse("labels", format!("are {}, not 2 to 1000", shape.labels.len()))?;
+        }
+        _ => {}
+    }
+    let parameters = count(shape);
+    if parameters > MAX_PARAMETERS {
+        return refuse("width", format!("gives {parameters} parameters, more than {MAX_PARAMETERS}"));
+    }
+    Ok(())
+}
+
+/// Number of parameters of a head of this shape.
+pub fn count(shape: &HeadShape) -> u64 {
+    of(shape).values().map(|dimensions| dimensions.iter().map(|&length| length as u64).product::<u64>()).sum()
+}
+
+/// Name and shape of every tensor of a head, as `crds::wire::head` lists them.
+pub fn of(shape: &HeadShape) -> BTreeMap<String, Vec<usize>> {
+    let [d, w, f] = [shape.hidden_size, shape.width, shape.feed_forward].map(|size| size as usize);
+    let mut tensors = BTreeMap::new();
+    for tap in 0..shape.taps.count() {
+        tensors.insert(format!("bridge.{tap}.weight"), vec![w, d]);
+    }
+    for block in 0..shape.blocks {
+        let mut add = |name: &str, dimensions: &[usize]| tensors.insert(format!("blocks.{block}.{name}.weight"), dimensions.to_vec());
+        add("input_layernorm", &[w]);
+        add("post_attention_layernorm", &[w]);
+        for projection in ["q", "k", "v", "o"] {
+            add(&format!("self_attn.{projection}_proj"), &[w, w]);
+        }
+        add("mlp.gate_proj", &[f, w]);
+        add("mlp.up_proj", &[f, w]);
+        add("mlp.down_proj", &[w, f]);
+    }
+    match shape.task {
+        Task::CausalLM => {
+            tensors.insert("output.weight".into(), vec![d, w]);
+            if shape.gate {
+                tensors.insert("gate.weight".into(), vec![d, w]);
+                tensors.insert("gate.bias".into(), vec![d]);
+            }
+        }
+        Task::Classification => {
+            tensors.insert("pooling.weight".into(), vec![w]);
+            tensors.insert("classifier.weight".into(), vec![shape.labels.len(), w]);
+            tensors.insert("classifier.bias".into(), vec![shape.labels.len()]);
+        }
+    }
+    tensors
+}
+
+/// Gradients by the names of their tensors, each as long as its tensor.
+pub type Gradients = BTreeMap<String, Vec<f32>>;

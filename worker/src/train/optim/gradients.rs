@@ -1,0 +1,58 @@
+//! Gradients as a whole: adding, scaling, clipping. Sums run in the order of names, so they have equal bits in every run.
+
+use std::collections::btree_map::Entry;
+
+use crate::head::Gradients;
+
+/// Adds `more` to `total`; a name that `total` lacks is taken over.
+pub fn accumulate(total: &mut Gradients, more: Gradients) {
+    for (name, gradient) in more {
+        match total.entry(name) {
+            Entry::Vacant(entry) => drop(entry.insert(gradient)),
+            Entry::Occupied(mut entry) => entry.get_mut().iter_mut().zip(&gradient).for_each(|(total, more)| *total += more),
+        }
+    }
+}
+
+/// Multiplies every gradient by `factor`.
+pub fn scale(gradients: &mut Gradients, factor: f32) {
+    gradients.values_mut().flatten().for_each(|gradient| *gradient *= factor);
+}
+
+/// Scales all gradients down to a global L2 norm of `most`, as `torch.nn.utils.clip_grad_norm_`; 0 means no bound.
+/// Gives the norm before, NaN included.
+pub fn clip_norm(gradients: &mut Gradients, most: f64) -> f64 {
+    let norm = gradients.values().flatten().map(|gradient| f64::from(*gradient).powi(2)).sum::<f64>().sqrt();
+    let factor = most / (norm + 1e-6);
+    if most > 0.0 && factor < 1.0 {
+        scale(gradients, factor as f32);
+    }
+    norm
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gradients() -> Gradients {
+        [("a".to_owned(), vec![3.0, 0.0]), ("b".to_owned(), vec![-4.0])].into()
+    }
+
+    #[test]
+    fn clips_the_norm_over_all_tensors() {
+        let mut clipped = gradients();
+        assert_eq!(clip_norm(&mut clipped, 1.0), 5.0);
+        assert!((clipped["a"][0] - 0.6).abs() < 1e-6 && (clipped["b"][0] + 0.8).abs() < 1e-6);
+        let mut kept = gradients();
+        clip_norm(&mut kept, 6.0);
+        assert_eq!(kept, gradients());
+    }
+
+    #[test]
+    fn accumulates_by_name() {
+        let mut total = Gradients::new();
+        accumulate(&mut total, gradients());
+        accumulate(&mut total, gradients());
+        assert_eq!(total["b"], [-8.0]);
+    }
+}
