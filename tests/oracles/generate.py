@@ -1,0 +1,44 @@
+"""Regenerates the fixtures that Rust is checked against and compares them with the committed ones; `--write` commits new ones.
+
+Runs in the PyTorch environment of `make oracles`.
+"""
+
+import pathlib
+import shutil
+import sys
+import tempfile
+
+import torch
+
+import head
+import llama
+import text
+from common import HERE, compare
+
+# Other machines order their sums otherwise; the tests allow ten times this and more.
+TOLERANCE = 1e-5
+
+
+def main() -> int:
+    torch.set_num_threads(2)
+    committed = HERE / "fixtures"
+    with tempfile.TemporaryDirectory() as temporary:
+        fresh = pathlib.Path(temporary)
+        parts = [
+            llama.generate_tiny, llama.generate_smollm2, head.generate_heads, head.generate_optimizers, head.generate_training,
+            text.generate_chat, text.generate_tokens,
+        ]
+        for part in parts:
+            print(part.__name__.removeprefix("generate_"), flush=True)
+            part(fresh)
+        if "--write" in sys.argv:
+            shutil.rmtree(committed, ignore_errors=True)
+            shutil.copytree(fresh, committed)
+            return 0
+        problems = compare(committed, fresh, TOLERANCE)
+    print("\n".join(problems) or "the committed fixtures are those of this PyTorch")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
