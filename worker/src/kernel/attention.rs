@@ -68,16 +68,20 @@ impl KeyValues {
         }
     }
 
-    /// Appends rows of keys and values, each `heads · head_dim` long: `rows(i)` gives those of the i-th of `count` new positions.
-    pub fn append<'r>(&mut self, count: usize, rows: impl Fn(usize) -> (&'r [f32], &'r [f32])) {
+    /// Appends `count` positions: `rows(i)` gives keys and values of the i-th, each `heads · head_dim` long.
+    pub fn append<'r>(&mut self, threads: &Threads, count: usize, rows: impl Fn(usize) -> (&'r [f32], &'r [f32]) + Sync) {
         let (start, block_words) = (self.length, self.block_words());
+        let (heads, head_dim, precision) = (self.heads, self.head_dim, self.precision);
         self.length += count;
         self.words.resize(self.length.div_ceil(BLOCK) * block_words, 0);
-        for index in 0..count {
-            let (position, (keys, values)) = (start + index, rows(index));
-            let block = &mut self.words[position / BLOCK * block_words..][..block_words];
-            write_position(block, self.heads, self.head_dim, self.precision, position % BLOCK, keys, values);
-        }
+        let first_block = start / BLOCK;
+        threads.for_rows(&mut self.words[first_block * block_words..], block_words, 1, |index, block| {
+            let positions = ((first_block + index) * BLOCK).max(start)..((first_block + index + 1) * BLOCK).min(start + count);
+            for position in positions {
+                let (keys, values) = rows(position - start);
+                write_position(block, heads, head_dim, precision, position % BLOCK, keys, values);
+            }
+        });
     }
 
     fn key_words(&self) -> usize {
