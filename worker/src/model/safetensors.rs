@@ -57,7 +57,6 @@ impl Folder {
         Ok(Self { path: path.to_owned(), files, tensors })
     }
 
-
     /// Reads the tensor `name`.
     ///
     /// # Errors
