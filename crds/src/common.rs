@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::KubeSchema;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// A folder or file inside a PersistentVolumeClaim of the object's own namespace.
@@ -49,9 +49,11 @@ pub struct ConfigMapSource {
 pub struct Resources {
     /// What the scheduler sets aside.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "quantities")]
     pub requests: BTreeMap<String, Quantity>,
     /// What the container may use at most. In local mode `limits.cpu` sets the number of threads.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "quantities")]
     pub limits: BTreeMap<String, Quantity>,
 }
 
@@ -96,6 +98,19 @@ impl Taps {
         depths.dedup();
         Self { layers: depths, final_norm: true }
     }
+}
+
+/// Quantities by resource name, as Kubernetes writes them: `2` and `"500m"` are both good.
+fn quantities(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": 32,
+        "additionalProperties": {
+            "x-kubernetes-int-or-string": true,
+            "anyOf": [{ "type": "integer" }, { "type": "string" }],
+            "pattern": "^([0-9]+|[0-9]+\\.[0-9]*|\\.[0-9]+)(([KMGTPE]i)|[numkMGTPE]|([eE][+-]?[0-9]+))?$",
+        },
+    })
 }
 
 fn yes() -> bool {

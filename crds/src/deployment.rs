@@ -136,6 +136,9 @@ pub struct CarryOnDeploymentStatus {
     /// Base URL of the OpenAI API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
+    /// Worker image the gateway was started with; another default image does not change it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// The head that serves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stable: Option<ServedHead>,
@@ -149,6 +152,8 @@ pub struct ServedHead {
     pub digest: String,
     /// `pvc://CLAIM/PATH` of the artifact's folder.
     pub uri: String,
+    /// What it was resolved from: `CarryOnJob/NAME`, or `artifact`.
+    pub source: String,
 }
 
 fn one() -> i32 {

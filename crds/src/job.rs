@@ -31,7 +31,9 @@ use crate::common::{ClaimPath, DataSource, PodTemplate, Taps};
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("self.head.width % self.head.heads == 0 && (self.head.width / self.head.heads) % 2 == 0", "head.width must be an even multiple of head.heads"))]
 #[x_kube(validation = ("has(self.head.labels) == (self.task == 'Classification')", "head.labels is needed by task Classification and by no other"))]
-#[x_kube(validation = ("self.pools == oldSelf.pools && self.task == oldSelf.task && self.head == oldSelf.head && self.data == oldSelf.data && self.training == oldSelf.training && self.evaluation == oldSelf.evaluation && self.output == oldSelf.output", "a job's pools, task, head, data, training, evaluation and output are immutable; create a new job"))]
+#[x_kube(validation = ("(self.data.format == 'Auto') || (self.data.format == 'TextLabel') == (self.task == 'Classification')", "data.format TextLabel goes with task Classification, and with no other"))]
+#[x_kube(validation = ("!has(self.evaluation.earlyStoppingPatience) || has(self.data.split.evaluation)", "evaluation.earlyStoppingPatience needs held-out samples: set data.split.evaluation"))]
+#[x_kube(validation = ("self.pools == oldSelf.pools && self.task == oldSelf.task && self.head == oldSelf.head && self.data == oldSelf.data && self.training == oldSelf.training && self.evaluation == oldSelf.evaluation && self.trainer == oldSelf.trainer && self.checkpoint == oldSelf.checkpoint && self.output == oldSelf.output", "only suspend, backoffLimit and activeDeadlineSeconds of a job can be changed; create a new job"))]
 pub struct CarryOnJobSpec {
     /// Pools whose hidden states the head reads.
     #[schemars(length(min = 1, max = 1))]
@@ -117,7 +119,7 @@ pub struct HeadSpec {
     pub window: Option<u32>,
     /// Label names of task Classification.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 2, max = 1000), inner(length(min = 1, max = 128)))]
+    #[schemars(length(min = 2, max = 1000), inner(length(min = 1, max = 128)), extend("x-kubernetes-list-type" = "set"))]
     pub labels: Option<Vec<String>>,
 }
 
@@ -168,7 +170,7 @@ pub enum DataFormat {
 /// The files of each split, relative to the source.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("[self.train].exists(p, p.startsWith('/') || p.split('/').exists(q, q == '..')) == false", "train must be relative and must not contain '..'"))]
+#[x_kube(validation = ("!(self.train.startsWith('/') || self.train.split('/').exists(p, p == '..'))", "train must be relative and must not contain '..'"))]
 #[x_kube(validation = ("!has(self.evaluation) || !(self.evaluation.startsWith('/') || self.evaluation.split('/').exists(p, p == '..'))", "evaluation must be relative and must not contain '..'"))]
 pub struct Split {
     /// Training samples.
@@ -336,12 +338,63 @@ pub struct CarryOnJobStatus {
     /// When the first attempt was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Time>,
+    /// When the job became Complete or Failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_time: Option<Time>,
+    /// Seconds that ended attempts ran, for `activeDeadlineSeconds`.
+    #[serde(default)]
+    pub active_seconds: i64,
+    /// The last attempts, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["number"]))]
+    pub attempts: Vec<AttemptStatus>,
+    /// Worker image the job was started with; another default image does not change it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// What the trainer last said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<ProgressStatus>,
     /// The trained head.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact: Option<ArtifactStatus>,
+}
+
+/// One attempt: one batch Job `<name>-<number>`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AttemptStatus {
+    /// Its number, from 1.
+    pub number: u32,
+    /// When it was started.
+    pub start_time: Time,
+    /// When it ended; absent while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_time: Option<Time>,
+    /// The trainer's exit code, when it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// How it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<AttemptResult>,
+    /// The trainer's last words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub message: Option<String>,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum AttemptResult {
+    /// The head is written.
+    Complete,
+    /// It left a checkpoint and wants to go on; not counted.
+    Resumable,
+    /// It was stopped because the job was suspended or its batch Job was deleted; not counted.
+    Stopped,
+    /// It failed in a way that may pass; counted.
+    Failed,
+    /// It failed for good: data or configuration are wrong.
+    Refused,
 }
 
 /// Progress; measured figures are strings, absent when not finite.

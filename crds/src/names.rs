@@ -29,6 +29,13 @@ pub const API_KEY_ENV: &str = "CARRYON_API_KEY";
 /// Folder of the finished artifact inside a job's output.
 pub const ARTIFACT_FOLDER: &str = "head";
 
+/// Annotation of a pod template: digest of the configuration it reads, so that a changed one rolls the pods.
+pub const CONFIG_DIGEST_ANNOTATION: &str = "carryon.dev/config-digest";
+/// Label of a training attempt's batch Job and pod: the attempt's number.
+pub const ATTEMPT_LABEL: &str = "carryon.dev/attempt";
+/// Command of every container: the worker binary.
+pub const WORKER: &str = "carryon-worker";
+
 /// The standard labels of a child; `component` is `pool`, `trainer` or `gateway`.
 pub fn labels(component: &str, instance: &str) -> BTreeMap<String, String> {
     [
@@ -46,6 +53,16 @@ pub fn selector(component: &str, instance: &str) -> BTreeMap<String, String> {
     let mut labels = labels(component, instance);
     labels.remove("app.kubernetes.io/managed-by");
     labels
+}
+
+/// `pvc://CLAIM/PATH`: a folder of a claim.
+pub fn claim_uri(claim: &str, path: &str) -> String {
+    format!("pvc://{claim}/{path}")
+}
+
+/// Claim and path of a [`claim_uri`].
+pub fn parse_claim_uri(uri: &str) -> Option<(&str, &str)> {
+    uri.strip_prefix("pvc://")?.split_once('/')
 }
 
 /// Name of a pool's children.

@@ -122,6 +122,9 @@ pub struct BaseModelPoolStatus {
     /// What the loaded model says of itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelStatus>,
+    /// Worker image the pool was started with; another default image does not change it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
     /// Address of the pool for trainers and gateways.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
@@ -137,6 +140,8 @@ pub struct ModelStatus {
     pub digest: String,
     /// Digest of the tokenizer.
     pub tokenizer_digest: String,
+    /// Identity that heads are bound to: weights, tokenizer, template and norm point in one digest.
+    pub identity_digest: String,
     /// Width D of the hidden states.
     pub hidden_size: u32,
     /// Decoder layers.

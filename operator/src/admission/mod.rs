@@ -1,0 +1,152 @@
+//! What an API server does with an object before it stores it: refuse unknown fields and values out of range, fill in
+//! defaults, evaluate the CEL rules. Local mode goes through here; a test compares verdicts with a real API server's.
+
+pub mod schema;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::core::cel::{RootContext, Validator, apply_defaults};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::crd;
+
+/// One reason why an object is refused.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+#[error("{field}: {reason}")]
+pub struct Violation {
+    /// Path of the field, e.g. `spec.training.seed`; `metadata` and the like for the object itself.
+    pub field: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl Violation {
+    /// A violation at `field`.
+    pub fn new(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self { field: field.into(), reason: reason.into() }
+    }
+}
+
+/// The schemas of the three kinds, ready for use.
+pub struct Admission {
+    kinds: BTreeMap<String, Kind>,
+}
+
+struct Kind {
+    /// As the CRD has it, with `default` and `x-kubernetes-validations`.
+    schema: Value,
+    /// The same in the words of JSON Schema, strict about unknown fields.
+    strict: jsonschema::Validator,
+    context: RootContext,
+}
+
+impl Admission {
+    /// Compiles the schemas of the CRDs.
+    ///
+    /// # Errors
+    /// When a schema is no JSON Schema, which would be a defect of the types.
+    pub fn new() -> Result<Self, String> {
+        let kinds = crd::all().into_iter().map(|crd| Ok((crd.spec.names.kind.clone(), Kind::new(&crd)?)));
+        Ok(Self { kinds: kinds.collect::<Result<_, String>>()? })
+    }
+
+    /// Whether `kind` is one of the three.
+    pub fn knows(&self, kind: &str) -> bool {
+        self.kinds.contains_key(kind)
+    }
+
+    /// The object as it would be stored, with defaults filled in; `old` is what is stored now.
+    ///
+    /// # Errors
+    /// Every violation found, in the order of the fields; values and CEL rules are looked at only in objects of the right form,
+    /// as an API server does.
+    pub fn admit(&self, object: &Value, old: Option<&Value>) -> Result<Value, Vec<Violation>> {
+        let name = object["kind"].as_str().unwrap_or_default();
+        let kind = self
+            .kinds
+            .get(name)
+            .ok_or_else(|| vec![Violation::new("kind", format!("{name:?} is not a kind of {}", carryon_crds::GROUP))])?;
+        let mut violations = metadata(&object["metadata"]);
+        let object = apply_defaults(&kind.schema, &schema::drop_nulls(object));
+        violations.extend(kind.form(&object));
+        if violations.is_empty() {
+            violations.extend(kind.rules(&object, old));
+        }
+        violations.sort();
+        violations.dedup();
+        if violations.is_empty() { Ok(object) } else { Err(violations) }
+    }
+}
+
+impl Kind {
+    fn new(crd: &CustomResourceDefinition) -> Result<Self, String> {
+        let schema = crd::schema(crd);
+        let strict = schema::strict(&schema);
+        let strict = jsonschema::validator_for(&strict).map_err(|error| format!("schema of {}: {error}", crd.spec.names.kind))?;
+        let context =
+            RootContext { api_version: api_version(), api_group: carryon_crds::GROUP.to_owned(), kind: crd.spec.names.kind.clone() };
+        Ok(Self { schema, strict, context })
+    }
+
+    fn form(&self, object: &Value) -> Vec<Violation> {
+        self.strict.iter_errors(object).flat_map(|error| schema::violations(&error)).collect()
+    }
+
+    fn rules(&self, object: &Value, old: Option<&Value>) -> Vec<Violation> {
+        let verdict = Validator::new().validate_with_context(&self.schema, object, old, Some(&self.context));
+        let errors = verdict.err().map(|errors| errors.into_vec()).unwrap_or_default();
+        let field = |path: String| if path.is_empty() { "metadata.name".to_owned() } else { path };
+        errors.into_iter().map(|error| Violation::new(field(error.field_path), error.message)).collect()
+    }
+}
+
+/// `carryon.dev/v1alpha1`.
+pub fn api_version() -> String {
+    format!("{}/{}", carryon_crds::GROUP, carryon_crds::VERSION)
+}
+
+/// Decodes a built-in object, refusing fields that it does not have.
+///
+/// # Errors
+/// Every unknown field, or the first value of a wrong type.
+pub fn admit_built_in<K: DeserializeOwned + Serialize>(object: &Value) -> Result<K, Vec<Violation>> {
+    let mut violations = metadata(&object["metadata"]);
+    let decoded: K = serde_json::from_value(object.clone()).map_err(|error| vec![Violation::new("", error.to_string())])?;
+    let known = serde_json::to_value(&decoded).unwrap_or_default();
+    schema::unknown_fields("", object, &known, &mut violations);
+    if violations.is_empty() { Ok(decoded) } else { Err(violations) }
+}
+
+/// Metadata: a name, in the form of a DNS subdomain, and no unknown fields.
+fn metadata(metadata: &Value) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    match serde_json::from_value::<ObjectMeta>(metadata.clone()) {
+        Ok(decoded) => {
+            schema::unknown_fields("metadata", metadata, &json!(decoded), &mut violations);
+            match decoded.name.as_deref() {
+                None | Some("") => violations.push(Violation::new("metadata.name", "a name is needed")),
+                Some(name) if !is_subdomain(name) => {
+                    violations.push(Violation::new("metadata.name", format!("{name:?} is no DNS subdomain: use a-z, 0-9, '-' and '.'")));
+                }
+                Some(_) => {}
+            }
+        }
+        Err(error) => violations.push(Violation::new("metadata", error.to_string())),
+    }
+    violations
+}
+
+fn is_subdomain(name: &str) -> bool {
+    let label = |label: &str| {
+        let edge = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let bytes = label.as_bytes();
+        bytes.first().copied().is_some_and(edge)
+            && bytes.last().copied().is_some_and(edge)
+            && bytes.iter().all(|byte| edge(*byte) || *byte == b'-')
+    };
+    name.len() <= 253 && name.split('.').all(label)
+}

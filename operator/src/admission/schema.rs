@@ -1,0 +1,105 @@
+//! From Kubernetes' structural schemas to JSON Schema, and from its errors to field paths.
+
+use jsonschema::ValidationError;
+use jsonschema::error::ValidationErrorKind;
+use serde_json::{Map, Value, json};
+
+use super::Violation;
+
+/// `schema` in the words of JSON Schema: unknown fields are refused as `kubectl` does, `nullable`, `x-kubernetes-list-type: set`
+/// and integer-or-string become what they mean.
+pub fn strict(schema: &Value) -> Value {
+    let Value::Object(members) = schema else { return schema.clone() };
+    let mut strict: Map<String, Value> = Map::new();
+    for (key, value) in members {
+        let value = match (key.as_str(), value) {
+            ("properties", Value::Object(properties)) => {
+                properties.iter().map(|(name, value)| (name.clone(), self::strict(value))).collect()
+            }
+            ("items" | "additionalProperties", value) => self::strict(value),
+            ("anyOf" | "allOf" | "oneOf", Value::Array(all)) => all.iter().map(self::strict).collect(),
+            ("x-kubernetes-validations" | "default" | "format", _) => continue,
+            (_, value) => value.clone(),
+        };
+        strict.insert(key.clone(), value);
+    }
+    if members.get("nullable") == Some(&json!(true))
+        && let Some(kind) = members.get("type")
+    {
+        strict.insert("type".to_owned(), json!([kind, "null"]));
+    }
+    if members.get("x-kubernetes-list-type") == Some(&json!("set")) {
+        strict.insert("uniqueItems".to_owned(), json!(true));
+    }
+    if members.contains_key("properties") && !members.contains_key("additionalProperties") {
+        strict.insert("additionalProperties".to_owned(), json!(false));
+    }
+    Value::Object(strict)
+}
+
+/// Leaves out members that are null: an API server prunes them, or puts the default in their place.
+pub fn drop_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(members) => {
+            members.iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| (key.clone(), drop_nulls(value))).collect()
+        }
+        Value::Array(items) => items.iter().map(drop_nulls).collect(),
+        other => other.clone(),
+    }
+}
+
+/// What a JSON Schema error says, at the field it means.
+pub fn violations(error: &ValidationError<'_>) -> Vec<Violation> {
+    let at = field_path(error.instance_path().as_str());
+    let below = |name: &str| if at.is_empty() { name.to_owned() } else { format!("{at}.{name}") };
+    match error.kind() {
+        ValidationErrorKind::AdditionalProperties { unexpected } => {
+            unexpected.iter().map(|name| Violation::new(below(name), "unknown field")).collect()
+        }
+        ValidationErrorKind::Required { property } => {
+            vec![Violation::new(below(property.as_str().unwrap_or_default()), "required field is missing")]
+        }
+        _ => vec![Violation::new(at, error.to_string())],
+    }
+}
+
+/// `/spec/pools/0/name` as `spec.pools[0].name`.
+fn field_path(pointer: &str) -> String {
+    let mut path = String::new();
+    for token in pointer.split('/').skip(1) {
+        let token = token.replace("~1", "/").replace("~0", "~");
+        if token.chars().all(|c| c.is_ascii_digit()) {
+            path.push_str(&format!("[{token}]"));
+        } else if token.contains(['.', '/']) {
+            path.push_str(&format!("[{token}]"));
+        } else {
+            if !path.is_empty() {
+                path.push('.');
+            }
+            path.push_str(&token);
+        }
+    }
+    path
+}
+
+/// Enters the members of `given` that `known`, the same value after decoding, has lost.
+pub fn unknown_fields(at: &str, given: &Value, known: &Value, violations: &mut Vec<Violation>) {
+    let below = |name: &str| if at.is_empty() { name.to_owned() } else { format!("{at}.{name}") };
+    match (given, known) {
+        (Value::Object(given), Value::Object(known)) => {
+            for (name, value) in given {
+                match known.get(name) {
+                    Some(known) => unknown_fields(&below(name), value, known, violations),
+                    None if value.is_null() || value.as_object().is_some_and(Map::is_empty) => {}
+                    None => violations.push(Violation::new(below(name), "unknown field")),
+                }
+            }
+        }
+        (Value::Array(given), Value::Array(known)) => {
+            for (index, (value, known)) in given.iter().zip(known).enumerate() {
+                unknown_fields(&format!("{at}[{index}]"), value, known, violations);
+            }
+        }
+        _ => {}
+    }
+}

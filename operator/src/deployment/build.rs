@@ -1,0 +1,96 @@
+//! A validated deployment's children: the gateway's Deployment, its Service and its configuration.
+
+use carryon_crds::names;
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
+use k8s_openapi::api::core::v1::{ConfigMap, EnvVar, EnvVarSource, SecretKeySelector, Service};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::Validated;
+use crate::shared::meta;
+use crate::shared::pods::{self, Mount, MountSource, Probes, Role, http_probe};
+
+/// Seconds between SIGTERM and SIGKILL: answers that have begun are finished.
+const GRACE_SECONDS: i64 = 60;
+/// Startup probes that may fail, two seconds apart: the gateway is ready when its head is in the pool, which may still load.
+const STARTUP_FAILURES: i32 = 1800;
+
+/// What a deployment is made of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Children {
+    /// The worker's configuration.
+    pub config_map: ConfigMap,
+    /// The OpenAI endpoint.
+    pub service: Service,
+    /// The gateway's pods.
+    pub deployment: Deployment,
+}
+
+/// The children as the cluster holds them after they were applied.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Applied {
+    /// The Deployment, with its status.
+    pub deployment: Deployment,
+}
+
+/// Renders the children.
+pub fn build(gateway: &Validated) -> Children {
+    let owner = &gateway.owner;
+    let name = names::gateway(&owner.name);
+    let (config_map, digest) = meta::config_map(owner, &name, &gateway.config);
+    let template = pods::template(Role {
+        owner,
+        config: (&name, &digest),
+        template: &gateway.template,
+        image: &gateway.image,
+        subcommand: "serve",
+        args: vec![
+            ("--pool", names::service_url(&names::pool(&gateway.pool), &owner.namespace, names::POOL_PORT)),
+            ("--head", pods::inside(names::HEAD_DIR, Some(&gateway.path))),
+        ],
+        env: api_key(gateway),
+        port: names::GATEWAY_PORT,
+        mounts: vec![Mount { name: "head", path: names::HEAD_DIR, source: MountSource::Claim(gateway.claim.clone()), read_only: true }],
+        grace_seconds: GRACE_SECONDS,
+        probes: Probes {
+            startup: Some(http_probe("/readyz", 2, STARTUP_FAILURES)),
+            readiness: Some(http_probe("/readyz", 5, 3)),
+            liveness: Some(http_probe("/healthz", 10, 6)),
+        },
+        fs_group: None,
+        restart_policy: "Always",
+    });
+    Children {
+        deployment: Deployment {
+            metadata: owner.meta(&name),
+            spec: Some(DeploymentSpec {
+                replicas: Some(gateway.replicas),
+                selector: owner.label_selector(),
+                strategy: Some(rolling()),
+                template,
+                ..DeploymentSpec::default()
+            }),
+            status: None,
+        },
+        service: meta::service(owner, &name, names::GATEWAY_PORT, false),
+        config_map,
+    }
+}
+
+/// The old gateway serves until the new one is ready.
+fn rolling() -> DeploymentStrategy {
+    DeploymentStrategy {
+        type_: Some("RollingUpdate".to_owned()),
+        rolling_update: Some(RollingUpdateDeployment { max_unavailable: Some(IntOrString::Int(0)), max_surge: Some(IntOrString::Int(1)) }),
+    }
+}
+
+fn api_key(gateway: &Validated) -> Vec<EnvVar> {
+    let selector = gateway.key.iter().map(|key| SecretKeySelector { name: key.name.clone(), key: key.key.clone(), optional: None });
+    selector
+        .map(|selector| EnvVar {
+            name: names::API_KEY_ENV.to_owned(),
+            value_from: Some(EnvVarSource { secret_key_ref: Some(selector), ..EnvVarSource::default() }),
+            value: None,
+        })
+        .collect()
+}

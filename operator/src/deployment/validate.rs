@@ -1,0 +1,135 @@
+//! A deployment's spec and the world, checked. A jobRef is resolved once: what the status holds is kept.
+
+use carryon_crds::common::PodTemplate;
+use carryon_crds::condition::{is_true, types};
+use carryon_crds::deployment::{SecretKey, ServedHead};
+use carryon_crds::wire::ServeConfig;
+use carryon_crds::{CarryOnDeployment, names};
+use kube::ResourceExt as _;
+
+use super::Observed;
+use crate::shared::meta::Owner;
+use crate::shared::{Refusal, Settings};
+
+/// A deployment that can be built.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Validated {
+    /// Owner of the children.
+    pub owner: Owner,
+    /// The worker's configuration.
+    pub config: ServeConfig,
+    /// The head, resolved.
+    pub head: ServedHead,
+    /// Claim that holds the artifact.
+    pub claim: String,
+    /// Path of the artifact's folder in it.
+    pub path: String,
+    /// Name of the pool.
+    pub pool: String,
+    /// Secret key with the API key.
+    pub key: Option<SecretKey>,
+    /// Gateway pods.
+    pub replicas: i32,
+    /// The pods' template.
+    pub template: PodTemplate,
+    /// Image when the template names none.
+    pub image: String,
+}
+
+/// Checks a deployment against the world.
+///
+/// # Errors
+/// A [`Refusal`] that names what is missing or wrong.
+pub fn validate(deployment: &CarryOnDeployment, observed: &Observed, settings: &Settings) -> Result<Validated, Refusal> {
+    let owner = Owner::of(deployment, "gateway");
+    let spec = &deployment.spec;
+    let head = resolve(deployment, observed, &owner)?;
+    let (claim, path) = names::parse_claim_uri(&head.uri)
+        .map(|(claim, path)| (claim.to_owned(), path.to_owned()))
+        .ok_or_else(|| Refusal::permanent("BadArtifactUri", format!("artifact uri {:?} is not pvc://CLAIM/PATH", head.uri)))?;
+    if observed.claim.is_none() {
+        let message = format!("PersistentVolumeClaim {}/{claim} with the head not found: create it", owner.namespace);
+        return Err(Refusal::waiting("ClaimNotFound", message));
+    }
+    let pool = pool(deployment, observed, &owner)?;
+    let key = spec.api.key_secret_ref.clone();
+    key.as_ref().map_or(Ok(()), |key| secret(key, observed, &owner))?;
+    Ok(Validated {
+        config: ServeConfig {
+            served_model_name: spec.served_model_name.clone().unwrap_or_else(|| deployment.name_any()),
+            digest: head.digest.clone(),
+        },
+        head,
+        claim,
+        path,
+        pool,
+        key,
+        replicas: spec.replicas,
+        template: spec.gateway.clone(),
+        image: settings.pinned_image(deployment.status.as_ref().and_then(|status| status.image.as_ref())),
+        owner,
+    })
+}
+
+/// Source text of a head that came from job `name`.
+fn job_source(name: &str) -> String {
+    format!("CarryOnJob/{name}")
+}
+
+fn resolve(deployment: &CarryOnDeployment, observed: &Observed, owner: &Owner) -> Result<ServedHead, Refusal> {
+    let head = &deployment.spec.head;
+    if let Some(artifact) = &head.artifact {
+        let claim = &artifact.persistent_volume_claim;
+        let uri = names::claim_uri(&claim.claim_name, claim.path.as_deref().unwrap_or_default());
+        return Ok(ServedHead { digest: artifact.digest.clone(), uri, source: "artifact".to_owned() });
+    }
+    let Some(reference) = &head.job_ref else {
+        return Err(Refusal::permanent("NoHead", "spec.head is empty: set jobRef or artifact"));
+    };
+    let source = job_source(&reference.name);
+    let resolved = deployment.status.as_ref().and_then(|status| status.stable.as_ref());
+    if let Some(kept) = resolved.filter(|kept| kept.source == source) {
+        return Ok(kept.clone());
+    }
+    let path = format!("{}/{}", owner.namespace, reference.name);
+    let Some(job) = &observed.job else {
+        return Err(Refusal::waiting("JobNotFound", format!("CarryOnJob {path} (spec.head.jobRef) not found: create it")));
+    };
+    let status = job.status.clone().unwrap_or_default();
+    if is_true(&status.conditions, types::FAILED) {
+        return Err(Refusal::permanent("JobFailed", format!("CarryOnJob {path} has failed: refer to another job")));
+    }
+    match status.artifact {
+        Some(artifact) if is_true(&status.conditions, types::COMPLETE) => {
+            Ok(ServedHead { digest: artifact.digest, uri: artifact.uri, source })
+        }
+        _ => Err(Refusal::waiting("JobNotComplete", format!("waiting for CarryOnJob {path} to complete"))),
+    }
+}
+
+fn pool(deployment: &CarryOnDeployment, observed: &Observed, owner: &Owner) -> Result<String, Refusal> {
+    let name = deployment.spec.pools.first().map(|pool| pool.name.clone()).unwrap_or_default();
+    let path = format!("{}/{name}", owner.namespace);
+    if observed.pool.is_none() {
+        return Err(Refusal::waiting("PoolNotFound", format!("BaseModelPool {path} (spec.pools[0]) not found: create it")));
+    }
+    let artifact = observed.job.as_ref().and_then(|job| job.status.as_ref()?.artifact.as_ref());
+    let model = observed.pool.as_ref().and_then(|pool| pool.status.as_ref()?.model.as_ref());
+    match (artifact.map(|artifact| artifact.base_model_digest.as_str()), model.map(|model| model.identity_digest.as_str())) {
+        (Some(head), Some(pool)) if !head.is_empty() && head != pool => Err(Refusal::permanent(
+            "BaseModelDiffers",
+            format!("the head was trained on base {head}, BaseModelPool {path} runs {pool}: name a pool of the same model"),
+        )),
+        _ => Ok(name),
+    }
+}
+
+fn secret(key: &SecretKey, observed: &Observed, owner: &Owner) -> Result<(), Refusal> {
+    let path = format!("{}/{}", owner.namespace, key.name);
+    let Some(secret) = &observed.secret else {
+        return Err(Refusal::waiting("SecretNotFound", format!("Secret {path} (spec.api.keySecretRef) not found: create it")));
+    };
+    let has = secret.data.as_ref().is_some_and(|data| data.contains_key(&key.key))
+        || secret.string_data.as_ref().is_some_and(|data| data.contains_key(&key.key));
+    if has { Ok(()) } else { Err(Refusal::waiting("SecretKeyNotFound", format!("Secret {path} has no key {:?}: add it", key.key))) }
+}

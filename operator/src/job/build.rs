@@ -1,0 +1,117 @@
+//! A validated job's children: configuration, a Service for the trainer's progress, and the batch Job of one attempt.
+
+use carryon_crds::names;
+use k8s_openapi::api::batch::v1::{Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule};
+use k8s_openapi::api::core::v1::{ConfigMap, PodTemplateSpec, Service};
+
+use super::Validated;
+use super::attempts::Plan;
+use crate::shared::meta;
+use crate::shared::pods::{self, Mount, MountSource, Probes, Role};
+
+/// Seconds between SIGTERM and SIGKILL: a checkpoint is written.
+const GRACE_SECONDS: i64 = 120;
+/// Group that owns the volumes, so that a trainer with any UID can write its output.
+const FS_GROUP: i64 = 65_532;
+
+/// What a job is made of at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Children {
+    /// The worker's configuration.
+    pub config_map: ConfigMap,
+    /// Headless: finds the trainer's pod.
+    pub service: Service,
+    /// The attempt that is to exist; created once and never written again.
+    pub attempt: Option<Job>,
+    /// Name of the batch Job that is to go, with its pod's grace period.
+    pub stop: Option<String>,
+}
+
+/// The children as the cluster holds them after they were applied.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Applied {
+    /// The attempt's batch Job, with its status.
+    pub attempt: Option<Job>,
+}
+
+/// Renders the children.
+pub fn build(job: &Validated) -> Children {
+    let name = names::trainer(&job.owner.name);
+    let (config_map, digest) = meta::config_map(&job.owner, &name, &job.config);
+    let (attempt, stop) = match &job.plan {
+        Plan::Keep(number) | Plan::Start(number) => (Some(*number), None),
+        Plan::Suspended { stop } | Plan::Failed { stop, .. } => (None, *stop),
+        Plan::BackOff { .. } | Plan::Complete => (None, None),
+    };
+    Children {
+        service: meta::service(&job.owner, &name, names::TRAINER_PORT, true),
+        attempt: attempt.map(|number| batch_job(job, number, template(job, &name, &digest))),
+        stop: stop.map(|number| names::attempt(&job.owner.name, number)),
+        config_map,
+    }
+}
+
+fn template(job: &Validated, config: &str, digest: &str) -> PodTemplateSpec {
+    let (source, path) = match (&job.data.persistent_volume_claim, &job.data.config_map) {
+        (Some(claim), _) => (MountSource::Claim(claim.claim_name.clone()), claim.path.as_deref()),
+        (None, map) => (MountSource::ConfigMap(map.iter().map(|map| map.name.clone()).collect()), None),
+    };
+    let output = MountSource::Claim(job.output.claim_name.clone());
+    pods::template(Role {
+        owner: &job.owner,
+        config: (config, digest),
+        template: &job.template,
+        image: &job.image,
+        subcommand: "train",
+        args: vec![
+            ("--pool", names::service_url(&names::pool(&job.pool), &job.owner.namespace, names::POOL_PORT)),
+            ("--data", pods::inside(names::DATA_DIR, path)),
+            ("--output", pods::inside(names::OUTPUT_DIR, job.output.path.as_deref())),
+            ("--termination-log", names::TERMINATION_LOG.to_owned()),
+        ],
+        env: Vec::new(),
+        port: names::TRAINER_PORT,
+        mounts: vec![
+            Mount { name: "output", path: names::OUTPUT_DIR, source: output, read_only: false },
+            Mount { name: "data", path: names::DATA_DIR, source, read_only: true },
+        ],
+        grace_seconds: GRACE_SECONDS,
+        // A trainer that hangs is ended by the job's deadline, not by a probe: a long step is no reason to lose it.
+        probes: Probes::default(),
+        fs_group: Some(FS_GROUP),
+        restart_policy: "Never",
+    })
+}
+
+fn batch_job(job: &Validated, number: u32, mut template: PodTemplateSpec) -> Job {
+    let label = (names::ATTEMPT_LABEL.to_owned(), number.to_string());
+    let mut metadata = job.owner.meta(names::attempt(&job.owner.name, number));
+    metadata.labels.get_or_insert_default().extend([label.clone()]);
+    template.metadata.get_or_insert_default().labels.get_or_insert_default().extend([label]);
+    Job {
+        metadata,
+        spec: Some(JobSpec {
+            backoff_limit: Some(0),
+            completions: Some(1),
+            parallelism: Some(1),
+            pod_failure_policy: Some(PodFailurePolicy { rules: vec![ignore_disruptions()] }),
+            // Never two trainers on one output folder.
+            pod_replacement_policy: Some("Failed".to_owned()),
+            template,
+            ..JobSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// A pod lost to its node or to preemption is replaced within the attempt and counts for nothing.
+fn ignore_disruptions() -> PodFailurePolicyRule {
+    PodFailurePolicyRule {
+        action: "Ignore".to_owned(),
+        on_pod_conditions: Some(vec![PodFailurePolicyOnPodConditionsPattern {
+            type_: "DisruptionTarget".to_owned(),
+            status: "True".to_owned(),
+        }]),
+        on_exit_codes: None,
+    }
+}

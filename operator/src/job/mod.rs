@@ -1,0 +1,12 @@
+//! `CarryOnJob`: one batch Job per training attempt; the operator decides every next one.
+
+pub mod attempts;
+pub mod build;
+pub mod observe;
+pub mod status;
+pub mod validate;
+
+pub use build::{Applied, Children, build};
+pub use observe::Observed;
+pub use status::status;
+pub use validate::{Validated, validate};

@@ -1,0 +1,93 @@
+//! A validated pool's children. A StatefulSet, because it never needs a surge pod when GPUs are scarce
+//! and gives each pod the stable address that heads are pushed to.
+
+use carryon_crds::names;
+use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::Validated;
+use crate::shared::meta;
+use crate::shared::pods::{self, Mount, MountSource, Probes, Role, http_probe};
+
+/// Seconds between SIGTERM and SIGKILL: running requests are drained.
+const GRACE_SECONDS: i64 = 60;
+/// Startup probes that may fail, two seconds apart: an hour for loading weights.
+const STARTUP_FAILURES: i32 = 1800;
+
+/// What a pool is made of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Children {
+    /// The worker's configuration.
+    pub config_map: ConfigMap,
+    /// Headless: resolves to every ready pod.
+    pub service: Service,
+    /// The pods.
+    pub stateful_set: StatefulSet,
+    /// One pod at a time may be evicted.
+    pub disruption_budget: PodDisruptionBudget,
+}
+
+/// The children as the cluster holds them after they were applied.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Applied {
+    /// The StatefulSet, with its status.
+    pub stateful_set: StatefulSet,
+}
+
+/// Renders the children.
+pub fn build(pool: &Validated) -> Children {
+    let owner = &pool.owner;
+    let name = names::pool(&owner.name);
+    let (config_map, digest) = meta::config_map(owner, &name, &pool.config);
+    let template = pods::template(Role {
+        owner,
+        config: (&name, &digest),
+        template: &pool.template,
+        image: &pool.image,
+        subcommand: "base",
+        args: vec![("--model", pods::inside(names::MODEL_DIR, pool.model.path.as_deref()))],
+        env: Vec::new(),
+        port: names::POOL_PORT,
+        mounts: vec![Mount {
+            name: "model",
+            path: names::MODEL_DIR,
+            source: MountSource::Claim(pool.model.claim_name.clone()),
+            read_only: true,
+        }],
+        grace_seconds: GRACE_SECONDS,
+        probes: Probes {
+            startup: Some(http_probe("/readyz", 2, STARTUP_FAILURES)),
+            readiness: Some(http_probe("/readyz", 5, 3)),
+            liveness: Some(http_probe("/healthz", 10, 6)),
+        },
+        fs_group: None,
+        restart_policy: "Always",
+    });
+    Children {
+        stateful_set: StatefulSet {
+            metadata: owner.meta(&name),
+            spec: Some(StatefulSetSpec {
+                replicas: Some(pool.replicas),
+                service_name: Some(name.clone()),
+                pod_management_policy: Some("Parallel".to_owned()),
+                selector: owner.label_selector(),
+                template,
+                ..StatefulSetSpec::default()
+            }),
+            status: None,
+        },
+        disruption_budget: PodDisruptionBudget {
+            metadata: owner.meta(&name),
+            spec: Some(PodDisruptionBudgetSpec {
+                max_unavailable: Some(IntOrString::Int(1)),
+                selector: Some(owner.label_selector()),
+                ..PodDisruptionBudgetSpec::default()
+            }),
+            status: None,
+        },
+        service: meta::service(owner, &name, names::POOL_PORT, true),
+        config_map,
+    }
+}

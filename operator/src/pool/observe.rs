@@ -1,0 +1,17 @@
+//! What a pool's validation and status look at, in Kubernetes' own types.
+
+use std::collections::BTreeMap;
+
+use carryon_crds::wire::ModelDescription;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+
+/// The world around a pool at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// The claim that holds the weights.
+    pub claim: Option<PersistentVolumeClaim>,
+    /// The pool's pods.
+    pub pods: Vec<Pod>,
+    /// What ready pods say of their model, by pod name.
+    pub models: BTreeMap<String, ModelDescription>,
+}

@@ -1,0 +1,94 @@
+//! Metadata of children: names, labels, owners, the Services that find their pods, the ConfigMap they read.
+
+use std::collections::BTreeMap;
+
+use carryon_crds::{names, wire};
+use k8s_openapi::api::core::v1::{ConfigMap, Service, ServicePort, ServiceSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::{Resource, ResourceExt as _};
+use serde::Serialize;
+
+/// Who a child belongs to and what it is part of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Owner {
+    /// Name of the object.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// `pool`, `trainer` or `gateway`.
+    pub component: &'static str,
+    /// Controller reference to the object; absent while it has no uid.
+    reference: Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference>,
+}
+
+impl Owner {
+    /// The owner of the children of `object`.
+    pub fn of<K: Resource<DynamicType = ()>>(object: &K, component: &'static str) -> Self {
+        Self { name: object.name_any(), namespace: namespace(object), component, reference: object.controller_owner_ref(&()) }
+    }
+
+    /// `NAMESPACE/NAME`, for messages.
+    pub fn path(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    /// Metadata of a child called `name`.
+    pub fn meta(&self, name: impl Into<String>) -> ObjectMeta {
+        ObjectMeta {
+            name: Some(name.into()),
+            namespace: Some(self.namespace.clone()),
+            labels: Some(names::labels(self.component, &self.name)),
+            owner_references: self.reference.clone().map(|reference| vec![reference]),
+            ..ObjectMeta::default()
+        }
+    }
+
+    /// Labels that select the pods.
+    pub fn selector(&self) -> BTreeMap<String, String> {
+        names::selector(self.component, &self.name)
+    }
+
+    /// The same as a label selector of a workload.
+    pub fn label_selector(&self) -> LabelSelector {
+        LabelSelector { match_labels: Some(self.selector()), match_expressions: None }
+    }
+
+    /// The same as `key=value,…`, for the scale subresource.
+    pub fn selector_text(&self) -> String {
+        self.selector().iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",")
+    }
+}
+
+/// Namespace of an object; `default` while it has none.
+pub fn namespace<K: Resource>(object: &K) -> String {
+    object.namespace().unwrap_or_else(|| "default".to_owned())
+}
+
+/// The ConfigMap that carries a worker's configuration, and the digest that rolls its pods.
+pub fn config_map<C: Serialize>(owner: &Owner, name: &str, config: &C) -> (ConfigMap, String) {
+    let text = serde_json::to_string_pretty(config).expect("a worker configuration is JSON");
+    let digest = wire::digest(text.as_bytes());
+    let data = BTreeMap::from([(names::CONFIG_FILE.to_owned(), text)]);
+    (ConfigMap { metadata: owner.meta(name), data: Some(data), ..ConfigMap::default() }, digest)
+}
+
+/// A Service over the owner's pods; `headless` gives each pod its own address.
+pub fn service(owner: &Owner, name: &str, port: i32, headless: bool) -> Service {
+    Service {
+        metadata: owner.meta(name),
+        spec: Some(ServiceSpec {
+            cluster_ip: headless.then(|| "None".to_owned()),
+            selector: Some(owner.selector()),
+            ports: Some(vec![ServicePort {
+                name: Some("http".to_owned()),
+                port,
+                target_port: Some(IntOrString::String("http".to_owned())),
+                protocol: Some("TCP".to_owned()),
+                ..ServicePort::default()
+            }]),
+            ..ServiceSpec::default()
+        }),
+        status: None,
+    }
+}

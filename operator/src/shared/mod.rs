@@ -1,0 +1,50 @@
+//! What the three kinds need alike.
+
+pub mod kstatus;
+pub mod meta;
+pub mod pods;
+pub mod trouble;
+
+/// Why an object cannot be built now; becomes its conditions.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// CamelCase reason.
+    pub reason: &'static str,
+    /// Names the object at fault and what to do.
+    pub message: String,
+    /// Whether only a change by the user helps (Stalled), or waiting may (Reconciling).
+    pub permanent: bool,
+}
+
+impl Refusal {
+    /// Something that is not there yet.
+    pub fn waiting(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), permanent: false }
+    }
+
+    /// Something the user has to change.
+    pub fn permanent(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), permanent: true }
+    }
+}
+
+/// What the operator itself is configured with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Worker image of objects that name none and have none pinned in their status.
+    pub worker_image: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { worker_image: concat!("ghcr.io/carry-on/worker:", env!("CARGO_PKG_VERSION")).to_owned() }
+    }
+}
+
+impl Settings {
+    /// The image an object without an image of its own keeps: the one it was started with, else today's default.
+    pub fn pinned_image(&self, in_status: Option<&String>) -> String {
+        in_status.unwrap_or(&self.worker_image).clone()
+    }
+}

@@ -1,0 +1,219 @@
+//! The pod every role runs in: restricted, with any UID, a read-only root and no API token.
+
+use std::collections::BTreeMap;
+
+use carryon_crds::common::{PodTemplate, Resources};
+use carryon_crds::names;
+use k8s_openapi::api::core::v1::{
+    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, HTTPGetAction,
+    PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile,
+    SecurityContext, Volume, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::meta::Owner;
+
+/// What differs between the roles' pods.
+pub struct Role<'a> {
+    /// Who the pod belongs to.
+    pub owner: &'a Owner,
+    /// Name of the ConfigMap with the configuration, and its digest.
+    pub config: (&'a str, &'a str),
+    /// The user's template.
+    pub template: &'a PodTemplate,
+    /// Image when the template names none.
+    pub image: &'a str,
+    /// `base`, `train` or `serve`.
+    pub subcommand: &'static str,
+    /// Arguments beside `--config`, `--listen` and `--threads`.
+    pub args: Vec<(&'static str, String)>,
+    /// Environment.
+    pub env: Vec<EnvVar>,
+    /// Port of the one listener.
+    pub port: i32,
+    /// Volumes beside configuration and `/tmp`.
+    pub mounts: Vec<Mount>,
+    /// Seconds between SIGTERM and SIGKILL.
+    pub grace_seconds: i64,
+    /// Startup, readiness and liveness probes.
+    pub probes: Probes,
+    /// Group that owns volumes, for roles that write to one with any UID.
+    pub fs_group: Option<i64>,
+    /// `Always` or `Never`.
+    pub restart_policy: &'static str,
+}
+
+/// A volume and where it is mounted.
+pub struct Mount {
+    /// Name of the volume.
+    pub name: &'static str,
+    /// Path in the container.
+    pub path: &'static str,
+    /// Where the files come from.
+    pub source: MountSource,
+    /// Whether the container may not write.
+    pub read_only: bool,
+}
+
+/// Where a volume's files come from.
+pub enum MountSource {
+    /// A PersistentVolumeClaim.
+    Claim(String),
+    /// A ConfigMap.
+    ConfigMap(String),
+}
+
+/// Probes of a role.
+#[derive(Default)]
+pub struct Probes {
+    /// Until it passes, the others wait.
+    pub startup: Option<Probe>,
+    /// Whether the pod gets traffic.
+    pub readiness: Option<Probe>,
+    /// Whether the container is restarted.
+    pub liveness: Option<Probe>,
+}
+
+/// An HTTP GET of `path` every `period` seconds, given up after `failures` in a row.
+pub fn http_probe(path: &str, period: i32, failures: i32) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.to_owned()),
+            port: IntOrString::String("http".to_owned()),
+            ..HTTPGetAction::default()
+        }),
+        period_seconds: Some(period),
+        timeout_seconds: Some(5),
+        failure_threshold: Some(failures),
+        ..Probe::default()
+    }
+}
+
+/// `path` inside a volume mounted at `mount`.
+pub fn inside(mount: &str, path: Option<&str>) -> String {
+    match path.map(|path| path.trim_matches('/')).filter(|path| !path.is_empty()) {
+        Some(path) => format!("{mount}/{path}"),
+        None => mount.to_owned(),
+    }
+}
+
+/// The pod template of a role.
+pub fn template(role: Role<'_>) -> PodTemplateSpec {
+    let mut volumes = vec![
+        Volume { name: "config".to_owned(), config_map: Some(config_map_volume(role.config.0)), ..Volume::default() },
+        Volume { name: "tmp".to_owned(), empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() },
+    ];
+    let mut mounts = vec![mount("config", names::CONFIG_DIR, true), mount("tmp", "/tmp", false)];
+    for Mount { name, path, source, read_only } in &role.mounts {
+        let volume = volume(name, source);
+        // A kubelet does not mount one claim twice into a pod: two paths of it share the volume.
+        let same = volumes
+            .iter()
+            .find(|other| volume.persistent_volume_claim.is_some() && other.persistent_volume_claim == volume.persistent_volume_claim);
+        let name = same.map_or(*name, |other| other.name.as_str()).to_owned();
+        if same.is_none() {
+            volumes.push(volume);
+        }
+        mounts.push(mount(&name, path, *read_only));
+    }
+    PodTemplateSpec {
+        metadata: Some(ObjectMeta {
+            labels: Some(names::labels(role.owner.component, &role.owner.name)),
+            annotations: Some(BTreeMap::from([(names::CONFIG_DIGEST_ANNOTATION.to_owned(), role.config.1.to_owned())])),
+            ..ObjectMeta::default()
+        }),
+        spec: Some(PodSpec {
+            automount_service_account_token: Some(false),
+            enable_service_links: Some(false),
+            security_context: Some(pod_security(role.fs_group)),
+            termination_grace_period_seconds: Some(role.grace_seconds),
+            restart_policy: Some(role.restart_policy.to_owned()),
+            volumes: Some(volumes),
+            containers: vec![container(role, mounts)],
+            ..PodSpec::default()
+        }),
+    }
+}
+
+fn container(role: Role<'_>, mounts: Vec<VolumeMount>) -> Container {
+    let mut args = vec![role.subcommand.to_owned()];
+    let mut argument = |name: &str, value: String| args.extend([name.to_owned(), value]);
+    argument("--config", format!("{}/{}", names::CONFIG_DIR, names::CONFIG_FILE));
+    argument("--listen", format!("0.0.0.0:{}", role.port));
+    role.args.into_iter().for_each(|(name, value)| argument(name, value));
+    threads(&role.template.resources).into_iter().for_each(|count| argument("--threads", count.to_string()));
+    Container {
+        name: role.owner.component.to_owned(),
+        image: Some(role.template.image.clone().unwrap_or_else(|| role.image.to_owned())),
+        command: Some(vec![names::WORKER.to_owned()]),
+        args: Some(args),
+        env: (!role.env.is_empty()).then_some(role.env),
+        ports: Some(vec![ContainerPort {
+            name: Some("http".to_owned()),
+            container_port: role.port,
+            protocol: Some("TCP".to_owned()),
+            ..ContainerPort::default()
+        }]),
+        resources: resources(&role.template.resources),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            read_only_root_filesystem: Some(true),
+            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+            ..SecurityContext::default()
+        }),
+        startup_probe: role.probes.startup,
+        readiness_probe: role.probes.readiness,
+        liveness_probe: role.probes.liveness,
+        termination_message_path: Some(names::TERMINATION_LOG.to_owned()),
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
+        volume_mounts: Some(mounts),
+        ..Container::default()
+    }
+}
+
+/// Threads of the worker: `limits.cpu` rounded up, so that a quota is not shared by as many threads as the node has cores.
+fn threads(resources: &Resources) -> Option<u64> {
+    let text = &resources.limits.get("cpu")?.0;
+    let cores = match text.strip_suffix('m') {
+        Some(milli) => milli.parse::<f64>().ok()? / 1000.0,
+        None => text.parse::<f64>().ok()?,
+    };
+    (cores.is_finite() && cores > 0.0).then(|| (cores.ceil() as u64).clamp(1, 4096))
+}
+
+fn resources(resources: &Resources) -> Option<ResourceRequirements> {
+    let map = |map: &BTreeMap<_, _>| (!map.is_empty()).then(|| map.clone());
+    let (requests, limits) = (map(&resources.requests), map(&resources.limits));
+    (requests.is_some() || limits.is_some()).then(|| ResourceRequirements { requests, limits, ..ResourceRequirements::default() })
+}
+
+fn pod_security(fs_group: Option<i64>) -> PodSecurityContext {
+    PodSecurityContext {
+        run_as_non_root: Some(true),
+        fs_group,
+        fs_group_change_policy: fs_group.map(|_| "OnRootMismatch".to_owned()),
+        seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),
+        ..PodSecurityContext::default()
+    }
+}
+
+fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
+    VolumeMount { name: name.to_owned(), mount_path: path.to_owned(), read_only: read_only.then_some(true), ..VolumeMount::default() }
+}
+
+fn volume(name: &str, source: &MountSource) -> Volume {
+    let name = name.to_owned();
+    match source {
+        MountSource::Claim(claim) => Volume {
+            name,
+            persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource { claim_name: claim.clone(), read_only: None }),
+            ..Volume::default()
+        },
+        MountSource::ConfigMap(config_map) => Volume { name, config_map: Some(config_map_volume(config_map)), ..Volume::default() },
+    }
+}
+
+fn config_map_volume(name: &str) -> ConfigMapVolumeSource {
+    ConfigMapVolumeSource { name: name.to_owned(), ..ConfigMapVolumeSource::default() }
+}

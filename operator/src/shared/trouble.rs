@@ -1,0 +1,87 @@
+//! What is wrong with pods, in the words of the scheduler, the kubelet and the worker itself.
+
+use carryon_crds::wire::ExitCode;
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
+use kube::ResourceExt as _;
+
+/// The first thing wrong with a set of pods, in the order of their names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// CamelCase reason.
+    pub reason: &'static str,
+    /// Names the pod and says what to do.
+    pub message: String,
+    /// Whether the worker itself says that only another configuration or other data help.
+    pub permanent: bool,
+}
+
+/// Looks for trouble in `pods`.
+pub fn find(pods: &[Pod]) -> Option<Trouble> {
+    let mut pods: Vec<&Pod> = pods.iter().collect();
+    pods.sort_by_key(|pod| pod.name_any());
+    pods.into_iter().find_map(|pod| crashing(pod).or_else(|| waiting(pod)).or_else(|| unschedulable(pod)))
+}
+
+/// Whether the pod's Ready condition holds.
+pub fn is_ready(pod: &Pod) -> bool {
+    condition(pod, "Ready").is_some_and(|(status, _)| status == "True")
+}
+
+/// How the pod's only container ended, this time or the time before.
+pub fn last_end(pod: &Pod) -> Option<&ContainerStateTerminated> {
+    let status = container(pod)?;
+    let of = |state: &'_ Option<k8s_openapi::api::core::v1::ContainerState>| state.as_ref().is_some_and(|state| state.terminated.is_some());
+    if of(&status.state) { status.state.as_ref()?.terminated.as_ref() } else { status.last_state.as_ref()?.terminated.as_ref() }
+}
+
+/// `exit code 1` or `signal 9`, as shells count them.
+pub fn exit_text(code: i32) -> String {
+    match code {
+        129..=192 => format!("signal {}", code - 128),
+        _ => format!("exit code {code}"),
+    }
+}
+
+fn container(pod: &Pod) -> Option<&ContainerStatus> {
+    pod.status.as_ref()?.container_statuses.as_ref()?.first()
+}
+
+fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<(&'a str, &'a str)> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    let condition = conditions.iter().find(|condition| condition.type_ == type_)?;
+    Some((condition.status.as_str(), condition.message.as_deref().unwrap_or_default()))
+}
+
+fn crashing(pod: &Pod) -> Option<Trouble> {
+    let status = container(pod)?;
+    if status.ready || status.restart_count == 0 && status.state.as_ref()?.terminated.is_none() {
+        return None;
+    }
+    let end = last_end(pod)?;
+    let name = pod.name_any();
+    let said = end.message.as_deref().map(last_line).filter(|line| !line.is_empty());
+    let said = said.map_or_else(|| "see its log".to_owned(), |line| format!("it said: {line}"));
+    let permanent = [ExitCode::Data as i32, ExitCode::Configuration as i32].contains(&end.exit_code);
+    Some(Trouble {
+        reason: if permanent { "WorkerRefused" } else { "PodCrashing" },
+        message: format!("pod {name} ended with {} and was restarted {} times; {said}", exit_text(end.exit_code), status.restart_count),
+        permanent,
+    })
+}
+
+fn waiting(pod: &Pod) -> Option<Trouble> {
+    let waiting = container(pod)?.state.as_ref()?.waiting.as_ref()?;
+    let reason = waiting.reason.as_deref().filter(|reason| !["ContainerCreating", "PodInitializing"].contains(reason))?;
+    let detail = waiting.message.as_deref().unwrap_or("no message");
+    Some(Trouble { reason: "PodWaiting", message: format!("pod {} waits: {reason}: {detail}", pod.name_any()), permanent: false })
+}
+
+fn unschedulable(pod: &Pod) -> Option<Trouble> {
+    let (_, message) = condition(pod, "PodScheduled").filter(|(status, _)| *status == "False")?;
+    Some(Trouble { reason: "Unschedulable", message: format!("pod {} has no node: {message}", pod.name_any()), permanent: false })
+}
+
+/// Termination messages that fall back to logs hold many lines; the last says most.
+fn last_line(text: &str) -> &str {
+    text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default()
+}
