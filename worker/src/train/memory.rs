@@ -1,0 +1,78 @@
+//! What the process holds in memory, as the kernel counts it.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How often [`Watch`] looks.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Memory of this process, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Anonymous pages that are resident now: what the program itself asked for.
+    pub anonymous: u64,
+    /// Most resident at any time, file pages included.
+    pub peak_resident: u64,
+}
+
+/// Reads `/proc/self/status`; zeros where there is none.
+pub fn now() -> Memory {
+    fs::read_to_string("/proc/self/status").map_or_else(|_| Memory::default(), |text| parse(&text))
+}
+
+fn parse(status: &str) -> Memory {
+    let bytes = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.and_then(|value| value.trim().trim_end_matches("kB").trim().parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
+    };
+    Memory { anonymous: bytes("RssAnon"), peak_resident: bytes("VmHWM") }
+}
+
+/// Keeps the highest anonymous memory seen: the kernel keeps no such mark itself.
+#[derive(Clone, Debug, Default)]
+pub struct Watch(Arc<AtomicU64>);
+
+impl Watch {
+    /// Looks every 100 ms until the runtime ends. `before`: the mark of earlier attempts, bytes.
+    pub fn start(runtime: &tokio::runtime::Handle, before: u64) -> Self {
+        let watch = Self(Arc::new(AtomicU64::new(before)));
+        let mark = watch.clone();
+        runtime.spawn(async move {
+            let mut interval = tokio::time::interval(INTERVAL);
+            loop {
+                interval.tick().await;
+                mark.look();
+            }
+        });
+        watch
+    }
+
+    /// Raises the mark to at least `bytes`.
+    pub fn raise(&self, bytes: u64) {
+        self.0.fetch_max(bytes, Ordering::Relaxed);
+    }
+
+    /// The highest so far, bytes.
+    pub fn peak_anonymous(&self) -> u64 {
+        self.look();
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn look(&self) {
+        self.raise(now().anonymous);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_kernel_s_table() {
+        let memory = parse("Name:\tx\nVmHWM:\t  123 kB\nRssAnon:\t   45 kB\n");
+        assert_eq!(memory, Memory { anonymous: 45 * 1024, peak_resident: 123 * 1024 });
+        assert_eq!(parse(""), Memory::default());
+    }
+}
