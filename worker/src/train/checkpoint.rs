@@ -1,0 +1,326 @@
+//! Checkpoints: one safetensors file each, whole or not there at all, refused when a bit of it changed.
+//!
+//! Metadata: [`STATE_KEY`] holds [`State`] as JSON, [`DIGEST_KEY`] a digest over it and all tensors. Tensors: `weights.*` (now), `best.*`
+//! (at the best evaluation, when there was one) and `optimizer.*`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use carryon_crds::wire::{Identity, Numerics};
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use crate::files;
+use crate::head::{Weight, Weights};
+use crate::train::batches::Cursor;
+use crate::train::error::TrainError;
+use crate::train::optim::OptimizerState;
+
+/// Version of the format this code writes and reads.
+const FORMAT_VERSION: u32 = 1;
+/// Metadata key of the state.
+const STATE_KEY: &str = "carryon.checkpoint";
+/// Metadata key of the digest.
+const DIGEST_KEY: &str = "carryon.digest";
+/// Largest file that is read: weights, best weights and two moments of the largest head, bytes.
+const MAX_BYTES: u64 = 4 * 4 * crate::head::parameters::MAX_PARAMETERS + (1 << 20);
+
+/// All that is not a tensor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Version of the format.
+    pub format_version: u32,
+    /// Digest of configuration and data: another run does not go on from here.
+    pub run: String,
+    /// The base.
+    pub identity: Identity,
+    /// How it computed.
+    pub numerics: Numerics,
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Where the data stand.
+    pub cursor: Cursor,
+    /// Step of the last evaluation.
+    pub evaluated: Option<u64>,
+    /// Evaluations since the best one.
+    pub without_improvement: u32,
+    /// The best evaluation; its weights are `best.*`.
+    pub best: Option<Best>,
+    /// The base's own evaluation loss, nats per target.
+    pub base_eval_loss: Option<f64>,
+    /// Loss of the last step, nats per target.
+    pub train_loss: Option<f64>,
+    /// Seconds of training, over all attempts.
+    pub train_seconds: f64,
+    /// Highest anonymous memory, over all attempts, bytes.
+    pub peak_anonymous_bytes: u64,
+    /// Steps the optimizers made.
+    pub optimizer_steps: u64,
+}
+
+/// An evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// After this step.
+    pub step: u64,
+    /// Nats per target.
+    pub loss: f64,
+    /// Share a classifier gets right.
+    pub accuracy: Option<f64>,
+}
+
+/// A state of training to go on from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checkpoint {
+    /// All but the tensors.
+    pub state: State,
+    /// The head's tensors.
+    pub weights: Weights,
+    /// Those of the best evaluation, unless they are the present ones' ancestors no more asked for.
+    pub best: Option<Weights>,
+    /// What the optimizers remember.
+    pub optimizer: OptimizerState,
+}
+
+/// What [`Folder::latest`] found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// The newest whole checkpoint of this run.
+    pub checkpoint: Option<Checkpoint>,
+    /// What was passed over, and why.
+    pub warnings: Vec<String>,
+}
+
+/// The folder of a run's checkpoints.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    path: PathBuf,
+    keep: usize,
+}
+
+impl Folder {
+    /// `path` need not exist yet; the newest `keep` checkpoints are kept.
+    pub fn new(path: PathBuf, keep: u32) -> Self {
+        Self { path, keep: keep.max(1) as usize }
+    }
+
+    /// Writes a checkpoint and removes the oldest beyond the limit.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(&self, checkpoint: &Checkpoint) -> Result<(), TrainError> {
+        let path = self.path.join(format!("step-{:010}.safetensors", checkpoint.state.step));
+        write(&path, checkpoint).map_err(TrainError::file("write", &path))?;
+        let files = self.files()?;
+        for old in files.iter().rev().skip(self.keep) {
+            fs::remove_file(old).map_err(TrainError::file("remove", old))?;
+        }
+        Ok(())
+    }
+
+    /// The newest whole checkpoint of `run`. A damaged one is passed over by name; those of another run are removed.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub fn latest(&self, run: &str) -> Result<Found, TrainError> {
+        let mut found = Found::default();
+        for path in self.files()?.into_iter().rev() {
+            match read(&path) {
+                Ok(checkpoint) if checkpoint.state.run == run => {
+                    found.checkpoint = Some(checkpoint);
+                    break;
+                }
+                Ok(_) => {
+                    found.warnings.push(format!("checkpoint {path:?} belongs to another configuration or other data: removed"));
+                    fs::remove_file(&path).map_err(TrainError::file("remove", &path))?;
+                }
+                Err(reason) => found.warnings.push(format!("checkpoint {path:?} is damaged ({reason}): falling back to the one before")),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Checkpoint files, oldest first.
+    fn files(&self) -> Result<Vec<PathBuf>, TrainError> {
+        let entries = match fs::read_dir(&self.path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(TrainError::file("read", &self.path)(error)),
+        };
+        let is_checkpoint = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            name.starts_with("step-") && name.ends_with(".safetensors")
+        };
+        let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_checkpoint).collect();
+        files.sort_unstable();
+        Ok(files)
+    }
+}
+
+fn write(path: &Path, checkpoint: &Checkpoint) -> std::io::Result<()> {
+    let groups =
+        [("weights", Some(&checkpoint.weights)), ("best", checkpoint.best.as_ref()), ("optimizer", Some(&checkpoint.optimizer.tensors))];
+    let tensors: BTreeMap<String, &Weight> = groups
+        .into_iter()
+        .filter_map(|(group, tensors)| Some((group, tensors?)))
+        .flat_map(|(group, tensors)| tensors.iter().map(move |(name, tensor)| (format!("{group}.{name}"), tensor)))
+        .collect();
+    let state = serde_json::to_string(&checkpoint.state).expect("a state is plain data");
+    let digest = digest(&state, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice(), bytes(tensor))));
+    let mut header = BTreeMap::from([("__metadata__".to_owned(), json!({ STATE_KEY: state, DIGEST_KEY: digest }))]);
+    let mut end = 0;
+    for (name, tensor) in &tensors {
+        let begin = end;
+        end += bytes(tensor).len();
+        header.insert(name.clone(), json!({ "dtype": "F32", "shape": tensor.shape, "data_offsets": [begin, end] }));
+    }
+    let mut header = json!(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    files::write_atomic_with(path, |file| {
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        tensors.values().try_for_each(|tensor| file.write_all(bytes(tensor)))
+    })
+}
+
+fn read(path: &Path) -> Result<Checkpoint, String> {
+    let length = fs::metadata(path).map_err(|error| error.to_string())?.len();
+    if length > MAX_BYTES {
+        return Err(format!("{length} bytes, more than {MAX_BYTES}"));
+    }
+    let content = fs::read(path).map_err(|error| error.to_string())?;
+    let (_, header) = SafeTensors::read_metadata(&content).map_err(|error| error.to_string())?;
+    let metadata = header.metadata().clone().unwrap_or_default();
+    let state = metadata.get(STATE_KEY).ok_or("no state in its metadata")?;
+    let file = SafeTensors::deserialize(&content).map_err(|error| error.to_string())?;
+    let mut tensors: Vec<_> = file.iter().collect();
+    tensors.sort_unstable_by_key(|(name, _)| *name);
+    let found = digest(state, tensors.iter().map(|(name, tensor)| (*name, tensor.shape(), tensor.data())));
+    if metadata.get(DIGEST_KEY) != Some(&found) {
+        return Err("its digest does not fit its content".to_owned());
+    }
+    let state: State = serde_json::from_str(state).map_err(|error| error.to_string())?;
+    if state.format_version != FORMAT_VERSION {
+        return Err(format!("format version {}, this worker reads {FORMAT_VERSION}", state.format_version));
+    }
+    let mut groups: BTreeMap<&str, Weights> = BTreeMap::new();
+    for (name, tensor) in tensors {
+        let (group, name) = name.split_once('.').ok_or_else(|| format!("tensor {name:?} is of no group"))?;
+        if tensor.dtype() != Dtype::F32 {
+            return Err(format!("tensor {name:?} has type {:?}, expected F32", tensor.dtype()));
+        }
+        let values = tensor.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        groups.entry(group).or_default().insert(name.to_owned(), Weight { shape: tensor.shape().to_vec(), values });
+    }
+    let weights = groups.remove("weights").unwrap_or_default();
+    let tensors = groups.remove("optimizer").unwrap_or_default();
+    let optimizer = OptimizerState { steps: state.optimizer_steps, tensors };
+    Ok(Checkpoint { state, weights, best: groups.remove("best"), optimizer })
+}
+
+/// Over the state and every tensor's name, shape and bytes, in the order of names.
+fn digest<'a>(state: &str, tensors: impl Iterator<Item = (&'a str, &'a [usize], &'a [u8])>) -> String {
+    let mut hasher = Sha256::new_with_prefix(state);
+    for (name, shape, bytes) in tensors {
+        hasher.update(format!("\n{name} {shape:?}\n"));
+        hasher.update(bytes);
+    }
+    carryon_crds::wire::digest_of(hasher)
+}
+
+/// Values as they lie in the file; the worker runs on little-endian machines only.
+fn bytes(tensor: &Weight) -> &[u8] {
+    bytemuck::cast_slice(&tensor.values)
+}
+
+impl State {
+    /// The state before the first step.
+    pub fn new(run: String, identity: Identity, numerics: Numerics) -> Self {
+        Self {
+            format_version: FORMAT_VERSION,
+            run,
+            identity,
+            numerics,
+            step: 0,
+            cursor: Cursor::default(),
+            evaluated: None,
+            without_improvement: 0,
+            best: None,
+            base_eval_loss: None,
+            train_loss: None,
+            train_seconds: 0.0,
+            peak_anonymous_bytes: 0,
+            optimizer_steps: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use carryon_crds::pool::Dtype;
+
+    use super::*;
+
+    pub(crate) fn identity() -> Identity {
+        let text = str::to_owned;
+        Identity { weights: text("w"), tokenizer: text("t"), chat_template: text("c"), norm_point: text("final_norm") }
+    }
+
+    pub(crate) fn numerics() -> Numerics {
+        Numerics { dtype: Dtype::Float32, device: "cpu".to_owned(), kernel: "portable".to_owned() }
+    }
+
+    fn checkpoint(step: u64, run: &str) -> Checkpoint {
+        let tensor = |value| Weight { shape: vec![2, 1], values: vec![value, f32::MIN_POSITIVE] };
+        let weights = Weights::from([("output.weight".to_owned(), tensor(step as f32))]);
+        let optimizer = OptimizerState { steps: step, tensors: Weights::from([("muon.output.weight.momentum".to_owned(), tensor(0.5))]) };
+        let best = Best { step: 1, loss: 0.1 + 0.2, accuracy: None };
+        let state = State::new(run.to_owned(), identity(), numerics());
+        let state = State { step, optimizer_steps: step, best: Some(best), train_seconds: 1.0 / 3.0, ..state };
+        Checkpoint { state, best: Some(weights.clone()), weights, optimizer }
+    }
+
+    #[test]
+    fn what_is_read_is_what_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = Folder::new(folder.path().join("checkpoints"), 2);
+        for step in [3, 6, 9] {
+            folder.save(&checkpoint(step, "run")).unwrap();
+        }
+        let found = folder.latest("run").unwrap();
+        assert_eq!((found.checkpoint, found.warnings.len()), (Some(checkpoint(9, "run")), 0));
+        assert_eq!(folder.files().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_falls_back_to_the_one_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let folder = Folder::new(directory.path().to_owned(), 3);
+        for step in [3, 6, 9] {
+            folder.save(&checkpoint(step, "run")).unwrap();
+        }
+        let files = folder.files().unwrap();
+        let mut content = fs::read(&files[2]).unwrap();
+        *content.last_mut().unwrap() ^= 1;
+        fs::write(&files[2], &content).unwrap();
+        fs::write(&files[1], &content[..content.len() - 3]).unwrap();
+        let found = folder.latest("run").unwrap();
+        assert_eq!(found.checkpoint, Some(checkpoint(3, "run")));
+        assert!(found.warnings[0].contains("step-0000000009.safetensors\" is damaged (its digest does not fit"), "{:?}", found.warnings);
+        assert!(found.warnings[1].contains("step-0000000006.safetensors\" is damaged"), "{:?}", found.warnings);
+    }
+
+    #[test]
+    fn another_configuration_starts_anew_and_says_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let folder = Folder::new(directory.path().to_owned(), 3);
+        folder.save(&checkpoint(3, "old")).unwrap();
+        let found = folder.latest("new").unwrap();
+        assert!(found.checkpoint.is_none() && found.warnings[0].contains("another configuration"), "{:?}", found.warnings);
+        assert!(folder.files().unwrap().is_empty());
+    }
+}
