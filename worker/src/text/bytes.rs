@@ -1,0 +1,143 @@
+//! From token ids to text: a table of every token's bytes, and a stream that never cuts a character in two.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::Tokenizer;
+
+/// The bytes of every token, in one allocation.
+pub(super) struct TokenBytes {
+    bytes: Vec<u8>,
+    /// Start of each token in `bytes`, and the end of the last one.
+    starts: Vec<u32>,
+}
+
+impl TokenBytes {
+    /// `tokens` maps ids to tokens in the byte-level alphabet; ids without a token have no bytes.
+    pub(super) fn new(tokens: &BTreeMap<u32, String>) -> Self {
+        let alphabet = alphabet();
+        let count = tokens.keys().next_back().map_or(0, |last| *last as usize + 1);
+        let (mut bytes, mut starts) = (Vec::new(), Vec::with_capacity(count + 1));
+        for id in 0..count as u32 {
+            starts.push(bytes.len() as u32);
+            let Some(token) = tokens.get(&id) else { continue };
+            // An added token may hold characters outside the alphabet: it stands for its own text.
+            match token.chars().map(|character| alphabet.get(&character).copied()).collect::<Option<Vec<u8>>>() {
+                Some(decoded) => bytes.extend(decoded),
+                None => bytes.extend(token.as_bytes()),
+            }
+        }
+        starts.push(bytes.len() as u32);
+        Self { bytes, starts }
+    }
+
+    /// One more than the largest id.
+    pub(super) fn count(&self) -> usize {
+        self.starts.len() - 1
+    }
+
+    /// Bytes of a token; none for an id outside the vocabulary.
+    pub(super) fn get(&self, id: u32) -> &[u8] {
+        match self.starts.get(id as usize..id as usize + 2) {
+            Some(range) => &self.bytes[range[0] as usize..range[1] as usize],
+            None => &[],
+        }
+    }
+}
+
+/// The byte-level alphabet of GPT-2: printable Latin-1 stands for itself, the other bytes for U+0100 and up.
+fn alphabet() -> HashMap<char, u8> {
+    let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    let others = (0..=255u8).filter(|byte| !printable(byte)).zip(0x100u32..);
+    let mut alphabet: HashMap<char, u8> = (0..=255u8).filter(printable).map(|byte| (char::from(byte), byte)).collect();
+    alphabet.extend(others.filter_map(|(byte, code)| Some((char::from_u32(code)?, byte))));
+    alphabet
+}
+
+/// Turns tokens into text one by one. A character that is spread over tokens appears with its last one; all pieces together
+/// are the text of [`Tokenizer::decode`] over the same tokens.
+pub struct DecodeStream<'a> {
+    tokenizer: &'a Tokenizer,
+    decoder: Utf8Decoder,
+}
+
+impl<'a> DecodeStream<'a> {
+    pub(super) fn new(tokenizer: &'a Tokenizer) -> Self {
+        Self { tokenizer, decoder: Utf8Decoder::default() }
+    }
+
+    /// The text that `id` completes: empty for control tokens and within a character.
+    pub fn push(&mut self, id: u32) -> String {
+        if self.tokenizer.is_special(id) {
+            return String::new();
+        }
+        self.decoder.push(self.tokenizer.token_bytes(id))
+    }
+
+    /// What is left of an unfinished character (U+FFFD), or nothing.
+    pub fn finish(self) -> String {
+        self.decoder.finish()
+    }
+}
+
+/// `String::from_utf8_lossy`, piece by piece.
+#[derive(Default)]
+struct Utf8Decoder {
+    /// The beginning of a character: at most three bytes between calls.
+    pending: Vec<u8>,
+}
+
+impl Utf8Decoder {
+    fn push(&mut self, bytes: &[u8]) -> String {
+        self.pending.extend(bytes);
+        let mut text = String::new();
+        let mut rest = self.pending.as_slice();
+        while !rest.is_empty() {
+            match std::str::from_utf8(rest) {
+                Ok(valid) => {
+                    text.push_str(valid);
+                    rest = &[];
+                }
+                Err(error) => {
+                    let (valid, tail) = rest.split_at(error.valid_up_to());
+                    text.push_str(&String::from_utf8_lossy(valid));
+                    rest = tail;
+                    let Some(invalid) = error.error_len() else { break };
+                    text.push(char::REPLACEMENT_CHARACTER);
+                    rest = &tail[invalid..];
+                }
+            }
+        }
+        self.pending = rest.to_vec();
+        text
+    }
+
+    fn finish(self) -> String {
+        String::from_utf8_lossy(&self.pending).into_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_join_to_the_lossy_text_wherever_they_are_cut() {
+        let mut bytes = "a🙂é\u{200d}漢".as_bytes().to_vec();
+        bytes.extend([0xFF, b'x', 0xF0, 0x9F, b'y', 0xC3]);
+        for width in 1..=bytes.len() {
+            let mut decoder = Utf8Decoder::default();
+            let mut text: String = bytes.chunks(width).map(|chunk| decoder.push(chunk)).collect();
+            text.push_str(&decoder.finish());
+            assert_eq!(text, String::from_utf8_lossy(&bytes), "pieces of {width}");
+        }
+    }
+
+    #[test]
+    fn the_alphabet_covers_every_byte_once() {
+        let mut bytes: Vec<u8> = alphabet().into_values().collect();
+        bytes.sort_unstable();
+        assert_eq!(bytes, (0..=255).collect::<Vec<u8>>());
+        assert_eq!(alphabet()[&'Ġ'], b' ');
+        assert_eq!(alphabet()[&'Ċ'], b'\n');
+    }
+}

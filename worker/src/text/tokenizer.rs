@@ -1,0 +1,161 @@
+//! Text to token ids and back.
+
+use std::collections::{BTreeMap, HashSet};
+
+use tokenizers::DecoderWrapper;
+
+use super::bytes::{DecodeStream, TokenBytes};
+use super::{TextError, Vocabulary};
+
+/// A byte-level BPE tokenizer.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    bytes: TokenBytes,
+    special: HashSet<u32>,
+}
+
+/// As many ids as no vocabulary has: the table of token bytes is this long at most.
+const MAX_TOKEN_ID: u32 = 4 << 20;
+
+impl Tokenizer {
+    /// From the vocabulary of a GGUF file; an unknown pre-tokenizer is refused by name.
+    pub fn from_vocabulary(vocabulary: &Vocabulary) -> Result<Self, TextError> {
+        Self::new(vocabulary.build()?).map_err(TextError::Vocabulary)
+    }
+
+    /// From the bytes of a `tokenizer.json`; truncation and padding set there are dropped.
+    pub fn from_json(json: &[u8]) -> Result<Self, TextError> {
+        let unusable = |reason: String| TextError::TokenizerJson(reason);
+        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|error| unusable(error.to_string()))?;
+        inner.with_truncation(None).map_err(|error| unusable(error.to_string()))?;
+        inner.with_padding(None);
+        Self::new(inner).map_err(unusable)
+    }
+
+    fn new(inner: tokenizers::Tokenizer) -> Result<Self, String> {
+        if !is_byte_level(inner.get_decoder()) {
+            return Err(String::from("its decoder is not ByteLevel: only byte-level BPE is supported"));
+        }
+        let mut tokens: BTreeMap<u32, String> = inner.get_vocab(false).into_iter().map(|(token, id)| (id, token)).collect();
+        let added = inner.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
+        tokens.extend(added.into_iter().map(|(id, token)| (id, token.content)));
+        match tokens.keys().next_back() {
+            None => Err(String::from("it has no tokens")),
+            Some(last) if *last > MAX_TOKEN_ID => Err(format!("token id {last} is beyond {MAX_TOKEN_ID}")),
+            Some(_) => Ok(Self { inner, bytes: TokenBytes::new(&tokens), special }),
+        }
+    }
+
+    /// The tokenizer as `tokenizer.json`: the same bytes for the same tokenizer, whatever it was made from.
+    pub fn to_json(&self) -> Result<Vec<u8>, TextError> {
+        self.inner.to_string(false).map(String::into_bytes).map_err(|error| TextError::TokenizerJson(error.to_string()))
+    }
+
+    /// Token ids of `text`. Control tokens written in the text are recognised. `add_special_tokens` adds what the tokenizer
+    /// puts around a text (e.g. a beginning-of-sequence token); a rendered chat template already holds it.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
+        let encoding = self.inner.encode_fast(text, add_special_tokens).map_err(|error| TextError::Encode(error.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Text of `ids` without control tokens; bytes that are no UTF-8 become U+FFFD.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let mut stream = self.stream();
+        let mut text: String = ids.iter().map(|id| stream.push(*id)).collect();
+        text.push_str(&stream.finish());
+        text
+    }
+
+    /// Decodes token by token.
+    pub fn stream(&self) -> DecodeStream<'_> {
+        DecodeStream::new(self)
+    }
+
+    /// The bytes a token stands for, control tokens by their name; none for an id outside the vocabulary.
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        self.bytes.get(id)
+    }
+
+    /// Whether `id` is a control token, which decoded text leaves out.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
+    }
+
+    /// Id of a token, by its text in the vocabulary.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// One more than the largest id.
+    pub fn vocab_size(&self) -> usize {
+        self.bytes.count()
+    }
+}
+
+fn is_byte_level(decoder: Option<&DecoderWrapper>) -> bool {
+    match decoder {
+        Some(DecoderWrapper::ByteLevel(_)) => true,
+        Some(DecoderWrapper::Sequence(sequence)) => matches!(sequence.get_decoders(), [DecoderWrapper::ByteLevel(_)]),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All 256 bytes, one merge (`h` + `i`), a control token, a user-defined one.
+    fn vocabulary(pre: &str) -> Vocabulary {
+        let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+        let mut tokens: Vec<String> = (0..=255u8).filter(printable).map(|byte| char::from(byte).to_string()).collect();
+        tokens.extend((0x100..0x144).filter_map(char::from_u32).map(String::from));
+        tokens.extend(["hi", "<|end|>", "<tool call>"].map(String::from));
+        let mut token_types = vec![1; tokens.len()];
+        token_types[257] = 3;
+        token_types[258] = 4;
+        Vocabulary { tokens, token_types, merges: vec!["h i".into()], pre: Some(pre.into()), bos: Some(257), ..Vocabulary::default() }
+    }
+
+    #[test]
+    fn decoding_undoes_encoding_but_for_control_tokens() {
+        let tokenizer = Tokenizer::from_vocabulary(&vocabulary("smollm")).unwrap();
+        let text = "hi 🙂 <tool call> 12\n";
+        let mut ids = tokenizer.encode(text, true).unwrap();
+        assert!(ids.contains(&256) && ids.contains(&258), "{ids:?}");
+        ids.push(257);
+        assert_eq!(tokenizer.decode(&ids), text);
+        assert_eq!(tokenizer.encode("hi<|end|>", true).unwrap(), [256, 257]);
+        assert_eq!(tokenizer.token_bytes(257), b"<|end|>");
+        assert_eq!(tokenizer.token_bytes(1 << 30), b"");
+    }
+
+    #[test]
+    fn json_is_the_same_after_a_round_trip() {
+        for pre in ["smollm", "gpt-2", "llama-bpe", "qwen2"] {
+            let json = Tokenizer::from_vocabulary(&vocabulary(pre)).unwrap().to_json().unwrap();
+            assert_eq!(json, Tokenizer::from_vocabulary(&vocabulary(pre)).unwrap().to_json().unwrap(), "{pre}");
+            assert_eq!(json, Tokenizer::from_json(&json).unwrap().to_json().unwrap(), "{pre}");
+        }
+    }
+
+    #[test]
+    fn begins_with_bos_where_the_vocabulary_says_so() {
+        let tokenizer = Tokenizer::from_vocabulary(&Vocabulary { add_bos: true, ..vocabulary("gpt-2") }).unwrap();
+        assert_eq!(tokenizer.encode("hi", true).unwrap(), [257, 256]);
+        assert_eq!(tokenizer.encode("hi", false).unwrap(), [256]);
+    }
+
+    #[test]
+    fn refuses_what_it_does_not_know_by_name() {
+        let refusal = |vocabulary: Vocabulary| Tokenizer::from_vocabulary(&vocabulary).err().unwrap().to_string();
+        assert!(refusal(vocabulary("mystery")).contains("unknown pre-tokenizer \"mystery\""));
+        assert!(refusal(Vocabulary { pre: None, ..vocabulary("") }).contains("tokenizer.ggml.pre"));
+        assert!(refusal(Vocabulary { merges: vec!["hi".into()], ..vocabulary("gpt-2") }).contains("merge 0"));
+        assert!(refusal(Vocabulary { merges: vec!["zz zz".into()], ..vocabulary("gpt-2") }).contains("zz"));
+        let mut twice = vocabulary("gpt-2");
+        twice.tokens[3] = "hi".into();
+        assert!(refusal(twice).contains("tokens 3 and 256 are both \"hi\""));
+        assert!(Tokenizer::from_json(b"{}").is_err());
+    }
+}
