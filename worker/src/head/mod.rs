@@ -11,8 +11,15 @@
 //! `norm` is RMSNorm without weight; the blocks' norms have one.
 
 pub mod artifact;
+mod combine;
 pub mod init;
+mod layers;
+pub mod loss;
 pub mod parameters;
+mod runner;
+pub mod tape;
 
 pub use artifact::{Artifact, ArtifactError};
+pub use combine::combine;
 pub use parameters::{Gradients, ShapeError, Weight, Weights};
+pub use runner::{HeadKv, Runner};

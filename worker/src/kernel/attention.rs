@@ -240,7 +240,7 @@ impl Tile<'_> {
         for (query, row) in scratch.scores.chunks_exact_mut(keys).take(self.queries).enumerate() {
             let (start, end) = (visible(query).start - blocks.start * BLOCK, visible(query).end - blocks.start * BLOCK);
             row[..start].fill(f32::NEG_INFINITY);
-            sums[query] = exponentials(&mut row[..end]);
+            (_, sums[query]) = exponentials(&mut row[..end]);
             row[end..].fill(0.0);
             pack_row(cache.precision, row, &mut scratch.weights[query * row_words..][..row_words]);
         }

@@ -6,7 +6,7 @@ use super::Precision;
 
 /// Vector instructions, best last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Isa {
+pub(crate) enum Isa {
     Portable,
     Avx2,
     Avx512,
@@ -14,7 +14,7 @@ pub(super) enum Isa {
 }
 
 /// The best instructions this machine has.
-pub(super) fn isa() -> Isa {
+pub(crate) fn isa() -> Isa {
     static ISA: OnceLock<Isa> = OnceLock::new();
     *ISA.get_or_init(detect)
 }
@@ -84,4 +84,4 @@ macro_rules! vectorised {
         }
     };
 }
-pub(super) use vectorised;
+pub(crate) use vectorised;

@@ -6,7 +6,7 @@
 //! Both precisions share one layout and one kernel: a *word* is 32 bits and holds two neighbouring bf16 values or one f32.
 
 mod attention;
-mod cpu;
+pub(crate) mod cpu;
 mod operand;
 mod panels;
 mod product;
@@ -16,6 +16,7 @@ mod tile;
 
 pub use attention::{Attention, KeyValues, Span, attend};
 pub use cpu::name;
+pub(crate) use cpu::vectorised;
 pub use operand::{pack_row, round_bf16, unpack_row, words};
 pub use panels::Panels;
 pub use product::{Left, Sink, matmul, product};

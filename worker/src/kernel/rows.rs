@@ -103,13 +103,13 @@ vectorised! {
 }
 
 vectorised! {
-    /// Replaces a row of scores by e^(score - maximum) and returns their sum: the softmax times that sum.
-    pub(super) fn exponentials(row: &mut [f32]) -> f32 {
+    /// Replaces a row of scores by e^(score - maximum), the softmax times their sum; returns maximum and sum.
+    pub(super) fn exponentials(row: &mut [f32]) -> (f32, f32) {
         let maximum = reduce(row, f32::NEG_INFINITY, |_, a, b| if b > a || b.is_nan() { b } else { a }, |a, b| if b > a || b.is_nan() { b } else { a });
         for value in row.iter_mut() {
             *value = exp(*value - maximum);
         }
-        reduce(row, 0.0, |_, sum, value| sum + value, |a, b| a + b)
+        (maximum, reduce(row, 0.0, |_, sum, value| sum + value, |a, b| a + b))
     }
 }
 
@@ -122,10 +122,11 @@ vectorised! {
     }
 }
 
-/// Softmax of one row, in place.
-pub fn softmax_row(row: &mut [f32]) {
-    let sum = exponentials(row);
+/// Softmax of one row, in place; returns the logarithm of the sum of the exponentials of what the row held.
+pub fn softmax_row(row: &mut [f32]) -> f32 {
+    let (maximum, sum) = exponentials(row);
     scale(row, 1.0 / sum);
+    maximum + sum.ln()
 }
 
 /// Frequencies of a rotary embedding.

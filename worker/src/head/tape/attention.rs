@@ -1,0 +1,142 @@
+//! Causal attention with rotary positions over the sequences of a packed batch.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+
+use super::linear::{times, transpose};
+use super::values::{Values, operand, result, tensor};
+use crate::head::layers::{Angles, HeadAttention, linear, pack};
+use crate::kernel::{self, Threads};
+
+/// Queries whose scores exist at the same time: nothing grows with the square of a sequence's length.
+const TILE: usize = 96;
+
+/// `[q | k | v] [m, 3w] → [m, w]`; the probabilities are computed again on the way back.
+pub(super) struct CausalAttention {
+    pub threads: Arc<Threads>,
+    pub attention: HeadAttention,
+    /// Angles of the positions of the longest sequence.
+    pub angles: Arc<Angles>,
+    /// Rows of each sequence.
+    pub lengths: Vec<usize>,
+}
+
+impl CustomOp1 for CausalAttention {
+    fn name(&self) -> &'static str {
+        "causal_attention"
+    }
+
+    fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let mut qkv = operand(qkv, layout)?.to_vec();
+        let mut caches: Vec<_> = self.lengths.iter().map(|_| self.attention.cache()).collect();
+        let mut sequences: Vec<_> = self.lengths.iter().copied().zip(&mut caches).collect();
+        let angles = vec![&*self.angles; self.lengths.len()];
+        let attended = self.attention.forward(&self.threads, &angles, &mut qkv, &mut sequences);
+        result(attended, (layout.shape().dims2()?.0, self.attention.width))
+    }
+
+    fn bwd(&self, qkv: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let dy = dy.contiguous()?;
+        let gradient = self.backward(Values::of(qkv)?.to_vec(), &Values::of(&dy)?);
+        Ok(Some(tensor(gradient, qkv.shape())?))
+    }
+}
+
+/// One head of one sequence: contiguous rows of `head_dim` values.
+struct Strip {
+    first_row: usize,
+    rows: usize,
+    head: usize,
+    dq: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+}
+
+impl CausalAttention {
+    /// The gradient by `qkv`, from unrotated rows and the gradient by the result.
+    fn backward(&self, mut qkv: Vec<f32>, dy: &[f32]) -> Vec<f32> {
+        let (width, heads, d) = (self.attention.width, self.attention.heads, self.attention.head_dim());
+        let mut rest = &mut qkv[..];
+        let mut sequences = Vec::new();
+        for length in &self.lengths {
+            let (rows, after) = rest.split_at_mut(length * 3 * width);
+            rest = after;
+            sequences.push(rows);
+        }
+        self.threads.for_each(&mut sequences, |_, rows| self.attention.rotate(&self.angles, 0, rows));
+
+        let mut strips = Vec::new();
+        let mut position_of_row = Vec::new();
+        for (index, rows) in self.lengths.iter().copied().enumerate() {
+            let first_row = position_of_row.len();
+            strips.extend((0..heads).map(|head| Strip { first_row, rows, head, dq: Vec::new(), dk: Vec::new(), dv: Vec::new() }));
+            position_of_row.extend((0..rows).map(|position| (index, position)));
+        }
+        self.threads.for_each(&mut strips, |_, strip| self.strip_backward(&qkv, dy, strip));
+
+        let mut gradient = vec![0.0; qkv.len()];
+        self.threads.for_rows(&mut gradient, 3 * width, TILE, |first, block| {
+            for (row, (sequence, position)) in block.chunks_exact_mut(3 * width).zip(&position_of_row[first..]) {
+                for strip in &strips[sequence * heads..(sequence + 1) * heads] {
+                    for (part, values) in [&strip.dq, &strip.dk, &strip.dv].into_iter().enumerate() {
+                        row[part * width + strip.head * d..][..d].copy_from_slice(&values[position * d..][..d]);
+                    }
+                }
+                let (cosine, sine) = self.angles.at(*position);
+                let back: Vec<f32> = sine.iter().map(|sine| -sine).collect();
+                kernel::rope(&mut row[..2 * width], cosine, &back);
+            }
+        });
+        gradient
+    }
+
+    /// With `s = scale · q · k`, `p = softmax(s)` over the visible positions, `y = p · v`:
+    /// `dv = pᵀ · dy`, `dp = dy · vᵀ`, `ds = p (dp - Σ p dp)`, `dq = scale · ds · k`, `dk = scale · dsᵀ · q`.
+    fn strip_backward(&self, qkv: &[f32], dy: &[f32], strip: &mut Strip) {
+        let (width, d, scale) = (self.attention.width, self.attention.head_dim(), self.attention.scale());
+        let gather = |source: &[f32], stride: usize, column: usize, factor: f32| -> Vec<f32> {
+            let rows = (strip.first_row..strip.first_row + strip.rows).map(|row| &source[row * stride + column..][..d]);
+            rows.flatten().map(|value| factor * value).collect()
+        };
+        let column = strip.head * d;
+        let q = gather(qkv, 3 * width, column, scale);
+        let [k, v] = [1, 2].map(|part| gather(qkv, 3 * width, part * width + column, 1.0));
+        let dy = gather(dy, width, column, 1.0);
+        let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![0.0; k.len()]);
+        for first in (0..strip.rows).step_by(TILE) {
+            let queries = first..(first + TILE).min(strip.rows);
+            let keys = (first + 1).saturating_sub(self.attention.window)..queries.end;
+            let part = |values: &[f32], range: &Range<usize>| values[range.start * d..range.end * d].to_vec();
+            let (q, dy, k, v) = (part(&q, &queries), part(&dy, &queries), part(&k, &keys), part(&v, &keys));
+            let mut p = linear(&self.threads, &q, &pack(&self.threads, &k, keys.len(), d));
+            let mut ds = linear(&self.threads, &dy, &pack(&self.threads, &v, keys.len(), d));
+            for (query, (p, ds)) in queries.clone().zip(p.chunks_exact_mut(keys.len()).zip(ds.chunks_exact_mut(keys.len()))) {
+                let visible = (query + 1).saturating_sub(self.attention.window).max(keys.start) - keys.start..query + 1 - keys.start;
+                softmax_backward(p, ds, visible);
+            }
+            dq[queries.start * d..queries.end * d].copy_from_slice(&times(&self.threads, &ds, &k, keys.len(), d));
+            let into = |target: &mut [f32], left: &[f32], right: &[f32]| {
+                let left = transpose(&self.threads, left, queries.len(), keys.len());
+                kernel::add(&mut target[keys.start * d..keys.end * d], &times(&self.threads, &left, right, queries.len(), d));
+            };
+            into(&mut dk, &ds, &q);
+            into(&mut dv, &p, &dy);
+        }
+        dq.iter_mut().for_each(|value| *value *= scale);
+        (strip.dq, strip.dk, strip.dv) = (dq, dk, dv);
+    }
+}
+
+/// Turns scores into probabilities, zero outside `visible`, and their gradient `dp` into that of the scores.
+fn softmax_backward(scores: &mut [f32], dp: &mut [f32], visible: Range<usize>) {
+    for values in [&mut *scores, &mut *dp] {
+        values[..visible.start].fill(0.0);
+        values[visible.end..].fill(0.0);
+    }
+    let (p, dp) = (&mut scores[visible.clone()], &mut dp[visible]);
+    kernel::softmax_row(p);
+    let mean = kernel::dot(p, dp);
+    dp.iter_mut().zip(p).for_each(|(dp, p)| *dp = *p * (*dp - mean));
+}

@@ -1,0 +1,238 @@
+//! The head against PyTorch, and its invariants: bits do not depend on company.
+
+mod fixtures;
+
+use std::sync::Arc;
+
+use carryon_crds::pool::Dtype;
+use carryon_worker::head::loss::{LossOutput, lm_loss};
+use carryon_worker::head::tape::{self, PackedBatch, Tape, TapeError};
+use carryon_worker::head::{Gradients, HeadKv, Runner, Weights, combine, init};
+use carryon_worker::kernel::{Panels, Precision, Threads};
+use fixtures::*;
+
+fn whole(runner: &Runner, case: &Case) -> Vec<f32> {
+    let mut caches: Vec<HeadKv> = case.lengths.iter().map(|_| HeadKv::new(runner.shape())).collect();
+    let mut sequences: Vec<_> = case.lengths.iter().copied().zip(&mut caches).collect();
+    runner.forward(&case.tap_slices(), &mut sequences)
+}
+
+fn loss_of(case: &Case, weights: &Weights, threads: &Arc<Threads>) -> (f64, Gradients) {
+    let tape = Tape::new(&case.shape, weights, threads.clone()).unwrap();
+    let delta = tape.delta(&case.batch()).unwrap();
+    let output = lm_loss_of(case, &delta.flatten_all().unwrap().to_vec1().unwrap(), threads);
+    let scale = case.shape.alpha as f32 / case.rows.len() as f32;
+    let by_delta: Vec<f32> = output.gradient.iter().map(|gradient| gradient * scale).collect();
+    let mean = output.loss.iter().map(|loss| f64::from(*loss)).sum::<f64>() / case.rows.len() as f64;
+    (mean, tape.gradients(&delta, &by_delta).unwrap())
+}
+
+fn lm_loss_of(case: &Case, delta: &[f32], threads: &Threads) -> LossOutput {
+    let y = combine(&case.target_states(), case.shape.alpha, delta, Dtype::Float32);
+    let (v, d) = case.lm_head_shape();
+    let forward = Panels::pack(&case.lm_head, v, d, Precision::F32);
+    let backward = Panels::pack_transposed(&case.lm_head, v, d, Precision::F32);
+    lm_loss(threads, &forward, Some(&backward), &y, &case.targets)
+}
+
+#[test]
+fn loss_and_every_gradient_are_those_of_pytorch() {
+    for name in ["gated", "plain"] {
+        let case = Case::load(name);
+        let (loss, gradients) = loss_of(&case, &case.weights, &Threads::new(2));
+        assert!((loss / f64::from(case.expected["loss"].values[0]) - 1.0).abs() < 1e-5, "{name}: loss {loss}");
+        assert_gradients(name, &gradients, &case.expected);
+    }
+}
+
+#[test]
+fn classifier_gradients_are_those_of_pytorch() {
+    let case = Case::load("classifier");
+    let tape = Tape::new(&case.shape, &case.weights, Threads::new(2)).unwrap();
+    let logits = tape.class_logits(&case.batch()).unwrap();
+    assert_close("logits", &logits.flatten_all().unwrap().to_vec1().unwrap(), &case.expected["output"].values, 1e-5);
+    let loss = tape::class_loss(&logits, &case.labels).unwrap();
+    assert!((loss.to_scalar::<f32>().unwrap() / case.expected["loss"].values[0] - 1.0).abs() < 1e-5);
+    assert_gradients("classifier", &tape.backward(&loss).unwrap(), &case.expected);
+    let runner = Runner::from_weights(&case.shape, &case.weights, Threads::new(1)).unwrap();
+    let served = runner.classify(&case.tap_slices(), &case.lengths);
+    assert_eq!(bits(&served), bits(&logits.flatten_all().unwrap().to_vec1().unwrap()));
+}
+
+#[test]
+fn runner_gives_the_output_of_pytorch_and_the_bits_of_the_tape() {
+    for name in ["gated", "plain"] {
+        let case = Case::load(name);
+        let runner = Runner::from_weights(&case.shape, &case.weights, Threads::new(1)).unwrap();
+        let served = whole(&runner, &case);
+        assert_close(name, &served, &case.expected["output"].values, 1e-5);
+        let tape = Tape::new(&case.shape, &case.weights, Threads::new(2)).unwrap();
+        let trained: Vec<f32> = tape.delta(&case.batch()).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let d = case.hidden_size();
+        let rows: Vec<f32> = case.rows.iter().flat_map(|row| served[*row as usize * d..][..d].to_vec()).collect();
+        assert_eq!(bits(&rows), bits(&trained), "{name}");
+    }
+}
+
+#[test]
+fn a_sequence_has_the_same_bits_alone_ragged_chunked_and_token_by_token() {
+    let case = Case::load("gated");
+    let d = case.hidden_size();
+    let ragged = whole(&Runner::from_weights(&case.shape, &case.weights, Threads::new(2)).unwrap(), &case);
+    let runner = Runner::from_weights(&case.shape, &case.weights, Threads::new(1)).unwrap();
+    for (first, length) in case.sequences() {
+        for chunk in [length, 5, 1] {
+            let mut kv = HeadKv::new(&case.shape);
+            let mut alone = Vec::new();
+            for start in (0..length).step_by(chunk) {
+                let rows = chunk.min(length - start);
+                let taps: Vec<&[f32]> = case.taps.iter().map(|tap| &tap[(first + start) * d..][..rows * d]).collect();
+                alone.extend(runner.forward(&taps, &mut [(rows, &mut kv)]));
+            }
+            assert_eq!(bits(&alone), bits(&ragged[first * d..][..length * d]), "rows {first}.., chunks of {chunk}");
+        }
+    }
+}
+
+#[test]
+fn bits_stay_in_a_sliding_window_and_after_going_back() {
+    let mut case = Case::load("gated");
+    case.shape.window = 7;
+    let d = case.hidden_size();
+    let runner = Runner::from_weights(&case.shape, &case.weights, Threads::new(2)).unwrap();
+    let all = whole(&runner, &case);
+    let (first, length) = case.sequences().into_iter().max_by_key(|(_, length)| *length).unwrap();
+    let step = |kv: &mut HeadKv, position: usize| {
+        let taps: Vec<&[f32]> = case.taps.iter().map(|tap| &tap[(first + position) * d..][..d]).collect();
+        runner.forward(&taps, &mut [(1, kv)])
+    };
+    let mut kv = HeadKv::new(&case.shape);
+    for position in 0..length {
+        let row = step(&mut kv, position);
+        assert_eq!(bits(&row), bits(&all[(first + position) * d..][..d]), "position {position}");
+    }
+    kv.truncate(length - 4);
+    assert_eq!(bits(&step(&mut kv, length - 4)), bits(&all[(first + length - 4) * d..][..d]));
+    // The window is felt, and training slides as serving does.
+    let full = whole(&Runner::from_weights(&Case::load("gated").shape, &case.weights, Threads::new(2)).unwrap(), &case);
+    assert_ne!(bits(&full), bits(&all));
+    let tape = Tape::new(&case.shape, &case.weights, Threads::new(2)).unwrap();
+    let trained: Vec<f32> = tape.delta(&case.batch()).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    let rows: Vec<f32> = case.rows.iter().flat_map(|row| all[*row as usize * d..][..d].to_vec()).collect();
+    assert_eq!(bits(&rows), bits(&trained));
+}
+
+#[test]
+fn interleaved_heads_do_not_influence_each_other_and_nan_stays_in_its_own() {
+    let (gated, plain) = (Case::load("gated"), Case::load("plain"));
+    let mut broken = gated.weights.clone();
+    broken.values_mut().for_each(|weight| weight.values.fill(f32::NAN));
+    let threads = Threads::new(2);
+    let runners = [(&gated, &gated.weights), (&plain, &plain.weights), (&gated, &broken)]
+        .map(|(case, weights)| Runner::from_weights(&case.shape, weights, threads.clone()).unwrap());
+    let alone = runners.each_ref().map(|runner| whole(runner, &gated));
+    let d = gated.hidden_size();
+    let (first, length) = gated.sequences()[2];
+    let mut caches = runners.each_ref().map(|runner| HeadKv::new(runner.shape()));
+    for position in 0..length {
+        for ((runner, kv), alone) in runners.iter().zip(&mut caches).zip(&alone) {
+            let taps: Vec<&[f32]> = gated.taps.iter().map(|tap| &tap[(first + position) * d..][..d]).collect();
+            let row = runner.forward(&taps, &mut [(1, kv)]);
+            assert_eq!(bits(&row), bits(&alone[(first + position) * d..][..d]));
+        }
+    }
+    assert!(alone[2].iter().all(|value| value.is_nan()) && alone[0].iter().all(|value| value.is_finite()));
+}
+
+#[test]
+fn a_sequence_of_nan_leaves_its_neighbours_alone() {
+    let mut case = Case::load("gated");
+    let runner = Runner::from_weights(&case.shape, &case.weights, Threads::new(2)).unwrap();
+    let clean = whole(&runner, &case);
+    let d = case.hidden_size();
+    let (first, length) = case.sequences()[0];
+    case.taps.iter_mut().for_each(|tap| tap[first * d..(first + length) * d].fill(f32::NAN));
+    let dirty = whole(&runner, &case);
+    assert_eq!(bits(&dirty[length * d..]), bits(&clean[length * d..]));
+}
+
+#[test]
+fn accumulated_micro_batches_equal_one_batch() {
+    let case = Case::load("gated");
+    let threads = Threads::new(2);
+    let (_, together) = loss_of(&case, &case.weights, &threads);
+    let mut total = Gradients::new();
+    for half in [0..2, 2..4] {
+        let part = case.part(half);
+        let (_, mut gradients) = loss_of(&part, &case.weights, &threads);
+        let share = part.rows.len() as f32 / case.rows.len() as f32;
+        carryon_worker::train::optim::scale(&mut gradients, share);
+        carryon_worker::train::optim::accumulate(&mut total, gradients);
+    }
+    for (name, gradient) in &together {
+        assert_close(name, &total[name], gradient, 1e-5);
+    }
+}
+
+#[test]
+fn gradients_are_the_slopes_of_the_loss() {
+    let case = Case::load("gated");
+    let threads = Threads::new(2);
+    let (_, gradients) = loss_of(&case, &case.weights, &threads);
+    for (name, gradient) in &gradients {
+        // Along the gradient itself the slope is its squared norm.
+        let norm = gradient.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>();
+        let step = 1e-2 / norm.sqrt();
+        let shifted = |direction: f64| {
+            let mut weights = case.weights.clone();
+            let values = &mut weights.get_mut(name).unwrap().values;
+            values.iter_mut().zip(gradient).for_each(|(value, slope)| *value += (direction * step * f64::from(*slope)) as f32);
+            loss_of(&case, &weights, &threads).0
+        };
+        let slope = (shifted(1.0) - shifted(-1.0)) / (2.0 * step);
+        assert!((slope / norm - 1.0).abs() < 2e-2, "{name}: slope {slope}, squared norm {norm}");
+    }
+}
+
+#[test]
+fn initial_weights_change_nothing_and_still_learn() {
+    let case = Case::load("gated");
+    let threads = Threads::new(2);
+    let weights = init::weights(&case.shape, 7);
+    assert_eq!(weights, init::weights(&case.shape, 7));
+    assert_ne!(weights, init::weights(&case.shape, 8));
+    let runner = Runner::from_weights(&case.shape, &weights, threads.clone()).unwrap();
+    assert!(whole(&runner, &case).iter().all(|value| *value == 0.0));
+    let (_, gradients) = loss_of(&case, &weights, &threads);
+    assert!(gradients["output.weight"].iter().any(|value| *value != 0.0));
+}
+
+#[test]
+fn a_parameter_without_gradient_is_named() {
+    let case = Case::load("gated");
+    let tape = Tape::new(&case.shape, &case.weights, Threads::new(1)).unwrap();
+    let other = Tape::new(&case.shape, &case.weights, Threads::new(1)).unwrap();
+    let delta = other.delta(&case.batch()).unwrap();
+    match tape.backward(&delta.sum_all().unwrap()) {
+        Err(TapeError::NoGradient(names)) => assert_eq!(names, case.weights.keys().cloned().collect::<Vec<_>>()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn tracked_taps_and_misfits_are_refused() {
+    let case = Case::load("plain");
+    let tape = Tape::new(&case.shape, &case.weights, Threads::new(1)).unwrap();
+    let refusal = |change: &dyn Fn(&mut PackedBatch)| {
+        let mut batch = case.batch();
+        change(&mut batch);
+        tape.delta(&batch).unwrap_err().to_string()
+    };
+    assert!(
+        refusal(&|batch| batch.taps[1] = candle_core::Var::from_tensor(&batch.taps[1]).unwrap().as_tensor().clone())
+            .contains("tap 1 is tracked")
+    );
+    assert!(refusal(&|batch| batch.rows.push(42)).contains("row 42 of 42"));
+    assert!(refusal(&|batch| drop(batch.taps.pop())).contains("has 2 taps, the head 3"));
+    assert!(refusal(&|batch| batch.lengths[0] += 1).contains("tap 0 has shape"));
+}
