@@ -1,0 +1,137 @@
+use carryon_crds::pool::Dtype;
+
+use super::*;
+use crate::exchange::states::to_bytes;
+
+fn key() -> CacheKey {
+    let text = |text: &str| text.to_owned();
+    CacheKey {
+        identity: Identity { weights: text("w"), tokenizer: text("t"), chat_template: text("c"), norm_point: text("final_norm") },
+        numerics: Numerics { dtype: Dtype::Float32, device: text("cpu"), kernel: text("portable") },
+        taps: Taps { layers: vec![1], final_norm: true },
+        hidden_size: 8,
+    }
+}
+
+fn states(tokens: usize, start: f32) -> SequenceStates {
+    let rows = |offset: f32| to_bytes(&(0..tokens * 8).map(|at| start + offset + at as f32).collect::<Vec<_>>(), Dtype::Float32);
+    SequenceStates { index: 0, tokens, dtype: Dtype::Float32, taps: vec![rows(0.0), rows(0.5)] }
+}
+
+fn sample(number: u32) -> SampleKey {
+    SampleKey::of(&[number, 1, 2])
+}
+
+fn open(folder: &tempfile::TempDir) -> StateCache {
+    StateCache::open(folder.path(), key(), 1 << 20).unwrap()
+}
+
+fn overwrite(path: &Path, offset: u64) {
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    file.write_all_at(&[0xAB], offset).unwrap();
+}
+
+#[test]
+fn what_was_put_is_read_after_reopening() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(&folder);
+    cache.put_all(&[(sample(0), &states(3, 0.0)), (sample(1), &states(200, 7.0))]).unwrap();
+    cache.put(&sample(2), &states(1, 9.0)).unwrap();
+    let bytes = cache.bytes();
+    assert_eq!(bytes, key().estimate([3, 200, 1]));
+    drop(cache);
+    let cache = open(&folder);
+    assert_eq!((cache.len(), cache.bytes(), cache.damaged()), (3, bytes, 0));
+    assert_eq!(cache.get(&sample(1)).unwrap().unwrap(), states(200, 7.0));
+    assert_eq!(cache.get(&sample(2)).unwrap().unwrap(), states(1, 9.0));
+    assert!(cache.get(&sample(3)).unwrap().is_none());
+}
+
+#[test]
+fn a_damaged_record_is_named_once_then_missing_then_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(&folder);
+    cache.put_all(&[(sample(0), &states(3, 0.0)), (sample(1), &states(3, 7.0))]).unwrap();
+    overwrite(&cache.path, HEADER_BYTES as u64 + 5);
+    let error = cache.get(&sample(0)).unwrap_err();
+    assert!(matches!(error, CacheError::Damaged { offset: 0, tokens: 3, .. }), "{error}");
+    assert!(cache.get(&sample(0)).unwrap().is_none());
+    assert!(!cache.contains(&sample(0)));
+    assert_eq!(cache.damaged(), 1);
+    cache.put(&sample(0), &states(3, 0.0)).unwrap();
+    drop(cache);
+    let cache = open(&folder);
+    assert_eq!(cache.get(&sample(0)).unwrap().unwrap(), states(3, 0.0));
+    assert_eq!(cache.get(&sample(1)).unwrap().unwrap(), states(3, 7.0));
+}
+
+#[test]
+fn a_damaged_header_costs_one_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(&folder);
+    cache.put_all(&[(sample(0), &states(200, 0.0)), (sample(1), &states(3, 7.0))]).unwrap();
+    overwrite(&cache.path, 9);
+    drop(cache);
+    let cache = open(&folder);
+    assert!(!cache.contains(&sample(0)));
+    assert!(cache.damaged() > 0);
+    assert_eq!(cache.get(&sample(1)).unwrap().unwrap(), states(3, 7.0));
+}
+
+#[test]
+fn every_cut_of_the_file_leaves_whole_records_and_room_to_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(&folder);
+    for number in 0..3 {
+        cache.put(&sample(number), &states(100, number as f32)).unwrap();
+    }
+    let (path, length) = (cache.path.clone(), cache.bytes());
+    drop(cache);
+    for cut in (0..length).rev().step_by(1777) {
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(cut).unwrap();
+        let cache = open(&folder);
+        assert_eq!(cache.len() as u64, cut / key().estimate([100]));
+        assert_eq!(cache.damaged(), 0, "a torn tail is not damage");
+        for number in 0..cache.len() as u32 {
+            assert_eq!(cache.get(&sample(number)).unwrap().unwrap(), states(100, number as f32));
+        }
+    }
+    let cache = open(&folder);
+    cache.put(&sample(5), &states(2, 5.0)).unwrap();
+    drop(cache);
+    assert_eq!(open(&folder).get(&sample(5)).unwrap().unwrap(), states(2, 5.0));
+}
+
+#[test]
+fn the_quota_refuses_by_name_and_keeps_what_fits() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = StateCache::open(folder.path(), key(), 3 * ALIGNMENT).unwrap();
+    let small = states(3, 0.0);
+    let records: Vec<_> = (0..4).map(|number| (sample(number), &small)).collect();
+    let error = cache.put_all(&records).unwrap_err();
+    assert!(matches!(error, CacheError::Full { needed: 16384, quota: 12288, .. }), "{error}");
+    assert_eq!(cache.len(), 3);
+}
+
+#[test]
+fn another_shape_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut wrong = states(3, 0.0);
+    wrong.taps.pop();
+    assert!(matches!(open(&folder).put(&sample(0), &wrong), Err(CacheError::Shape { expected: 192, found: 96 })));
+}
+
+#[test]
+fn a_cache_is_open_once_and_another_key_clears_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(&folder);
+    cache.put(&sample(0), &states(3, 0.0)).unwrap();
+    assert!(matches!(StateCache::open(folder.path(), key(), 1 << 20), Err(CacheError::InUse(_))));
+    let mut other = key();
+    other.numerics.kernel = "avx2_f32".to_owned();
+    assert!(StateCache::open(folder.path(), other.clone(), 1 << 20).unwrap().is_empty());
+    assert!(cache.path.exists(), "a cache in use is left alone");
+    drop(cache);
+    StateCache::open(folder.path(), other, 1 << 20).unwrap();
+    assert!(open(&folder).is_empty());
+}

@@ -1,0 +1,138 @@
+//! The remote loss: states and head outputs there, losses and gradients back.
+
+use bytes::Bytes;
+use carryon_crds::pool::Dtype;
+
+use super::frames::{self, Frame, FrameError, Outgoing, WireDtype};
+use super::states::{from_bytes, to_bytes, wire_dtype};
+
+/// Asks for the loss of N rows: y = x̂ + delta against targets through the base's LM head.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LossRequest {
+    /// Width D of a row.
+    pub hidden_size: usize,
+    /// Number type of `x`.
+    pub dtype: Dtype,
+    /// x̂: N × D, little-endian, as the pool sent them.
+    pub x: Bytes,
+    /// α·g⊙Δ: N × D; the base's own loss when absent.
+    pub delta: Option<Vec<f32>>,
+    /// Target token of each row.
+    pub targets: Vec<u32>,
+    /// Whether the gradient is wanted too.
+    pub gradient: bool,
+}
+
+impl LossRequest {
+    /// The request as pieces of a safetensors file.
+    pub fn encode(&self) -> Vec<Bytes> {
+        let shape = vec![self.targets.len(), self.hidden_size];
+        let tensor = |name: &str, dtype, shape: &[usize], data| Outgoing { name: name.to_owned(), dtype, shape: shape.to_vec(), data };
+        let mut tensors = vec![tensor("x", wire_dtype(self.dtype), &shape, self.x.clone())];
+        if let Some(delta) = &self.delta {
+            tensors.push(tensor("delta", WireDtype::F32, &shape, to_bytes(delta, Dtype::Float32)));
+        }
+        let targets: Vec<u8> = self.targets.iter().flat_map(|target| target.to_le_bytes()).collect();
+        tensors.push(tensor("targets", WireDtype::U32, &shape[..1], targets.into()));
+        frames::encode(&[("gradient", self.gradient.to_string())], tensors)
+    }
+
+    /// Reads what [`Self::encode`] wrote, for a base of width `hidden_size`.
+    pub fn decode(bytes: Bytes, hidden_size: usize) -> Result<Self, FrameError> {
+        let frame = Frame::parse(bytes)?;
+        let rows = frame.info("targets").map_or(0, |info| info.shape.first().copied().unwrap_or(0));
+        let targets = frame.tensor("targets", WireDtype::U32, &[rows])?;
+        let dtype = match frame.info("x").map(|info| info.dtype) {
+            Some(WireDtype::BF16) => Dtype::Bfloat16,
+            _ => Dtype::Float32,
+        };
+        let x = frame.tensor("x", wire_dtype(dtype), &[rows, hidden_size])?;
+        let delta = match frame.info("delta") {
+            Some(_) => Some(numbers(&frame.tensor("delta", WireDtype::F32, &[rows, hidden_size])?)),
+            None => None,
+        };
+        let targets = targets.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+        Ok(Self { hidden_size, dtype, x, delta, targets, gradient: frame.metadata("gradient") == Some("true") })
+    }
+}
+
+/// Losses and gradients of the rows of a [`LossRequest`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct LossResponse {
+    /// Nats of each row.
+    pub loss: Vec<f32>,
+    /// ∂loss/∂y of each row, N × D, unnormalised; absent when it was not asked for.
+    pub gradient: Option<Vec<f32>>,
+}
+
+impl LossResponse {
+    /// The answer as pieces of a safetensors file.
+    pub fn encode(&self, hidden_size: usize) -> Vec<Bytes> {
+        let rows = self.loss.len();
+        let tensor = |name: &str, shape, values| {
+            let data = to_bytes(values, Dtype::Float32);
+            Outgoing { name: name.to_owned(), dtype: WireDtype::F32, shape, data }
+        };
+        let mut tensors = vec![tensor("loss", vec![rows], &self.loss)];
+        if let Some(gradient) = &self.gradient {
+            tensors.push(tensor("gradient", vec![rows, hidden_size], gradient));
+        }
+        frames::encode(&[], tensors)
+    }
+
+    /// Reads what [`Self::encode`] wrote in answer to `request`.
+    pub fn decode(bytes: Bytes, request: &LossRequest) -> Result<Self, FrameError> {
+        let frame = Frame::parse(bytes)?;
+        let rows = request.targets.len();
+        let loss = numbers(&frame.tensor("loss", WireDtype::F32, &[rows])?);
+        let gradient = match request.gradient {
+            true => Some(numbers(&frame.tensor("gradient", WireDtype::F32, &[rows, request.hidden_size])?)),
+            false => None,
+        };
+        Ok(Self { loss, gradient })
+    }
+}
+
+fn numbers(bytes: &[u8]) -> Vec<f32> {
+    let mut values = vec![0.0; bytes.len() / 4];
+    from_bytes(bytes, Dtype::Float32, &mut values);
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> LossRequest {
+        LossRequest {
+            hidden_size: 2,
+            dtype: Dtype::Bfloat16,
+            x: to_bytes(&[1.0, 2.0, 3.0, 4.0], Dtype::Bfloat16),
+            delta: Some(vec![0.1, 0.2, 0.3, 0.4]),
+            targets: vec![7, 8],
+            gradient: true,
+        }
+    }
+
+    #[test]
+    fn requests_and_answers_survive_the_wire() {
+        let base = LossRequest { delta: None, gradient: false, ..request() };
+        for request in [request(), base] {
+            assert_eq!(LossRequest::decode(request.encode().concat().into(), 2).unwrap(), request);
+            let response = LossResponse { loss: vec![0.5, 1.5], gradient: request.gradient.then(|| vec![1.0, 2.0, 3.0, 4.0]) };
+            assert_eq!(LossResponse::decode(response.encode(2).concat().into(), &request).unwrap(), response);
+        }
+    }
+
+    #[test]
+    fn another_width_is_refused_by_name() {
+        let error = LossRequest::decode(request().encode().concat().into(), 3).unwrap_err();
+        assert_eq!(error.to_string(), "tensor \"x\": expected BF16 [2, 3], found BF16 [2, 2]");
+    }
+
+    #[test]
+    fn an_answer_without_the_gradient_asked_for_is_refused() {
+        let bytes = LossResponse { loss: vec![0.5, 1.5], gradient: None }.encode(2).concat();
+        assert!(LossResponse::decode(bytes.into(), &request()).unwrap_err().to_string().contains("gradient"));
+    }
+}
