@@ -1,6 +1,9 @@
 //! The head against PyTorch, and its invariants: bits do not depend on company.
 
+mod artifact;
 mod fixtures;
+mod loss;
+mod training;
 
 use std::sync::Arc;
 

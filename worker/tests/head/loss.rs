@@ -1,0 +1,97 @@
+//! The tiled loss against its formula in f64.
+
+use carryon_worker::head::loss::{lm_logits, lm_loss};
+use carryon_worker::kernel::{Panels, Precision, Threads, round_bf16};
+
+use super::fixtures::{assert_close, bits};
+
+const V: usize = 997;
+const D: usize = 48;
+const ROWS: usize = 205; // more than one tile
+
+struct Problem {
+    weight: Vec<f32>,
+    y: Vec<f32>,
+    targets: Vec<u32>,
+}
+
+/// Values that bf16 holds exactly.
+fn problem() -> Problem {
+    let noise = |count: usize, seed: u32, size: f32| -> Vec<f32> {
+        let draw = |i: u32| (i.wrapping_mul(2_654_435_761).wrapping_add(seed.wrapping_mul(40_503)) >> 8) as f32 / (1 << 23) as f32 - 1.0;
+        let mut values: Vec<f32> = (0..count as u32).map(|i| size * draw(i ^ seed)).collect();
+        round_bf16(&mut values);
+        values
+    };
+    Problem { weight: noise(V * D, 1, 0.6), y: noise(ROWS * D, 2, 2.0), targets: (0..ROWS as u32).map(|row| row * 37 % V as u32).collect() }
+}
+
+/// Loss and gradient of one row in f64.
+fn naive(problem: &Problem, row: usize) -> (f64, Vec<f32>) {
+    let y = &problem.y[row * D..][..D];
+    let dot = |w: &[f32]| w.iter().zip(y).map(|(w, y)| f64::from(*w) * f64::from(*y)).sum::<f64>();
+    let logits: Vec<f64> = problem.weight.chunks_exact(D).map(dot).collect();
+    let sum = logits.iter().map(|logit| logit.exp()).sum::<f64>();
+    let target = problem.targets[row] as usize;
+    let mut gradient = vec![0.0; D];
+    for (token, (logit, w)) in logits.iter().zip(problem.weight.chunks_exact(D)).enumerate() {
+        let p = logit.exp() / sum - f64::from(u8::from(token == target));
+        gradient.iter_mut().zip(w).for_each(|(gradient, w)| *gradient += p * f64::from(*w));
+    }
+    (sum.ln() - logits[target], gradient.into_iter().map(|value| value as f32).collect())
+}
+
+fn panels(problem: &Problem, precision: Precision) -> (Panels, Panels) {
+    (Panels::pack(&problem.weight, V, D, precision), Panels::pack_transposed(&problem.weight, V, D, precision))
+}
+
+#[test]
+fn loss_and_gradient_follow_the_formula() {
+    let problem = problem();
+    let threads = Threads::new(2);
+    for precision in [Precision::F32, Precision::Bf16] {
+        let (forward, backward) = panels(&problem, precision);
+        let output = lm_loss(&threads, &forward, Some(&backward), &problem.y, &problem.targets);
+        for row in 0..ROWS {
+            let (loss, gradient) = naive(&problem, row);
+            assert!((f64::from(output.loss[row]) / loss - 1.0).abs() < 1e-5, "row {row}: {} {loss}", output.loss[row]);
+            let found = &output.gradient[row * D..][..D];
+            if precision == Precision::F32 {
+                assert_close("gradient", found, &gradient, 1e-5);
+            }
+            assert!(cosine(found, &gradient) >= 0.9999, "row {row}: cosine {}", cosine(found, &gradient));
+        }
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_its_company() {
+    let problem = problem();
+    for precision in [Precision::F32, Precision::Bf16] {
+        let (forward, backward) = panels(&problem, precision);
+        let together = lm_loss(&Threads::new(2), &forward, Some(&backward), &problem.y, &problem.targets);
+        for row in [0, 100, ROWS - 1] {
+            let alone = lm_loss(&Threads::new(1), &forward, Some(&backward), &problem.y[row * D..][..D], &problem.targets[row..=row]);
+            assert_eq!(alone.loss[0].to_bits(), together.loss[row].to_bits());
+            assert_eq!(bits(&alone.gradient), bits(&together.gradient[row * D..][..D]));
+        }
+    }
+}
+
+#[test]
+fn nan_rows_and_losses_without_gradient_leave_the_rest_as_it_is() {
+    let mut problem = problem();
+    let threads = Threads::new(2);
+    let (forward, backward) = panels(&problem, Precision::F32);
+    let clean = lm_loss(&threads, &forward, Some(&backward), &problem.y, &problem.targets);
+    problem.y[7 * D..8 * D].fill(f32::NAN);
+    let dirty = lm_loss(&threads, &forward, None, &problem.y, &problem.targets);
+    assert!(dirty.loss[7].is_nan() && dirty.gradient.is_empty());
+    assert_eq!(bits(&dirty.loss[8..]), bits(&clean.loss[8..]));
+    assert_eq!(lm_logits(&threads, &forward, &problem.y[..2 * D]).len(), 2 * V);
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
