@@ -20,17 +20,32 @@ pub(super) fn bf16_bits(value: f32) -> u32 {
     if value.is_nan() { quiet } else { rounded }
 }
 
-vectorised! {
-    fn pack_pairs(row: &[f32], words: &mut [u32]) {
-        let pairs = row.chunks_exact(2);
-        if let ([last], Some(word)) = (pairs.remainder(), words.get_mut(row.len() / 2)) {
-            *word = bf16_bits(*last);
-        }
-        for (word, pair) in words.iter_mut().zip(pairs) {
-            *word = bf16_bits(pair[0]) | (bf16_bits(pair[1]) << 16);
+/// [`pack_row`] for callers that are compiled per instruction set themselves.
+#[inline(always)]
+pub(super) fn pack_into(precision: Precision, row: &[f32], words: &mut [u32]) {
+    match precision {
+        Precision::F32 => words.copy_from_slice(bytemuck::cast_slice(row)),
+        Precision::Bf16 => {
+            if let Some(last) = words.get_mut(row.len() / 2) {
+                *last = 0;
+            }
+            // The first of a pair is the low half of its word: in memory the halves lie in order.
+            for (half, value) in bytemuck::cast_slice_mut::<u32, u16>(words).iter_mut().zip(row) {
+                *half = bf16_bits(*value) as u16;
+            }
         }
     }
 }
+
+vectorised! {
+    /// Packs a row into its words: `words` has [`words`]`(precision, row.len())` elements.
+    pub fn pack_row(precision: Precision, row: &[f32], words: &mut [u32]) {
+        pack_into(precision, row, words);
+    }
+}
+
+#[cfg(target_endian = "big")]
+compile_error!("rows are packed as on little-endian machines");
 
 vectorised! {
     /// Rounds every value to bf16, nearest even.
@@ -38,14 +53,6 @@ vectorised! {
         for value in values {
             *value = f32::from_bits(bf16_bits(*value) << 16);
         }
-    }
-}
-
-/// Packs a row into its words: `words` has [`words`]`(precision, row.len())` elements.
-pub fn pack_row(precision: Precision, row: &[f32], words: &mut [u32]) {
-    match precision {
-        Precision::F32 => words.copy_from_slice(bytemuck::cast_slice(row)),
-        Precision::Bf16 => pack_pairs(row, words),
     }
 }
 

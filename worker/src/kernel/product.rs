@@ -3,9 +3,10 @@
 use std::cell::RefCell;
 
 use super::Precision;
-use super::operand::{pack_row, words};
+use super::cpu::vectorised;
+use super::operand::{pack_into, pack_row, words};
 use super::panels::Panels;
-use super::rows::{normalise, silu_mul};
+use super::rows::{normalise, silu};
 use super::threads::{Disjoint, Threads};
 use super::tile::{self, COLUMNS, OUTPUT, ROWS};
 
@@ -53,7 +54,10 @@ pub fn product(threads: &Threads, m: usize, left: Left<'_>, right: &Panels, mut 
             (share(split.tiles, split.row_blocks, block) * ROWS, (share(split.tiles, split.row_blocks, block + 1) * ROWS).min(m));
         let panels = share(right.count(), split.column_groups, group)..share(right.count(), split.column_groups, group + 1);
         with_packed(left, right.precision(), k, first, last - first, |packed| {
-            multiply_block(packed, last - first, right, panels, |row, column, rows, tile| target.write(first + row, column, rows, tile));
+            let prepare = |row, column, rows| target.prepare(first + row, column, rows);
+            multiply_block(packed, last - first, right, panels, prepare, |row, column, rows, tile| {
+                target.write(first + row, column, rows, tile)
+            });
         });
     });
 }
@@ -80,7 +84,14 @@ fn share(total: usize, parts: usize, index: usize) -> usize {
     total * index / parts
 }
 
-fn multiply_block(left: &[u32], m: usize, right: &Panels, panels: std::ops::Range<usize>, write: impl Fn(usize, usize, usize, &[f32])) {
+fn multiply_block(
+    left: &[u32],
+    m: usize,
+    right: &Panels,
+    panels: std::ops::Range<usize>,
+    prepare: impl Fn(usize, usize, usize),
+    write: impl Fn(usize, usize, usize, &[f32]),
+) {
     let stride = words(right.precision(), right.cols());
     let together = tile::panels_together(m);
     let mut output = [0.0; OUTPUT];
@@ -90,6 +101,7 @@ fn multiply_block(left: &[u32], m: usize, right: &Panels, panels: std::ops::Rang
             let rows = ROWS.min(m - row);
             // Only a block of few rows walks several panels at once; the last rows of a large one take them singly.
             let left = tile::Left { words: &left[row * stride..], stride, rows };
+            (0..count).for_each(|panel| prepare(row, (first + panel) * COLUMNS, rows));
             tile::multiply(right.precision(), left, right.panel(first), count, &mut output);
             for (panel, tile) in output.chunks(rows * COLUMNS).take(count).enumerate() {
                 write(row, (first + panel) * COLUMNS, rows, tile);
@@ -141,30 +153,62 @@ impl<'a> Target<'a> {
         }
     }
 
+    /// Fetches the lines that `write` will fill while the tile is computed.
+    fn prepare(&self, row: usize, column: usize, rows: usize) {
+        if let Self::Store(out, n) | Self::Add(out, n) = self {
+            (row..row + rows).for_each(|row| out.prefetch(row * n + column, COLUMNS.min(n - column)));
+        }
+    }
+
     /// Takes `rows` rows of 32 columns that start at `row`, `column`.
     fn write(&self, row: usize, column: usize, rows: usize, tile: &[f32]) {
-        for (offset, sums) in tile.chunks_exact(COLUMNS).take(rows).enumerate() {
-            match self {
-                Self::Store(out, n) => {
-                    let width = COLUMNS.min(n - column);
-                    // SAFETY: each tile is computed once, and tiles do not overlap.
-                    unsafe { out.slice((row + offset) * n + column, width) }.copy_from_slice(&sums[..width]);
-                }
-                Self::Add(out, n) => {
-                    let width = COLUMNS.min(n - column);
-                    // SAFETY: as above.
-                    let target = unsafe { out.slice((row + offset) * n + column, width) };
-                    target.iter_mut().zip(sums).for_each(|(value, sum)| *value += sum);
-                }
-                Self::SwiGlu(out, stride, precision) => {
-                    let mut gated = [0.0; COLUMNS / 2];
-                    silu_mul(&sums[..COLUMNS / 2], &sums[COLUMNS / 2..], &mut gated);
-                    let width = words(*precision, COLUMNS / 2);
-                    // SAFETY: as above.
-                    pack_row(*precision, &gated, unsafe { out.slice((row + offset) * stride + words(*precision, column / 2), width) });
-                }
-            }
+        let tile = &tile[..rows * COLUMNS];
+        match self {
+            Self::Store(out, n) => store(out, row * n + column, *n, COLUMNS.min(n - column), tile),
+            Self::Add(out, n) => accumulate(out, row * n + column, *n, COLUMNS.min(n - column), tile),
+            Self::SwiGlu(out, stride, precision) => gate(out, row * stride + words(*precision, column / 2), *stride, *precision, tile),
         }
+    }
+}
+
+vectorised! {
+    fn store(out: &Disjoint<'_, f32>, start: usize, stride: usize, width: usize, tile: &[f32]) {
+        for (row, sums) in tile.as_chunks::<COLUMNS>().0.iter().enumerate() {
+            // SAFETY: each tile is computed once, and tiles do not overlap.
+            put(unsafe { out.slice(start + row * stride, width) }, sums, |value, sum| *value = sum);
+        }
+    }
+}
+
+vectorised! {
+    fn accumulate(out: &Disjoint<'_, f32>, start: usize, stride: usize, width: usize, tile: &[f32]) {
+        for (row, sums) in tile.as_chunks::<COLUMNS>().0.iter().enumerate() {
+            // SAFETY: as in `store`.
+            put(unsafe { out.slice(start + row * stride, width) }, sums, |value, sum| *value += sum);
+        }
+    }
+}
+
+vectorised! {
+    fn gate(out: &Disjoint<'_, u32>, start: usize, stride: usize, precision: Precision, tile: &[f32]) {
+        for (row, sums) in tile.as_chunks::<COLUMNS>().0.iter().enumerate() {
+            let mut gated = [0.0; COLUMNS / 2];
+            for (index, gated) in gated.iter_mut().enumerate() {
+                *gated = silu(sums[index]) * sums[index + COLUMNS / 2];
+            }
+            // SAFETY: as in `store`.
+            pack_into(precision, &gated, unsafe { out.slice(start + row * stride, words(precision, COLUMNS / 2)) });
+        }
+    }
+}
+
+/// Puts the sums of one row where they belong; a whole panel takes a loop of known length.
+#[inline(always)]
+fn put(target: &mut [f32], sums: &[f32; COLUMNS], store: impl Fn(&mut f32, f32)) {
+    if let Ok(target) = <&mut [f32; COLUMNS]>::try_from(&mut *target) {
+        target.iter_mut().zip(sums).for_each(|(value, sum)| store(value, *sum));
+    } else {
+        target.iter_mut().zip(sums).for_each(|(value, sum)| store(value, *sum));
     }
 }
 
