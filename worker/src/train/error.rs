@@ -28,10 +28,10 @@ pub enum TrainError {
     #[error("pool: {0}")]
     Pool(String),
     /// The pool runs another base than the one this run began with.
-    #[error("the pool's base model changed while training: identity member `{member}` differs from the one this job began with")]
+    #[error("the pool's base model changed while training: {member} is not the one this job began with")]
     IdentityChanged {
-        /// Member of [`carryon_crds::wire::Identity`].
-        member: &'static str,
+        /// Member of [`carryon_crds::wire::Identity`] that differs, or the pool's words.
+        member: String,
     },
     /// A loss or gradient is not a number.
     #[error("{what} of step {step} is {value}: training diverged; lower training.learningRate or training.muonLearningRate")]

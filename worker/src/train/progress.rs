@@ -110,10 +110,17 @@ impl Console {
         }
     }
 
-    /// Optimizer steps known beforehand, and those that a checkpoint brought.
-    pub fn resume(&mut self, step: u64, total: u64) {
-        let mut progress = self.locked();
-        (progress.step, progress.total_steps) = (step, total);
+    /// Goes (back) to optimizer steps, `step` of which are done.
+    pub fn training(&mut self, step: u64, total: u64) {
+        if self.phase != Phase::Training {
+            self.phase(Phase::Training, total, "steps");
+            let mut progress = self.locked();
+            (progress.step, progress.total_steps) = (step, total);
+            drop(progress);
+            if let Some(bar) = &self.bar {
+                bar.set_position(step);
+            }
+        }
     }
 
     /// One optimizer step is done.

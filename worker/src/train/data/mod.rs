@@ -20,8 +20,8 @@ use sample::Fitted;
 
 /// The base's words: its tokenizer and chat template.
 pub trait Language {
-    /// Token ids of `text`; special tokens written in it are recognised.
-    fn encode(&self, text: &str) -> Result<Vec<u32>, String>;
+    /// Token ids of `text`; control tokens written in it are recognised. With `special` also those the tokenizer puts around a text.
+    fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, String>;
     /// The conversation in the base's template; with `open_answer` followed by the words that open the assistant's turn.
     fn render(&self, turns: &[Turn], open_answer: bool) -> Result<String, String>;
 }
@@ -141,19 +141,19 @@ pub fn check_task(format: DataFormat, task: Task) -> Result<(), String> {
 fn encode(record: Record, rules: &Rules<'_>, language: &dyn Language) -> Result<Sample, String> {
     match record {
         Record::Tokens { input_ids, prompt_length } => sample::from_prompt_length(input_ids, prompt_length),
-        Record::Text(text) => sample::from_prompt_length(language.encode(&text)?, 0),
+        Record::Text(text) => sample::from_prompt_length(language.encode(&text, true)?, 0),
         Record::Labelled { text, label } => {
             let known = rules.labels.iter().position(|name| *name == label);
             let label = known.ok_or_else(|| format!("field `label` is {label:?}, head.labels has {}", rules.labels.join(", ")))?;
-            let ids = language.encode(&text)?;
+            let ids = language.encode(&text, true)?;
             match ids.is_empty() {
                 true => Err("field `text` has no tokens".to_owned()),
                 false => Ok(Sample { ids, target: Target::Label(label as u32) }),
             }
         }
         Record::Chat(turns) => {
-            let whole = language.encode(&language.render(&turns, false)?)?;
-            let prefix = language.encode(&language.render(&turns[..turns.len() - 1], true)?)?;
+            let whole = language.encode(&language.render(&turns, false)?, false)?;
+            let prefix = language.encode(&language.render(&turns[..turns.len() - 1], true)?, false)?;
             sample::completion(whole, &prefix, rules.end_tokens)
         }
     }
@@ -174,7 +174,7 @@ mod tests {
     struct Bytes;
 
     impl Language for Bytes {
-        fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
+        fn encode(&self, text: &str, _: bool) -> Result<Vec<u32>, String> {
             Ok(text.bytes().map(u32::from).collect())
         }
         fn render(&self, turns: &[Turn], open_answer: bool) -> Result<String, String> {

@@ -1,0 +1,96 @@
+//! The same held-out prompts with and without the head, for the report: answered by the pool that would serve them.
+
+use std::time::Duration;
+
+use carryon_crds::wire::ModelDescription;
+use futures::StreamExt as _;
+
+use crate::exchange::wire::{GenerateEvent, GenerateRequest};
+use crate::exchange::{ClientError, PoolClient};
+use crate::head::artifact::Artifact;
+use crate::text::Tokenizer;
+use crate::train::data::{Sample, Target};
+use crate::train::error::TrainError;
+use crate::train::pool::{Base, pool_error};
+use crate::train::report::Example;
+
+/// Prompts shown.
+const EXAMPLES: usize = 3;
+/// Longest answer, tokens.
+const LONGEST: u32 = 160;
+/// The pool may forget the head soon: gateways push their own.
+const EXPIRY: Duration = Duration::from_secs(600);
+
+/// Pushes the head to one pod and asks it for greedy answers to some prompts of `samples`.
+///
+/// # Errors
+/// The pool does not answer.
+pub async fn compare(base: &Base, artifact: &Artifact, samples: &[Sample]) -> Result<Vec<Example>, TrainError> {
+    let client = &base.client;
+    let endpoints = client.endpoints().await.map_err(pool_error)?;
+    let Some(endpoint) = endpoints.first() else { return Ok(Vec::new()) };
+    let bytes = artifact.to_bytes().into();
+    client.put_head(endpoint, &artifact.digest, bytes, EXPIRY).await.map_err(pool_error)?;
+    let answer = async |prompt: &[u32], longest: u32, head: Option<String>| {
+        let request = GenerateRequest { stop_token_ids: base.description.eos_token_ids.clone(), head, ..GenerateRequest::greedy(prompt.to_vec(), longest) };
+        let ids = generate(client, endpoint, &request).await?;
+        Ok::<_, ClientError>(base.tokenizer.decode(&ids))
+    };
+    let examples = choose(samples).into_iter().map(async |sample| {
+        let split = prompt_length(sample);
+        let (prompt, expected) = sample.ids.split_at(split);
+        let longest = LONGEST.min(base.description.limits.max_model_len.saturating_sub(split as u32));
+        let (without, with) = futures::try_join!(answer(prompt, longest, None), answer(prompt, longest, Some(artifact.digest.clone())))?;
+        Ok(Example { prompt: visible(&base.tokenizer, &base.description, prompt), expected: base.tokenizer.decode(expected), base: without, head: with })
+    });
+    futures::future::try_join_all(examples).await.map_err(pool_error)
+}
+
+async fn generate(client: &PoolClient, endpoint: &crate::exchange::Endpoint, request: &GenerateRequest) -> Result<Vec<u32>, ClientError> {
+    let mut events = std::pin::pin!(client.generate(Some(endpoint), request).await?);
+    let mut ids = Vec::new();
+    while let Some(event) = events.next().await {
+        if let GenerateEvent::Token(token) = event? {
+            ids.push(token.token);
+        }
+    }
+    Ok(ids)
+}
+
+/// Some samples, evenly spread over the file.
+fn choose(samples: &[Sample]) -> Vec<&Sample> {
+    let count = samples.len().min(EXAMPLES);
+    (0..count).map(|index| &samples[index * samples.len() / count]).collect()
+}
+
+/// Where the answer begins; plain text is continued from a quarter of its length.
+fn prompt_length(sample: &Sample) -> usize {
+    match &sample.target {
+        Target::Tokens(range) if range.start > 1 => range.start,
+        _ => (sample.ids.len() / 4).max(1),
+    }
+}
+
+/// The prompt as a person reads it: without the template's words before the last turn of the user where they can be told apart.
+fn visible(tokenizer: &Tokenizer, base: &ModelDescription, prompt: &[u32]) -> String {
+    let turns: Vec<&[u32]> = prompt.split(|id| base.eos_token_ids.contains(id)).collect();
+    let text = match turns.as_slice() {
+        [.., user, _] => tokenizer.decode(user),
+        _ => tokenizer.decode(prompt),
+    };
+    let text = text.trim();
+    text.strip_prefix("user\n").unwrap_or(text).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn examples_are_spread_over_the_file() {
+        let samples: Vec<Sample> = (0..50).map(|id| Sample { ids: vec![id, 0], target: Target::Tokens(1..2) }).collect();
+        assert_eq!(choose(&samples).iter().map(|sample| sample.ids[0]).collect::<Vec<_>>(), [0, 16, 33]);
+        assert_eq!(choose(&samples[..2]).len(), 2);
+        assert!(choose(&[]).is_empty());
+    }
+}

@@ -1,0 +1,219 @@
+//! The loop: steps, evaluations and checkpoints in the order that makes a resumed run equal to an unbroken one.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::runtime::Handle;
+
+use crate::head::Weights;
+use crate::train::batches::{self, Order};
+use crate::train::checkpoint::{Best, Checkpoint, Folder, State};
+use crate::train::data::Sample;
+use crate::train::error::TrainError;
+use crate::train::memory::Watch;
+use crate::train::metrics::{EvaluationLine, Line, Metrics, StepLine};
+use crate::train::progress::{Console, Phase};
+use crate::train::states::{Feed, HiddenStates};
+use crate::train::step::{Evaluated, Learner, StepFigures};
+use crate::train::stop::Stop;
+
+/// How far the untrained head's loss may be from the base's, relative: they are computed from equal numbers.
+const STEP_ZERO_TOLERANCE: f64 = 1e-6;
+
+/// A run from its first step, or its checkpoint, to its last.
+pub struct Run<S> {
+    /// What learns.
+    pub learner: Learner,
+    /// Where the run stands.
+    pub state: State,
+    /// Weights of the best evaluation.
+    pub best: Option<Weights>,
+    /// Order of the training samples.
+    pub order: Order,
+    /// Optimizer steps in all.
+    pub total_steps: u64,
+    /// Hidden states of the training samples.
+    pub train: Arc<S>,
+    /// The held-out samples and their hidden states.
+    pub evaluation: Option<(Arc<Vec<Sample>>, Arc<S>)>,
+    /// When to evaluate and to stop early.
+    pub when: carryon_crds::job::Evaluation,
+    /// Optimizer steps between checkpoints.
+    pub save_steps: u64,
+    /// Where checkpoints go.
+    pub checkpoints: Folder,
+    /// `metrics.jsonl`.
+    pub metrics: Metrics,
+    /// Tells how it goes.
+    pub console: Console,
+    /// Ends the run.
+    pub stop: Stop,
+    /// Highest memory.
+    pub memory: Watch,
+    /// Where hidden states are fetched.
+    pub runtime: Handle,
+}
+
+impl<S: HiddenStates> Run<S> {
+    /// Trains to the end.
+    ///
+    /// # Errors
+    /// [`TrainError::Stopped`] when asked to, with a checkpoint written; whatever else ends a run. A pool that went away costs no step either.
+    pub fn fit(&mut self) -> Result<(), TrainError> {
+        match self.steps() {
+            Err(error @ TrainError::Pool(_)) => self.save().and(Err(error)),
+            ended => ended,
+        }
+    }
+
+    fn steps(&mut self) -> Result<(), TrainError> {
+        let steps = || self.order.clone().steps(self.state.cursor);
+        let remaining = self.total_steps.saturating_sub(self.state.step);
+        let ahead = steps().take(usize::try_from(remaining).unwrap_or(usize::MAX)).flat_map(|step| step.micro_batches);
+        let mut feed = Feed::new(&self.runtime, &self.stop, self.train.clone(), ahead);
+        let mut steps = steps();
+        loop {
+            if self.evaluation_is_due() && self.evaluate()?.is_none() {
+                return self.stopped();
+            }
+            if self.state.step >= self.total_steps || self.patience_is_over() {
+                return self.save();
+            }
+            self.console.training(self.state.step, self.total_steps);
+            let Some(next) = steps.next() else { return self.save() };
+            let Some(figures) = self.learner.step(self.state.step, next.micro_batches.len(), &mut feed)? else { return self.stopped() };
+            self.state.step += 1;
+            self.state.cursor = next.behind;
+            self.record(figures)?;
+            if self.state.step.is_multiple_of(self.save_steps) {
+                self.save()?;
+            }
+        }
+    }
+
+    /// Writes a checkpoint of the last finished step. What led to it is durable first.
+    fn save(&mut self) -> Result<(), TrainError> {
+        self.metrics.sync()?;
+        let optimizer = self.learner.optimizers.state();
+        self.state.optimizer_steps = optimizer.steps;
+        self.state.peak_anonymous_bytes = self.memory.peak_anonymous();
+        self.checkpoints.save(&Checkpoint {
+            state: self.state.clone(),
+            weights: self.learner.weights.clone(),
+            best: self.best.clone(),
+            optimizer,
+        })
+    }
+
+    fn stopped(&mut self) -> Result<(), TrainError> {
+        self.save()?;
+        Err(TrainError::Stopped { step: self.state.step })
+    }
+
+    fn record(&mut self, figures: StepFigures) -> Result<(), TrainError> {
+        self.state.train_loss = Some(figures.loss);
+        self.state.train_seconds += figures.seconds;
+        let line = StepLine {
+            step: self.state.step,
+            epoch: self.epoch(),
+            loss: figures.loss,
+            lr: figures.learning_rate,
+            grad_norm: figures.grad_norm,
+            tokens_per_second: figures.tokens as f64 / figures.seconds,
+            seconds: self.state.train_seconds,
+        };
+        self.console.step(&line, self.total_steps, figures.seconds);
+        self.metrics.append(&Line::Step(line))
+    }
+
+    /// Passes over the data, with fraction.
+    fn epoch(&self) -> f64 {
+        self.state.cursor.epoch as f64 + self.state.cursor.step as f64 / self.order.steps_per_epoch() as f64
+    }
+
+    /// Before the first step, every `evalSteps` or at the end of each epoch, and behind the last step; each once.
+    fn evaluation_is_due(&self) -> bool {
+        let step = self.state.step;
+        let regular = match self.when.eval_steps {
+            Some(steps) => step.is_multiple_of(steps),
+            None => self.state.cursor.step == 0,
+        };
+        self.evaluation.is_some() && self.state.evaluated != Some(step) && (regular || step == 0 || step >= self.total_steps)
+    }
+
+    fn patience_is_over(&self) -> bool {
+        self.when.early_stopping_patience.is_some_and(|patience| self.state.without_improvement >= patience)
+    }
+
+    /// Measures the head as it is; before the first step the base, whose loss an untrained head leaves alone. None when asked to stop.
+    fn evaluate(&mut self) -> Result<Option<()>, TrainError> {
+        let started = Instant::now();
+        let first = self.state.step == 0;
+        let causal = self.learner.shape.task == carryon_crds::job::Task::CausalLM;
+        let weights = (!(first && causal)).then(|| self.learner.weights.clone());
+        let Some(found) = self.measure(weights.as_ref(), if first { Phase::Caching } else { Phase::Evaluating })? else { return Ok(None) };
+        if first && causal {
+            self.state.base_eval_loss = Some(found.loss);
+            if self.compare_with_base()?.is_none() {
+                return Ok(None);
+            }
+        }
+        let (loss, accuracy) = (found.loss, found.accuracy());
+        self.state.evaluated = Some(self.state.step);
+        if self.state.best.is_none_or(|best| loss < best.loss) {
+            self.state.best = Some(Best { step: self.state.step, loss, accuracy });
+            self.best = Some(self.learner.weights.clone());
+            self.state.without_improvement = 0;
+        } else {
+            self.state.without_improvement += 1;
+        }
+        let line = EvaluationLine {
+            step: self.state.step,
+            epoch: self.epoch(),
+            eval_loss: loss,
+            base_eval_loss: self.state.base_eval_loss,
+            eval_accuracy: accuracy,
+            eval_seconds: started.elapsed().as_secs_f64(),
+        };
+        self.console.evaluation(&line);
+        self.metrics.append(&Line::Evaluation(line)).map(Some)
+    }
+
+    /// Loss of `weights` (of the base when there are none) on all held-out samples. None when asked to stop, or without such samples.
+    ///
+    /// # Errors
+    /// States or losses that do not come.
+    pub fn measure(&mut self, weights: Option<&Weights>, phase: Phase) -> Result<Option<Evaluated>, TrainError> {
+        let Some((samples, _)) = &self.evaluation else { return Ok(None) };
+        let lengths: Vec<usize> = samples.iter().map(|sample| sample.ids.len()).collect();
+        self.measure_batches(weights, batches::evaluation(&lengths, self.order.batch), phase)
+    }
+
+    fn measure_batches(
+        &mut self,
+        weights: Option<&Weights>,
+        batches: Vec<Vec<usize>>,
+        phase: Phase,
+    ) -> Result<Option<Evaluated>, TrainError> {
+        let Some((_, states)) = &self.evaluation else { return Ok(None) };
+        let count = batches.len();
+        let mut feed = Feed::new(&self.runtime, &self.stop, states.clone(), batches.into_iter());
+        self.console.phase(phase, count as u64, "batches of held-out samples");
+        let console = &mut self.console;
+        self.learner.evaluate(weights, count, &mut feed, &mut |done| console.advance(done, count as u64))
+    }
+
+    /// The untrained head must leave the loss of the shortest held-out samples as it is.
+    fn compare_with_base(&mut self) -> Result<Option<()>, TrainError> {
+        let Some((samples, _)) = &self.evaluation else { return Ok(Some(())) };
+        let lengths: Vec<usize> = samples.iter().map(|sample| sample.ids.len()).collect();
+        let batch: Vec<_> = batches::evaluation(&lengths, self.order.batch).into_iter().take(1).collect();
+        let weights = self.learner.weights.clone();
+        let Some(base) = self.measure_batches(None, batch.clone(), Phase::Evaluating)? else { return Ok(None) };
+        let Some(head) = self.measure_batches(Some(&weights), batch, Phase::Evaluating)? else { return Ok(None) };
+        match (head.loss - base.loss).abs() <= STEP_ZERO_TOLERANCE * base.loss.abs() {
+            true => Ok(Some(())),
+            false => Err(TrainError::StepZero { head: head.loss, base: base.loss }),
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! What a finished run leaves: the artifact, and a marker that makes a second start a matter of reading.
+
+use std::path::{Path, PathBuf};
+
+use carryon_crds::names::ARTIFACT_FOLDER;
+use carryon_crds::wire::head::{FORMAT_VERSION, Lineage, Metrics};
+use carryon_crds::wire::{BaseReference, HeadManifest, HeadShape, ModelDescription, TerminationMessage};
+use serde::{Deserialize, Serialize};
+
+use crate::files;
+use crate::head::artifact::{self, Artifact, ArtifactError, WEIGHTS_FILE};
+use crate::head::{Weights, parameters};
+use crate::train::checkpoint::State;
+use crate::train::error::TrainError;
+use crate::train::plan::Inputs;
+
+/// Names the finished run.
+const MARKER_FILE: &str = "finished.json";
+
+/// Places inside the output folder.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// The folder itself.
+    pub root: PathBuf,
+}
+
+impl Places {
+    /// head.safetensors and head.json.
+    pub fn head(&self) -> PathBuf {
+        self.root.join(ARTIFACT_FOLDER)
+    }
+
+    /// One line a step.
+    pub fn metrics(&self) -> PathBuf {
+        self.root.join("metrics.jsonl")
+    }
+
+    /// For people.
+    pub fn report(&self) -> PathBuf {
+        self.root.join("report.html")
+    }
+
+    /// Checkpoints.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.root.join("checkpoints")
+    }
+
+    /// Hidden states.
+    pub fn cache(&self) -> PathBuf {
+        self.root.join("cache")
+    }
+}
+
+/// Content of the marker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Marker {
+    run: String,
+    message: TerminationMessage,
+}
+
+/// The last words of an earlier start that finished the same run, if its head is still there, bit by bit.
+pub fn finished(places: &Places, run: &str) -> Option<TerminationMessage> {
+    let text = std::fs::read(places.root.join(MARKER_FILE)).ok()?;
+    let marker: Marker = serde_json::from_slice(&text).ok()?;
+    let (artifact, _) = artifact::read(&places.head()).ok()?;
+    (marker.run == run && marker.message.digest.as_ref() == Some(&artifact.digest)).then_some(marker.message)
+}
+
+/// Writes the marker: the last act of a run.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn mark_finished(places: &Places, run: &str, message: &TerminationMessage) -> Result<(), TrainError> {
+    let path = places.root.join(MARKER_FILE);
+    let marker = Marker { run: run.to_owned(), message: message.clone() };
+    let text = serde_json::to_string_pretty(&marker).expect("a marker is plain data") + "\n";
+    files::write_atomic(&path, text.as_bytes()).map_err(TrainError::file("write", path))
+}
+
+/// The artifact of `weights`.
+///
+/// # Errors
+/// Weights that do not fit the shape.
+pub fn artifact(shape: &HeadShape, base: &ModelDescription, weights: Weights) -> Result<Artifact, TrainError> {
+    let base = BaseReference { name: base.name.clone(), identity: base.identity.clone() };
+    Artifact::new(shape.clone(), base, weights).map_err(artifact_error)
+}
+
+/// Writes head.safetensors and head.json, and gives the manifest.
+///
+/// # Errors
+/// A file cannot be written.
+pub fn write(
+    places: &Places,
+    artifact: &Artifact,
+    base: &ModelDescription,
+    inputs: &Inputs,
+    state: &State,
+) -> Result<HeadManifest, TrainError> {
+    let finite = |value: f64| value.is_finite().then_some(value);
+    let manifest = HeadManifest {
+        format_version: FORMAT_VERSION,
+        digest: artifact.digest.clone(),
+        shape: artifact.shape.clone(),
+        base: artifact.base.clone(),
+        numerics: base.numerics.clone(),
+        chat_template: base.chat_template.clone(),
+        end_token_ids: base.eos_token_ids.clone(),
+        parameters: parameters::count(&artifact.shape),
+        lineage: Lineage {
+            job: format!("{}/{}", inputs.config.namespace, inputs.config.name),
+            train_data: inputs.train_digest.clone(),
+            evaluation_data: inputs.evaluation_digest.clone(),
+            seed: inputs.config.training.seed,
+            steps: state.step,
+            worker_version: env!("CARGO_PKG_VERSION").to_owned(),
+        },
+        metrics: Metrics {
+            train_loss: state.train_loss.and_then(finite),
+            eval_loss: state.best.and_then(|best| finite(best.loss)),
+            base_eval_loss: state.base_eval_loss.and_then(finite),
+            eval_accuracy: state.best.and_then(|best| best.accuracy),
+            train_seconds: state.train_seconds,
+            peak_anonymous_bytes: state.peak_anonymous_bytes,
+        },
+    };
+    artifact::write(&places.head(), artifact, &manifest).map_err(artifact_error)?;
+    Ok(manifest)
+}
+
+/// Path of the weights' file, for people.
+pub fn weights_path(places: &Places) -> PathBuf {
+    places.head().join(WEIGHTS_FILE)
+}
+
+fn artifact_error(error: ArtifactError) -> TrainError {
+    match error {
+        ArtifactError::File { action, path, source } => TrainError::File { action, path, source },
+        error => TrainError::Head(error.to_string()),
+    }
+}
+
+/// Writes the last words where Kubernetes looks for them, at most 4096 bytes. Best effort: nothing is left to report a failure to.
+pub fn last_words(path: Option<&Path>, message: &TerminationMessage) {
+    const MOST: usize = 4096;
+    let mut message = message.clone();
+    if message.message.len() > MOST / 2 {
+        let cut = message.message.floor_char_boundary(MOST / 2);
+        message.message.truncate(cut);
+    }
+    let text = serde_json::to_string(&message).expect("a message is plain data");
+    if let Some(path) = path
+        && let Err(error) = std::fs::write(path, text)
+    {
+        tracing::warn!("failed to write the termination message to {path:?}: {error}");
+    }
+}

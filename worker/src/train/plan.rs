@@ -1,0 +1,253 @@
+//! From a configuration and a base to a run that can be started: every check that needs no arithmetic. Pure, files apart.
+
+use std::path::{Path, PathBuf};
+
+use carryon_crds::common::Taps;
+use carryon_crds::job::{DataFormat, Task};
+use carryon_crds::wire::head::{FORMAT_VERSION, feed_forward};
+use carryon_crds::wire::{HeadShape, ModelDescription, TrainConfig};
+
+use crate::head::parameters;
+use crate::train::batches::Order;
+use crate::train::data::{self, DataSet, Rules};
+use crate::train::error::TrainError;
+
+/// Largest configuration file, bytes.
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
+/// Base of the rotary embedding of a head's attention.
+const ROPE_THETA: f64 = 1e4;
+/// ε of a head's norms.
+const NORM_EPSILON: f64 = 1e-5;
+
+/// The files of a run and what names it.
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    /// The configuration.
+    pub config: TrainConfig,
+    /// Training samples.
+    pub train: PathBuf,
+    /// Digest of that file.
+    pub train_digest: String,
+    /// Held-out samples.
+    pub evaluation: Option<PathBuf>,
+    /// Digest of that file.
+    pub evaluation_digest: Option<String>,
+    /// Digest of the configuration (its checkpoints apart) and both files: what a checkpoint and a finished head belong to.
+    pub run: String,
+}
+
+impl Inputs {
+    /// Reads the configuration and the digests of the data.
+    ///
+    /// # Errors
+    /// A configuration that cannot be read or is wrong; data that are missing.
+    pub fn read(config: &Path, folder: &Path) -> Result<Self, TrainError> {
+        let unusable = |reason: String| TrainError::Configuration(format!("configuration {config:?}: {reason}"));
+        let length = std::fs::metadata(config).map_err(|error| unusable(error.to_string()))?.len();
+        if length > MAX_CONFIG_BYTES {
+            return Err(unusable(format!("has {length} bytes, more than {MAX_CONFIG_BYTES}")));
+        }
+        let text = std::fs::read(config).map_err(|error| unusable(error.to_string()))?;
+        let config: TrainConfig = serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
+        let train = inside(folder, &config.split.train)?;
+        let evaluation = config.split.evaluation.as_ref().map(|path| inside(folder, path)).transpose()?;
+        let train_digest = data::file_digest(&train)?;
+        let evaluation_digest = evaluation.as_deref().map(data::file_digest).transpose()?;
+        let run = digest(&config, &train_digest, evaluation_digest.as_deref());
+        Ok(Self { config, train, train_digest, evaluation, evaluation_digest, run })
+    }
+}
+
+/// A path of the split inside the data folder.
+fn inside(folder: &Path, path: &str) -> Result<PathBuf, TrainError> {
+    let relative = Path::new(path);
+    match relative.components().all(|part| matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir)) {
+        true => Ok(folder.join(relative)),
+        false => Err(TrainError::Configuration(format!("split: {path:?} leaves the data folder"))),
+    }
+}
+
+/// What changes nothing in the head (how often it is saved) is left out.
+fn digest(config: &TrainConfig, train: &str, evaluation: Option<&str>) -> String {
+    let config = TrainConfig { checkpoint: Default::default(), ..config.clone() };
+    let text = serde_json::json!({ "config": config, "train": train, "evaluation": evaluation }).to_string();
+    carryon_crds::wire::digest(text.as_bytes())
+}
+
+/// Taps of the head, ascending, all in the base.
+///
+/// # Errors
+/// A layer the base does not have.
+pub fn taps(config: &TrainConfig, base: &ModelDescription) -> Result<Taps, TrainError> {
+    let layers = base.num_hidden_layers;
+    let mut taps = config.taps.clone().unwrap_or_else(|| Taps::default_for(layers));
+    taps.layers.sort_unstable();
+    match taps.layers.iter().find(|&&layer| layer > layers) {
+        Some(layer) => Err(TrainError::Configuration(format!("taps.layers: {layer} is beyond layer {layers}, the last of {}", base.name))),
+        None => Ok(taps),
+    }
+}
+
+/// How the data become samples.
+///
+/// # Errors
+/// A format, length or label list that does not fit task and base.
+pub fn rules<'a>(config: &'a TrainConfig, base: &'a ModelDescription) -> Result<Rules<'a>, TrainError> {
+    let refuse = |reason: String| Err(TrainError::Configuration(reason));
+    if let Err(problem) = data::check_task(config.format, config.task) {
+        return refuse(format!("data.format {:?}: {problem}", config.format));
+    }
+    if config.max_length > base.limits.max_model_len {
+        return refuse(format!(
+            "data.maxLength {} is beyond the pool's engine.maxModelLen {}",
+            config.max_length, base.limits.max_model_len
+        ));
+    }
+    if matches!(config.format, DataFormat::Chat | DataFormat::PromptCompletion) && base.chat_template.is_none() {
+        return refuse(format!("data.format {:?} needs a chat template, {} has none", config.format, base.name));
+    }
+    Ok(Rules {
+        task: config.task,
+        format: config.format,
+        max_length: config.max_length as usize,
+        overlong: config.overlong,
+        vocab_size: base.vocab_size,
+        end_tokens: &base.eos_token_ids,
+        labels: config.head.labels.as_deref().unwrap_or_default(),
+    })
+}
+
+/// The head's shape. Its window is the longest training sample when none is asked for.
+///
+/// # Errors
+/// A member out of bounds.
+pub fn shape(config: &TrainConfig, base: &ModelDescription, taps: Taps, longest: u64) -> Result<HeadShape, TrainError> {
+    let head = &config.head;
+    let shape = HeadShape {
+        format_version: FORMAT_VERSION,
+        task: config.task,
+        taps,
+        hidden_size: base.hidden_size,
+        width: head.width,
+        blocks: head.blocks,
+        heads: head.heads,
+        feed_forward: feed_forward(head.width),
+        gate: head.gate,
+        alpha: head.alpha,
+        window: head.window.unwrap_or_else(|| u32::try_from(longest).unwrap_or(u32::MAX)),
+        rope_theta: ROPE_THETA,
+        norm_epsilon: NORM_EPSILON,
+        labels: head.labels.clone().unwrap_or_default(),
+    };
+    parameters::check(&shape).map_err(|error| TrainError::Configuration(format!("head.{error}")))?;
+    if config.task == Task::CausalLM && head.alpha == 0.0 {
+        return Err(TrainError::Configuration("head.alpha is 0: the base alone has nothing to train".to_owned()));
+    }
+    Ok(shape)
+}
+
+/// What is fetched: the head's taps, and `final` behind them where the loss is measured at the base's LM head.
+pub fn fetched(taps: &Taps, task: Task) -> Taps {
+    Taps { layers: taps.layers.clone(), final_norm: taps.final_norm || task == Task::CausalLM }
+}
+
+/// Order of the training samples, and optimizer steps in all.
+pub fn order(config: &TrainConfig, data: &DataSet) -> (Order, u64) {
+    let training = &config.training;
+    let order = Order {
+        lengths: data.lengths(),
+        batch: training.per_device_train_batch_size as usize,
+        accumulation: training.gradient_accumulation_steps as usize,
+        seed: training.seed,
+    };
+    let total = training.max_steps.unwrap_or(u64::from(training.num_train_epochs) * order.steps_per_epoch());
+    (order, total)
+}
+
+#[cfg(test)]
+mod tests {
+    use carryon_crds::job::{Checkpoint, HeadSpec, Split};
+    use carryon_crds::wire::Limits;
+
+    use super::*;
+    use crate::train::checkpoint::tests::{identity, numerics};
+
+    fn config() -> TrainConfig {
+        TrainConfig {
+            name: "job".to_owned(),
+            namespace: "default".to_owned(),
+            task: Task::CausalLM,
+            taps: None,
+            head: HeadSpec::default(),
+            format: DataFormat::Auto,
+            split: Split { train: "train.jsonl".to_owned(), evaluation: None },
+            max_length: 64,
+            overlong: Default::default(),
+            training: Default::default(),
+            evaluation: Default::default(),
+            checkpoint: Default::default(),
+        }
+    }
+
+    fn base() -> ModelDescription {
+        ModelDescription {
+            format_version: 1,
+            name: "tiny".to_owned(),
+            model_type: "llama".to_owned(),
+            instance: "i".to_owned(),
+            identity: identity(),
+            numerics: numerics(),
+            hidden_size: 16,
+            num_hidden_layers: 30,
+            vocab_size: 100,
+            eos_token_ids: vec![2],
+            bos_token: None,
+            eos_token: None,
+            chat_template: None,
+            limits: Limits { max_model_len: 128, max_sequences: 8, max_request_tokens: 1024, max_body_bytes: 1 << 20 },
+        }
+    }
+
+    #[test]
+    fn taps_default_to_four_depths_and_final_and_come_sorted() {
+        assert_eq!(taps(&config(), &base()).unwrap().layers, [10, 20, 25, 28]);
+        let mut config = config();
+        config.taps = Some(Taps { layers: vec![30, 3], final_norm: false });
+        assert_eq!(taps(&config, &base()).unwrap().layers, [3, 30]);
+        config.taps = Some(Taps { layers: vec![31], final_norm: false });
+        assert_eq!(taps(&config, &base()).unwrap_err().to_string(), "taps.layers: 31 is beyond layer 30, the last of tiny");
+    }
+
+    #[test]
+    fn a_length_beyond_the_pool_s_is_refused_by_name() {
+        let config = TrainConfig { max_length: 129, ..config() };
+        assert_eq!(rules(&config, &base()).unwrap_err().to_string(), "data.maxLength 129 is beyond the pool's engine.maxModelLen 128");
+        let config = TrainConfig { format: DataFormat::Chat, ..self::config() };
+        assert_eq!(rules(&config, &base()).unwrap_err().to_string(), "data.format Chat needs a chat template, tiny has none");
+    }
+
+    #[test]
+    fn the_window_is_the_longest_sample_unless_one_is_asked_for() {
+        let taps = taps(&config(), &base()).unwrap();
+        assert_eq!(shape(&config(), &base(), taps.clone(), 37).unwrap().window, 37);
+        let mut config = config();
+        config.head.window = Some(8);
+        assert_eq!(shape(&config, &base(), taps, 37).unwrap().window, 8);
+    }
+
+    #[test]
+    fn how_often_is_saved_does_not_name_a_run() {
+        let often = TrainConfig { checkpoint: Checkpoint { save_steps: 1, save_total_limit: 9 }, ..config() };
+        assert_eq!(digest(&config(), "a", None), digest(&often, "a", None));
+        let mut seeded = config();
+        seeded.training.seed = 1;
+        assert_ne!(digest(&config(), "a", None), digest(&seeded, "a", None));
+        assert_ne!(digest(&config(), "a", None), digest(&config(), "b", None));
+    }
+
+    #[test]
+    fn a_split_stays_inside_its_folder() {
+        let error = inside(Path::new("/data"), "../secret").unwrap_err().to_string();
+        assert_eq!(error, "split: \"../secret\" leaves the data folder");
+    }
+}

@@ -1,0 +1,182 @@
+//! Hidden states as the loop sees them: a source that can be asked ahead of time, and micro-batches ready for the head.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use candle_core::{Device, Tensor};
+use carryon_crds::pool::Dtype;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use tokio::runtime::Handle;
+
+use crate::exchange::SequenceStates;
+use crate::exchange::states::{from_bytes, number_bytes};
+use crate::head::tape::PackedBatch;
+use crate::train::data::{Sample, Target};
+use crate::train::error::TrainError;
+use crate::train::stop::Stop;
+
+/// Micro-batches asked for ahead of the one in use.
+pub const IN_FLIGHT: usize = 2;
+
+/// Where hidden states come from.
+pub trait HiddenStates: Send + Sync + 'static {
+    /// The states of the samples with these indices, in their order, packed.
+    fn fetch(&self, samples: Vec<usize>) -> impl Future<Output = Result<MicroBatch, TrainError>> + Send;
+}
+
+/// Some samples, without padding: their rows one after the other.
+#[derive(Clone, Debug)]
+pub struct MicroBatch {
+    /// What the head reads: taps, lengths, rows with a target.
+    pub packed: PackedBatch,
+    /// x̂ at the rows with a target, `[rows, D]` in the pool's number type, little-endian; empty for classifiers.
+    pub x: Bytes,
+    /// Number type of `x`.
+    pub dtype: Dtype,
+    /// Width D.
+    pub hidden_size: usize,
+    /// Token each row predicts, or the label of each sample.
+    pub targets: Vec<u32>,
+    /// Tokens of all samples.
+    pub tokens: usize,
+}
+
+impl MicroBatch {
+    /// Packs the states of `samples`. `head_taps`: how many of the taps the head reads; a further one is `final`, fetched for x̂ alone.
+    ///
+    /// # Errors
+    /// States that do not fit the samples.
+    pub fn pack(samples: &[&Sample], states: &[SequenceStates], head_taps: usize, hidden_size: usize) -> Result<Self, TrainError> {
+        let lengths: Vec<usize> = samples.iter().map(|sample| sample.ids.len()).collect();
+        let rows: usize = lengths.iter().sum();
+        let dtype = states.first().map_or(Dtype::Float32, |states| states.dtype);
+        let row_bytes = hidden_size * number_bytes(dtype);
+        for (states, &length) in states.iter().zip(&lengths) {
+            if states.dtype != dtype || states.taps.len() < head_taps || states.taps.iter().any(|tap| tap.len() != length * row_bytes) {
+                return Err(TrainError::Pool(format!("hidden states of {} tokens do not fit a sample of {length}", states.tokens)));
+            }
+        }
+        let taps = (0..head_taps).map(|tap| {
+            let mut values = vec![0.0; rows * hidden_size];
+            let mut rest = values.as_mut_slice();
+            for states in states {
+                let (own, after) = rest.split_at_mut(states.tokens * hidden_size);
+                from_bytes(&states.taps[tap], dtype, own);
+                rest = after;
+            }
+            Tensor::from_vec(values, (rows, hidden_size), &Device::Cpu)
+        });
+        let taps = taps.collect::<Result<_, _>>().map_err(|error| TrainError::Head(error.to_string()))?;
+        let (mut learned, mut x, mut targets, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        for ((sample, states), length) in samples.iter().zip(states).zip(&lengths) {
+            targets.extend_from_slice(sample.wanted());
+            if let (Target::Tokens(_), Some(last)) = (&sample.target, states.taps.last()) {
+                let range = sample.rows();
+                x.extend_from_slice(&last[range.start * row_bytes..range.end * row_bytes]);
+                learned.extend(range.map(|row| (first + row) as u32));
+            }
+            first += length;
+        }
+        Ok(Self { packed: PackedBatch { taps, lengths, rows: learned }, x: x.into(), dtype, hidden_size, targets, tokens: rows })
+    }
+}
+
+/// Micro-batches in a given order, [`IN_FLIGHT`] of them asked for before they are needed.
+pub struct Feed {
+    batches: BoxStream<'static, Result<MicroBatch, TrainError>>,
+    runtime: Handle,
+    stop: Stop,
+}
+
+impl Feed {
+    /// Starts nothing until the first [`Feed::next`].
+    pub fn new<S: HiddenStates>(
+        runtime: &Handle,
+        stop: &Stop,
+        source: Arc<S>,
+        batches: impl Iterator<Item = Vec<usize>> + Send + 'static,
+    ) -> Self {
+        let spawn = runtime.clone();
+        let fetched = futures::stream::iter(batches).map(move |batch| {
+            let source = source.clone();
+            // A task of its own, so that it goes on while the loop computes.
+            spawn.spawn(async move { source.fetch(batch).await })
+        });
+        let flat = fetched
+            .buffered(IN_FLIGHT)
+            .map(|joined| joined.unwrap_or_else(|error| Err(TrainError::Pool(format!("fetching states panicked: {error}")))));
+        Self { batches: flat.boxed(), runtime: runtime.clone(), stop: stop.clone() }
+    }
+
+    /// The next micro-batch; None when someone asked to stop, or behind the last.
+    ///
+    /// # Errors
+    /// What the source says.
+    pub fn next(&mut self) -> Result<Option<MicroBatch>, TrainError> {
+        let batches = &mut self.batches;
+        self.runtime.block_on(self.stop.race(batches.next())).flatten().transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::exchange::states::to_bytes;
+
+    fn states(tokens: usize, start: f32, taps: usize) -> SequenceStates {
+        let rows = |tap: usize| {
+            to_bytes(&(0..tokens * 2).map(|index| start + 100.0 * tap as f32 + index as f32).collect::<Vec<_>>(), Dtype::Float32)
+        };
+        SequenceStates { index: 0, tokens, dtype: Dtype::Float32, taps: (0..taps).map(rows).collect() }
+    }
+
+    #[test]
+    fn rows_are_packed_without_padding() {
+        let first = Sample { ids: vec![1, 2, 3], target: Target::Tokens(1..3) };
+        let second = Sample { ids: vec![4, 5], target: Target::Tokens(1..2) };
+        let batch = MicroBatch::pack(&[&first, &second], &[states(3, 0.0, 2), states(2, 50.0, 2)], 2, 2).unwrap();
+        assert_eq!(batch.packed.taps[0].to_vec2::<f32>().unwrap(), [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [50.0, 51.0], [52.0, 53.0]]);
+        assert_eq!((batch.packed.rows.as_slice(), batch.targets.as_slice()), (&[0, 1, 3][..], &[2, 3, 5][..]));
+        let mut x = [0.0; 6];
+        from_bytes(&batch.x, Dtype::Float32, &mut x);
+        assert_eq!(x, [100.0, 101.0, 102.0, 103.0, 150.0, 151.0]);
+    }
+
+    #[test]
+    fn states_of_another_length_are_refused() {
+        let sample = Sample { ids: vec![1, 2, 3], target: Target::Label(1) };
+        let error = MicroBatch::pack(&[&sample], &[states(2, 0.0, 1)], 1, 2).unwrap_err().to_string();
+        assert_eq!(error, "pool: hidden states of 2 tokens do not fit a sample of 3");
+    }
+
+    /// Counts how many fetches have begun; the fetches themselves wait for a permit.
+    struct Counting(AtomicUsize, tokio::sync::Semaphore);
+
+    impl HiddenStates for Counting {
+        async fn fetch(&self, samples: Vec<usize>) -> Result<MicroBatch, TrainError> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            self.1.acquire().await.unwrap().forget();
+            let sample = Sample { ids: vec![0; samples[0] + 1], target: Target::Label(0) };
+            MicroBatch::pack(&[&sample], &[states(samples[0] + 1, 0.0, 1)], 1, 2)
+        }
+    }
+
+    #[test]
+    fn two_micro_batches_are_in_flight_while_one_is_in_use() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let source = Arc::new(Counting(AtomicUsize::new(0), tokio::sync::Semaphore::new(0)));
+        let mut feed = Feed::new(runtime.handle(), &Stop::default(), source.clone(), (0..9).map(|index| vec![index]));
+        source.1.add_permits(2);
+        assert_eq!(feed.next().unwrap().unwrap().tokens, 1);
+        assert_eq!(feed.next().unwrap().unwrap().tokens, 2);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while source.0.load(Ordering::SeqCst) < 3 {
+            assert!(std::time::Instant::now() < deadline, "nothing was asked for ahead of time");
+            std::thread::yield_now();
+        }
+    }
+}
