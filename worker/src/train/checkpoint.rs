@@ -86,6 +86,13 @@ pub struct Checkpoint {
     pub optimizer: OptimizerState,
 }
 
+impl Checkpoint {
+    /// Where training starts.
+    pub fn start(state: State, weights: Weights) -> Self {
+        Self { state, weights, best: None, optimizer: OptimizerState::default() }
+    }
+}
+
 /// What [`Folder::latest`] found.
 #[derive(Debug, Default)]
 pub struct Found {

@@ -32,7 +32,11 @@ pub async fn compare(base: &Base, artifact: &Artifact, samples: &[Sample]) -> Re
     let bytes = artifact.to_bytes().into();
     client.put_head(endpoint, &artifact.digest, bytes, EXPIRY).await.map_err(pool_error)?;
     let answer = async |prompt: &[u32], longest: u32, head: Option<String>| {
-        let request = GenerateRequest { stop_token_ids: base.description.eos_token_ids.clone(), head, ..GenerateRequest::greedy(prompt.to_vec(), longest) };
+        let request = GenerateRequest {
+            stop_token_ids: base.description.eos_token_ids.clone(),
+            head,
+            ..GenerateRequest::greedy(prompt.to_vec(), longest)
+        };
         let ids = generate(client, endpoint, &request).await?;
         Ok::<_, ClientError>(base.tokenizer.decode(&ids))
     };
@@ -41,7 +45,12 @@ pub async fn compare(base: &Base, artifact: &Artifact, samples: &[Sample]) -> Re
         let (prompt, expected) = sample.ids.split_at(split);
         let longest = LONGEST.min(base.description.limits.max_model_len.saturating_sub(split as u32));
         let (without, with) = futures::try_join!(answer(prompt, longest, None), answer(prompt, longest, Some(artifact.digest.clone())))?;
-        Ok(Example { prompt: visible(&base.tokenizer, &base.description, prompt), expected: base.tokenizer.decode(expected), base: without, head: with })
+        Ok(Example {
+            prompt: visible(&base.tokenizer, &base.description, prompt),
+            expected: base.tokenizer.decode(expected),
+            base: without,
+            head: with,
+        })
     });
     futures::future::try_join_all(examples).await.map_err(pool_error)
 }

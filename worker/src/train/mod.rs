@@ -1,4 +1,8 @@
 //! `train`: trains one head on a pool's hidden states.
+//!
+//! Read [`fit`] for the loop and [`step`] for its arithmetic; [`run`](mod@run) puts a trainer together. The loop knows a source of hidden states
+//! ([`states::HiddenStates`]) and a loss ([`loss::Loss`]), not HTTP. **Invariant** a run that was stopped or killed and went on has the bits of one
+//! that was not: whatever a step depends on is in the checkpoint, or a pure function of configuration and data.
 
 mod args;
 pub mod batches;
@@ -6,6 +10,7 @@ pub mod checkpoint;
 pub mod data;
 pub mod endpoint;
 pub mod error;
+pub mod examples;
 pub mod fit;
 pub mod loss;
 pub mod memory;
@@ -15,6 +20,8 @@ pub mod output;
 pub mod plan;
 pub mod pool;
 pub mod progress;
+pub mod report;
+pub mod run;
 pub mod schedule;
 pub mod states;
 pub mod step;
@@ -22,3 +29,4 @@ pub mod stop;
 
 pub use args::TrainArgs;
 pub use error::{DataError, TrainError};
+pub use run::run;

@@ -106,6 +106,15 @@ pub fn rules<'a>(config: &'a TrainConfig, base: &'a ModelDescription) -> Result<
     if matches!(config.format, DataFormat::Chat | DataFormat::PromptCompletion) && base.chat_template.is_none() {
         return refuse(format!("data.format {:?} needs a chat template, {} has none", config.format, base.name));
     }
+    let training = &config.training;
+    if training.per_device_train_batch_size == 0 || training.gradient_accumulation_steps == 0 || config.checkpoint.save_steps == 0 {
+        return refuse(
+            "training.perDeviceTrainBatchSize, training.gradientAccumulationSteps and checkpoint.saveSteps must be at least 1".to_owned(),
+        );
+    }
+    if config.task == Task::Classification && config.head.labels.as_ref().is_none_or(|labels| labels.len() < 2) {
+        return refuse("head.labels: task Classification needs at least two".to_owned());
+    }
     Ok(Rules {
         task: config.task,
         format: config.format,

@@ -91,7 +91,7 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// Starts nothing until the first [`Feed::next`].
+    /// Starts nothing until the first [`Feed::receive`].
     pub fn new<S: HiddenStates>(
         runtime: &Handle,
         stop: &Stop,
@@ -114,7 +114,7 @@ impl Feed {
     ///
     /// # Errors
     /// What the source says.
-    pub fn next(&mut self) -> Result<Option<MicroBatch>, TrainError> {
+    pub fn receive(&mut self) -> Result<Option<MicroBatch>, TrainError> {
         let batches = &mut self.batches;
         self.runtime.block_on(self.stop.race(batches.next())).flatten().transpose()
     }
@@ -171,8 +171,8 @@ mod tests {
         let source = Arc::new(Counting(AtomicUsize::new(0), tokio::sync::Semaphore::new(0)));
         let mut feed = Feed::new(runtime.handle(), &Stop::default(), source.clone(), (0..9).map(|index| vec![index]));
         source.1.add_permits(2);
-        assert_eq!(feed.next().unwrap().unwrap().tokens, 1);
-        assert_eq!(feed.next().unwrap().unwrap().tokens, 2);
+        assert_eq!(feed.receive().unwrap().unwrap().tokens, 1);
+        assert_eq!(feed.receive().unwrap().unwrap().tokens, 2);
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
         while source.0.load(Ordering::SeqCst) < 3 {
             assert!(std::time::Instant::now() < deadline, "nothing was asked for ahead of time");

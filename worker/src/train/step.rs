@@ -77,7 +77,7 @@ impl Learner {
         let tape = Tape::new(&self.shape, &self.weights, self.threads.clone()).map_err(tape_error)?;
         let (mut gradients, mut sum, mut targets, mut tokens) = (Gradients::new(), 0.0, 0, 0);
         for _ in 0..micro_batches {
-            let Some(batch) = feed.next()? else { return Ok(None) };
+            let Some(batch) = feed.receive()? else { return Ok(None) };
             let output = self.forward(&tape, &batch)?;
             let Some(measured) = self.loss.measure(&batch, Some(&values(&output)?), true)? else { return Ok(None) };
             accumulate(&mut gradients, tape.gradients(&output, &measured.gradient).map_err(tape_error)?);
@@ -111,7 +111,7 @@ impl Learner {
         let labels = self.shape.labels.len();
         let (mut sum, mut targets, mut confusion) = (0.0, 0, vec![vec![0; labels]; labels]);
         for done in 0..batches {
-            let Some(batch) = feed.next()? else { return Ok(None) };
+            let Some(batch) = feed.receive()? else { return Ok(None) };
             let output = tape.as_ref().map(|tape| values(&self.forward(tape, &batch)?)).transpose()?;
             let Some(measured) = self.loss.measure(&batch, output.as_deref(), false)? else { return Ok(None) };
             if let (Task::Classification, Some(logits)) = (self.shape.task, &output) {

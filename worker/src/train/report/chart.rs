@@ -49,12 +49,24 @@ pub fn lines(series: &[Series], steps: f64, height: f64, name: &str, format: fn(
         let _ = write!(svg, "<polyline class=\"{}\" points=\"{}\"/>", series.class, path.join(" "));
         for &(x, y) in points.iter().filter(|_| series.dots) {
             let (cx, cy) = (frame.x(x), frame.y(y));
-            let _ = write!(svg, "<circle class=\"{}\" cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"4\"><title>step {x:.0}: {}</title></circle>", series.class, format(y));
+            let _ = write!(
+                svg,
+                "<circle class=\"{}\" cx=\"{cx:.1}\" cy=\"{cy:.1}\" r=\"4\"><title>step {x:.0}: {}</title></circle>",
+                series.class,
+                format(y)
+            );
         }
         labels.push((frame.y(last), series));
     }
     for (y, series) in spread(labels) {
-        let _ = write!(svg, "<text class=\"name {}\" x=\"{:.1}\" y=\"{:.1}\">{}</text>", series.class, WIDTH - RIGHT + 8.0, y + 4.0, escape(&series.label));
+        let _ = write!(
+            svg,
+            "<text class=\"name {}\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+            series.class,
+            WIDTH - RIGHT + 8.0,
+            y + 4.0,
+            escape(&series.label)
+        );
     }
     svg + "</svg>"
 }
@@ -82,7 +94,8 @@ fn ticks(highest: f64) -> Vec<f64> {
     }
     let rough = highest / 4.0;
     let power = 10f64.powf(rough.log10().floor());
-    let unit = [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().map(|factor| factor * power).find(|&unit| unit >= rough * 0.999).unwrap_or(10.0 * power);
+    let unit =
+        [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().map(|factor| factor * power).find(|&unit| unit >= rough * 0.999).unwrap_or(10.0 * power);
     (0..=(highest / unit).ceil() as u32).map(|count| f64::from(count) * unit).collect()
 }
 
@@ -128,7 +141,8 @@ mod tests {
 
     #[test]
     fn labels_are_escaped_and_nan_leaves_no_trace() {
-        let series = Series { class: "train", label: "<a & b>".to_owned(), points: vec![(0.0, 1.0), (1.0, f64::NAN), (2.0, 0.5)], dots: true };
+        let series =
+            Series { class: "train", label: "<a & b>".to_owned(), points: vec![(0.0, 1.0), (1.0, f64::NAN), (2.0, 0.5)], dots: true };
         let svg = lines(&[series], 2.0, 200.0, "loss", |value| format!("{value:.1}"));
         assert!(svg.contains("&lt;a &amp; b&gt;") && !svg.contains("NaN") && svg.matches("<circle").count() == 2, "{svg}");
         assert_eq!(lines(&[], 1.0, 100.0, "x", |_| String::new()), "");

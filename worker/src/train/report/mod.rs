@@ -4,7 +4,6 @@ mod chart;
 
 use carryon_crds::wire::HeadManifest;
 use minijinja::{Environment, Value, context};
-use serde::Serialize;
 
 use crate::train::data::Counts;
 use crate::train::error::TrainError;
@@ -42,7 +41,7 @@ pub struct Report<'a> {
 }
 
 /// One prompt and what came of it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Example {
     /// As the base reads it.
     pub prompt: String,
@@ -68,17 +67,18 @@ pub fn render(report: &Report<'_>) -> Result<String, TrainError> {
 fn page(report: &Report<'_>) -> Value {
     let manifest = report.manifest;
     let (metrics, shape) = (&manifest.metrics, &manifest.shape);
-    let steps: Vec<&StepLine> = report.lines.iter().filter_map(|line| if let Line::Step(line) = line { Some(line) } else { None }).collect();
+    let steps: Vec<&StepLine> =
+        report.lines.iter().filter_map(|line| if let Line::Step(line) = line { Some(line) } else { None }).collect();
     let evaluations: Vec<&EvaluationLine> =
         report.lines.iter().filter_map(|line| if let Line::Evaluation(line) = line { Some(line) } else { None }).collect();
     let tokens_per_second = steps.iter().map(|step| step.tokens_per_second).sum::<f64>() / steps.len().max(1) as f64;
     let mut taps: Vec<String> = shape.taps.layers.iter().map(ToString::to_string).collect();
     taps.extend(shape.taps.final_norm.then(|| "final".to_owned()));
     context! {
-        job => manifest.lineage.job,
-        base => manifest.base.name,
-        digest => manifest.digest,
-        written_at => report.written_at,
+        job => manifest.lineage.job.as_str(),
+        base => manifest.base.name.as_str(),
+        digest => manifest.digest.as_str(),
+        written_at => report.written_at.as_str(),
         losses => context! {
             base => metrics.base_eval_loss.map(loss),
             head => metrics.eval_loss.map(loss),
@@ -102,7 +102,9 @@ fn page(report: &Report<'_>) -> Value {
             resident => bytes(report.peak_resident_bytes),
             cache => bytes(report.cache_bytes),
         },
-        examples => report.examples,
+        examples => report.examples.iter().map(|example| context! {
+            prompt => example.prompt.as_str(), expected => example.expected.as_str(), base => example.base.as_str(), head => example.head.as_str(),
+        }).collect::<Vec<_>>(),
         confusion => confusion(report),
         data => [("training", Some(report.train)), ("held out", report.evaluation)].into_iter().filter_map(|(name, counts)| Some(data_row(name, counts?))).collect::<Vec<_>>(),
         evaluations => evaluations.iter().map(|line| context! {
@@ -138,7 +140,12 @@ fn loss_chart(steps: &[&StepLine], evaluations: &[&EvaluationLine]) -> String {
 
 fn rate_chart(steps: &[&StepLine]) -> String {
     let last = steps.last().map_or(0.0, |step| step.step as f64);
-    let rates = Series { class: "rate", label: "rate".to_owned(), points: steps.iter().map(|step| (step.step as f64, step.lr)).collect(), dots: false };
+    let rates = Series {
+        class: "rate",
+        label: "rate".to_owned(),
+        points: steps.iter().map(|step| (step.step as f64, step.lr)).collect(),
+        dots: false,
+    };
     chart::lines(&[rates], last, 120.0, "learning rate over optimizer steps", |value| format!("{value:.4}"))
 }
 

@@ -1,0 +1,363 @@
+//! A trainer from its arguments to its exit: stages in order, each named in the progress.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use carryon_crds::job::{LossPlace, Task};
+use carryon_crds::wire::{ExitCode, HeadManifest, HeadShape, TerminationMessage};
+use tokio::runtime::Handle;
+
+use crate::exchange::{CacheError, CacheKey, StateCache};
+use crate::head::{artifact::Artifact, init};
+use crate::kernel::Threads;
+use crate::train::args::TrainArgs;
+use crate::train::checkpoint::{Checkpoint, Folder, State};
+use crate::train::data::{self, DataSet, Rules};
+use crate::train::error::TrainError;
+use crate::train::fit::Run;
+use crate::train::loss::{LabelLoss, LocalLoss, Loss, RemoteLoss};
+use crate::train::memory::{self, Watch};
+use crate::train::metrics::{self, Metrics};
+use crate::train::optim::Optimizers;
+use crate::train::output::{self, Places};
+use crate::train::plan::{self, Inputs};
+use crate::train::pool::{Base, CachedPool, PoolStates, pool_error};
+use crate::train::progress::{Console, Phase};
+use crate::train::report::{self, Example, Report};
+use crate::train::schedule::Schedule;
+use crate::train::step::Learner;
+use crate::train::stop::Stop;
+use crate::train::{endpoint, examples};
+
+/// Share of the free disk that the cache may take.
+const CACHE_SHARE: f64 = 0.8;
+
+/// Trains a head and leaves it in the output folder. Blocks; must not be called inside a Tokio runtime.
+///
+/// # Errors
+/// Why there is no head; [`TrainError::exit_code`] says whether trying again can help. The last words are written in any case.
+pub fn run(args: &TrainArgs) -> Result<ExitCode, TrainError> {
+    let mut console = Console::default();
+    let snapshot = console.snapshot();
+    let ended = train(args, &mut console);
+    console.finish();
+    let message = match &ended {
+        Ok(message) => message.clone(),
+        Err(error) => TerminationMessage { message: error.to_string(), digest: None, base_model_digest: None, progress: None },
+    };
+    let progress = snapshot.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+    output::last_words(
+        args.termination_log.as_deref(),
+        &TerminationMessage { progress: message.progress.clone().or(Some(progress)), ..message },
+    );
+    match ended {
+        Ok(_) => Ok(ExitCode::Complete),
+        Err(error @ TrainError::Stopped { .. }) => {
+            tracing::info!("{error}");
+            Ok(ExitCode::Resume)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn train(args: &TrainArgs, console: &mut Console) -> Result<TerminationMessage, TrainError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(TrainError::file("start threads for", "the trainer"))?;
+    let handle = runtime.handle();
+    let stop = {
+        let _inside = handle.enter();
+        Stop::on_signals().map_err(TrainError::file("listen to", "signals"))?
+    };
+    handle.block_on(endpoint::listen(args.listen, console.snapshot())).map_err(TrainError::file("listen on", args.listen.to_string()))?;
+    let places = Places { root: args.output.clone() };
+    let inputs = Inputs::read(&args.config, &args.data)?;
+    if let Some(message) = output::finished(&places, &inputs.run) {
+        console.note(&format!("already finished: {}", message.message));
+        return Ok(message);
+    }
+    let threads = Threads::new(args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)));
+    console.phase(Phase::Connecting, 0, "");
+    let base = handle.block_on(stop.race(Base::connect(&args.pool))).unwrap_or(Err(TrainError::Stopped { step: 0 }))?;
+    let described = &base.description;
+    console.note(&format!(
+        "base {} · width {} · {} layers · {}",
+        described.name,
+        described.hidden_size,
+        described.num_hidden_layers,
+        described.numerics.key()
+    ));
+    let data = Data::read(&inputs, &base, console)?;
+    let mut run = prepare(
+        &places,
+        &inputs,
+        &base,
+        &data,
+        Environment { threads, handle: handle.clone(), stop: stop.clone() },
+        std::mem::take(console),
+    )?;
+    let fitted = run.fit().and_then(|()| finish(&places, &inputs, &base, &data, &mut run));
+    *console = run.console;
+    fitted
+}
+
+/// What a run computes with.
+struct Environment {
+    threads: Arc<Threads>,
+    handle: Handle,
+    stop: Stop,
+}
+
+/// The samples of both splits.
+struct Data {
+    train: DataSet,
+    evaluation: Option<DataSet>,
+    shape: HeadShape,
+}
+
+impl Data {
+    fn read(inputs: &Inputs, base: &Base, console: &mut Console) -> Result<Self, TrainError> {
+        let rules = plan::rules(&inputs.config, &base.description)?;
+        let taps = plan::taps(&inputs.config, &base.description)?;
+        let train = load(&inputs.train, "training", &rules, base, console)?;
+        let evaluation = inputs.evaluation.as_ref().map(|path| load(path, "held out", &rules, base, console)).transpose()?;
+        let shape = plan::shape(&inputs.config, &base.description, taps, train.counts.longest)?;
+        Ok(Self { train, evaluation, shape })
+    }
+}
+
+fn load(path: &Path, name: &str, rules: &Rules<'_>, base: &Base, console: &mut Console) -> Result<DataSet, TrainError> {
+    let bytes = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    console.phase(Phase::Encoding, bytes, "bytes");
+    let data = data::load(path, rules, base, &mut |_, read| console.advance(read, bytes))?;
+    let counts = &data.counts;
+    let policy = match (counts.truncated, counts.skipped + counts.emptied) {
+        (0, 0) => String::new(),
+        (cut, left_out) => format!(" · {cut} cut, {left_out} left out"),
+    };
+    console.note(&format!(
+        "{name}: {} samples, {} tokens, {} learned, longest {}{policy}",
+        counts.samples, counts.tokens, counts.targets, counts.longest
+    ));
+    Ok(data)
+}
+
+fn prepare(
+    places: &Places,
+    inputs: &Inputs,
+    base: &Base,
+    data: &Data,
+    environment: Environment,
+    console: Console,
+) -> Result<Run<PoolStates>, TrainError> {
+    let (config, described) = (&inputs.config, &base.description);
+    let (order, total_steps) = plan::order(config, &data.train);
+    let checkpoints = Folder::new(places.checkpoints(), config.checkpoint.save_total_limit);
+    let checkpoint = resume(&checkpoints, inputs, base, &console)?;
+    let fresh = || {
+        Checkpoint::start(
+            State::new(inputs.run.clone(), described.identity.clone(), described.numerics.clone()),
+            init::weights(&data.shape, config.training.seed),
+        )
+    };
+    let Checkpoint { state, weights, best, optimizer } = checkpoint.unwrap_or_else(fresh);
+    let mut optimizers = Optimizers::new(&config.training);
+    optimizers.restore(&weights, optimizer).map_err(|error| TrainError::Head(error.to_string()))?;
+    let pool = Arc::new(open_cache(places, data, base, config.task, &console)?);
+    let states = |samples: &Arc<Vec<data::Sample>>| Arc::new(PoolStates { pool: pool.clone(), samples: samples.clone() });
+    let schedule = Schedule { warmup: config.training.warmup_steps, total: total_steps, min_ratio: config.training.min_lr_ratio };
+    let train = Arc::new(data.train.samples.clone());
+    let evaluation = data.evaluation.as_ref().map(|data| Arc::new(data.samples.clone()));
+    Ok(Run {
+        learner: Learner {
+            shape: data.shape.clone(),
+            weights,
+            optimizers,
+            schedule,
+            training: config.training.clone(),
+            loss: loss(inputs, base, &environment, data.shape.labels.len())?,
+            threads: environment.threads,
+        },
+        metrics: Metrics::open(&places.metrics(), state.step, state.evaluated)?,
+        memory: Watch::start(&environment.handle, state.peak_anonymous_bytes),
+        state,
+        best,
+        order,
+        total_steps,
+        train: states(&train),
+        evaluation: evaluation.map(|samples| (samples.clone(), states(&samples))),
+        when: config.evaluation.clone(),
+        save_steps: config.checkpoint.save_steps,
+        checkpoints,
+        console,
+        stop: environment.stop,
+        runtime: environment.handle,
+    })
+}
+
+/// The checkpoint to go on from, if there is one and its base is the pool's.
+fn resume(checkpoints: &Folder, inputs: &Inputs, base: &Base, console: &Console) -> Result<Option<Checkpoint>, TrainError> {
+    let found = checkpoints.latest(&inputs.run)?;
+    found.warnings.iter().for_each(|warning| console.warn(warning));
+    let Some(checkpoint) = found.checkpoint else { return Ok(None) };
+    let (state, now) = (&checkpoint.state, &base.description);
+    if let Some(member) = state.identity.difference(&now.identity) {
+        return Err(TrainError::IdentityChanged { member: format!("identity member `{member}`") });
+    }
+    if state.numerics != now.numerics {
+        console.warn(&format!(
+            "the pool computes with {} now, not {}: hidden states are asked for again",
+            now.numerics.key(),
+            state.numerics.key()
+        ));
+    }
+    console.note(&format!("resuming behind step {}", state.step));
+    Ok(Some(checkpoint))
+}
+
+fn open_cache(places: &Places, data: &Data, base: &Base, task: Task, console: &Console) -> Result<CachedPool, TrainError> {
+    let folder = places.cache();
+    let taps = plan::fetched(&data.shape.taps, task);
+    let key = CacheKey::new(&base.description, &taps);
+    let lengths = data.train.lengths().into_iter().chain(data.evaluation.iter().flat_map(DataSet::lengths));
+    let needed = key.estimate(lengths);
+    std::fs::create_dir_all(&folder).map_err(TrainError::file("create", &folder))?;
+    let disk = rustix::fs::statvfs(&folder).map_err(|error| TrainError::file("inspect", &folder)(error.into()))?;
+    let free = disk.f_bavail * disk.f_frsize;
+    // What an earlier start has cached is part of the quota, but no more part of what is free.
+    let held = used(&folder);
+    let quota = held + (free as f64 * CACHE_SHARE) as u64;
+    let cache = StateCache::open(&folder, key, quota).map_err(cache_error)?;
+    console.note(&format!(
+        "hidden states: {} on disk once all are cached, {} there already",
+        report::bytes(needed),
+        report::bytes(cache.bytes())
+    ));
+    if needed > quota {
+        console.warn(&format!("the cache may take {} of this disk: the rest is asked for in every epoch", report::bytes(quota)));
+    }
+    Ok(CachedPool {
+        client: base.client.clone(),
+        cache,
+        taps,
+        head_taps: data.shape.taps.count(),
+        hidden_size: base.description.hidden_size as usize,
+        limits: base.description.limits.clone(),
+        told_full: AtomicBool::new(false),
+    })
+}
+
+/// Bytes of all files two folders deep: one folder a key, a few files in it.
+fn used(folder: &Path) -> u64 {
+    let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
+    entries(folder)
+        .flat_map(|entry| entries(&entry.path()).collect::<Vec<_>>())
+        .filter_map(|entry| Some(entry.metadata().ok()?.len()))
+        .sum()
+}
+
+fn loss(inputs: &Inputs, base: &Base, environment: &Environment, labels: usize) -> Result<Box<dyn Loss>, TrainError> {
+    let alpha = inputs.config.head.alpha;
+    Ok(match (inputs.config.task, inputs.config.training.loss) {
+        (Task::Classification, _) => Box::new(LabelLoss { labels }),
+        (Task::CausalLM, LossPlace::Remote) => Box::new(RemoteLoss {
+            client: base.client.clone(),
+            alpha,
+            max_body_bytes: base.description.limits.max_body_bytes,
+            max_rows: base.description.limits.max_request_tokens as usize,
+            runtime: environment.handle.clone(),
+            stop: environment.stop.clone(),
+        }),
+        (Task::CausalLM, LossPlace::Local) => {
+            let fetched = environment.handle.block_on(environment.stop.race(base.client.lm_head(&base.description)));
+            let weight = fetched.ok_or(TrainError::Stopped { step: 0 })?.map_err(pool_error)?;
+            Box::new(LocalLoss::new(&base.description, &weight, alpha, environment.threads.clone()))
+        }
+    })
+}
+
+/// Writes head, report and, last, the marker.
+fn finish(places: &Places, inputs: &Inputs, base: &Base, data: &Data, run: &mut Run<PoolStates>) -> Result<TerminationMessage, TrainError> {
+    let weights = run.best.clone().unwrap_or_else(|| run.learner.weights.clone());
+    let confusion = match inputs.config.task {
+        Task::Classification => run.measure(Some(&weights), Phase::Evaluating)?.map(|found| found.confusion).unwrap_or_default(),
+        Task::CausalLM => Vec::new(),
+    };
+    run.console.phase(Phase::Writing, 0, "");
+    let artifact = output::artifact(&data.shape, &base.description, weights)?;
+    run.state.peak_anonymous_bytes = run.memory.peak_anonymous();
+    let manifest = output::write(places, &artifact, &base.description, inputs, &run.state)?;
+    let examples = match inputs.config.task {
+        Task::CausalLM => example_answers(base, &artifact, data, run)?,
+        Task::Classification => Vec::new(),
+    };
+    write_report(places, &manifest, data, run, &examples, &confusion)?;
+    run.console.phase(Phase::Done, 0, "");
+    let mut progress = run.console.progress();
+    progress.eta_seconds = Some(0);
+    let message = TerminationMessage {
+        message: summary(&manifest),
+        digest: Some(artifact.digest.clone()),
+        base_model_digest: Some(base.description.identity.digest()),
+        progress: Some(progress),
+    };
+    output::mark_finished(places, &inputs.run, &message)?;
+    run.console.note(&format!("{} · {} · {}", message.message, output::weights_path(places).display(), places.report().display()));
+    Ok(message)
+}
+
+/// Answers for the report. A pool that fails here costs the report its examples, not the job its head.
+fn example_answers(base: &Base, artifact: &Artifact, data: &Data, run: &Run<PoolStates>) -> Result<Vec<Example>, TrainError> {
+    let samples = data.evaluation.as_ref().map_or(&data.train.samples, |data| &data.samples);
+    match run.runtime.block_on(run.stop.race(examples::compare(base, artifact, samples))) {
+        None => Err(TrainError::Stopped { step: run.state.step }),
+        Some(Ok(examples)) => Ok(examples),
+        Some(Err(error)) => {
+            run.console.warn(&format!("the report has no examples: {error}"));
+            Ok(Vec::new())
+        }
+    }
+}
+
+fn write_report(
+    places: &Places,
+    manifest: &HeadManifest,
+    data: &Data,
+    run: &Run<PoolStates>,
+    examples: &[Example],
+    confusion: &[Vec<u64>],
+) -> Result<(), TrainError> {
+    let weights = output::weights_path(places);
+    let page = report::render(&Report {
+        manifest,
+        lines: &metrics::read(&places.metrics())?,
+        train: &data.train.counts,
+        evaluation: data.evaluation.as_ref().map(|data| &data.counts),
+        examples,
+        confusion,
+        head_bytes: std::fs::metadata(&weights).map_err(TrainError::file("inspect", &weights))?.len(),
+        cache_bytes: used(&places.cache()),
+        peak_resident_bytes: memory::now().peak_resident,
+        written_step: run.state.best.map_or(run.state.step, |best| best.step),
+        written_at: jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string(),
+    })?;
+    let path = places.report();
+    crate::files::write_atomic(&path, page.as_bytes()).map_err(TrainError::file("write", path))
+}
+
+fn summary(manifest: &HeadManifest) -> String {
+    let metrics = &manifest.metrics;
+    let steps = manifest.lineage.steps;
+    match (metrics.eval_loss, metrics.base_eval_loss, metrics.eval_accuracy) {
+        (Some(loss), _, Some(accuracy)) => format!("head written after {steps} steps: accuracy {accuracy:.3}, evaluation loss {loss:.4}"),
+        (Some(loss), Some(base), _) => format!("head written after {steps} steps: evaluation loss {loss:.4}, the base's own {base:.4}"),
+        _ => format!("head written after {steps} steps"),
+    }
+}
+
+fn cache_error(error: CacheError) -> TrainError {
+    match error {
+        CacheError::Io { action, path, source } => TrainError::File { action, path, source },
+        error => TrainError::Pool(error.to_string()),
+    }
+}
