@@ -7,5 +7,6 @@ pub mod admission;
 pub mod crd;
 pub mod deployment;
 pub mod job;
+pub mod local;
 pub mod pool;
 pub mod shared;

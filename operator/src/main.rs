@@ -1,8 +1,12 @@
 //! `carryon-operator`.
 
 use std::io::Write as _;
+use std::process::ExitCode;
 
+use carryon_operator::local::args::LocalCommand;
+use carryon_operator::{crd, local};
 use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
 
 /// Runs Carry-On's three kinds: frozen base models, training jobs, served heads.
 #[derive(Parser)]
@@ -16,11 +20,27 @@ struct Cli {
 enum Command {
     /// Print the CustomResourceDefinitions as YAML.
     Crds,
+    /// Run manifests on this machine, without a cluster.
+    #[command(subcommand)]
+    Local(LocalCommand),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match Cli::parse().command {
-        Command::Crds => std::io::stdout().write_all(carryon_operator::crd::yaml()?.as_bytes())?,
+        Command::Crds => std::io::stdout().write_all(crd::yaml()?.as_bytes())?,
+        Command::Local(command) => local::run(command)?,
     }
     Ok(())
 }

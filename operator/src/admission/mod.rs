@@ -85,7 +85,9 @@ impl Admission {
 impl Kind {
     fn new(crd: &CustomResourceDefinition) -> Result<Self, String> {
         let schema = crd::schema(crd);
-        let strict = schema::strict(&schema);
+        let mut strict = schema::strict(&schema);
+        // Every schema has these; a CRD leaves them out.
+        ["apiVersion", "kind", "metadata"].into_iter().for_each(|member| strict["properties"][member] = json!(true));
         let strict = jsonschema::validator_for(&strict).map_err(|error| format!("schema of {}: {error}", crd.spec.names.kind))?;
         let context =
             RootContext { api_version: api_version(), api_group: carryon_crds::GROUP.to_owned(), kind: crd.spec.names.kind.clone() };

@@ -11,8 +11,8 @@ use crate::shared::pods::{self, Mount, MountSource, Probes, Role, http_probe};
 
 /// Seconds between SIGTERM and SIGKILL: answers that have begun are finished.
 const GRACE_SECONDS: i64 = 60;
-/// Startup probes that may fail, two seconds apart: the gateway is ready when its head is in the pool, which may still load.
-const STARTUP_FAILURES: i32 = 1800;
+/// Startup probes that may fail, one second apart: the gateway is ready when its head is in the pool, which may still load.
+const STARTUP_FAILURES: i32 = 3600;
 
 /// What a deployment is made of.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,7 +52,7 @@ pub fn build(gateway: &Validated) -> Children {
         mounts: vec![Mount { name: "head", path: names::HEAD_DIR, source: MountSource::Claim(gateway.claim.clone()), read_only: true }],
         grace_seconds: GRACE_SECONDS,
         probes: Probes {
-            startup: Some(http_probe("/readyz", 2, STARTUP_FAILURES)),
+            startup: Some(http_probe("/readyz", 1, STARTUP_FAILURES)),
             readiness: Some(http_probe("/readyz", 5, 3)),
             liveness: Some(http_probe("/healthz", 10, 6)),
         },

@@ -1,5 +1,6 @@
 //! A deployment's status: what its gateway does, in ordered checks.
 
+use carryon_crds::condition::types;
 use carryon_crds::{CarryOnDeployment, CarryOnDeploymentStatus, condition, names};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -51,7 +52,7 @@ fn standing(validated: &Validated, applied: &Applied, observed: &Observed) -> St
         return match trouble::find(&observed.pods) {
             Some(trouble) if trouble.permanent && ready == 0 => Standing::stalled(trouble.reason, trouble.message),
             Some(trouble) => Standing::in_progress(trouble.reason, format!("{ready} of {wanted} gateways are ready; {}", trouble.message)),
-            None => Standing::in_progress("GatewayStarting", format!("{ready} of {wanted} gateways are ready; the others push the head")),
+            None => Standing::in_progress("GatewayStarting", starting(ready, wanted, validated, observed)),
         };
     }
     let updated = status.updated_replicas.unwrap_or(0);
@@ -60,4 +61,15 @@ fn standing(validated: &Validated, applied: &Applied, observed: &Observed) -> St
         return Standing::in_progress("GatewayRolling", format!("{updated} of {wanted} gateways run the present configuration"));
     }
     Standing::current("Serving", format!("{ready} of {wanted} gateways serve {}", validated.config.served_model_name))
+}
+
+/// A gateway is not ready before its pool is: then the pool's own message says more.
+fn starting(ready: i32, wanted: i32, validated: &Validated, observed: &Observed) -> String {
+    let status = observed.pool.as_ref().and_then(|pool| pool.status.as_ref());
+    let conditions = status.map_or(&[][..], |status| &status.conditions);
+    let why = match conditions.iter().find(|condition| condition.type_ == types::READY && condition.status != "True") {
+        Some(condition) => format!("BaseModelPool {}/{} is not ready: {}", validated.owner.namespace, validated.pool, condition.message),
+        None => "the others push the head".to_owned(),
+    };
+    format!("{ready} of {wanted} gateways are ready; {why}")
 }

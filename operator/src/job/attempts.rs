@@ -16,7 +16,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::Observed;
-use crate::shared::trouble::{exit_text, last_end};
+use crate::shared::trouble::{exit_text, last_end, last_line};
 
 /// Seconds before the attempt after the first failure; doubled by each further one.
 const BACK_OFF_SECONDS: i64 = 10;
@@ -182,7 +182,7 @@ fn end(observed: &Observed) -> Option<End> {
     let said = terminated.and_then(|end| end.message.as_deref());
     let words = said.and_then(|text| serde_json::from_str::<TerminationMessage>(text).ok());
     let exit_code = terminated.map(|end| end.exit_code).or(succeeded.then_some(0));
-    let mut message = words.as_ref().map(|words| words.message.clone()).or_else(|| said.map(|text| text.trim().to_owned()));
+    let mut message = words.as_ref().map(|words| words.message.clone()).or_else(|| said.map(|text| last_line(text).to_owned()));
     let result = match exit_code {
         Some(code) if code == ExitCode::Complete as i32 && words.as_ref().is_some_and(|words| words.digest.is_some()) => {
             AttemptResult::Complete

@@ -62,7 +62,8 @@ fn standing(job: &Validated, ledger: &Ledger, observed: &Observed) -> (Standing,
             let next = ledger.attempts.last().map_or(1, |attempt| attempt.number + 1);
             (Standing::in_progress("BackOff", format!("{last}; attempt {next} starts at {:.0}", until.0)), Vec::new())
         }
-        Plan::Keep(number) | Plan::Start(number) => (attempt(job, *number, observed), Vec::new()),
+        Plan::Start(number) => (Standing::in_progress("AttemptStarting", format!("attempt {number}: its pod is made")), Vec::new()),
+        Plan::Keep(number) => (attempt(job, *number, observed), Vec::new()),
     }
 }
 
@@ -70,7 +71,10 @@ fn attempt(job: &Validated, number: u32, observed: &Observed) -> Standing {
     if let Some(trouble) = trouble::find(&observed.pods) {
         return Standing::in_progress(trouble.reason, format!("attempt {number}: {}", trouble.message));
     }
-    if !observed.pods.iter().any(is_running) {
+    if observed.pods.iter().any(|pod| ["Succeeded", "Failed"].contains(&phase(pod))) {
+        return Standing::current("AttemptEnding", format!("attempt {number}: its pod has ended"));
+    }
+    if !observed.pods.iter().any(|pod| phase(pod) == "Running") {
         return Standing::in_progress("AttemptStarting", format!("attempt {number}: waiting for its pod to run"));
     }
     let phase = observed.progress.as_ref().map_or("starting", |progress| progress.phase.as_str());
@@ -78,8 +82,8 @@ fn attempt(job: &Validated, number: u32, observed: &Observed) -> Standing {
     Standing::current("Running", format!("attempt {number} on BaseModelPool {pool}: {phase}"))
 }
 
-fn is_running(pod: &Pod) -> bool {
-    pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
+fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
 }
 
 fn artifact(job: &Validated, words: &TerminationMessage) -> Option<ArtifactStatus> {

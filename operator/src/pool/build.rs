@@ -13,8 +13,8 @@ use crate::shared::pods::{self, Mount, MountSource, Probes, Role, http_probe};
 
 /// Seconds between SIGTERM and SIGKILL: running requests are drained.
 const GRACE_SECONDS: i64 = 60;
-/// Startup probes that may fail, two seconds apart: an hour for loading weights.
-const STARTUP_FAILURES: i32 = 1800;
+/// Startup probes that may fail, one second apart: an hour for loading weights.
+const STARTUP_FAILURES: i32 = 3600;
 
 /// What a pool is made of.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,7 +58,7 @@ pub fn build(pool: &Validated) -> Children {
         }],
         grace_seconds: GRACE_SECONDS,
         probes: Probes {
-            startup: Some(http_probe("/readyz", 2, STARTUP_FAILURES)),
+            startup: Some(http_probe("/readyz", 1, STARTUP_FAILURES)),
             readiness: Some(http_probe("/readyz", 5, 3)),
             liveness: Some(http_probe("/healthz", 10, 6)),
         },

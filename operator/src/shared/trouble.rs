@@ -42,6 +42,10 @@ pub fn exit_text(code: i32) -> String {
     }
 }
 
+fn times(count: i32) -> String {
+    if count == 1 { "once".to_owned() } else { format!("{count} times") }
+}
+
 fn container(pod: &Pod) -> Option<&ContainerStatus> {
     pod.status.as_ref()?.container_statuses.as_ref()?.first()
 }
@@ -54,7 +58,7 @@ fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<(&'a str, &'a str)> {
 
 fn crashing(pod: &Pod) -> Option<Trouble> {
     let status = container(pod)?;
-    if status.ready || status.restart_count == 0 && status.state.as_ref()?.terminated.is_none() {
+    if status.ready || status.restart_count == 0 {
         return None;
     }
     let end = last_end(pod)?;
@@ -64,7 +68,7 @@ fn crashing(pod: &Pod) -> Option<Trouble> {
     let permanent = [ExitCode::Data as i32, ExitCode::Configuration as i32].contains(&end.exit_code);
     Some(Trouble {
         reason: if permanent { "WorkerRefused" } else { "PodCrashing" },
-        message: format!("pod {name} ended with {} and was restarted {} times; {said}", exit_text(end.exit_code), status.restart_count),
+        message: format!("pod {name} ended with {} and was restarted {}; {said}", exit_text(end.exit_code), times(status.restart_count)),
         permanent,
     })
 }
@@ -82,6 +86,6 @@ fn unschedulable(pod: &Pod) -> Option<Trouble> {
 }
 
 /// Termination messages that fall back to logs hold many lines; the last says most.
-fn last_line(text: &str) -> &str {
+pub fn last_line(text: &str) -> &str {
     text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default()
 }

@@ -1,0 +1,187 @@
+//! The three kinds against the store: observe, validate, build, apply, status. The middle three and the last are the very
+//! functions that run in a cluster.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::time::Duration;
+
+use carryon_crds::condition::{is_true, types};
+use carryon_crds::wire::{ModelDescription, Progress};
+use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt as _;
+
+use super::folders::Folders;
+use super::polls::Polls;
+use super::rewrite::address;
+use super::store::Store;
+use super::workloads;
+use crate::shared::Settings;
+use crate::shared::meta::namespace;
+use crate::shared::trouble::is_ready;
+use crate::{deployment, job, pool};
+
+/// How often a pool is asked for its model and a trainer for its progress.
+const MODEL_PERIOD: Duration = Duration::from_secs(5);
+const PROGRESS_PERIOD: Duration = Duration::from_millis(500);
+
+/// What reconciling needs beside the objects.
+pub struct World<'a> {
+    /// The objects.
+    pub store: &'a mut Store,
+    /// The state directory.
+    pub folders: &'a Folders,
+    /// What pods say over HTTP.
+    pub polls: &'a mut Polls,
+    /// The operator's settings.
+    pub settings: &'a Settings,
+    /// The moment.
+    pub now: Time,
+}
+
+impl World<'_> {
+    /// One round over all objects, pools first: what they say is news to the jobs of the same round.
+    ///
+    /// # Errors
+    /// When the state directory cannot be written.
+    pub fn tick(&mut self) -> io::Result<()> {
+        self.store.list::<BaseModelPool>().into_iter().try_for_each(|pool| self.pool(pool))?;
+        self.store.list::<CarryOnJob>().into_iter().try_for_each(|job| self.job(job))?;
+        self.store.list::<CarryOnDeployment>().into_iter().try_for_each(|deployment| self.deployment(deployment))
+    }
+
+    fn pool(&mut self, mut pool: BaseModelPool) -> io::Result<()> {
+        let space = namespace(&pool);
+        let observed = self.observe_pool(&pool, &space);
+        let validated = pool::validate(&pool, &observed, self.settings);
+        let outcome = match &validated {
+            Ok(validated) => Ok((validated, self.apply_pool(pool::build(validated))?)),
+            Err(refusal) => Err(refusal),
+        };
+        pool.status = Some(pool::status(&pool, outcome.as_ref().map(|(v, a)| (*v, a)).map_err(|refusal| *refusal), &observed, &self.now));
+        self.store.put(&pool)
+    }
+
+    fn observe_pool(&mut self, pool: &BaseModelPool, space: &str) -> pool::Observed {
+        let source = pool.spec.model.source.persistent_volume_claim.as_ref();
+        let claim = source.and_then(|path| self.store.get::<PersistentVolumeClaim>(space, &path.claim_name));
+        let set: Option<StatefulSet> = self.store.get(space, &names::pool(&pool.name_any()));
+        let pods = set.map(|set| workloads::pods_of(self.store, &set)).unwrap_or_default();
+        let mut models = BTreeMap::new();
+        for pod in pods.iter().filter(|pod| is_ready(pod)) {
+            let said: Option<ModelDescription> = self.ask(pod, "/v1/model", MODEL_PERIOD);
+            models.extend(said.map(|model| (pod.name_any(), model)));
+        }
+        pool::Observed { claim, pods, models }
+    }
+
+    fn apply_pool(&mut self, children: pool::Children) -> io::Result<pool::Applied> {
+        let pool::Children { config_map, service, stateful_set, disruption_budget } = children;
+        self.apply_config(&config_map)?;
+        self.store.apply(&service, &self.now)?;
+        self.store.apply(&disruption_budget, &self.now)?;
+        Ok(pool::Applied { stateful_set: self.store.apply(&stateful_set, &self.now)? })
+    }
+
+    fn job(&mut self, mut job: CarryOnJob) -> io::Result<()> {
+        let space = namespace(&job);
+        let observed = self.observe_job(&job, &space);
+        let validated = job::validate(&job, &observed, self.settings, &self.now);
+        let outcome = match &validated {
+            Ok(validated) => Ok((validated, self.apply_job(&space, job::build(validated))?)),
+            Err(refusal) => Err(refusal),
+        };
+        job.status = Some(job::status(&job, outcome.as_ref().map(|(v, a)| (*v, a)).map_err(|refusal| *refusal), &observed, &self.now));
+        self.store.put(&job)
+    }
+
+    fn observe_job(&mut self, job: &CarryOnJob, space: &str) -> job::Observed {
+        let spec = &job.spec;
+        let name = job.name_any();
+        let number = job.status.as_ref().map_or(0, |status| status.attempt);
+        let attempt: Option<Job> = self.store.get(space, &names::attempt(&name, number));
+        let pods = attempt.as_ref().map(|attempt| workloads::pods_of(self.store, attempt)).unwrap_or_default();
+        let running = pods.iter().find(|pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running"));
+        let progress: Option<Progress> = running.and_then(|pod| self.ask(pod, "/progress", PROGRESS_PERIOD));
+        let output = Some(&spec.output.persistent_volume_claim);
+        let claims = [spec.data.source.persistent_volume_claim.as_ref(), output].into_iter().flatten();
+        job::Observed {
+            pool: spec.pools.first().and_then(|pool| self.store.get(space, &pool.name)),
+            claims: claims.filter_map(|path| self.store.get(space, &path.claim_name)).collect(),
+            data: spec.data.source.config_map.as_ref().and_then(|source| self.store.get(space, &source.name)),
+            attempt,
+            pods,
+            progress,
+        }
+    }
+
+    fn apply_job(&mut self, space: &str, children: job::Children) -> io::Result<job::Applied> {
+        let job::Children { config_map, service, attempt, stop } = children;
+        self.apply_config(&config_map)?;
+        self.store.apply(&service, &self.now)?;
+        if let Some(job) = stop.and_then(|name| self.store.get::<Job>(space, &name)) {
+            workloads::delete(self.store, job, &self.now)?;
+        }
+        // Created once, never written again.
+        let attempt = attempt.map(|attempt| match self.store.get::<Job>(space, &attempt.name_any()) {
+            Some(existing) => Ok(existing),
+            None => self.store.apply(&attempt, &self.now),
+        });
+        Ok(job::Applied { attempt: attempt.transpose()? })
+    }
+
+    fn deployment(&mut self, mut deployment: CarryOnDeployment) -> io::Result<()> {
+        let space = namespace(&deployment);
+        let observed = self.observe_deployment(&deployment, &space);
+        let validated = deployment::validate(&deployment, &observed, self.settings);
+        let outcome = match &validated {
+            Ok(validated) => Ok((validated, self.apply_deployment(deployment::build(validated))?)),
+            Err(refusal) => Err(refusal),
+        };
+        let outcome = outcome.as_ref().map(|(v, a)| (*v, a)).map_err(|refusal| *refusal);
+        deployment.status = Some(deployment::status(&deployment, outcome, &observed, &self.now));
+        self.store.put(&deployment)
+    }
+
+    fn observe_deployment(&mut self, deployment: &CarryOnDeployment, space: &str) -> deployment::Observed {
+        let spec = &deployment.spec;
+        let gateway: Option<Deployment> = self.store.get(space, &names::gateway(&deployment.name_any()));
+        let pods: Vec<Pod> = gateway.map(|gateway| workloads::pods_of(self.store, &gateway)).unwrap_or_default();
+        let job: Option<CarryOnJob> = spec.head.job_ref.as_ref().and_then(|reference| self.store.get(space, &reference.name));
+        let done = job.as_ref().and_then(|job| job.status.as_ref()).filter(|status| is_true(&status.conditions, types::COMPLETE));
+        let kept = deployment.status.as_ref().and_then(|status| status.stable.as_ref()).map(|stable| stable.uri.as_str());
+        let uri = done.and_then(|status| status.artifact.as_ref()).map(|artifact| artifact.uri.as_str()).or(kept);
+        let named = spec.head.artifact.as_ref().map(|artifact| artifact.persistent_volume_claim.claim_name.as_str());
+        let claim = named.or_else(|| uri.and_then(names::parse_claim_uri).map(|(claim, _)| claim));
+        deployment::Observed {
+            pool: spec.pools.first().and_then(|pool| self.store.get(space, &pool.name)),
+            claim: claim.and_then(|claim| self.store.get::<PersistentVolumeClaim>(space, claim)),
+            secret: spec.api.key_secret_ref.as_ref().and_then(|key| self.store.get::<Secret>(space, &key.name)),
+            url: pods.iter().find_map(address),
+            job,
+            pods,
+        }
+    }
+
+    fn apply_deployment(&mut self, children: deployment::Children) -> io::Result<deployment::Applied> {
+        let deployment::Children { config_map, service, deployment } = children;
+        self.apply_config(&config_map)?;
+        self.store.apply(&service, &self.now)?;
+        Ok(deployment::Applied { deployment: self.store.apply(&deployment, &self.now)? })
+    }
+
+    fn apply_config(&mut self, config_map: &ConfigMap) -> io::Result<()> {
+        let applied = self.store.apply(config_map, &self.now)?;
+        self.folders.write_config_map(&applied)
+    }
+
+    /// What a pod last said at `path`.
+    fn ask<T: serde::de::DeserializeOwned>(&mut self, pod: &Pod, path: &str, period: Duration) -> Option<T> {
+        let name = format!("Pod/{}{path}", super::store::scoped(&namespace(pod), &pod.name_any()));
+        let body = self.polls.body(&name, &format!("{}{path}", address(pod)?), period)?;
+        serde_json::from_value(body).inspect_err(|error| tracing::debug!(%error, name, "answer not understood")).ok()
+    }
+}

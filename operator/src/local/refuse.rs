@@ -1,0 +1,50 @@
+//! What a cluster can do and this machine cannot: refused by name instead of pretended.
+
+use serde_json::Value;
+
+use crate::admission::Violation;
+
+/// Resources that a process has without a device plugin.
+const RESOURCES: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
+
+/// What local mode cannot emulate in `object`; `has_claim(namespace, name)` says whether a claim has a folder here.
+pub fn violations(object: &Value, has_claim: &dyn Fn(&str, &str) -> bool) -> Vec<Violation> {
+    let template = match object["kind"].as_str() {
+        Some("BaseModelPool") => "server",
+        Some("CarryOnJob") => "trainer",
+        Some("CarryOnDeployment") => "gateway",
+        _ => return Vec::new(),
+    };
+    let mut violations = Vec::new();
+    let pod = &object["spec"][template];
+    if pod["image"].is_string() {
+        violations.push(Violation::new(
+            format!("spec.{template}.image"),
+            "local mode runs the worker binary of this machine and no image: leave it out",
+        ));
+    }
+    for list in ["requests", "limits"] {
+        let names = pod["resources"][list].as_object().into_iter().flatten().map(|(name, _)| name);
+        violations.extend(names.filter(|name| !RESOURCES.contains(&name.as_str())).map(|name| {
+            let reason = format!("local mode has no {name}: its processes run on the CPUs of this machine");
+            Violation::new(format!("spec.{template}.resources.{list}[{name}]"), reason)
+        }));
+    }
+    let namespace = object["metadata"]["namespace"].as_str().unwrap_or("default");
+    let missing = claims(&object["spec"], "spec").into_iter().filter(|(_, claim)| !has_claim(namespace, claim));
+    violations.extend(missing.map(|(field, claim)| {
+        let reason = format!("no folder for claim {claim:?}: add a PersistentVolumeClaim to the manifests, or --volume {claim}=DIR");
+        Violation::new(field, reason)
+    }));
+    violations
+}
+
+/// Every `persistentVolumeClaim.claimName` below `value`, with its field path.
+fn claims(value: &Value, at: &str) -> Vec<(String, String)> {
+    let Some(members) = value.as_object() else { return Vec::new() };
+    let below = members.iter().flat_map(|(name, value)| match (name.as_str(), value["claimName"].as_str()) {
+        ("persistentVolumeClaim", Some(claim)) => vec![(format!("{at}.{name}.claimName"), claim.to_owned())],
+        _ => claims(value, &format!("{at}.{name}")),
+    });
+    below.collect()
+}

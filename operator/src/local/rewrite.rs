@@ -1,0 +1,144 @@
+//! From a pod's container to a process on this machine: mount paths become folders, listeners move to the loopback
+//! interface, Service names become the addresses of the pods behind them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use carryon_crds::names;
+use k8s_openapi::api::core::v1::{Container, EnvVar, Pod, Secret, Service, Volume};
+use kube::ResourceExt as _;
+
+use super::folders::Folders;
+use super::store::Store;
+use crate::shared::meta::namespace;
+
+/// A process to start.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Process {
+    /// Program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Its whole environment, beside what every process needs of the operator's.
+    pub env: BTreeMap<String, String>,
+    /// Working folder.
+    pub folder: PathBuf,
+    /// File that stdout and stderr are appended to.
+    pub log: PathBuf,
+    /// File of its last words.
+    pub termination_log: PathBuf,
+}
+
+/// Why a container cannot be started now, in the kubelet's words: reason and message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotYet(pub String);
+
+/// The process of `pod`'s only container.
+///
+/// # Errors
+/// When a Service, Secret or key it needs is not there yet.
+pub fn process(pod: &Pod, store: &Store, folders: &Folders, worker: &Path) -> Result<Process, NotYet> {
+    let space = namespace(pod);
+    let spec = pod.spec.clone().unwrap_or_default();
+    let container = spec.containers.into_iter().next().ok_or_else(|| NotYet("the pod has no container".to_owned()))?;
+    let folder = folders.pod(&space, &pod.name_any());
+    let termination_log = folder.join("termination-log");
+    let mut places = mounts(&container, &spec.volumes.unwrap_or_default(), folders, &space, &folder);
+    places.push((names::TERMINATION_LOG.to_owned(), termination_log.clone()));
+    // The longest path first, so that a mount inside another one is found.
+    places.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
+    let mut command = container.command.clone().unwrap_or_default().into_iter().chain(container.args.clone().unwrap_or_default());
+    let program = command.next().ok_or_else(|| NotYet("the container has no command".to_owned()))?;
+    let args = command.map(|argument| rewrite(&argument, &places, &container, store)).collect::<Result<_, _>>()?;
+    Ok(Process {
+        program: if program == names::WORKER { worker.to_owned() } else { PathBuf::from(program) },
+        args,
+        env: container.env.iter().flatten().map(|variable| env(variable, store, &space)).collect::<Result<_, _>>()?,
+        log: folders.log(&space, &pod.name_any()),
+        folder,
+        termination_log,
+    })
+}
+
+/// The loopback port that stands for `port` of the container, once the pod was given one.
+pub fn host_port(container: &Container, port: i32) -> Option<i32> {
+    container.ports.iter().flatten().find(|own| own.container_port == port)?.host_port
+}
+
+/// `http://127.0.0.1:PORT` of a pod's first port.
+pub fn address(pod: &Pod) -> Option<String> {
+    let container = pod.spec.as_ref()?.containers.first()?;
+    let port = container.ports.as_ref()?.first()?.host_port?;
+    Some(format!("http://127.0.0.1:{port}"))
+}
+
+fn mounts(container: &Container, volumes: &[Volume], folders: &Folders, space: &str, pod: &Path) -> Vec<(String, PathBuf)> {
+    let folder = |name: &str| {
+        let volume = volumes.iter().find(|volume| volume.name == name)?;
+        if let Some(claim) = &volume.persistent_volume_claim {
+            return Some(folders.claim(space, &claim.claim_name));
+        }
+        let config_map = volume.config_map.as_ref().map(|source| folders.config_map(space, &source.name));
+        config_map.or_else(|| volume.empty_dir.as_ref().map(|_| pod.join(name)))
+    };
+    let mounts = container.volume_mounts.iter().flatten();
+    mounts.filter_map(|mount| Some((mount.mount_path.clone(), folder(&mount.name)?))).collect()
+}
+
+fn rewrite(argument: &str, places: &[(String, PathBuf)], container: &Container, store: &Store) -> Result<String, NotYet> {
+    for (path, folder) in places {
+        if let Some(rest) = argument.strip_prefix(path.as_str()).filter(|rest| rest.is_empty() || rest.starts_with('/')) {
+            let path = if rest.is_empty() { folder.clone() } else { folder.join(rest.trim_start_matches('/')) };
+            return Ok(path.to_string_lossy().into_owned());
+        }
+    }
+    if let Some(port) = argument.strip_prefix("0.0.0.0:").and_then(|port| port.parse().ok()) {
+        let local = host_port(container, port).ok_or_else(|| NotYet(format!("port {port} has no local port yet")))?;
+        return Ok(format!("127.0.0.1:{local}"));
+    }
+    if argument.split(',').all(|url| service(url).is_some()) {
+        let urls = argument.split(',').filter_map(service).map(|(name, space, port)| endpoints(name, space, port, store));
+        return Ok(urls.collect::<Result<Vec<_>, _>>()?.join(","));
+    }
+    Ok(argument.to_owned())
+}
+
+/// Name, namespace and port of `http://SERVICE.NAMESPACE.svc:PORT`.
+fn service(url: &str) -> Option<(&str, &str, i32)> {
+    let (host, port) = url.strip_prefix("http://")?.split_once(':')?;
+    let (name, space) = host.strip_suffix(".svc")?.split_once('.')?;
+    Some((name, space, port.parse().ok()?))
+}
+
+/// The addresses of a Service's pods, ready or not: a pod keeps its port over restarts, and clients retry.
+fn endpoints(name: &str, space: &str, port: i32, store: &Store) -> Result<String, NotYet> {
+    let service: Service = store.get(space, name).ok_or_else(|| NotYet(format!("Service {space}/{name} not found")))?;
+    let selector = service.spec.and_then(|spec| spec.selector).unwrap_or_default();
+    let selected = |pod: &Pod| namespace(pod) == space && selector.iter().all(|(key, value)| pod.labels().get(key) == Some(value));
+    let urls: Vec<String> = store
+        .list::<Pod>()
+        .iter()
+        .filter(|pod| selected(pod))
+        .filter_map(|pod| {
+            let container = pod.spec.as_ref()?.containers.first()?;
+            host_port(container, port).map(|port| format!("http://127.0.0.1:{port}"))
+        })
+        .collect();
+    if urls.is_empty() { Err(NotYet(format!("Service {space}/{name} has no pods"))) } else { Ok(urls.join(",")) }
+}
+
+fn env(variable: &EnvVar, store: &Store, space: &str) -> Result<(String, String), NotYet> {
+    let name = variable.name.clone();
+    if let Some(value) = &variable.value {
+        return Ok((name, value.clone()));
+    }
+    let Some(reference) = variable.value_from.as_ref().and_then(|source| source.secret_key_ref.as_ref()) else {
+        return Err(NotYet(format!("environment variable {name} has a source that local mode does not know")));
+    };
+    let secret: Option<Secret> = store.get(space, &reference.name);
+    let bytes = secret.and_then(|secret| secret.data?.remove(&reference.key));
+    let bytes = bytes.ok_or_else(|| NotYet(format!("Secret {space}/{} has no key {:?}", reference.name, reference.key)))?;
+    let text =
+        String::from_utf8(bytes.0).map_err(|_| NotYet(format!("Secret {space}/{}: key {:?} is no text", reference.name, reference.key)))?;
+    Ok((name, text))
+}
