@@ -167,7 +167,7 @@ avx512_tiles!(avx512_bf16, "avx512f,avx512bw,avx512bf16", |sum, left, right| {
     _mm512_dpbf16_ps(sum, std::mem::transmute::<__m512i, __m512bh>(left), std::mem::transmute::<__m512i, __m512bh>(right))
 });
 #[cfg(target_arch = "x86_64")]
-avx512_tiles!(avx512_f32, "avx512f", |sum, left, right| { _mm512_fmadd_ps(_mm512_castsi512_ps(left), _mm512_castsi512_ps(right), sum) });
+avx512_tiles!(avx512_f32, "avx512f", |sum, left, right| _mm512_fmadd_ps(_mm512_castsi512_ps(left), _mm512_castsi512_ps(right), sum));
 
 /// # Safety
 /// The CPU has AVX2 and FMA.
