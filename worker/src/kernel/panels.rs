@@ -50,15 +50,15 @@ impl Panels {
         let mut panels = Self::zeros(n, k, precision);
         let target = Disjoint::new(&mut panels.words);
         threads.run_blocks(steps, |step| {
-            let (mut columns, mut pairs) = (vec![0.0; per_word * n], vec![0.0; per_word * n]);
+            let (mut columns, mut packed) = (vec![0.0; per_word * n], vec![0; n]);
             for (offset, column) in columns.chunks_mut(n.max(1)).enumerate().take_while(|(offset, _)| step * per_word + offset < k) {
                 fill(step * per_word + offset, column);
             }
-            for (row, pair) in pairs.chunks_mut(per_word).enumerate() {
-                (0..per_word).for_each(|offset| pair[offset] = columns[offset * n + row]);
+            if per_word == 2 {
+                let (low, high) = columns.split_at(n);
+                columns = low.iter().zip(high).flat_map(|(low, high)| [*low, *high]).collect();
             }
-            let mut packed = vec![0; n];
-            pack_row(precision, &pairs, &mut packed);
+            pack_row(precision, &columns, &mut packed);
             for (panel, packed) in packed.chunks(COLUMNS).enumerate() {
                 // SAFETY: each step writes its own words of every panel.
                 unsafe { target.slice((panel * steps + step) * COLUMNS, packed.len()) }.copy_from_slice(packed);

@@ -65,6 +65,24 @@ impl Watch {
     }
 }
 
+/// Lets the process keep the pages it frees. A training step frees some hundred MiB and asks for as many in the next: with glibc's defaults
+/// they go back to the kernel each time, and clearing them again takes a third of the step. Peak memory stays the same.
+pub fn keep_freed_pages() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        const TRIM_THRESHOLD: i32 = -1;
+        const MMAP_MAX: i32 = -4;
+        const ARENA_MAX: i32 = -8;
+        unsafe extern "C" {
+            fn mallopt(parameter: i32, value: i32) -> i32;
+        }
+        for (parameter, value) in [(ARENA_MAX, 1), (MMAP_MAX, 0), (TRIM_THRESHOLD, i32::MAX)] {
+            // SAFETY: glibc's allocator takes new parameters at any time.
+            unsafe { mallopt(parameter, value) };
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -62,6 +62,7 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode, TrainError> {
 }
 
 fn train(args: &TrainArgs, console: &mut Console) -> Result<TerminationMessage, TrainError> {
+    memory::keep_freed_pages();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(TrainError::file("start threads for", "the trainer"))?;
     let handle = runtime.handle();

@@ -1,5 +1,7 @@
 //! The head against PyTorch, and its invariants: bits do not depend on company.
 
+#![allow(clippy::unwrap_used)]
+
 mod artifact;
 mod fixtures;
 mod loss;
