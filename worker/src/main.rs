@@ -1,1 +1,48 @@
-fn main() {}
+//! `carryon-worker`: one binary for the pods of pools, trainers and gateways.
+
+use std::io::IsTerminal as _;
+
+use carryon_crds::wire::ExitCode;
+use carryon_worker::base::{self, BaseArgs};
+use carryon_worker::train::{self, TrainArgs};
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+/// Runs a pool, a trainer or a gateway.
+#[derive(Parser)]
+#[command(name = "carryon-worker", version)]
+enum Command {
+    /// Run a frozen base model: hidden states, losses, answers.
+    Base(BaseArgs),
+    /// Train a head on a pool's hidden states.
+    Train(TrainArgs),
+}
+
+/// An error and the exit code the operator reads it by.
+type Failure = (ExitCode, anyhow::Error);
+
+fn main() -> std::process::ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
+    let command = match Command::try_parse() {
+        Ok(command) => command,
+        Err(error) => {
+            // Help and version are asked for; all else is a command line nobody can run. Printing fails when the terminal is gone.
+            let code = if error.use_stderr() { ExitCode::Configuration } else { ExitCode::Complete };
+            let _ = error.print();
+            return (code as u8).into();
+        }
+    };
+    let code = run(command).unwrap_or_else(|(code, error)| {
+        tracing::error!("{error:#}");
+        code
+    });
+    (code as u8).into()
+}
+
+fn run(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Base(args) => base::run(&args).map_err(|error| (error.exit_code(), error.into())),
+        Command::Train(args) => train::run(&args).map_err(|error| (error.exit_code(), error.into())),
+    }
+}

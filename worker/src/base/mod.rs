@@ -1,1 +1,157 @@
-//! `carryon-worker base`: the pool pod.
+//! `carryon-worker base`: the pool pod. Runs one frozen base model for trainers and gateways.
+//!
+//! Routes check requests and hand jobs to the one [`device`] thread; [`queue`] decides who runs next. The pod listens before
+//! the weights are loaded, so that probes tell loading from hanging, and drains when it is told to end.
+
+mod args;
+pub mod device;
+mod error;
+mod load;
+pub mod metrics;
+pub mod queue;
+pub mod registry;
+pub mod routes;
+mod sampling;
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use axum::serve::ListenerExt as _;
+use carryon_crds::wire::{BaseConfig, ExitCode};
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+
+pub use args::BaseArgs;
+use device::Device;
+pub use error::BaseError;
+use metrics::Metrics;
+use registry::{Fit, Registry};
+use routes::{Pool, Ready};
+
+use crate::kernel::Threads;
+
+/// Longest time answers may go on after the pod was told to end; below Kubernetes' grace period of 30 seconds.
+const DRAIN: Duration = Duration::from_secs(25);
+/// Bytes of packed heads that a pod keeps.
+const HEAD_BYTES: u64 = 2 << 30;
+
+/// Serves until SIGTERM or SIGINT, then drains. Blocks; must not be called inside a Tokio runtime.
+///
+/// # Errors
+/// A configuration or checkpoint that cannot be used, an address that cannot be listened on, or the end of the device thread.
+pub fn run(args: &BaseArgs) -> Result<ExitCode, BaseError> {
+    let config = configuration(&args.config)?;
+    let runtime = tokio::runtime::Runtime::new().map_err(BaseError::Serve)?;
+    let outcome = runtime.block_on(async {
+        let listener = TcpListener::bind(args.listen).await.map_err(|source| BaseError::Listen { address: args.listen, source })?;
+        serve(listener, config, args.model.clone(), args.threads, told_to_end().map_err(BaseError::Serve)?).await
+    });
+    // A model that is still being loaded must not hold up the end.
+    runtime.shutdown_background();
+    outcome.map(|()| ExitCode::Complete)
+}
+
+/// Serves on `listener` until `end` resolves, then drains.
+///
+/// # Errors
+/// As for [`run`].
+pub async fn serve(
+    listener: TcpListener,
+    config: BaseConfig,
+    model: PathBuf,
+    threads: Option<usize>,
+    end: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), BaseError> {
+    let metrics = Arc::new(Metrics::new().map_err(|error| BaseError::Serve(std::io::Error::other(error)))?);
+    let instance = format!("{:032x}", rand::random::<u128>());
+    let pool = Arc::new(Pool { instance, metrics, ready: OnceLock::new(), draining: AtomicBool::new(false) });
+    tracing::info!("pool {:?} listens on {}", config.name, listener.local_addr().map_err(BaseError::Serve)?);
+
+    let (ending, mut ended) = watch::channel(false);
+    let loading = {
+        let pool = pool.clone();
+        tokio::task::spawn_blocking(move || load(&pool, &config, &model, threads))
+    };
+    let router = routes::router(pool.clone());
+    let server = axum::serve(listener.tap_io(|stream| drop(stream.set_nodelay(true))), router)
+        .with_graceful_shutdown(async move { drop(ended.wait_for(|ending| *ending).await) });
+    let server = tokio::spawn(server.into_future());
+
+    let device = async {
+        let panicked = loading.await.map_err(|_| BaseError::Device)??;
+        // The sender is dropped unsent when the thread panics, and sent only when all handles are gone.
+        panicked.await.map_err(|_| BaseError::Device)
+    };
+    tokio::select! {
+        outcome = device => outcome?,
+        () = end => {}
+    }
+    tracing::info!("told to end: draining for at most {DRAIN:?}");
+    pool.draining.store(true, Ordering::Relaxed);
+    // Fails only when the server has ended already.
+    let _ = ending.send(true);
+    match tokio::time::timeout(DRAIN, server).await {
+        Ok(Ok(outcome)) => outcome.map_err(BaseError::Serve),
+        Ok(Err(error)) => Err(BaseError::Serve(std::io::Error::other(error))),
+        Err(_) => {
+            tracing::warn!("answers were cut off after {DRAIN:?}");
+            Ok(())
+        }
+    }
+}
+
+/// Loads the model, starts the device thread, declares the pod ready. The receiver fails when the thread panics.
+fn load(pool: &Pool, config: &BaseConfig, path: &Path, threads: Option<usize>) -> Result<oneshot::Receiver<()>, BaseError> {
+    let start = Instant::now();
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = Threads::new(threads.unwrap_or_else(cores));
+    let loaded = load::load(path, config, &pool.instance, threads.clone())?;
+    let (description, model) = (loaded.description, loaded.model);
+    let dtype = description.numerics.dtype;
+    let (device, panicked) =
+        Device::start(model.clone(), threads.clone(), dtype, &config.engine, pool.metrics.clone()).map_err(BaseError::Serve)?;
+    tracing::info!(
+        "loaded {:?} ({}) in {:.1} s: {} layers, width {}",
+        description.name,
+        description.numerics.key(),
+        start.elapsed().as_secs_f64(),
+        description.num_hidden_layers,
+        description.hidden_size
+    );
+    let fit = Fit { identity: description.identity.clone(), hidden_size: description.hidden_size, layers: description.num_hidden_layers };
+    let ready = Ready {
+        identity: description.identity.digest(),
+        tokenizer: loaded.tokenizer.into(),
+        model,
+        threads,
+        device,
+        registry: Registry::new(HEAD_BYTES),
+        fit,
+        reader_tokens: 2 * config.engine.max_num_batched_tokens as usize,
+        description,
+    };
+    // Set once, here.
+    let _ = pool.ready.set(ready);
+    Ok(panicked)
+}
+
+fn configuration(path: &Path) -> Result<BaseConfig, BaseError> {
+    let error = |reason: String| BaseError::Configuration { path: path.to_owned(), reason };
+    let bytes = load::read(path).map_err(|cause| error(cause.to_string()))?.ok_or_else(|| error("there is no such file".to_owned()))?;
+    serde_json::from_slice(&bytes).map_err(|cause| error(cause.to_string()))
+}
+
+/// Resolves at SIGTERM or SIGINT.
+fn told_to_end() -> std::io::Result<impl Future<Output = ()> + Send + 'static> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}

@@ -79,25 +79,31 @@ pub struct Outgoing {
 
 /// Encodes a safetensors file as pieces to be sent one after another: the header, then each tensor, uncopied.
 pub fn encode(metadata: &[(&str, String)], tensors: Vec<Outgoing>) -> Vec<Bytes> {
+    let infos = tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.dtype, tensor.shape.as_slice()));
+    let mut pieces = vec![encode_header(metadata, infos)];
+    pieces.extend(tensors.into_iter().map(|tensor| tensor.data));
+    pieces
+}
+
+/// Encodes what precedes the data of a safetensors file: names, types and shapes of tensors that follow in this order.
+pub fn encode_header<'a>(metadata: &[(&str, String)], tensors: impl Iterator<Item = (&'a str, WireDtype, &'a [usize])>) -> Bytes {
     let mut header = serde_json::Map::new();
     if !metadata.is_empty() {
         let entries = metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone().into())).collect();
         header.insert("__metadata__".to_owned(), serde_json::Value::Object(entries));
     }
     let mut start = 0;
-    for tensor in &tensors {
-        let end = start + tensor.data.len();
-        let info = TensorInfo { dtype: tensor.dtype, shape: tensor.shape.clone(), data_offsets: (start, end) };
-        header.insert(tensor.name.clone(), serde_json::to_value(info).unwrap_or_default());
+    for (name, dtype, shape) in tensors {
+        let end = start + shape.iter().product::<usize>() * dtype.bitsize() / 8;
+        let info = TensorInfo { dtype, shape: shape.to_vec(), data_offsets: (start, end) };
+        header.insert(name.to_owned(), serde_json::to_value(info).unwrap_or_default());
         start = end;
     }
     let mut text = serde_json::Value::Object(header).to_string().into_bytes();
     text.resize(text.len().next_multiple_of(8), b' ');
     let mut head = (text.len() as u64).to_le_bytes().to_vec();
     head.append(&mut text);
-    let mut pieces = vec![Bytes::from(head)];
-    pieces.extend(tensors.into_iter().map(|tensor| tensor.data));
-    pieces
+    head.into()
 }
 
 /// A decoded safetensors file: header parsed and checked, tensors as slices of one buffer.

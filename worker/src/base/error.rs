@@ -1,0 +1,69 @@
+//! What can go wrong in a pool pod before it serves, and the exit code each failure maps to.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use carryon_crds::wire::ExitCode;
+
+use crate::model::ModelError;
+use crate::text::TextError;
+
+/// Why a pool pod ended.
+#[derive(Debug, thiserror::Error)]
+pub enum BaseError {
+    /// The configuration file cannot be read.
+    #[error("failed to read configuration {path:?}: {reason}")]
+    Configuration {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The checkpoint cannot be used.
+    #[error("failed to load the model: {0}")]
+    Model(#[from] ModelError),
+    /// The checkpoint's tokenizer cannot be used.
+    #[error("failed to load the tokenizer of {path:?}: {source}")]
+    Tokenizer {
+        /// GGUF file or tokenizer.json.
+        path: PathBuf,
+        /// Why.
+        source: TextError,
+    },
+    /// A file beside the weights cannot be read.
+    #[error("failed to read {path:?}: {reason}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// Nobody can listen on the address.
+    #[error("failed to listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The server or its signals failed.
+    #[error("failed to serve: {0}")]
+    Serve(io::Error),
+    /// The thread that owns the model ended.
+    #[error("the device thread panicked")]
+    Device,
+}
+
+impl BaseError {
+    /// The exit code of this failure.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Configuration { .. } | Self::Model(ModelError::Unsupported { .. }) | Self::Tokenizer { .. } => ExitCode::Configuration,
+            Self::Model(ModelError::Invalid { .. }) => ExitCode::Data,
+            Self::Model(ModelError::Read { .. }) | Self::File { .. } | Self::Listen { .. } | Self::Serve(_) | Self::Device => {
+                ExitCode::Retryable
+            }
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! From a checkpoint to a pool that can describe itself.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use carryon_crds::pool::Dtype;
+use carryon_crds::wire::{BaseConfig, Identity, Limits, ModelDescription, Numerics, digest};
+use serde_json::Value as Json;
+
+use super::error::BaseError;
+use crate::kernel::Threads;
+use crate::model::Model;
+use crate::model::gguf::{Gguf, Value};
+use crate::text::{Tokenizer, Vocabulary};
+
+/// Sequences of one request at most.
+const MAX_SEQUENCES: u32 = 1024;
+/// Forward batches that one request may fill.
+const MAX_REQUEST_BATCHES: u32 = 16;
+/// Bytes of one request body: rows of a remote loss, or a head.
+const MAX_BODY_BYTES: u64 = 512 << 20;
+/// Bytes of a JSON file beside the weights.
+const MAX_JSON_BYTES: u64 = 64 << 20;
+
+/// A model with all that is said of it.
+pub struct Loaded {
+    /// The model.
+    pub model: Arc<Model>,
+    /// tokenizer.json as handed out.
+    pub tokenizer: Vec<u8>,
+    /// What the pool says of the model.
+    pub description: ModelDescription,
+}
+
+/// What a checkpoint says of text.
+struct Words {
+    tokenizer: Tokenizer,
+    chat_template: Option<String>,
+    bos_token: Option<String>,
+    eos_token: Option<String>,
+    eos_token_ids: Vec<u32>,
+}
+
+/// Loads the checkpoint at `path`.
+pub fn load(path: &Path, config: &BaseConfig, instance: &str, threads: Arc<Threads>) -> Result<Loaded, BaseError> {
+    let words = if path.is_dir() { words_of_folder(path)? } else { words_of_gguf(path)? };
+    let model = Model::load(path, config.dtype, threads)?;
+    let tokenizer = words.tokenizer.to_json().map_err(|source| BaseError::Tokenizer { path: path.to_owned(), source })?;
+    let identity = Identity {
+        weights: model.weights_digest().to_owned(),
+        tokenizer: digest(&tokenizer),
+        chat_template: words.chat_template.as_ref().map(|template| digest(template.as_bytes())).unwrap_or_default(),
+        norm_point: "final_norm".to_owned(),
+    };
+    let description = ModelDescription {
+        format_version: 1,
+        name: model.name().to_owned(),
+        model_type: model.config.model_type.clone(),
+        instance: instance.to_owned(),
+        identity,
+        numerics: numerics(&model, config.dtype),
+        hidden_size: model.config.hidden_size as u32,
+        num_hidden_layers: model.config.num_hidden_layers as u32,
+        vocab_size: model.config.vocab_size as u32,
+        eos_token_ids: words.eos_token_ids,
+        bos_token: words.bos_token,
+        eos_token: words.eos_token,
+        chat_template: words.chat_template,
+        limits: limits(config, &model),
+    };
+    Ok(Loaded { model: Arc::new(model), tokenizer, description })
+}
+
+fn numerics(model: &Model, dtype: Dtype) -> Numerics {
+    Numerics { dtype, device: "cpu".to_owned(), kernel: model.kernel().to_owned() }
+}
+
+fn limits(config: &BaseConfig, model: &Model) -> Limits {
+    let max_model_len = config.engine.max_model_len.min(model.config.max_position_embeddings as u32);
+    Limits {
+        max_model_len,
+        max_sequences: MAX_SEQUENCES,
+        max_request_tokens: config.engine.max_num_batched_tokens.saturating_mul(MAX_REQUEST_BATCHES).max(max_model_len),
+        max_body_bytes: MAX_BODY_BYTES,
+    }
+}
+
+fn words_of_gguf(path: &Path) -> Result<Words, BaseError> {
+    let gguf = Gguf::open(path)?;
+    let wrong = |reason: String| BaseError::Tokenizer { path: path.to_owned(), source: crate::text::TextError::Vocabulary(reason) };
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    let strings = |name: &str| match gguf.metadata.get(&key(name)) {
+        Some(Value::Strings(values)) => Ok(values.clone()),
+        other => Err(wrong(format!(
+            "{} must be a list of strings, found {}",
+            key(name),
+            if other.is_some() { "another type" } else { "nothing" }
+        ))),
+    };
+    if let Some(kind) = gguf.text(&key("model"))?.filter(|kind| *kind != "gpt2") {
+        return Err(wrong(format!("{} is {kind:?}: only byte-level BPE (gpt2) is supported", key("model"))));
+    }
+    let token_types = match gguf.metadata.get(&key("token_type")) {
+        Some(Value::Integers(values)) => values.iter().map(|value| *value as u32).collect(),
+        _ => return Err(wrong(format!("{} must be a list of integers", key("token_type")))),
+    };
+    let vocabulary = Vocabulary {
+        tokens: strings("tokens")?,
+        merges: strings("merges")?,
+        token_types,
+        pre: gguf.text(&key("pre"))?.map(str::to_owned),
+        bos: gguf.integer(&key("bos_token_id"))?,
+        eos: gguf.integer(&key("eos_token_id"))?,
+        add_bos: gguf.metadata.get(&key("add_bos_token")) == Some(&Value::Bool(true)),
+        chat_template: gguf.text("tokenizer.chat_template")?.map(str::to_owned),
+    };
+    let tokenizer = Tokenizer::from_vocabulary(&vocabulary).map_err(|source| BaseError::Tokenizer { path: path.to_owned(), source })?;
+    let text = |id: Option<u32>| id.and_then(|id| vocabulary.token(id)).map(str::to_owned);
+    let mut eos_token_ids: Vec<u32> = [vocabulary.eos, gguf.integer(&key("eot_token_id"))?].into_iter().flatten().collect();
+    eos_token_ids.dedup();
+    Ok(Words {
+        bos_token: text(vocabulary.bos),
+        eos_token: text(vocabulary.eos),
+        eos_token_ids,
+        chat_template: vocabulary.chat_template,
+        tokenizer,
+    })
+}
+
+fn words_of_folder(folder: &Path) -> Result<Words, BaseError> {
+    let path = folder.join("tokenizer.json");
+    let bytes = read(&path)?.ok_or_else(|| BaseError::File { path: path.clone(), reason: "there is no such file".to_owned() })?;
+    let tokenizer = Tokenizer::from_json(&bytes).map_err(|source| BaseError::Tokenizer { path, source })?;
+    let settings = json(folder.join("tokenizer_config.json"))?;
+    let token = |name: &str| {
+        let value = settings.get(name)?;
+        value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
+    };
+    let template_file = folder.join("chat_template.jinja");
+    let chat_template = match read(&template_file)? {
+        Some(bytes) => Some(String::from_utf8(bytes).map_err(|error| BaseError::File { path: template_file, reason: error.to_string() })?),
+        None => settings.get("chat_template").and_then(Json::as_str).map(str::to_owned),
+    };
+    let eos_token = token("eos_token");
+    let mut eos_token_ids = Vec::new();
+    for file in ["generation_config.json", "config.json"] {
+        eos_token_ids.extend(numbers(json(folder.join(file))?.get("eos_token_id")));
+    }
+    eos_token_ids.extend(eos_token.as_deref().and_then(|token| tokenizer.token_id(token)));
+    eos_token_ids.sort_unstable();
+    eos_token_ids.dedup();
+    Ok(Words { tokenizer, chat_template, bos_token: token("bos_token"), eos_token, eos_token_ids })
+}
+
+/// One number, or a list of them.
+fn numbers(value: Option<&Json>) -> Vec<u32> {
+    let one = |value: &Json| value.as_u64().and_then(|number| u32::try_from(number).ok());
+    match value {
+        Some(Json::Array(values)) => values.iter().filter_map(one).collect(),
+        Some(value) => one(value).into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
+/// A JSON file, or null when there is none.
+fn json(path: PathBuf) -> Result<Json, BaseError> {
+    match read(&path)? {
+        Some(bytes) => serde_json::from_slice(&bytes).map_err(|error| BaseError::File { path, reason: error.to_string() }),
+        None => Ok(Json::Null),
+    }
+}
+
+/// The bytes of a file of bounded size, if there is one.
+pub fn read(path: &Path) -> Result<Option<Vec<u8>>, BaseError> {
+    let error = |reason: String| BaseError::File { path: path.to_owned(), reason };
+    match std::fs::metadata(path) {
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(error(cause.to_string())),
+        Ok(metadata) if metadata.len() > MAX_JSON_BYTES => {
+            Err(error(format!("it has {} bytes, more than {MAX_JSON_BYTES}", metadata.len())))
+        }
+        Ok(_) => std::fs::read(path).map(Some).map_err(|cause| error(cause.to_string())),
+    }
+}

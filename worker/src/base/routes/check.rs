@@ -1,0 +1,100 @@
+//! Bounds of requests: what passes here cannot make the device fail.
+
+use carryon_crds::common::Taps;
+use carryon_crds::wire::ModelDescription;
+
+use crate::exchange::LossRequest;
+use crate::exchange::wire::{ErrorCode, GenerateRequest, MAX_LOGPROBS, WireError};
+
+type Checked = Result<(), WireError>;
+
+fn invalid(message: String) -> Checked {
+    Err(WireError::new(ErrorCode::InvalidRequest, message))
+}
+
+fn too_large(message: String) -> Checked {
+    Err(WireError::new(ErrorCode::TooLarge, message))
+}
+
+fn tokens(what: &str, tokens: &[u32], model: &ModelDescription) -> Checked {
+    match tokens.iter().find(|token| **token >= model.vocab_size) {
+        Some(token) => invalid(format!("{what} holds token {token}, the vocabulary has {}", model.vocab_size)),
+        None => Ok(()),
+    }
+}
+
+/// Whole sequences: their number, lengths and tokens.
+pub(super) fn sequences(sequences: &[Vec<u32>], model: &ModelDescription) -> Checked {
+    let limits = &model.limits;
+    if sequences.len() > limits.max_sequences as usize {
+        return too_large(format!("{} sequences exceed {}", sequences.len(), limits.max_sequences));
+    }
+    let total: usize = sequences.iter().map(Vec::len).sum();
+    if total > limits.max_request_tokens as usize {
+        return too_large(format!("{total} tokens exceed {} of one request", limits.max_request_tokens));
+    }
+    for (index, sequence) in sequences.iter().enumerate() {
+        let what = format!("sequences[{index}]");
+        if sequence.is_empty() {
+            return invalid(format!("{what} is empty"));
+        }
+        if sequence.len() > limits.max_model_len as usize {
+            return too_large(format!("{what} has {} tokens, more than {}", sequence.len(), limits.max_model_len));
+        }
+        tokens(&what, sequence, model)?;
+    }
+    Ok(())
+}
+
+/// Taps that exist, each once.
+pub(super) fn taps(taps: &Taps, model: &ModelDescription) -> Checked {
+    if taps.count() == 0 {
+        return invalid("taps: name layers, or set final".to_owned());
+    }
+    for (place, layer) in taps.layers.iter().enumerate() {
+        if *layer > model.num_hidden_layers {
+            return invalid(format!("taps.layers holds {layer}, the base has {} layers", model.num_hidden_layers));
+        }
+        if taps.layers[..place].contains(layer) {
+            return invalid(format!("taps.layers holds {layer} twice"));
+        }
+    }
+    Ok(())
+}
+
+/// Rows of a loss; their shapes are checked where they are decoded.
+pub(super) fn loss(request: &LossRequest, model: &ModelDescription) -> Checked {
+    let (rows, most) = (request.targets.len(), model.limits.max_request_tokens as usize);
+    if rows > most {
+        return too_large(format!("{rows} rows exceed {most}"));
+    }
+    tokens("targets", &request.targets, model)
+}
+
+/// Prompt and parameters of an answer.
+pub(super) fn generate(request: &GenerateRequest, model: &ModelDescription) -> Checked {
+    let longest = model.limits.max_model_len as usize;
+    let least = request.prompt.len() + usize::from(request.max_tokens > 0);
+    if request.prompt.is_empty() {
+        return invalid("prompt is empty".to_owned());
+    }
+    if least > longest {
+        return too_large(format!("prompt has {} tokens: with the answer it exceeds {longest}", request.prompt.len()));
+    }
+    tokens("prompt", &request.prompt, model)?;
+    if !(request.temperature.is_finite() && request.temperature >= 0.0) {
+        return invalid(format!("temperature is {}, must be 0 or more", request.temperature));
+    }
+    if !(request.top_p > 0.0 && request.top_p <= 1.0) {
+        return invalid(format!("top_p is {}, must be above 0 and at most 1", request.top_p));
+    }
+    if let Some(alpha) = request.alpha.filter(|alpha| !alpha.is_finite()) {
+        return invalid(format!("alpha is {alpha}"));
+    }
+    for (name, count) in [("logprobs", request.logprobs), ("prompt_logprobs", request.prompt_logprobs)] {
+        if count.is_some_and(|count| count > MAX_LOGPROBS) {
+            return invalid(format!("{name} is {}, must be at most {MAX_LOGPROBS}", count.unwrap_or_default()));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,108 @@
+//! What gateways ask for: answers and classifications.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use carryon_crds::job::Task;
+use futures::{StreamExt as _, stream};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+use super::{Pool, Ready, Refusal, body, check};
+use crate::base::device::{Answer, HeadUse, Job, Purpose, Sequence};
+use crate::base::registry::expect_task;
+use crate::base::sampling::Sampler;
+use crate::exchange::wire::{ClassifyRequest, ClassifyResponse, ErrorCode, GenerateEvent, GenerateRequest, NDJSON};
+
+/// `POST /v1/generate`. What fails before the first event is a refusal; later, the last event.
+pub(super) async fn generate(State(pool): State<Arc<Pool>>, request: Request) -> Result<Response, Refusal> {
+    let ready = pool.ready()?;
+    let permit = ready.device.serving_place()?;
+    let request: GenerateRequest = body::json(request, ready.description.limits.max_model_len).await?;
+    check::generate(&request, &ready.description)?;
+    let (events, mut received) = unbounded_channel();
+    ready.device.submit(Job::Serve(vec![sequence(ready, request, events, permit)?]))?;
+    let first = match received.recv().await {
+        Some(GenerateEvent::Error { error }) => return Err(error.into()),
+        Some(event) => event,
+        None => return Err(Refusal::new(ErrorCode::Internal, "the device dropped the answer")),
+    };
+    let events = stream::iter([first]).chain(UnboundedReceiverStream::new(received)).map(|event| Ok::<_, Infallible>(line(&event)));
+    Ok(([(CONTENT_TYPE, NDJSON)], Body::from_stream(events)).into_response())
+}
+
+fn line(event: &GenerateEvent) -> Bytes {
+    // Events are plain structs without maps: writing them cannot fail.
+    let mut line = serde_json::to_vec(event).unwrap_or_default();
+    line.push(b'\n');
+    line.into()
+}
+
+fn sequence(
+    ready: &Ready,
+    request: GenerateRequest,
+    events: UnboundedSender<GenerateEvent>,
+    permit: OwnedSemaphorePermit,
+) -> Result<Sequence, Refusal> {
+    let head = match &request.head {
+        // Even where α = 0 bypasses it: a missing head is said so whatever α is.
+        Some(digest) => {
+            let head = ready.registry.get(digest, Instant::now())?;
+            expect_task(&head, Task::CausalLM)?;
+            let alpha = request.alpha.unwrap_or(head.shape().alpha);
+            (alpha != 0.0).then(|| HeadUse::new(head, alpha))
+        }
+        None => None,
+    };
+    let answer = Answer {
+        events,
+        sampler: Sampler::new(request.temperature, request.top_p, request.seed.unwrap_or_else(rand::random)),
+        stop_token_ids: request.stop_token_ids,
+        logprobs: request.logprobs,
+        prompt_logprobs: request.prompt_logprobs,
+        max_tokens: request.max_tokens as usize,
+        scored: if request.prompt_logprobs.is_some() { vec![None] } else { Vec::new() },
+    };
+    Ok(new_sequence(ready, request.prompt, head, Purpose::Answer(Box::new(answer)), Arc::new(permit)))
+}
+
+fn new_sequence(ready: &Ready, tokens: Vec<u32>, head: Option<HeadUse>, purpose: Purpose, permit: Arc<OwnedSemaphorePermit>) -> Sequence {
+    let max_length = ready.description.limits.max_model_len as usize;
+    Sequence { prompt: tokens.len(), tokens, done: 0, max_length, kv: None, head, purpose, finished: false, permit }
+}
+
+/// `POST /v1/classify`.
+pub(super) async fn classify(State(pool): State<Arc<Pool>>, request: Request) -> Result<Json<ClassifyResponse>, Refusal> {
+    let ready = pool.ready()?;
+    let permit = Arc::new(ready.device.serving_place()?);
+    let request: ClassifyRequest = body::json(request, ready.description.limits.max_request_tokens).await?;
+    check::sequences(&request.sequences, &ready.description)?;
+    let head = ready.registry.get(&request.head, Instant::now())?;
+    expect_task(&head, Task::Classification)?;
+    let (scores, mut received) = unbounded_channel();
+    let mut collected: Vec<Vec<f32>> = vec![Vec::new(); request.sequences.len()];
+    let sequences = request.sequences.into_iter().enumerate().map(|(place, tokens)| {
+        let taps = vec![Vec::new(); head.shape().taps.count()];
+        let purpose = Purpose::Classify { taps, place, scores: scores.clone() };
+        new_sequence(ready, tokens, Some(HeadUse::new(head.clone(), 1.0)), purpose, permit.clone())
+    });
+    ready.device.submit(Job::Serve(sequences.collect()))?;
+    drop(scores);
+    let mut missing = collected.len();
+    while let Some((place, score)) = received.recv().await {
+        collected[place] = score?;
+        missing -= 1;
+    }
+    match missing {
+        0 => Ok(Json(ClassifyResponse { scores: collected })),
+        _ => Err(Refusal::new(ErrorCode::Internal, "the device dropped a sequence")),
+    }
+}

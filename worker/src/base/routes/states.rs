@@ -1,0 +1,102 @@
+//! What trainers ask for: hidden states, losses, the LM head.
+
+use std::sync::Arc;
+use std::vec;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use carryon_crds::common::Taps;
+use futures::{Stream, StreamExt as _, stream};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+use super::{Pool, Refusal, body, check};
+use crate::base::device::{Job, LossJob, StatesJob, StatesOut, TrainingJob};
+use crate::exchange::frames::encode_header;
+use crate::exchange::loss::LossRequest;
+use crate::exchange::states::{to_bytes, wire_dtype};
+use crate::exchange::wire::{ErrorCode, HiddenStatesRequest, SAFETENSORS};
+
+/// Rows of the LM head that are unpacked at a time.
+const LM_HEAD_ROWS: usize = 512;
+
+/// `POST /v1/hidden-states`.
+pub(super) async fn hidden_states(State(pool): State<Arc<Pool>>, request: Request) -> Result<Response, Refusal> {
+    let ready = pool.ready()?;
+    let permit = ready.device.training_place()?;
+    let HiddenStatesRequest { sequences, taps } = body::json(request, ready.description.limits.max_request_tokens).await?;
+    check::taps(&taps, &ready.description)?;
+    check::sequences(&sequences, &ready.description)?;
+    let (out, states) = unbounded_channel();
+    let room = Arc::new(Semaphore::new(ready.reader_tokens));
+    let sequences = sequences.into_iter().enumerate().collect();
+    let job = StatesJob { sequences, taps: taps.clone(), out, room, capacity: ready.reader_tokens, permit };
+    ready.device.submit(Job::Train(TrainingJob::States(job)))?;
+    let device = ready.device.clone();
+    let taken = move || drop(device.submit(Job::Wake));
+    Ok(safetensors(states_body(states, taps, ready.description.hidden_size as usize, taken)))
+}
+
+/// The frames of `states` as a body; `taken` is called after each frame was passed on and its room given back.
+pub fn states_body(states: UnboundedReceiver<StatesOut>, taps: Taps, hidden_size: usize, taken: impl Fn() + Send + 'static) -> Body {
+    Body::from_stream(pieces(states, taps, hidden_size, taken).map(Ok::<_, std::convert::Infallible>))
+}
+
+fn pieces(
+    states: UnboundedReceiver<StatesOut>,
+    taps: Taps,
+    hidden_size: usize,
+    taken: impl Fn() + Send + 'static,
+) -> impl Stream<Item = Bytes> + Send {
+    let nothing: (vec::IntoIter<Bytes>, Option<OwnedSemaphorePermit>) = (Vec::new().into_iter(), None);
+    stream::unfold((states, nothing, taps, taken), move |(mut states, (mut frame, mut room), taps, taken)| async move {
+        loop {
+            if let Some(piece) = frame.next() {
+                return Some((piece, (states, (frame, room), taps, taken)));
+            }
+            if room.take().is_some() {
+                taken();
+            }
+            let (sequence, permit) = states.recv().await?;
+            (frame, room) = (sequence.encode(&taps, hidden_size).into_iter(), Some(permit));
+        }
+    })
+}
+
+/// `POST /v1/loss`.
+pub(super) async fn loss(State(pool): State<Arc<Pool>>, request: Request) -> Result<Response, Refusal> {
+    let ready = pool.ready()?;
+    let permit = ready.device.training_place()?;
+    let bytes = body::read(request, ready.description.limits.max_body_bytes as usize).await?;
+    let hidden_size = ready.description.hidden_size as usize;
+    let invalid = |error: crate::exchange::frames::FrameError| Refusal::new(ErrorCode::InvalidRequest, error.to_string());
+    let request = LossRequest::decode(bytes, hidden_size).map_err(invalid)?;
+    check::loss(&request, &ready.description)?;
+    let (reply, answer) = oneshot::channel();
+    ready.device.submit(Job::Train(TrainingJob::Loss(LossJob { request, reply, permit })))?;
+    let answer = answer.await.map_err(|_| Refusal::new(ErrorCode::Internal, "the device dropped the loss"))?;
+    let pieces = answer.encode(hidden_size).into_iter().map(Ok::<_, std::convert::Infallible>);
+    Ok(safetensors(Body::from_stream(stream::iter(pieces))))
+}
+
+/// `GET /v1/lm-head`: unpacked as it is read.
+pub(super) async fn lm_head(State(pool): State<Arc<Pool>>) -> Result<Response, Refusal> {
+    let ready = pool.ready()?;
+    let (model, dtype) = (ready.model.clone(), ready.description.numerics.dtype);
+    let (rows, width) = (ready.description.vocab_size as usize, ready.description.hidden_size as usize);
+    let header = encode_header(&[], [("weight", wire_dtype(dtype), &[rows, width][..])].into_iter());
+    let unpack = move |start: usize| {
+        let mut values = vec![0.0; LM_HEAD_ROWS.min(rows - start) * width];
+        values.chunks_exact_mut(width).enumerate().for_each(|(row, values)| model.lm_head().row(start + row, values));
+        to_bytes(&values, dtype)
+    };
+    let data = stream::iter((0..rows).step_by(LM_HEAD_ROWS)).map(unpack);
+    Ok(safetensors(Body::from_stream(stream::iter([header]).chain(data).map(Ok::<_, std::convert::Infallible>))))
+}
+
+fn safetensors(body: Body) -> Response {
+    ([(CONTENT_TYPE, SAFETENSORS)], body).into_response()
+}
