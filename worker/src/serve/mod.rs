@@ -1,1 +1,185 @@
-//! `carryon-worker serve`: the gateway pod.
+//! `carryon-worker serve`: the gateway pod, an OpenAI-compatible endpoint of one head.
+//!
+//! It reads the artifact, verifies its digest and that the pool runs the head's base, pushes the head to the pool's pods and
+//! keeps it there; the pool does all arithmetic. A request is parsed (`parameters`, `chat`, `completions`), asked for
+//! (`gateway`: a head that the pool lost is pushed again before the first byte), and shown (`generation`, `answer`, `stop`,
+//! `respond`). A client that goes away drops its answer, and with it the pool's work.
+
+mod answer;
+mod args;
+mod artifact;
+mod chat;
+mod classify;
+mod completions;
+mod error;
+mod gateway;
+mod generation;
+mod metrics;
+mod parameters;
+mod request;
+mod respond;
+mod routes;
+mod stop;
+
+use std::future::IntoFuture as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use carryon_crds::wire::{ExitCode, ServeConfig};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+pub use args::ServeArgs;
+pub use artifact::ArtifactError;
+
+use self::artifact::Artifact;
+use self::gateway::Gateway;
+use self::metrics::Metrics;
+use self::routes::App;
+use crate::exchange::ClientError;
+use crate::text::TextError;
+
+/// How long answers may go on after the gateway was told to stop.
+const DRAIN: Duration = Duration::from_secs(25);
+/// Largest configuration file.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// Why a gateway cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The configuration cannot be used.
+    #[error("configuration {path:?}: {reason}")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The head cannot be used.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// The pool runs another base than the head was trained on.
+    #[error("the head was trained on {trained_on:?}, the pool runs {pool:?}: their {member} differ")]
+    Identity {
+        /// Which member of the identity differs first.
+        member: &'static str,
+        /// Base of the head.
+        trained_on: String,
+        /// Model of the pool.
+        pool: String,
+    },
+    /// The tokenizer is not the one the pool names.
+    #[error("the pool's tokenizer has another digest than the pool says")]
+    Tokenizer,
+    /// The pool's tokenizer or template cannot be used.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The pool refuses for good.
+    #[error(transparent)]
+    Pool(#[from] ClientError),
+    /// The address cannot be listened on, or signals not be heard.
+    #[error("failed to {what}: {cause}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        cause: std::io::Error,
+    },
+    /// The counters cannot be set up.
+    #[error(transparent)]
+    Metrics(#[from] prometheus::Error),
+}
+
+impl ServeError {
+    /// The exit code that says whether trying again may help.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Config { .. } | Self::Identity { .. } | Self::Text(_) | Self::Pool(ClientError::Address { .. }) => ExitCode::Configuration,
+            Self::Artifact(ArtifactError::Read { .. }) => ExitCode::Retryable,
+            Self::Artifact(_) => ExitCode::Data,
+            Self::Pool(_) | Self::Tokenizer | Self::System { .. } | Self::Metrics(_) => ExitCode::Retryable,
+        }
+    }
+}
+
+/// Serves until SIGTERM or SIGINT, then lets answers end. `api_key`: what clients must send, if anything.
+pub fn run(args: ServeArgs, api_key: Option<&str>) -> Result<ExitCode, ServeError> {
+    let system = |what: &str| {
+        let what = what.to_owned();
+        |cause| ServeError::System { what, cause }
+    };
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = args.threads {
+        runtime.worker_threads(threads.max(1));
+    }
+    let runtime = runtime.enable_all().build().map_err(system("start threads"))?;
+    runtime.block_on(async {
+        let config = read_config(&args.config)?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(system("hear signals"))?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(system("hear signals"))?;
+        let listener = TcpListener::bind(args.listen).await.map_err(system(&format!("listen on {}", args.listen)))?;
+        let told_to_stop = async move {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        };
+        serve(listener, &config, &args.pool, &args.head, api_key, told_to_stop).await
+    })?;
+    Ok(ExitCode::Complete)
+}
+
+/// Serves on `listener` until `told_to_stop`, then drains.
+pub async fn serve(
+    listener: TcpListener,
+    config: &ServeConfig,
+    pool: &[String],
+    head: &Path,
+    api_key: Option<&str>,
+    told_to_stop: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let artifact = Artifact::read(head, &config.digest)?;
+    let app = App::new(&config.served_model_name, api_key.filter(|key| !key.is_empty()), Metrics::new()?);
+    let (stop, mut stopped) = watch::channel(());
+    let drained = async move {
+        // The sender says nothing: it is dropped.
+        let _ = stopped.changed().await;
+    };
+    let server = axum::serve(listener, routes::router(app.clone())).with_graceful_shutdown(drained).into_future();
+    let mut server = std::pin::pin!(server);
+    let failed = |cause| ServeError::System { what: "serve".to_owned(), cause };
+    tokio::select! {
+        ended = &mut server => return ended.map_err(failed),
+        error = keep(&app, artifact, pool) => return Err(error),
+        () = told_to_stop => tracing::info!("stopping: answers that have begun may end"),
+    }
+    drop(stop);
+    match tokio::time::timeout(DRAIN, server).await {
+        Ok(ended) => ended.map_err(failed),
+        Err(_) => Ok(tracing::warn!("answers were cut off after {DRAIN:?}")),
+    }
+}
+
+/// Makes the app ready and keeps the head in the pool; returns only when that is impossible.
+async fn keep(app: &App, artifact: Artifact, pool: &[String]) -> ServeError {
+    let gateway = match Gateway::connect(artifact, pool, app.metrics.clone()).await {
+        Ok(gateway) => app.gateway.get_or_init(|| Arc::new(gateway)),
+        Err(error) => return error,
+    };
+    app.metrics.ready.set(1);
+    tracing::info!("ready: serving {:?} on {:?}", app.names.head, gateway.model.name);
+    loop {
+        tokio::time::sleep(gateway::RENEWAL).await;
+        if let Err(error) = gateway.renew().await {
+            tracing::warn!("failed to renew the head: {error}");
+        }
+    }
+}
+
+fn read_config(path: &Path) -> Result<ServeConfig, ServeError> {
+    use std::io::Read as _;
+    let unusable = |reason: String| ServeError::Config { path: path.to_owned(), reason };
+    let file = std::fs::File::open(path).map_err(|cause| unusable(cause.to_string()))?;
+    let mut text = String::new();
+    file.take(MAX_CONFIG_BYTES).read_to_string(&mut text).map_err(|cause| unusable(cause.to_string()))?;
+    serde_json::from_str(&text).map_err(|cause| unusable(cause.to_string()))
+}

@@ -1,6 +1,7 @@
 //! From token ids to text: a table of every token's bytes, and a stream that never cuts a character in two.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Deref;
 
 use super::Tokenizer;
 
@@ -55,26 +56,35 @@ fn alphabet() -> HashMap<char, u8> {
 
 /// Turns tokens into text one by one. A character that is spread over tokens appears with its last one; all pieces together
 /// are the text of [`Tokenizer::decode`] over the same tokens.
-pub struct DecodeStream<'a> {
-    tokenizer: &'a Tokenizer,
+///
+/// `T` is how it holds the tokenizer: `&Tokenizer`, or `Arc<Tokenizer>` for a stream that must live on its own.
+pub struct DecodeStream<T> {
+    tokenizer: T,
     decoder: Utf8Decoder,
+    control_tokens: bool,
 }
 
-impl<'a> DecodeStream<'a> {
-    pub(super) fn new(tokenizer: &'a Tokenizer) -> Self {
-        Self { tokenizer, decoder: Utf8Decoder::default() }
+impl<T: Deref<Target = Tokenizer>> DecodeStream<T> {
+    /// A stream at its beginning.
+    pub fn new(tokenizer: T) -> Self {
+        Self { tokenizer, decoder: Utf8Decoder::default(), control_tokens: false }
     }
 
-    /// The text that `id` completes: empty for control tokens and within a character.
+    /// This stream, with control tokens shown by their names.
+    pub fn with_control_tokens(self) -> Self {
+        Self { control_tokens: true, ..self }
+    }
+
+    /// The text that `id` completes: empty within a character, and for control tokens unless they are shown.
     pub fn push(&mut self, id: u32) -> String {
-        if self.tokenizer.is_special(id) {
+        if !self.control_tokens && self.tokenizer.is_special(id) {
             return String::new();
         }
         self.decoder.push(self.tokenizer.token_bytes(id))
     }
 
     /// What is left of an unfinished character (U+FFFD), or nothing.
-    pub fn finish(self) -> String {
+    pub fn finish(&mut self) -> String {
         self.decoder.finish()
     }
 }
@@ -111,8 +121,8 @@ impl Utf8Decoder {
         text
     }
 
-    fn finish(self) -> String {
-        String::from_utf8_lossy(&self.pending).into_owned()
+    fn finish(&mut self) -> String {
+        String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
     }
 }
 

@@ -68,7 +68,7 @@ impl Tokenizer {
     }
 
     /// Decodes token by token.
-    pub fn stream(&self) -> DecodeStream<'_> {
+    pub fn stream(&self) -> DecodeStream<&Self> {
         DecodeStream::new(self)
     }
 

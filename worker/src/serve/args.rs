@@ -1,0 +1,24 @@
+//! Places of a gateway; everything else is in the configuration file.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// `carryon-worker serve`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ServeArgs {
+    /// Configuration ([`carryon_crds::wire::ServeConfig`] as JSON).
+    #[arg(long)]
+    pub config: PathBuf,
+    /// Base URLs of the pool.
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub pool: Vec<String>,
+    /// Folder that holds head.safetensors.
+    #[arg(long)]
+    pub head: PathBuf,
+    /// Address of the API.
+    #[arg(long, default_value = "127.0.0.1:8000")]
+    pub listen: SocketAddr,
+    /// Threads; all cores when absent.
+    #[arg(long)]
+    pub threads: Option<usize>,
+}

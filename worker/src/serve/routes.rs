@@ -1,0 +1,140 @@
+//! The routes of a gateway: who may ask, what is asked, what is counted.
+
+use std::sync::{Arc, OnceLock};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{MatchedPath, Path, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Json, Response};
+use axum::routing::{get, post};
+use carryon_crds::job::Task;
+use carryon_crds::wire::digest;
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+use super::gateway::Gateway;
+use super::metrics::Metrics;
+use super::request::Names;
+use super::respond::now;
+use super::{chat, classify, completions};
+
+/// Bound of a request body in bytes.
+const MAX_BODY_BYTES: usize = 4 << 20;
+
+/// What the routes share.
+pub(super) struct App {
+    /// Names of the models.
+    pub(super) names: Names,
+    /// Set once the pool holds the head.
+    pub(super) gateway: OnceLock<Arc<Gateway>>,
+    /// Counters.
+    pub(super) metrics: Metrics,
+    /// Digest of the key clients must send; anyone may ask when absent.
+    key: Option<String>,
+    started: u64,
+}
+
+impl App {
+    /// An app that is not ready yet.
+    pub(super) fn new(name: &str, key: Option<&str>, metrics: Metrics) -> Arc<Self> {
+        let key = key.map(|key| digest(key.as_bytes()));
+        Arc::new(Self { names: Names::new(name), gateway: OnceLock::new(), metrics, key, started: now() })
+    }
+
+    fn ready(&self) -> Result<&Arc<Gateway>, ApiError> {
+        self.gateway.get().ok_or_else(|| ApiError::unavailable("The gateway still waits for its pool; try again later."))
+    }
+}
+
+/// All routes.
+pub(super) fn router(app: Arc<App>) -> Router {
+    let api = Router::new()
+        .route("/v1/models", get(models))
+        .route("/v1/models/{model}", get(model))
+        .route("/v1/chat/completions", post(chat_completions))
+        .route("/v1/completions", post(text_completions))
+        .route("/v1/classify", post(classifications))
+        .route_layer(middleware::from_fn_with_state(app.clone(), admit));
+    let probes = Router::new().route("/healthz", get(async || "ok")).route("/readyz", get(readyz)).route("/metrics", get(metrics));
+    let unknown = async |request: Request| ApiError::route(StatusCode::NOT_FOUND, request.method().as_str(), request.uri().path());
+    let wrong = async |request: Request| ApiError::route(StatusCode::METHOD_NOT_ALLOWED, request.method().as_str(), request.uri().path());
+    api.merge(probes).fallback(unknown).method_not_allowed_fallback(wrong).with_state(app)
+}
+
+/// Checks the key and counts the answer. Digests are compared, so that the time taken says nothing of the key.
+async fn admit(State(app): State<Arc<App>>, route: MatchedPath, request: Request, next: Next) -> Response {
+    let sent = request.headers().get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    let response = match &app.key {
+        Some(key) if sent.map(digest).as_ref() != Some(key) => ApiError::unauthorized().into_response(),
+        _ => next.run(request).await,
+    };
+    app.metrics.requests.with_label_values(&[route.as_str(), response.status().as_str()]).inc();
+    response
+}
+
+async fn models(State(app): State<Arc<App>>) -> Json<Value> {
+    Json(json!({"object": "list", "data": [app.names.head.as_str(), app.names.base.as_str()].map(|name| describe(&app, name))}))
+}
+
+async fn model(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
+    let Names { head, base } = &app.names;
+    match name == *head || name == *base {
+        true => Ok(Json(describe(&app, &name))),
+        false => Err(ApiError::model(&name, &[head, base])),
+    }
+}
+
+fn describe(app: &App, name: &str) -> Value {
+    json!({"id": name, "object": "model", "created": app.started, "owned_by": "carry-on"})
+}
+
+async fn chat_completions(State(app): State<Arc<App>>, body: Body) -> Result<Response, ApiError> {
+    let (gateway, completion) = parse(&app, body, chat::parse).await?;
+    generative(&gateway, completion.common.head.as_deref())?;
+    completion.answer(&gateway).await
+}
+
+async fn text_completions(State(app): State<Arc<App>>, body: Body) -> Result<Response, ApiError> {
+    let (gateway, completion) = parse(&app, body, completions::parse).await?;
+    generative(&gateway, completion.common.head.as_deref())?;
+    completion.answer(&gateway).await
+}
+
+async fn classifications(State(app): State<Arc<App>>, body: Body) -> Result<Json<Value>, ApiError> {
+    let (gateway, classification) = parse(&app, body, classify::parse).await?;
+    Ok(Json(classification.answer(&gateway).await?))
+}
+
+/// Reads the body and parses it where it holds up no other request: a long prompt takes a while to encode.
+async fn parse<T: Send + 'static>(
+    app: &Arc<App>,
+    body: Body,
+    parser: impl FnOnce(&[u8], &Gateway, &Names) -> Result<T, ApiError> + Send + 'static,
+) -> Result<(Arc<Gateway>, T), ApiError> {
+    let gateway = app.ready()?.clone();
+    let body = axum::body::to_bytes(body, MAX_BODY_BYTES).await.map_err(|_| ApiError::body_too_large(MAX_BODY_BYTES))?;
+    let (app, shared) = (app.clone(), gateway.clone());
+    let parsed = tokio::task::spawn_blocking(move || parser(&body, &shared, &app.names)).await;
+    Ok((gateway, parsed.map_err(|_| ApiError::request("The request could not be read."))??))
+}
+
+/// A classification head continues no text; its base does.
+fn generative(gateway: &Gateway, head: Option<&str>) -> Result<(), ApiError> {
+    match head.is_some() && gateway.artifact.shape.task == Task::Classification {
+        true => Err(ApiError::parameter("model", "This model is a classifier: use /v1/classify.")),
+        false => Ok(()),
+    }
+}
+
+async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, ApiError> {
+    app.ready().map(|_| "ok")
+}
+
+async fn metrics(State(app): State<Arc<App>>) -> Response {
+    match app.metrics.text() {
+        Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
