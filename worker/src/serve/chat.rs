@@ -56,7 +56,9 @@ fn message(mut members: Map<String, Value>, place: &str) -> Result<Message, ApiE
     let Some(Value::String(role)) = members.remove("role") else { return Err(refusal("role", "must be a string")) };
     let content = match members.remove("content") {
         Some(Value::String(text)) => text,
-        Some(Value::Array(parts)) => parts.iter().enumerate().map(|(index, part)| text_part(part, &format!("{place}.content[{index}]"))).collect::<Result<_, _>>()?,
+        Some(Value::Array(parts)) => {
+            parts.iter().enumerate().map(|(index, part)| text_part(part, &format!("{place}.content[{index}]"))).collect::<Result<_, _>>()?
+        }
         _ => return Err(refusal("content", "must be a string or a list of text parts")),
     };
     // A client sends back what it got: members that are null or empty say nothing.

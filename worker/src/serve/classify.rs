@@ -84,7 +84,9 @@ fn batches(sequences: Vec<Vec<u32>>, limits: &Limits) -> Vec<Vec<Vec<u32>>> {
     for sequence in sequences {
         tokens += sequence.len();
         match batches.last_mut() {
-            Some(batch) if batch.len() < limits.max_sequences as usize && tokens <= limits.max_request_tokens as usize => batch.push(sequence),
+            Some(batch) if batch.len() < limits.max_sequences as usize && tokens <= limits.max_request_tokens as usize => {
+                batch.push(sequence)
+            }
             _ => {
                 tokens = sequence.len();
                 batches.push(vec![sequence]);
@@ -112,7 +114,10 @@ mod tests {
     fn a_verdict_is_the_softmax_of_the_logits() {
         let labels = ["ham", "spam"].map(String::from);
         let verdict = verdict(3, &labels, &[0.0, 1.0]);
-        assert_eq!(verdict, json!({"object": "classification", "index": 3, "label": "spam", "scores": {"ham": 0.26894143, "spam": 0.7310586}}));
+        assert_eq!(
+            verdict,
+            json!({"object": "classification", "index": 3, "label": "spam", "scores": {"ham": 0.26894143, "spam": 0.7310586}})
+        );
     }
 
     #[test]
@@ -127,7 +132,8 @@ mod tests {
     #[test]
     fn batches_stay_within_the_limits_and_keep_the_order() {
         let limits = Limits { max_model_len: 9, max_sequences: 2, max_request_tokens: 6, max_body_bytes: 0 };
-        let lengths = |batches: Vec<Vec<Vec<u32>>>| batches.iter().map(|batch| batch.iter().map(Vec::len).collect()).collect::<Vec<Vec<_>>>();
+        let lengths =
+            |batches: Vec<Vec<Vec<u32>>>| batches.iter().map(|batch| batch.iter().map(Vec::len).collect()).collect::<Vec<Vec<_>>>();
         let sequences = [1, 1, 1, 5, 2, 6].map(|length| vec![0; length]).to_vec();
         assert_eq!(lengths(batches(sequences, &limits)), [vec![1, 1], vec![1, 5], vec![2], vec![6]]);
     }

@@ -34,7 +34,11 @@ pub(super) fn parse(body: &[u8], gateway: &Gateway, names: &Names) -> Result<Com
         _ => None,
     };
     let echoed = echo.then(|| Echo { ids: request.prompt.clone(), hidden: prompt.hidden });
-    Ok(Completion { common, request, shape: Text { tokenizer: gateway.tokenizer.clone(), logprobs: logprobs.is_some(), echo: echoed, echoed: 0 } })
+    Ok(Completion {
+        common,
+        request,
+        shape: Text { tokenizer: gateway.tokenizer.clone(), logprobs: logprobs.is_some(), echo: echoed, echoed: 0 },
+    })
 }
 
 struct Prompt {
@@ -53,7 +57,8 @@ fn prompt(value: Option<Value>, tokenizer: &Tokenizer, vocab_size: u32) -> Resul
     let prompt = match prompt {
         Some(Value::String(text)) => {
             let ids = tokenizer.encode(&text, true)?;
-            let added = ids.first().filter(|first| tokenizer.is_special(**first) && !text.as_bytes().starts_with(tokenizer.token_bytes(**first)));
+            let added =
+                ids.first().filter(|first| tokenizer.is_special(**first) && !text.as_bytes().starts_with(tokenizer.token_bytes(**first)));
             Prompt { hidden: usize::from(added.is_some()), ids }
         }
         Some(Value::Array(ids)) if ids.iter().all(Value::is_u64) => {
@@ -61,7 +66,9 @@ fn prompt(value: Option<Value>, tokenizer: &Tokenizer, vocab_size: u32) -> Resul
             let ids: Option<Vec<u32>> = ids.iter().map(id).collect();
             Prompt { ids: ids.ok_or_else(|| refusal(&format!("prompt has a token id that is not below {vocab_size}.")))?, hidden: 0 }
         }
-        Some(Value::Array(_)) => return Err(refusal("prompt must be one text or one list of token ids: several prompts are not supported.")),
+        Some(Value::Array(_)) => {
+            return Err(refusal("prompt must be one text or one list of token ids: several prompts are not supported."));
+        }
         _ => return Err(refusal("prompt must be a text or a list of token ids.")),
     };
     match prompt.ids.is_empty() {
@@ -177,7 +184,11 @@ mod tests {
 
     #[test]
     fn a_prompt_is_one_text_or_one_list_of_ids() {
-        let ids = |prompt: Value| super::prompt(Some(prompt), &tokenizer(), 258).map(|prompt| prompt.ids).map_err(|error| error.body()["error"]["message"].clone());
+        let ids = |prompt: Value| {
+            super::prompt(Some(prompt), &tokenizer(), 258)
+                .map(|prompt| prompt.ids)
+                .map_err(|error| error.body()["error"]["message"].clone())
+        };
         assert_eq!(ids(json!("hello")).unwrap().len(), 5, "no merges in this vocabulary");
         assert_eq!(ids(json!(["a"])).unwrap(), [97]);
         assert_eq!(ids(json!([97, 256])).unwrap(), [97, 256]);

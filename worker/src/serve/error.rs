@@ -71,11 +71,6 @@ impl ApiError {
         Self { status, kind: "server_error", code: Some(code), parameter: None, message: message.to_owned() }
     }
 
-    /// HTTP status.
-    pub(super) fn status(&self) -> StatusCode {
-        self.status
-    }
-
     /// The body: `{"error": {"message", "type", "param", "code"}}`.
     pub(super) fn body(&self) -> Value {
         json!({"error": {"message": self.message, "type": self.kind, "param": self.parameter, "code": self.code}})
@@ -142,7 +137,10 @@ mod tests {
     #[test]
     fn errors_have_the_shape_of_openai() {
         let error = ApiError::parameter("top_p", "must be a number");
-        assert_eq!(error.body(), json!({"error": {"message": "must be a number", "type": "invalid_request_error", "param": "top_p", "code": null}}));
+        assert_eq!(
+            error.body(),
+            json!({"error": {"message": "must be a number", "type": "invalid_request_error", "param": "top_p", "code": null}})
+        );
         assert_eq!(error.into_response().status(), 400);
         let error = ApiError::context_length("messages", 9000, 8192);
         assert_eq!(error.body()["error"]["code"], "context_length_exceeded");

@@ -75,7 +75,7 @@ impl Gateway {
     pub(super) async fn generate(&self, request: &GenerateRequest) -> Result<Events, ApiError> {
         let started = Instant::now();
         loop {
-            let mut events = self.with_head(async |endpoint| Ok(self.client.generate(endpoint, request).await?.boxed())).await?;
+            let mut events = self.begin(request).await?;
             match events.next().await {
                 Some(Ok(GenerateEvent::Error { error })) => return Err(error.into()),
                 Some(Ok(first)) => {
@@ -89,9 +89,25 @@ impl Gateway {
         }
     }
 
+    async fn begin(&self, request: &GenerateRequest) -> Result<Events, ClientError> {
+        let (mut endpoint, mut pushes) = (None, 0);
+        loop {
+            match self.client.generate(endpoint.as_ref(), request).await {
+                Ok(events) => return Ok(events.boxed()),
+                Err(error) => endpoint = self.give_head(error, &mut pushes).await?,
+            }
+        }
+    }
+
     /// Logits of the classification head.
-    pub(super) async fn classify(&self, request: &ClassifyRequest) -> Result<ClassifyResponse, ApiError> {
-        Ok(self.with_head(async |endpoint| self.client.classify(endpoint, request).await).await?)
+    pub(super) async fn classify(&self, request: &ClassifyRequest) -> Result<ClassifyResponse, ClientError> {
+        let (mut endpoint, mut pushes) = (None, 0);
+        loop {
+            match self.client.classify(endpoint.as_ref(), request).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => endpoint = self.give_head(error, &mut pushes).await?,
+            }
+        }
     }
 
     /// Reminds every pod of the head, and gives it to those that lack it.
@@ -102,21 +118,20 @@ impl Gateway {
         Ok(())
     }
 
-    /// Asks; where the head is missing, pushes it and asks that pod again.
-    async fn with_head<T>(&self, ask: impl AsyncFn(Option<&Endpoint>) -> Result<T, ClientError>) -> Result<T, ClientError> {
-        let mut endpoint = None;
-        for _ in 0..PUSHES {
-            match ask(endpoint.as_ref()).await {
-                Err(ClientError::HeadMissing { endpoint: lacking, .. }) => match self.ensure(&lacking).await {
-                    Ok(()) => endpoint = Some(lacking),
+    /// What to do about a pod that lacks the head: it gets it, and is the one to ask again. Other errors stay errors.
+    async fn give_head(&self, error: ClientError, pushes: &mut usize) -> Result<Option<Endpoint>, ClientError> {
+        match error {
+            ClientError::HeadMissing { endpoint, .. } if *pushes < PUSHES => {
+                *pushes += 1;
+                match self.ensure(&endpoint).await {
+                    Ok(()) => Ok(Some(endpoint)),
                     // The pod went away meanwhile: another may answer.
-                    Err(error) if error.is_transient() => endpoint = None,
-                    Err(error) => return Err(error),
-                },
-                answer => return answer,
+                    Err(error) if error.is_transient() => Ok(None),
+                    Err(error) => Err(error),
+                }
             }
+            error => Err(error),
         }
-        ask(endpoint.as_ref()).await
     }
 
     async fn ensure(&self, endpoint: &Endpoint) -> Result<(), ClientError> {

@@ -23,7 +23,10 @@ impl Metrics {
     pub(super) fn new() -> Result<Self, prometheus::Error> {
         let metrics = Self {
             registry: Registry::new(),
-            requests: IntCounterVec::new(Opts::new("carryon_gateway_requests_total", "Answers by route and HTTP status."), &["route", "status"])?,
+            requests: IntCounterVec::new(
+                Opts::new("carryon_gateway_requests_total", "Answers by route and HTTP status."),
+                &["route", "status"],
+            )?,
             tokens: IntCounterVec::new(Opts::new("carryon_gateway_tokens_total", "Tokens by kind."), &["kind"])?,
             first_token: Histogram::with_opts(
                 HistogramOpts::new("carryon_gateway_first_token_seconds", "Seconds until the first token of an answer.")

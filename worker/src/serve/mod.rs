@@ -96,7 +96,9 @@ impl ServeError {
     /// The exit code that says whether trying again may help.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Config { .. } | Self::Identity { .. } | Self::Text(_) | Self::Pool(ClientError::Address { .. }) => ExitCode::Configuration,
+            Self::Config { .. } | Self::Identity { .. } | Self::Text(_) | Self::Pool(ClientError::Address { .. }) => {
+                ExitCode::Configuration
+            }
             Self::Artifact(ArtifactError::Read { .. }) => ExitCode::Retryable,
             Self::Artifact(_) => ExitCode::Data,
             Self::Pool(_) | Self::Tokenizer | Self::System { .. } | Self::Metrics(_) => ExitCode::Retryable,

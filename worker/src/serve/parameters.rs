@@ -130,7 +130,10 @@ mod tests {
 
     #[test]
     fn unknown_parameters_are_refused_by_name() {
-        assert_eq!(refusal(r#"{"temprature": 1}"#).unwrap(), ("temprature".into(), "Unrecognized request argument supplied: temprature.".into()));
+        assert_eq!(
+            refusal(r#"{"temprature": 1}"#).unwrap(),
+            ("temprature".into(), "Unrecognized request argument supplied: temprature.".into())
+        );
         assert_eq!(refusal("[]").unwrap().0, Value::Null);
         assert!(refusal("{").unwrap().1.as_str().unwrap().starts_with("The request body is not JSON"));
     }

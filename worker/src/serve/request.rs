@@ -80,7 +80,13 @@ impl Common {
     }
 
     /// What the pool is asked. `wanted` is the most tokens to generate; the answer ends where the model's context does.
-    pub(super) fn generate(&self, gateway: &Gateway, prompt: Vec<u32>, wanted: Option<u32>, name: &str) -> Result<GenerateRequest, ApiError> {
+    pub(super) fn generate(
+        &self,
+        gateway: &Gateway,
+        prompt: Vec<u32>,
+        wanted: Option<u32>,
+        name: &str,
+    ) -> Result<GenerateRequest, ApiError> {
         let limit = gateway.model.limits.max_model_len;
         let room = limit.saturating_sub(u32::try_from(prompt.len()).unwrap_or(u32::MAX));
         if room == 0 && wanted != Some(0) || prompt.len() > limit as usize {
@@ -122,7 +128,12 @@ fn stream_options(value: Option<Value>, stream: bool) -> Result<bool, ApiError> 
 }
 
 fn stops(value: Option<Value>) -> Result<Vec<String>, ApiError> {
-    let refusal = || ApiError::parameter("stop", format!("stop must be a string or up to {MAX_STOPS} strings, none empty or over {MAX_STOP_BYTES} bytes."));
+    let refusal = || {
+        ApiError::parameter(
+            "stop",
+            format!("stop must be a string or up to {MAX_STOPS} strings, none empty or over {MAX_STOP_BYTES} bytes."),
+        )
+    };
     let texts = match value {
         None => return Ok(Vec::new()),
         Some(Value::Array(texts)) => texts,

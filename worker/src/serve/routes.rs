@@ -75,7 +75,8 @@ async fn admit(State(app): State<Arc<App>>, route: MatchedPath, request: Request
 }
 
 async fn models(State(app): State<Arc<App>>) -> Json<Value> {
-    Json(json!({"object": "list", "data": [app.names.head.as_str(), app.names.base.as_str()].map(|name| describe(&app, name))}))
+    let models = [&app.names.head, &app.names.base].map(|name| describe(&app, name));
+    Json(json!({"object": "list", "data": models}))
 }
 
 async fn model(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
