@@ -29,4 +29,4 @@ pub mod stop;
 
 pub use args::TrainArgs;
 pub use error::{DataError, TrainError};
-pub use run::run;
+pub use run::{run, run_until};

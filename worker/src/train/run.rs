@@ -38,9 +38,17 @@ const CACHE_SHARE: f64 = 0.8;
 /// # Errors
 /// Why there is no head; [`TrainError::exit_code`] says whether trying again can help. The last words are written in any case.
 pub fn run(args: &TrainArgs) -> Result<ExitCode, TrainError> {
+    run_until(args, &Stop::default())
+}
+
+/// [`run`], stopped by `stop` as by SIGTERM.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_until(args: &TrainArgs, stop: &Stop) -> Result<ExitCode, TrainError> {
     let mut console = Console::default();
     let snapshot = console.snapshot();
-    let ended = train(args, &mut console);
+    let ended = train(args, stop, &mut console);
     console.finish();
     let message = match &ended {
         Ok(message) => message.clone(),
@@ -61,15 +69,15 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode, TrainError> {
     }
 }
 
-fn train(args: &TrainArgs, console: &mut Console) -> Result<TerminationMessage, TrainError> {
+fn train(args: &TrainArgs, stop: &Stop, console: &mut Console) -> Result<TerminationMessage, TrainError> {
     memory::keep_freed_pages();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(TrainError::file("start threads for", "the trainer"))?;
     let handle = runtime.handle();
-    let stop = {
+    {
         let _inside = handle.enter();
-        Stop::on_signals().map_err(TrainError::file("listen to", "signals"))?
-    };
+        stop.set_on_signals().map_err(TrainError::file("listen to", "signals"))?;
+    }
     handle.block_on(endpoint::listen(args.listen, console.snapshot())).map_err(TrainError::file("listen on", args.listen.to_string()))?;
     let places = Places { root: args.output.clone() };
     let inputs = Inputs::read(&args.config, &args.data)?;

@@ -18,11 +18,10 @@ impl Default for Stop {
 }
 
 impl Stop {
-    /// Is set by SIGTERM and SIGINT. Needs a Tokio runtime around it.
-    pub fn on_signals() -> std::io::Result<Self> {
-        let stop = Self::default();
+    /// Lets SIGTERM and SIGINT set it. Needs a Tokio runtime around it, and works as long as that runs.
+    pub fn set_on_signals(&self) -> std::io::Result<()> {
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let wish = stop.clone();
+        let wish = self.clone();
         tokio::spawn(async move {
             tokio::select! {
                 _ = terminate.recv() => {}
@@ -30,7 +29,7 @@ impl Stop {
             }
             wish.set();
         });
-        Ok(stop)
+        Ok(())
     }
 
     /// Asks to stop.

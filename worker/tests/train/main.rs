@@ -1,0 +1,332 @@
+//! Trainers end to end against a pool in this process: bits, restarts, caches, refusals.
+
+mod toy_pool;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use carryon_crds::common::Taps;
+use carryon_crds::job::{DataFormat, Evaluation, HeadSpec, LossPlace, Split, Task, Training};
+use carryon_crds::wire::{ExitCode, TerminationMessage, TrainConfig};
+use carryon_worker::head::artifact;
+use carryon_worker::train::metrics::{self, Line, StepLine};
+use carryon_worker::train::stop::Stop;
+use carryon_worker::train::{TrainArgs, TrainError, run_until};
+use toy_pool::ToyPool;
+
+/// A job in a folder of its own.
+struct Job {
+    folder: tempfile::TempDir,
+    config: TrainConfig,
+}
+
+impl Job {
+    /// Thirteen chat samples, four held out, batches of four: four steps an epoch.
+    fn chat() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let line = |index: usize| {
+            let question = "what comes next ".repeat(1 + index % 4);
+            serde_json::json!({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": format!("number {index}")}]})
+        };
+        let text = |range: std::ops::Range<usize>| range.map(|index| line(index).to_string() + "\n").collect::<String>();
+        fs::create_dir(folder.path().join("data")).unwrap();
+        fs::write(folder.path().join("data/train.jsonl"), text(0..13)).unwrap();
+        fs::write(folder.path().join("data/held-out.jsonl"), text(13..17)).unwrap();
+        let config = TrainConfig {
+            name: "job".to_owned(),
+            namespace: "default".to_owned(),
+            task: Task::CausalLM,
+            taps: Some(Taps { layers: vec![0, 2], final_norm: true }),
+            head: HeadSpec { width: 8, blocks: 1, heads: 2, ..HeadSpec::default() },
+            format: DataFormat::Auto,
+            split: Split { train: "train.jsonl".to_owned(), evaluation: Some("held-out.jsonl".to_owned()) },
+            max_length: 128,
+            overlong: Default::default(),
+            training: Training { per_device_train_batch_size: 4, num_train_epochs: 2, warmup_steps: 2, ..Training::default() },
+            evaluation: Evaluation::default(),
+            checkpoint: carryon_crds::job::Checkpoint { save_steps: 1, save_total_limit: 100 },
+        };
+        Self { folder, config }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn run(&self, pool: &ToyPool) -> Result<ExitCode, TrainError> {
+        self.run_until(pool, &Stop::default())
+    }
+
+    fn run_until(&self, pool: &ToyPool, stop: &Stop) -> Result<ExitCode, TrainError> {
+        fs::write(self.path("config.json"), serde_json::to_vec(&self.config).unwrap()).unwrap();
+        let args = TrainArgs {
+            config: self.path("config.json"),
+            pool: vec![pool.url.clone()],
+            data: self.path("data"),
+            output: self.path("output"),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            termination_log: Some(self.path("last-words")),
+            threads: Some(1),
+        };
+        run_until(&args, stop)
+    }
+
+    fn head(&self) -> Vec<u8> {
+        fs::read(self.path("output/head/head.safetensors")).unwrap()
+    }
+
+    fn steps(&self) -> Vec<StepLine> {
+        let lines = metrics::read(&self.path("output/metrics.jsonl")).unwrap();
+        lines.into_iter().filter_map(|line| if let Line::Step(line) = line { Some(line) } else { None }).collect()
+    }
+
+    fn last_words(&self) -> TerminationMessage {
+        serde_json::from_slice(&fs::read(self.path("last-words")).unwrap()).unwrap()
+    }
+
+    /// What kill -9 leaves behind step `step`: no result, no later checkpoint, metrics that know more than the checkpoint.
+    fn kill_after(&self, step: u64) {
+        let output = self.path("output");
+        fs::remove_file(output.join("finished.json")).unwrap();
+        fs::remove_dir_all(output.join("head")).unwrap();
+        for entry in fs::read_dir(output.join("checkpoints")).unwrap() {
+            let path = entry.unwrap().path();
+            let number: u64 = path.file_stem().unwrap().to_str().unwrap().trim_start_matches("step-").parse().unwrap();
+            if number > step {
+                fs::remove_file(path).unwrap();
+            }
+        }
+    }
+}
+
+fn refusal(ended: Result<ExitCode, TrainError>) -> (String, ExitCode) {
+    let error = ended.unwrap_err();
+    (error.to_string(), error.exit_code())
+}
+
+#[test]
+fn a_run_leaves_head_metrics_report_and_last_words() {
+    let (pool, job) = (ToyPool::start(), Job::chat());
+    assert_eq!(job.run(&pool).unwrap(), ExitCode::Complete);
+    let (artifact, manifest) = artifact::read(&job.path("output/head")).unwrap();
+    assert_eq!(manifest.lineage.steps, 8);
+    assert!(manifest.metrics.eval_loss.unwrap() < manifest.metrics.base_eval_loss.unwrap() - 0.4, "{:?}", manifest.metrics);
+    let words = job.last_words();
+    assert_eq!(words.digest.as_ref(), Some(&artifact.digest));
+    assert_eq!(words.progress.unwrap().step, 8);
+    assert_eq!(job.steps().iter().map(|line| line.step).collect::<Vec<_>>(), (1..=8).collect::<Vec<_>>());
+    let report = fs::read_to_string(job.path("output/report.html")).unwrap();
+    assert!(report.contains("&lt;with &amp; the head&gt;") && report.contains("without it"), "examples are missing or not escaped");
+    assert!(!report.contains("http://") && !report.contains("https://"), "the report must fetch nothing");
+}
+
+#[test]
+fn a_finished_run_returns_at_once() {
+    let (pool, job) = (ToyPool::start(), Job::chat());
+    job.run(&pool).unwrap();
+    let before = job.last_words();
+    drop(pool);
+    let gone = ToyPool::start();
+    gone.restart_after(0);
+    assert_eq!(job.run(&gone).unwrap(), ExitCode::Complete);
+    assert_eq!((gone.refused(), job.last_words()), (0, before));
+}
+
+#[test]
+fn states_are_asked_for_once() {
+    let (pool, mut job) = (ToyPool::start(), Job::chat());
+    job.config.training.num_train_epochs = 3;
+    job.run(&pool).unwrap();
+    assert_eq!(pool.asked(), 13 + 4);
+}
+
+#[test]
+fn going_on_after_a_kill_gives_the_bits_of_an_unbroken_run() {
+    let pool = ToyPool::start();
+    let (unbroken, killed) = (Job::chat(), Job::chat());
+    unbroken.run(&pool).unwrap();
+    killed.run(&pool).unwrap();
+    for step in [0, 3, 4, 8] {
+        killed.kill_after(step);
+        killed.run(&pool).unwrap();
+        assert_eq!(killed.head(), unbroken.head(), "killed after step {step}");
+        let losses =
+            |job: &Job| job.steps().iter().map(|line| (line.step, line.loss.to_bits(), line.grad_norm.to_bits())).collect::<Vec<_>>();
+        assert_eq!(losses(&killed), losses(&unbroken), "killed after step {step}");
+    }
+}
+
+#[test]
+fn a_request_to_stop_checkpoints_and_exits_with_75() {
+    let pool = ToyPool::start();
+    let (unbroken, stopped) = (Job::chat(), Job::chat());
+    unbroken.run(&pool).unwrap();
+    let stop = Stop::default();
+    let outcome = std::thread::scope(|scope| {
+        let wish = stop.clone();
+        let path = stopped.path("output/metrics.jsonl");
+        scope.spawn(move || {
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+            while metrics::read(&path).unwrap().len() < 4 {
+                assert!(std::time::Instant::now() < deadline, "training did not begin");
+                std::thread::yield_now();
+            }
+            wish.set();
+        });
+        stopped.run_until(&pool, &stop)
+    });
+    assert_eq!(outcome.unwrap(), ExitCode::Resume);
+    assert!(stopped.last_words().message.contains("stopped on request"), "{:?}", stopped.last_words());
+    assert_eq!(stopped.run(&pool).unwrap(), ExitCode::Complete);
+    assert_eq!(stopped.head(), unbroken.head());
+}
+
+#[test]
+fn a_pool_that_restarts_is_waited_for() {
+    let (pool, unbroken, job) = (ToyPool::start(), Job::chat(), Job::chat());
+    unbroken.run(&pool).unwrap();
+    pool.restart_after(14);
+    job.run(&pool).unwrap();
+    assert_eq!(pool.refused(), 3);
+    assert_eq!(job.head(), unbroken.head());
+}
+
+#[test]
+fn another_base_is_a_configuration_error() {
+    let (pool, job) = (ToyPool::start(), Job::chat());
+    job.run(&pool).unwrap();
+    job.kill_after(3);
+    pool.describe(|description| description.identity.weights = "another".to_owned());
+    let (message, code) = refusal(job.run(&pool));
+    assert!(message.contains("identity member `weights` is not the one this job began with"), "{message}");
+    assert_eq!(code, ExitCode::Configuration);
+}
+
+#[test]
+fn another_kernel_asks_for_the_states_again() {
+    let (pool, job) = (ToyPool::start(), Job::chat());
+    job.run(&pool).unwrap();
+    job.kill_after(3);
+    pool.describe(|description| description.numerics.kernel = "other".to_owned());
+    assert_eq!(job.run(&pool).unwrap(), ExitCode::Complete);
+    assert!(pool.asked() > 17, "{}", pool.asked());
+}
+
+#[test]
+fn a_changed_configuration_starts_anew() {
+    let (pool, mut job) = (ToyPool::start(), Job::chat());
+    job.run(&pool).unwrap();
+    let first = job.head();
+    job.config.training.seed = 1;
+    job.run(&pool).unwrap();
+    assert_ne!(job.head(), first);
+    assert_eq!(job.steps().len(), 8);
+    assert_eq!(pool.asked(), 17, "the states of an earlier configuration are still good");
+}
+
+#[test]
+fn a_damaged_cache_record_is_fetched_again() {
+    let (pool, unbroken, job) = (ToyPool::start(), Job::chat(), Job::chat());
+    unbroken.run(&pool).unwrap();
+    job.run(&pool).unwrap();
+    job.kill_after(0);
+    let cache = find(&job.path("output/cache"), "states.bin");
+    let mut content = fs::read(&cache).unwrap();
+    content[600] ^= 1;
+    fs::write(&cache, content).unwrap();
+    let asked = pool.asked();
+    job.run(&pool).unwrap();
+    assert_eq!(pool.asked(), asked + 1);
+    assert_eq!(job.head(), unbroken.head());
+}
+
+#[test]
+fn local_and_remote_loss_agree() {
+    let pool = ToyPool::start();
+    let (remote, mut local) = (Job::chat(), Job::chat());
+    local.config.training.loss = LossPlace::Local;
+    remote.run(&pool).unwrap();
+    local.run(&pool).unwrap();
+    for (remote, local) in remote.steps().iter().zip(local.steps()) {
+        assert!((remote.loss - local.loss).abs() <= 1e-5 * remote.loss, "step {}: {} and {}", remote.step, remote.loss, local.loss);
+    }
+}
+
+#[test]
+fn accumulated_batches_equal_large_ones() {
+    let pool = ToyPool::start();
+    let (large, mut small) = (Job::chat(), Job::chat());
+    small.config.training.per_device_train_batch_size = 1;
+    small.config.training.gradient_accumulation_steps = 4;
+    large.run(&pool).unwrap();
+    small.run(&pool).unwrap();
+    for (large, small) in large.steps().iter().zip(small.steps()) {
+        assert!((large.loss - small.loss).abs() <= 1e-5 * large.loss, "step {}: {} and {}", large.step, large.loss, small.loss);
+        assert!((large.grad_norm - small.grad_norm).abs() <= 1e-4 * large.grad_norm, "step {}", large.step);
+    }
+}
+
+#[test]
+fn a_nan_loss_is_named() {
+    let (pool, job) = (ToyPool::start(), Job::chat());
+    pool.nan_after(20);
+    let (message, code) = refusal(job.run(&pool));
+    assert!(message.starts_with("loss of step ") && message.contains("is NaN: training diverged"), "{message}");
+    assert_eq!((code, job.last_words().message), (ExitCode::Retryable, message));
+}
+
+#[test]
+fn training_stops_early_and_keeps_the_best_weights() {
+    let (pool, mut job) = (ToyPool::start(), Job::chat());
+    job.config.training.num_train_epochs = 60;
+    job.config.training.muon_learning_rate = 0.1;
+    job.config.evaluation = Evaluation { eval_steps: Some(2), early_stopping_patience: Some(2) };
+    job.run(&pool).unwrap();
+    let (_, manifest) = artifact::read(&job.path("output/head")).unwrap();
+    assert!(manifest.lineage.steps < 240, "ran to the end");
+    let evaluations: Vec<f64> = metrics::read(&job.path("output/metrics.jsonl"))
+        .unwrap()
+        .iter()
+        .filter_map(|line| if let Line::Evaluation(line) = line { Some(line.eval_loss) } else { None })
+        .collect();
+    assert_eq!(manifest.metrics.eval_loss, evaluations.iter().copied().reduce(f64::min));
+}
+
+#[test]
+fn a_classifier_learns_and_reports_its_confusion() {
+    let (pool, mut job) = (ToyPool::start(), Job::chat());
+    let line = |index: usize| {
+        let (text, label) = if index.is_multiple_of(2) { ("AAAA", "loud") } else { ("zzz", "soft") };
+        serde_json::json!({"text": text.repeat(1 + index % 5), "label": label}).to_string() + "\n"
+    };
+    fs::write(job.path("data/train.jsonl"), (0..24).map(line).collect::<String>()).unwrap();
+    fs::write(job.path("data/held-out.jsonl"), (3..13).map(line).collect::<String>()).unwrap();
+    job.config.task = Task::Classification;
+    job.config.head.labels = Some(vec!["loud".to_owned(), "soft".to_owned()]);
+    job.config.training.num_train_epochs = 5;
+    job.run(&pool).unwrap();
+    let (_, manifest) = artifact::read(&job.path("output/head")).unwrap();
+    assert_eq!(manifest.metrics.eval_accuracy, Some(1.0));
+    assert_eq!(manifest.metrics.base_eval_loss, None);
+    let report = fs::read_to_string(job.path("output/report.html")).unwrap();
+    assert!(report.contains("Right and wrong") && report.contains("100.0 %"));
+}
+
+#[test]
+fn wrong_data_and_configuration_are_permanent_and_named() {
+    let (pool, mut job) = (ToyPool::start(), Job::chat());
+    let text = fs::read_to_string(job.path("data/train.jsonl")).unwrap();
+    fs::write(job.path("data/train.jsonl"), text.clone() + "{\"messages\": 3}\n").unwrap();
+    let (message, code) = refusal(job.run(&pool));
+    assert!(message.ends_with("train.jsonl\" line 14: field `messages` is a number, not an array"), "{message}");
+    assert_eq!(code, ExitCode::Data);
+    fs::write(job.path("data/train.jsonl"), text).unwrap();
+    job.config.taps = Some(Taps { layers: vec![9], final_norm: true });
+    let (message, code) = refusal(job.run(&pool));
+    assert_eq!((message.as_str(), code), ("taps.layers: 9 is beyond layer 3, the last of toy", ExitCode::Configuration));
+}
+
+fn find(folder: &Path, name: &str) -> PathBuf {
+    let entries: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path().join(name)).collect();
+    entries.into_iter().find(|path| path.exists()).unwrap()
+}
