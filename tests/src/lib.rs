@@ -1,1 +1,50 @@
+//! What the end-to-end tests share: where things are. `make test` sets the variables; the defaults are the places it uses.
 
+use std::path::PathBuf;
+
+/// Root of the repository.
+pub fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the package lies in the repository")
+}
+
+fn place(variable: &str, default: &str) -> PathBuf {
+    let cache = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/carry-on").join(default);
+    std::env::var_os(variable).map_or_else(cache, PathBuf::from)
+}
+
+fn existing(variable: &str, path: PathBuf) -> PathBuf {
+    assert!(path.exists(), "{} is missing: run `make test`, which provides it, or set {variable}", path.display());
+    path
+}
+
+/// A release binary of ours.
+///
+/// # Panics
+/// When it is not built.
+pub fn binary(name: &str) -> PathBuf {
+    existing("CARRYON_BIN", place("CARRYON_BIN", "target/release").join(name))
+}
+
+/// The SmolLM2 GGUF file.
+///
+/// # Panics
+/// When it is not downloaded.
+pub fn model() -> PathBuf {
+    existing("CARRYON_MODEL", place("CARRYON_MODEL", "models/SmolLM2-135M-Instruct.Q4_1.gguf"))
+}
+
+/// A file of the quick start's data.
+///
+/// # Panics
+/// When it is not made.
+pub fn quickstart_data(file: &str) -> PathBuf {
+    existing("CARRYON_DATA", place("CARRYON_DATA", "data").join("quickstart").join(file))
+}
+
+/// A Python with the official `openai` client.
+///
+/// # Panics
+/// When it is not installed.
+pub fn python() -> PathBuf {
+    existing("CARRYON_PYTHON", place("CARRYON_PYTHON", "venvs/client/bin/python"))
+}

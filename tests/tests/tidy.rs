@@ -1,0 +1,172 @@
+//! The architecture, held by tests: who may depend on whom, how long a file may be, that examples and code map are true.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, PackageId};
+use carryon_tests::{binary, repository};
+
+/// Lines of production code (what comes before the file's unit tests) a file may have.
+const MAX_LINES: usize = 500;
+
+/// The worker's rooms and the rooms each may use. Test code may use what it likes.
+const ROOMS: &[(&str, &[&str])] = &[
+    ("kernel", &[]),
+    ("text", &[]),
+    ("exchange", &["files"]),
+    ("model", &["kernel"]),
+    ("head", &["kernel", "files"]),
+    ("base", &["kernel", "model", "head", "exchange", "text", "files"]),
+    ("train", &["kernel", "head", "exchange", "text", "files"]),
+    ("serve", &["exchange", "text", "files"]),
+];
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    files
+}
+
+/// The lines before the unit tests.
+fn production(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap();
+    text.lines().take_while(|line| *line != "#[cfg(test)]").map(String::from).collect()
+}
+
+/// All packages `package` is built from, tests and build scripts aside.
+fn dependencies(metadata: &Metadata, package: &str) -> BTreeSet<String> {
+    let name = |id: &PackageId| metadata[id].name.to_string();
+    let nodes = &metadata.resolve.as_ref().unwrap().nodes;
+    let start = metadata.packages.iter().find(|found| found.name.as_str() == package).unwrap();
+    let (mut seen, mut open) = (BTreeSet::new(), vec![start.id.clone()]);
+    while let Some(id) = open.pop() {
+        let node = nodes.iter().find(|node| node.id == id).unwrap();
+        let normal = |kinds: &[cargo_metadata::DepKindInfo]| kinds.iter().any(|kind| kind.kind == DependencyKind::Normal);
+        for dependency in node.deps.iter().filter(|dependency| normal(&dependency.dep_kinds)) {
+            if seen.insert(name(&dependency.pkg)) {
+                open.push(dependency.pkg.clone());
+            }
+        }
+    }
+    seen
+}
+
+#[test]
+fn packages_depend_on_what_the_table_allows() {
+    let metadata = MetadataCommand::new().manifest_path(repository().join("Cargo.toml")).exec().unwrap();
+    let table: &[(&str, &[&str], &[&str])] = &[
+        ("carryon-crds", &[], &["tokio", "kube-client", "candle-core", "reqwest"]),
+        ("carryon-operator", &["carryon-crds"], &["candle-core", "candle-nn", "tokenizers"]),
+        ("carryon-worker", &["carryon-crds"], &["kube-client", "kube-runtime"]),
+        ("carryon-tests", &[], &["kube-client", "candle-core"]),
+    ];
+    for (package, ours, forbidden) in table {
+        let found = dependencies(&metadata, package);
+        let own: Vec<&str> = found.iter().map(String::as_str).filter(|name| name.starts_with("carryon-")).collect();
+        assert_eq!(&own, ours, "{package} uses these packages of ours");
+        let bad: Vec<_> = forbidden.iter().filter(|name| found.contains(**name)).collect();
+        assert!(bad.is_empty(), "{package} depends on {bad:?}");
+    }
+}
+
+#[test]
+fn crds_has_neither_clock_nor_file_system() {
+    for path in rust_files(&repository().join("crds/src")) {
+        for line in production(&path) {
+            let bad = ["std::fs", "std::net", "std::process", "SystemTime", "Instant::now", "::now()"]
+                .into_iter()
+                .find(|word| line.contains(word));
+            assert_eq!(bad, None, "{}: {line}", path.display());
+        }
+    }
+}
+
+#[test]
+fn rooms_of_the_worker_use_each_other_only_along_the_arrows() {
+    let root = repository().join("worker/src");
+    let rooms: BTreeSet<String> = fs::read_dir(&root)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir())
+        .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
+        .collect();
+    assert_eq!(rooms, ROOMS.iter().map(|(room, _)| (*room).to_owned()).collect(), "rooms and the table of arrows");
+    for (room, allowed) in ROOMS {
+        for path in rust_files(&root.join(room)) {
+            let lines = production(&path);
+            for line in lines.iter().filter(|line| !line.trim_start().starts_with("//")) {
+                for other in line.match_indices("crate::").map(|(at, word)| &line[at + word.len()..]) {
+                    let names: Vec<&str> = match other.strip_prefix('{') {
+                        Some(list) => list.split(['{', '}', ',']).map(str::trim).collect(),
+                        None => vec![other],
+                    };
+                    for name in names.iter().map(|name| name.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default()) {
+                        let known = ROOMS.iter().any(|(room, _)| *room == name);
+                        assert!(
+                            !known || name == *room || allowed.contains(&name),
+                            "{}: {room} must not use {name}: {line}",
+                            path.display()
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_file_is_too_long() {
+    for package in ["crds", "operator", "worker", "tests"] {
+        for path in rust_files(&repository().join(package)) {
+            let lines = production(&path).len();
+            assert!(lines <= MAX_LINES, "{} has {lines} lines, more than {MAX_LINES}", path.display());
+        }
+    }
+}
+
+/// With a worker that does not exist, `local up` ends after it has admitted every manifest and before it starts anything.
+#[test]
+fn every_example_is_admitted() {
+    let mut examples = 0;
+    for entry in fs::read_dir(repository().join("examples")).unwrap() {
+        let folder = entry.unwrap().path();
+        if !folder.is_dir() {
+            continue;
+        }
+        let state = std::env::temp_dir().join(format!("carryon-tidy-{}-{examples}", std::process::id()));
+        let mut command = Command::new(binary("carryon-operator"));
+        command.args(["local", "up", "--worker", "/nonexistent/carryon-worker", "--state-dir"]).arg(&state).arg("-f").arg(&folder);
+        let output = command.output().unwrap();
+        let _ = fs::remove_dir_all(&state);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let admitted = stderr.contains("worker binary /nonexistent/carryon-worker not found");
+        assert!(admitted, "{} is refused: {stderr}", folder.display());
+        examples += 1;
+    }
+    assert!(examples >= 2, "{examples} examples");
+}
+
+#[test]
+fn the_code_map_names_every_folder() {
+    let readme = fs::read_to_string(repository().join("README.md")).unwrap();
+    let folders = |under: &str| {
+        let entries = fs::read_dir(repository().join(under)).unwrap().map(|entry| entry.unwrap());
+        let names = entries.filter(|entry| entry.path().is_dir()).map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter(|name| !name.starts_with('.') && !["target", "shared"].contains(&name.as_str())).collect::<Vec<_>>()
+    };
+    for under in [".", "worker/src", "operator/src"] {
+        for name in folders(under) {
+            assert!(readme.contains(&format!("{name}/")), "README.md's code map does not name {under}/{name}");
+        }
+    }
+}
