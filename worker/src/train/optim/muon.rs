@@ -17,8 +17,9 @@ pub(super) struct Muon {
 
 /// One matrix on its way through a step.
 struct Work<'a> {
+    name: &'a String,
     weight: &'a mut Weight,
-    momentum: &'a mut Weight,
+    momentum: Weight,
     gradient: &'a [f32],
 }
 
@@ -29,23 +30,17 @@ impl Muon {
 
     /// `m ← 0.95m + g`, `p ← (1-ηλ)p - η √max(1, rows/columns) · orthogonal(g + 0.95m)` for each matrix; one thread takes one matrix at a time.
     pub fn step(&mut self, threads: &Threads, matrices: Vec<(&String, &mut Weight)>, gradients: &Gradients, factor: f64) {
-        for (name, weight) in &matrices {
-            if !self.momenta.contains_key(*name) {
-                self.momenta.insert((*name).clone(), Weight::filled(weight.shape.clone(), 0.0));
-            }
-        }
         let rate = self.learning_rate * factor;
         let keep = (1.0 - rate * self.weight_decay) as f32;
-        let mut momenta = self.momenta.iter_mut();
         let mut work: Vec<Work> = matrices
             .into_iter()
-            .filter_map(|(name, weight)| {
-                let (_, momentum) = momenta.find(|(other, _)| *other == name)?;
-                Some(Work { weight, momentum, gradient: &gradients[name] })
+            .map(|(name, weight)| {
+                let momentum = self.momenta.remove(name).unwrap_or_else(|| Weight::filled(weight.shape.clone(), 0.0));
+                Work { name, weight, momentum, gradient: &gradients[name] }
             })
             .collect();
         work.sort_by_key(|work| std::cmp::Reverse(work.gradient.len())); // the large ones first: no thread ends with one alone
-        threads.for_each(&mut work, |_, Work { weight, momentum, gradient }| {
+        threads.for_each(&mut work, |_, Work { weight, momentum, gradient, .. }| {
             let [rows, columns] = weight.shape[..] else { unreachable!("Muon takes matrices") };
             for (m, g) in momentum.values.iter_mut().zip(*gradient) {
                 *m = MOMENTUM * *m + g;
@@ -56,6 +51,7 @@ impl Muon {
                 *value = keep * *value - size * direction;
             }
         });
+        self.momenta = work.into_iter().map(|work| (work.name.clone(), work.momentum)).collect();
     }
 }
 
