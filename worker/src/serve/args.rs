@@ -18,6 +18,9 @@ pub struct ServeArgs {
     /// Address of the API.
     #[arg(long, default_value = "127.0.0.1:8000")]
     pub listen: SocketAddr,
+    /// Seconds that a request waits for a pool that restarts or is away.
+    #[arg(long, default_value_t = 60)]
+    pub patience_seconds: u64,
     /// Threads; all cores when absent.
     #[arg(long)]
     pub threads: Option<usize>,

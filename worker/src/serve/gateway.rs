@@ -11,12 +11,14 @@ use super::ServeError;
 use super::artifact::Artifact;
 use super::error::ApiError;
 use super::metrics::Metrics;
-use crate::exchange::wire::{ClassifyRequest, ClassifyResponse, GenerateEvent, GenerateRequest};
+use crate::exchange::wire::{ClassifyRequest, ClassifyResponse, ErrorCode, GenerateEvent, GenerateRequest};
 use crate::exchange::{ClientError, Endpoint, PoolClient};
 use crate::text::{ChatTemplate, Tokenizer};
 
-/// How long a request waits for a pool that is full, restarts or is away.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a request waits for a place in a full pool before its client is told to come back.
+const BUSY_PATIENCE: Duration = Duration::from_secs(2);
+/// Pause before asking a pool again that broke off before its first word.
+const PAUSE: Duration = Duration::from_millis(100);
 /// How long one step of the start waits before it says so and begins again.
 const START_PATIENCE: Duration = Duration::from_secs(10);
 /// A head nobody asks for is dropped by the pool after this time.
@@ -42,13 +44,16 @@ pub(super) struct Gateway {
     /// Shared with the routes.
     pub(super) metrics: Metrics,
     client: PoolClient,
+    /// How long a request waits for a pool that restarts or is away.
+    patience: Duration,
     /// Held while the head is pushed: requests that miss it together push it once.
     pushing: tokio::sync::Mutex<()>,
 }
 
 impl Gateway {
     /// Waits for the pool, verifies that it runs the base of the head, and pushes the head to every pod.
-    pub(super) async fn connect(artifact: Artifact, pool: &[String], metrics: Metrics) -> Result<Self, ServeError> {
+    /// `patience`: how long a request waits for a pool that is away.
+    pub(super) async fn connect(artifact: Artifact, pool: &[String], patience: Duration, metrics: Metrics) -> Result<Self, ServeError> {
         let client = PoolClient::connect(pool, START_PATIENCE)?;
         let model = patiently(|| client.describe()).await?;
         if let Some(member) = artifact.base.identity.difference(&model.identity) {
@@ -65,49 +70,76 @@ impl Gateway {
         };
         patiently(|| client.put_head_everywhere(&artifact.digest, artifact.bytes.clone(), EXPIRY)).await?;
         metrics.head_pushes.inc();
-        let client = PoolClient::connect(pool, PATIENCE)?.bound_to(&model.identity, None);
+        let client = PoolClient::connect(pool, BUSY_PATIENCE)?.bound_to(&model.identity, None);
         let tokenizer = Arc::new(Tokenizer::from_json(&json)?);
-        Ok(Self { artifact, model, tokenizer, template, metrics, client, pushing: tokio::sync::Mutex::default() })
+        Ok(Self { artifact, model, tokenizer, template, metrics, client, patience, pushing: tokio::sync::Mutex::default() })
     }
 
     /// Starts an answer and waits for its first event, so that everything that can fail before it still can be told as a
     /// refusal: a missing head is pushed, a pool that restarts is waited for.
     pub(super) async fn generate(&self, request: &GenerateRequest) -> Result<Events, ApiError> {
         let started = Instant::now();
+        let mut attempts = self.attempts();
         loop {
-            let mut events = self.begin(request).await?;
-            match events.next().await {
-                Some(Ok(GenerateEvent::Error { error })) => return Err(error.into()),
-                Some(Ok(first)) => {
-                    self.metrics.first_token.observe(started.elapsed().as_secs_f64());
-                    return Ok(futures::stream::once(async { Ok(first) }).chain(events).boxed());
+            let asked = self.client.generate(attempts.endpoint.as_ref(), request).await;
+            let error = match asked {
+                Ok(events) => {
+                    let mut events = events.boxed();
+                    match events.next().await {
+                        Some(Ok(GenerateEvent::Error { error })) => return Err(error.into()),
+                        Some(Ok(first)) => {
+                            self.metrics.first_token.observe(started.elapsed().as_secs_f64());
+                            return Ok(futures::stream::once(async { Ok(first) }).chain(events).boxed());
+                        }
+                        Some(Err(error)) => error,
+                        None => return Err(ApiError::unavailable("The pool gave no answer.")),
+                    }
                 }
-                Some(Err(error)) if error.is_transient() && started.elapsed() < PATIENCE => tracing::warn!("{error}; asking again"),
-                Some(Err(error)) => return Err(error.into()),
-                None => return Err(ApiError::unavailable("The pool gave no answer.")),
-            }
-        }
-    }
-
-    async fn begin(&self, request: &GenerateRequest) -> Result<Events, ClientError> {
-        let (mut endpoint, mut pushes) = (None, 0);
-        loop {
-            match self.client.generate(endpoint.as_ref(), request).await {
-                Ok(events) => return Ok(events.boxed()),
-                Err(error) => endpoint = self.give_head(error, &mut pushes).await?,
-            }
+                Err(error) => error,
+            };
+            self.recover(error, &mut attempts).await?;
         }
     }
 
     /// Logits of the classification head.
     pub(super) async fn classify(&self, request: &ClassifyRequest) -> Result<ClassifyResponse, ClientError> {
-        let (mut endpoint, mut pushes) = (None, 0);
+        let mut attempts = self.attempts();
         loop {
-            match self.client.classify(endpoint.as_ref(), request).await {
+            match self.client.classify(attempts.endpoint.as_ref(), request).await {
                 Ok(answer) => return Ok(answer),
-                Err(error) => endpoint = self.give_head(error, &mut pushes).await?,
+                Err(error) => self.recover(error, &mut attempts).await?,
             }
         }
+    }
+
+    /// Attempts of a request that begins now.
+    pub(super) fn attempts(&self) -> Attempts {
+        Attempts { deadline: Instant::now() + self.patience, pushes: 0, endpoint: None }
+    }
+
+    /// Does something about a failed attempt, if another may succeed: a pod that lacks the head gets it and is the one to ask
+    /// again, a pool that is away is waited for.
+    pub(super) async fn recover(&self, error: ClientError, attempts: &mut Attempts) -> Result<(), ClientError> {
+        let error = match error {
+            ClientError::HeadMissing { endpoint, .. } if attempts.pushes < PUSHES => {
+                attempts.pushes += 1;
+                match self.ensure(&endpoint).await {
+                    Ok(()) => {
+                        attempts.endpoint = Some(endpoint);
+                        return Ok(());
+                    }
+                    Err(error) => error,
+                }
+            }
+            error => error,
+        };
+        if !error.is_transient() || is_busy(&error) || Instant::now() >= attempts.deadline {
+            return Err(error);
+        }
+        tracing::warn!("{error}; asking again");
+        attempts.endpoint = None;
+        tokio::time::sleep(PAUSE).await;
+        Ok(())
     }
 
     /// Reminds every pod of the head, and gives it to those that lack it.
@@ -116,22 +148,6 @@ impl Gateway {
             self.ensure(&endpoint).await?;
         }
         Ok(())
-    }
-
-    /// What to do about a pod that lacks the head: it gets it, and is the one to ask again. Other errors stay errors.
-    async fn give_head(&self, error: ClientError, pushes: &mut usize) -> Result<Option<Endpoint>, ClientError> {
-        match error {
-            ClientError::HeadMissing { endpoint, .. } if *pushes < PUSHES => {
-                *pushes += 1;
-                match self.ensure(&endpoint).await {
-                    Ok(()) => Ok(Some(endpoint)),
-                    // The pod went away meanwhile: another may answer.
-                    Err(error) if error.is_transient() => Ok(None),
-                    Err(error) => Err(error),
-                }
-            }
-            error => Err(error),
-        }
     }
 
     async fn ensure(&self, endpoint: &Endpoint) -> Result<(), ClientError> {
@@ -143,6 +159,18 @@ impl Gateway {
         self.metrics.head_pushes.inc();
         self.client.put_head(endpoint, &self.artifact.digest, self.artifact.bytes.clone(), EXPIRY).await
     }
+}
+
+/// What a request has tried so far.
+pub(super) struct Attempts {
+    deadline: Instant,
+    pushes: usize,
+    /// The pod to ask; the next in turn when absent.
+    endpoint: Option<Endpoint>,
+}
+
+fn is_busy(error: &ClientError) -> bool {
+    matches!(error, ClientError::Refused { error, .. } if error.code == ErrorCode::Busy)
 }
 
 /// Waits for the pool without end: pods come when they come.

@@ -31,16 +31,6 @@ pub(super) enum Broken {
     Answer(WireError),
 }
 
-impl Broken {
-    /// Whether the same request may succeed when asked again.
-    pub(super) fn is_transient(&self) -> bool {
-        match self {
-            Self::Pool(error) => error.is_transient(),
-            Self::Answer(error) => error.code.is_transient(),
-        }
-    }
-}
-
 impl From<Broken> for ApiError {
     fn from(broken: Broken) -> Self {
         match broken {

@@ -106,8 +106,11 @@ impl ServeError {
     }
 }
 
-/// Serves until SIGTERM or SIGINT, then lets answers end. `api_key`: what clients must send, if anything.
-pub fn run(args: ServeArgs, api_key: Option<&str>) -> Result<ExitCode, ServeError> {
+/// Serves until SIGTERM or SIGINT, then lets answers end. Blocks. `api_key`: what clients must send, if anything.
+///
+/// # Errors
+/// A configuration or head that cannot be used, a pool that refuses it for good, an address that cannot be listened on.
+pub fn run(args: &ServeArgs, api_key: Option<String>) -> Result<ExitCode, ServeError> {
     let system = |what: &str| {
         let what = what.to_owned();
         |cause| ServeError::System { what, cause }
@@ -118,29 +121,47 @@ pub fn run(args: ServeArgs, api_key: Option<&str>) -> Result<ExitCode, ServeErro
     }
     let runtime = runtime.enable_all().build().map_err(system("start threads"))?;
     runtime.block_on(async {
-        let config = read_config(&args.config)?;
+        let settings = Settings {
+            config: read_config(&args.config)?,
+            pool: args.pool.clone(),
+            head: args.head.clone(),
+            api_key: api_key.filter(|key| !key.is_empty()),
+            patience: Duration::from_secs(args.patience_seconds),
+        };
         let mut terminate = signal(SignalKind::terminate()).map_err(system("hear signals"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(system("hear signals"))?;
         let listener = TcpListener::bind(args.listen).await.map_err(system(&format!("listen on {}", args.listen)))?;
         let told_to_stop = async move {
             tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         };
-        serve(listener, &config, &args.pool, &args.head, api_key, told_to_stop).await
+        serve(listener, settings, told_to_stop).await
     })?;
     Ok(ExitCode::Complete)
 }
 
+/// What a gateway is told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Name and digest of the head.
+    pub config: ServeConfig,
+    /// Base URLs of the pool.
+    pub pool: Vec<String>,
+    /// Folder of the artifact.
+    pub head: PathBuf,
+    /// What clients must send, if anything.
+    pub api_key: Option<String>,
+    /// How long a request waits for a pool that is away.
+    pub patience: Duration,
+}
+
 /// Serves on `listener` until `told_to_stop`, then drains.
-pub async fn serve(
-    listener: TcpListener,
-    config: &ServeConfig,
-    pool: &[String],
-    head: &Path,
-    api_key: Option<&str>,
-    told_to_stop: impl Future<Output = ()>,
-) -> Result<(), ServeError> {
-    let artifact = Artifact::read(head, &config.digest)?;
-    let app = App::new(&config.served_model_name, api_key.filter(|key| !key.is_empty()), Metrics::new()?);
+///
+/// # Errors
+/// As for [`run`].
+pub async fn serve(listener: TcpListener, settings: Settings, told_to_stop: impl Future<Output = ()>) -> Result<(), ServeError> {
+    let Settings { config, pool, head, api_key, patience } = settings;
+    let artifact = Artifact::read(&head, &config.digest)?;
+    let app = App::new(&config.served_model_name, api_key.as_deref(), Metrics::new()?);
     let (stop, mut stopped) = watch::channel(());
     let drained = async move {
         // The sender says nothing: it is dropped.
@@ -151,19 +172,22 @@ pub async fn serve(
     let failed = |cause| ServeError::System { what: "serve".to_owned(), cause };
     tokio::select! {
         ended = &mut server => return ended.map_err(failed),
-        error = keep(&app, artifact, pool) => return Err(error),
+        error = keep(&app, artifact, &pool, patience) => return Err(error),
         () = told_to_stop => tracing::info!("stopping: answers that have begun may end"),
     }
     drop(stop);
     match tokio::time::timeout(DRAIN, server).await {
         Ok(ended) => ended.map_err(failed),
-        Err(_) => Ok(tracing::warn!("answers were cut off after {DRAIN:?}")),
+        Err(_) => {
+            tracing::warn!("answers were cut off after {DRAIN:?}");
+            Ok(())
+        }
     }
 }
 
 /// Makes the app ready and keeps the head in the pool; returns only when that is impossible.
-async fn keep(app: &App, artifact: Artifact, pool: &[String]) -> ServeError {
-    let gateway = match Gateway::connect(artifact, pool, app.metrics.clone()).await {
+async fn keep(app: &App, artifact: Artifact, pool: &[String], patience: Duration) -> ServeError {
+    let gateway = match Gateway::connect(artifact, pool, patience, app.metrics.clone()).await {
         Ok(gateway) => app.gateway.get_or_init(|| Arc::new(gateway)),
         Err(error) => return error,
     };

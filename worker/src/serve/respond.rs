@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::answer::Piece;
 use super::error::ApiError;
-use super::gateway::{Gateway, PATIENCE};
+use super::gateway::Gateway;
 use super::generation::{Broken, Generation, Step};
 use super::request::Common;
 use crate::exchange::wire::{GenerateRequest, TokenLogprob, Usage};
@@ -57,7 +57,7 @@ impl<S: Shape> Completion<S> {
 
     /// Nothing was said to the client before the end, so an answer that breaks off is begun again.
     async fn whole(self, gateway: &Gateway, envelope: &Envelope) -> Result<Response, ApiError> {
-        let started = Instant::now();
+        let mut attempts = gateway.attempts();
         loop {
             let mut generation = Generation::start(gateway, &self.request, self.common.stops.clone()).await?;
             match collect(&mut generation).await {
@@ -67,8 +67,8 @@ impl<S: Shape> Completion<S> {
                     body["usage"] = usage(generation.usage);
                     return Ok(Json(body).into_response());
                 }
-                Err(broken) if broken.is_transient() && started.elapsed() < PATIENCE => tracing::warn!("{broken:?}; asking again"),
-                Err(broken) => return Err(broken.into()),
+                Err(Broken::Pool(error)) => gateway.recover(error, &mut attempts).await?,
+                Err(Broken::Answer(error)) => return Err(error.into()),
             }
         }
     }
