@@ -2,8 +2,10 @@
 
 use std::io::IsTerminal as _;
 
+use carryon_crds::names;
 use carryon_crds::wire::ExitCode;
 use carryon_worker::base::{self, BaseArgs};
+use carryon_worker::serve::{self, ServeArgs};
 use carryon_worker::train::{self, TrainArgs};
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
@@ -16,6 +18,8 @@ enum Command {
     Base(BaseArgs),
     /// Train a head on a pool's hidden states.
     Train(TrainArgs),
+    /// Serve a head as an OpenAI-compatible endpoint.
+    Serve(ServeArgs),
 }
 
 /// An error and the exit code the operator reads it by.
@@ -44,5 +48,9 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Base(args) => base::run(&args).map_err(|error| (error.exit_code(), error.into())),
         Command::Train(args) => train::run(&args).map_err(|error| (error.exit_code(), error.into())),
+        Command::Serve(args) => {
+            let api_key = std::env::var(names::API_KEY_ENV).ok();
+            serve::run(&args, api_key).map_err(|error| (error.exit_code(), error.into()))
+        }
     }
 }

@@ -1,10 +1,14 @@
-//! The gateway as its clients see it: against a pool that does what a test says.
+//! The gateway as its clients see it: before a pool that does what a test says, and before a real one.
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../common/mod.rs"]
+mod common;
+mod real_pool;
 mod scripted_pool;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -40,10 +44,10 @@ fn head(task: &str, change: impl FnOnce(&mut Value)) -> Vec<u8> {
     safetensors::serialize(HashMap::<String, safetensors::tensor::TensorView<'_>>::new(), Some(metadata)).unwrap()
 }
 
-fn settings(folder: &tempfile::TempDir, head: &[u8], pool: String) -> Settings {
-    std::fs::write(folder.path().join("head.safetensors"), head).unwrap();
+fn settings(folder: &Path, head: &[u8], pool: String) -> Settings {
+    std::fs::write(folder.join("head.safetensors"), head).unwrap();
     let config = ServeConfig { served_model_name: "maths".into(), digest: digest(head) };
-    Settings { config, pool: vec![pool], head: folder.path().to_owned(), api_key: None, patience: Duration::from_secs(2) }
+    Settings { config, pool: vec![pool], head: folder.to_owned(), api_key: None, patience: Duration::from_secs(2) }
 }
 
 impl Gateway {
@@ -53,9 +57,18 @@ impl Gateway {
 
     async fn start_with(task: &str, change: impl FnOnce(&mut Settings)) -> Self {
         let (pool, pool_url) = scripted_pool::start().await;
+        Self::open(pool, |folder| {
+            let mut settings = settings(folder, &head(task, |_| ()), pool_url);
+            change(&mut settings);
+            settings
+        })
+        .await
+    }
+
+    /// Starts a gateway with settings made for its folder, and waits until it is ready.
+    async fn open(pool: Arc<Pool>, settings: impl FnOnce(&Path) -> Settings) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let mut settings = settings(&folder, &head(task, |_| ()), pool_url);
-        change(&mut settings);
+        let settings = settings(folder.path());
         let digest = settings.config.digest.clone();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -282,7 +295,7 @@ async fn a_head_of_another_base_is_refused_by_the_member_that_differs() {
     let folder = tempfile::tempdir().unwrap();
     let head = head("CausalLM", |base| base["identity"]["chat_template"] = "sha256:other".into());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let error = serve(listener, settings(&folder, &head, url), std::future::pending()).await.unwrap_err();
+    let error = serve(listener, settings(folder.path(), &head, url), std::future::pending()).await.unwrap_err();
     assert!(matches!(&error, ServeError::Identity { member: "chat_template", .. }), "{error}");
     assert_eq!(error.exit_code(), ExitCode::Configuration);
 }
@@ -291,7 +304,7 @@ async fn a_head_of_another_base_is_refused_by_the_member_that_differs() {
 async fn a_gateway_that_is_told_to_stop_lets_answers_end() {
     let (pool, url) = scripted_pool::start().await;
     let folder = tempfile::tempdir().unwrap();
-    let settings = settings(&folder, &head("CausalLM", |_| ()), url);
+    let settings = settings(folder.path(), &head("CausalLM", |_| ()), url);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let (stop, told) = tokio::sync::oneshot::channel::<()>();

@@ -1,0 +1,120 @@
+//! The gateway before a pool that runs the real model.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use carryon_crds::common::Taps;
+use carryon_crds::job::Task;
+use carryon_crds::pool::{Dtype, Engine};
+use carryon_crds::wire::{BaseConfig, BaseReference, HeadShape, ModelDescription, ServeConfig};
+use carryon_worker::base;
+use carryon_worker::exchange::PoolClient;
+use carryon_worker::head::{Artifact, init};
+use carryon_worker::serve::Settings;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::common::model_path;
+use crate::scripted_pool::Pool;
+use crate::{Gateway, texts};
+
+/// An untrained head with an output, so that its answers are not the base's.
+fn head(model: &ModelDescription, task: Task) -> Artifact {
+    let labels: &[&str] = if task == Task::Classification { &["ham", "spam"] } else { &[] };
+    let shape = HeadShape {
+        format_version: 1,
+        task,
+        taps: Taps { layers: vec![10, 20], final_norm: true },
+        hidden_size: model.hidden_size,
+        width: 32,
+        blocks: 1,
+        heads: 2,
+        feed_forward: 96,
+        gate: false,
+        alpha: 1.0,
+        window: 128,
+        rope_theta: 1e4,
+        norm_epsilon: 1e-5,
+        labels: labels.iter().map(|label| (*label).to_owned()).collect(),
+    };
+    let mut weights = init::weights(&shape, 1);
+    if let Some(output) = weights.get_mut("output.weight") {
+        output.values.iter_mut().enumerate().for_each(|(index, value)| *value = (index * 7919 % 1000) as f32 / 1000.0 - 0.5);
+    }
+    Artifact::new(shape, BaseReference { name: model.name.clone(), identity: model.identity.clone() }, weights).unwrap()
+}
+
+/// A gateway and its pool; the pool ends with the test's runtime.
+async fn start(task: Task) -> (Gateway, PoolClient) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let engine = Engine { max_model_len: 512, max_num_seqs: 4, max_num_batched_tokens: 128 };
+    let config = BaseConfig { name: "real".into(), dtype: Dtype::Bfloat16, engine };
+    tokio::spawn(base::serve(listener, config, model_path(), Some(2), std::future::pending()));
+    let client = PoolClient::connect(std::slice::from_ref(&url), Duration::from_secs(120)).unwrap();
+    let head = head(&client.describe().await.unwrap(), task);
+    let gateway = Gateway::open(Arc::new(Pool::default()), |folder: &Path| {
+        std::fs::write(folder.join("head.safetensors"), head.to_bytes()).unwrap();
+        let config = ServeConfig { served_model_name: "maths".into(), digest: head.digest.clone() };
+        Settings { config, pool: vec![url], head: folder.to_owned(), api_key: None, patience: Duration::from_secs(30) }
+    });
+    (gateway.await, client)
+}
+
+fn chat(model: &str) -> Value {
+    let messages = json!([{"role": "user", "content": "Write a line of emoji, then a sentence about Paris."}]);
+    json!({"model": model, "messages": messages, "max_tokens": 24, "temperature": 0})
+}
+
+async fn text(gateway: &Gateway, body: Value) -> String {
+    let (status, answer) = gateway.post("/v1/chat/completions", body).await;
+    assert_eq!(status, 200, "{answer}");
+    answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_is_served_beside_its_base_and_pushed_again_when_lost() {
+    let (gateway, pool) = start(Task::CausalLM).await;
+    let (base, head) = (text(&gateway, chat("maths-base")).await, text(&gateway, chat("maths")).await);
+    assert_ne!(base, head);
+    let mut bypassed = chat("maths");
+    bypassed["alpha"] = 0.into();
+    assert_eq!(text(&gateway, bypassed).await, base, "α = 0 is the base");
+
+    let endpoint = pool.endpoints().await.unwrap().remove(0);
+    for answer in ["whole", "streamed"] {
+        pool.delete_head(&endpoint, &gateway.digest).await.unwrap();
+        let found = match answer {
+            "whole" => text(&gateway, chat("maths")).await,
+            _ => texts(&gateway.stream("/v1/chat/completions", chat("maths")).await),
+        };
+        assert_eq!(found, head, "{answer}");
+        assert!(pool.has_head(&endpoint, &gateway.digest).await.unwrap());
+    }
+
+    let stop: String = base.chars().skip(5).take(4).collect();
+    let mut stopped = chat("maths-base");
+    stopped["stop"] = stop.as_str().into();
+    assert_eq!(text(&gateway, stopped.clone()).await, base.split(&stop).next().unwrap());
+    assert_eq!(texts(&gateway.stream("/v1/chat/completions", stopped).await), base.split(&stop).next().unwrap());
+
+    // A prompt alone is scored, emoji included.
+    let scored = json!({"model": "maths-base", "prompt": "Paris is 🙂", "max_tokens": 0, "echo": true, "logprobs": 1});
+    let (_, scored) = gateway.post("/v1/completions", scored).await;
+    let logprobs = &scored["choices"][0]["logprobs"];
+    assert_eq!(scored["choices"][0]["text"], "Paris is 🙂");
+    assert_eq!(logprobs["token_logprobs"][0], Value::Null);
+    assert!(logprobs["token_logprobs"].as_array().unwrap()[1..].iter().all(|logprob| logprob.as_f64().unwrap() < 0.0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_classifier_is_served_by_its_labels() {
+    let (gateway, _pool) = start(Task::Classification).await;
+    let (status, answer) = gateway.post("/v1/classify", json!({"input": ["win money now", "see you at lunch 🙂"]})).await;
+    assert_eq!(status, 200, "{answer}");
+    let one = gateway.post("/v1/classify", json!({"input": "see you at lunch 🙂"})).await.1;
+    assert_eq!(answer["data"][1]["scores"], one["data"][0]["scores"], "company changes no bit");
+    let sum: f64 = answer["data"][0]["scores"].as_object().unwrap().values().map(|score| score.as_f64().unwrap()).sum();
+    assert!((sum - 1.0).abs() < 1e-6);
+}
