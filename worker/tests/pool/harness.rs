@@ -1,0 +1,196 @@
+//! A pool of a tiny random Llama on loopback, heads for it, and what it should answer.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use carryon_crds::common::Taps;
+use carryon_crds::job::Task;
+use carryon_crds::pool::{Dtype, Engine};
+use carryon_crds::wire::{BaseConfig, BaseReference, HeadShape, ModelDescription};
+use carryon_worker::base::{self, BaseError};
+use carryon_worker::exchange::wire::{GenerateEvent, GenerateRequest};
+use carryon_worker::exchange::{ClientError, Endpoint, PoolClient};
+use carryon_worker::head::{Artifact, HeadKv, Runner, combine, init};
+use carryon_worker::kernel::Threads;
+use carryon_worker::model::{Model, Slot};
+use carryon_worker::text::{Tokenizer, Vocabulary};
+use futures::StreamExt as _;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use crate::common::tiny::{Random, Tiny};
+
+/// Small enough that long sequences need several batches.
+pub const ENGINE: Engine = Engine { max_model_len: 256, max_num_seqs: 4, max_num_batched_tokens: 32 };
+
+pub struct Pool {
+    pub url: String,
+    pub client: PoolClient,
+    pub description: ModelDescription,
+    pub model: Model,
+    pub threads: Arc<Threads>,
+    pub end: Option<oneshot::Sender<()>>,
+    pub server: Option<JoinHandle<Result<(), BaseError>>>,
+    _folder: Option<tempfile::TempDir>,
+}
+
+/// A checkpoint folder of a tiny model with a tokenizer.
+pub fn checkpoint(seed: u64) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let tiny = Tiny { seed, ..Tiny::default() };
+    tiny.write(folder.path());
+    let mut tokens: Vec<String> = ('!'..='~').map(String::from).collect();
+    tokens.extend(["Ġ", "Ċ", "<|a|>", "<|b|>", "<|c|>", "<|d|>", "<|e|>"].map(str::to_owned));
+    assert_eq!(tokens.len(), tiny.vocabulary);
+    let token_types = tokens.iter().map(|token| if token.starts_with("<|") { 3 } else { 1 }).collect();
+    let vocabulary = Vocabulary { tokens, token_types, pre: Some("gpt-2".to_owned()), ..Vocabulary::default() };
+    let json = Tokenizer::from_vocabulary(&vocabulary).unwrap().to_json().unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), json).unwrap();
+    folder
+}
+
+impl Pool {
+    pub async fn tiny(dtype: Dtype, engine: Engine) -> Self {
+        let folder = checkpoint(7);
+        let pool = Self::start(folder.path(), dtype, engine).await;
+        Self { _folder: Some(folder), ..pool }
+    }
+
+    pub async fn start(path: &Path, dtype: Dtype, engine: Engine) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (end, told) = oneshot::channel::<()>();
+        let config = BaseConfig { name: "test".to_owned(), dtype, engine };
+        let path_of_server: PathBuf = path.to_owned();
+        let server = tokio::spawn(base::serve(listener, config, path_of_server, Some(2), async move { drop(told.await) }));
+        let client = PoolClient::connect(&[url.clone()], Duration::from_secs(60)).unwrap();
+        let description = client.describe().await.unwrap();
+        let threads = Threads::new(1);
+        let model = Model::load(path, dtype, threads.clone()).unwrap();
+        Self { url, client, description, model, threads, end: Some(end), server: Some(server), _folder: None }
+    }
+
+    pub async fn endpoint(&self) -> Endpoint {
+        self.client.endpoints().await.unwrap().remove(0)
+    }
+
+    /// Tap states of a sequence run alone, T × D each.
+    pub fn states(&self, tokens: &[u32], taps: &Taps) -> Vec<Vec<f32>> {
+        let mut kv = self.model.new_kv();
+        self.model.forward(&mut [Slot { tokens, kv: &mut kv }], taps, &mut || ControlFlow::Continue(())).unwrap().taps
+    }
+
+    /// Logits of every position, with a head run over the whole sequence at once.
+    pub fn logits(&self, tokens: &[u32], head: Option<(&Artifact, f64)>) -> Vec<Vec<f32>> {
+        let x = self.states(tokens, &Taps { layers: vec![], final_norm: true }).remove(0);
+        let y = match head {
+            Some((artifact, alpha)) => {
+                let taps = self.states(tokens, &artifact.shape.taps);
+                let taps: Vec<&[f32]> = taps.iter().map(Vec::as_slice).collect();
+                let runner = Runner::new(artifact, self.threads.clone()).unwrap();
+                let delta = runner.forward(&taps, &mut [(tokens.len(), &mut HeadKv::new(&artifact.shape))]);
+                combine(&x, alpha, &delta, self.description.numerics.dtype)
+            }
+            None => x,
+        };
+        let logits = self.model.lm_head().logits(&y);
+        logits.chunks_exact(self.model.lm_head().vocab_size()).map(<[f32]>::to_vec).collect()
+    }
+
+    /// The greedy continuation, every token from a forward pass over all before it.
+    pub fn greedy(&self, prompt: &[u32], count: usize, head: Option<(&Artifact, f64)>) -> Vec<u32> {
+        let mut tokens = prompt.to_vec();
+        for _ in 0..count {
+            let logits = self.logits(&tokens, head).pop().unwrap();
+            let best = (0..logits.len()).rev().max_by(|one, other| logits[*one].total_cmp(&logits[*other])).unwrap();
+            tokens.push(best as u32);
+        }
+        tokens.split_off(prompt.len())
+    }
+
+    /// A head for this base whose output is not zero.
+    pub fn head(&self, seed: u64, task: Task) -> Artifact {
+        self.head_with(seed, task, |value| value)
+    }
+
+    pub fn head_with(&self, seed: u64, task: Task, change: impl Fn(f32) -> f32) -> Artifact {
+        let labels: &[&str] = if task == Task::Classification { &["ham", "spam"] } else { &[] };
+        let shape = HeadShape {
+            format_version: 1,
+            task,
+            taps: Taps { layers: vec![1, 2], final_norm: true },
+            hidden_size: self.description.hidden_size,
+            width: 16,
+            blocks: 2,
+            heads: 2,
+            feed_forward: 48,
+            gate: task == Task::CausalLM,
+            alpha: 0.75,
+            window: 24,
+            rope_theta: 1e4,
+            norm_epsilon: 1e-5,
+            labels: labels.iter().map(|label| (*label).to_owned()).collect(),
+        };
+        let mut weights = init::weights(&shape, seed);
+        let mut random = Random(seed);
+        for name in ["output.weight", "classifier.bias"] {
+            for value in weights.get_mut(name).into_iter().flat_map(|weight| &mut weight.values) {
+                *value = change(random.unit());
+            }
+        }
+        let base = BaseReference { name: self.description.name.clone(), identity: self.description.identity.clone() };
+        Artifact::new(shape, base, weights).unwrap()
+    }
+
+    /// Pushes a head to the pool.
+    pub async fn push(&self, artifact: &Artifact) {
+        self.client.put_head_everywhere(&artifact.digest, artifact.to_bytes().into(), Duration::from_secs(60)).await.unwrap();
+    }
+
+    /// Asks and collects all events.
+    pub async fn events(&self, request: &GenerateRequest) -> Result<Vec<GenerateEvent>, ClientError> {
+        let events: Vec<_> = self.client.generate(None, request).await?.collect().await;
+        events.into_iter().collect()
+    }
+
+    /// Asks and collects the tokens.
+    pub async fn answer(&self, request: &GenerateRequest) -> Vec<u32> {
+        tokens_of(&self.events(request).await.unwrap())
+    }
+
+    /// Value of a metric, by the beginning of its line.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = reqwest::get(format!("{}/metrics", self.url)).await.unwrap().text().await.unwrap();
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name} in {text}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    }
+
+    /// Waits until a metric has a value.
+    pub async fn wait_for(&self, name: &str, value: f64) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.metric(name).await != value {
+            assert!(Instant::now() < deadline, "{name} did not become {value}");
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+pub fn tokens_of(events: &[GenerateEvent]) -> Vec<u32> {
+    let token = |event: &GenerateEvent| match event {
+        GenerateEvent::Token(token) => Some(token.token),
+        _ => None,
+    };
+    events.iter().filter_map(token).collect()
+}
+
+pub fn with_head(prompt: Vec<u32>, max_tokens: u32, head: &Artifact) -> GenerateRequest {
+    GenerateRequest { head: Some(head.digest.clone()), ..GenerateRequest::greedy(prompt, max_tokens) }
+}
+
+pub fn bytes_of(artifact: &Artifact) -> Bytes {
+    artifact.to_bytes().into()
+}

@@ -1,0 +1,10 @@
+//! The pool over loopback: a listening server, the real client, against the model and head called directly.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod answers;
+mod harness;
+mod refusals;
+mod shutdown;
+mod trainers;

@@ -1,0 +1,150 @@
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use carryon_crds::common::Taps;
+use carryon_crds::job::Task;
+use carryon_crds::pool::{Dtype, Engine};
+use carryon_worker::exchange::wire::{ErrorBody, ErrorCode, HiddenStatesRequest, IDENTITY_HEADER, INSTANCE_HEADER, NUMERICS_HEADER};
+use carryon_worker::exchange::{ClientError, PoolClient};
+use carryon_worker::head::Artifact;
+use futures::StreamExt as _;
+use serde_json::json;
+
+use crate::common::tokens;
+use crate::harness::{ENGINE, Pool, bytes_of};
+
+async fn refused(pool: &Pool, path: &str, body: serde_json::Value) -> (u16, ErrorCode, String) {
+    let response = reqwest::Client::new().post(format!("{}{path}", pool.url)).body(body.to_string()).send().await.unwrap();
+    let status = response.status().as_u16();
+    let body: ErrorBody = response.json().await.unwrap();
+    (status, body.error.code, body.error.message)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_bound_is_refused_by_name() {
+    let pool = Pool::tiny(Dtype::Float32, ENGINE).await;
+    let taps = json!({"layers": [1], "final": true});
+    let states = |sequences, taps| ("/v1/hidden-states", json!({"sequences": sequences, "taps": taps}));
+    let generate = |change: serde_json::Value| {
+        let mut request = json!({"prompt": [1, 2], "max_tokens": 4});
+        request.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        ("/v1/generate", request)
+    };
+    use ErrorCode::{HeadMissing, InvalidRequest, NotFound, TooLarge};
+    let cases = [
+        (states(json!([[1, 101]]), taps.clone()), 400, InvalidRequest, "sequences[0] holds token 101, the vocabulary has 101"),
+        (states(json!([[1], []]), taps.clone()), 400, InvalidRequest, "sequences[1] is empty"),
+        (states(json!([vec![1; 257]]), taps.clone()), 413, TooLarge, "sequences[0] has 257 tokens, more than 256"),
+        (states(json!(vec![vec![1; 200]; 3]), taps.clone()), 413, TooLarge, "600 tokens exceed 512 of one request"),
+        (states(json!(vec![[1]; 1025]), taps.clone()), 413, TooLarge, "1025 sequences exceed 1024"),
+        (states(json!([[1]]), json!({"layers": [4]})), 400, InvalidRequest, "taps.layers holds 4, the base has 3 layers"),
+        (states(json!([[1]]), json!({"layers": [2, 2]})), 400, InvalidRequest, "taps.layers holds 2 twice"),
+        (states(json!([[1]]), json!({"layers": [], "final": false})), 400, InvalidRequest, "taps: name layers, or set final"),
+        (generate(json!({"prompt": []})), 400, InvalidRequest, "prompt is empty"),
+        (generate(json!({"prompt": vec![1; 256]})), 413, TooLarge, "prompt has 256 tokens: with the answer it exceeds 256"),
+        (generate(json!({"temperature": -1})), 400, InvalidRequest, "temperature is -1, must be 0 or more"),
+        (generate(json!({"top_p": 0})), 400, InvalidRequest, "top_p is 0, must be above 0 and at most 1"),
+        (generate(json!({"logprobs": 21})), 400, InvalidRequest, "logprobs is 21, must be at most 20"),
+        (generate(json!({"head": "sha256:00"})), 404, HeadMissing, "this pool does not hold head sha256:00"),
+        (generate(json!({"prompt": "text"})), 400, InvalidRequest, "invalid type: string"),
+        (generate(json!({"prompt": vec![1; 40_000]})), 413, TooLarge, "the body exceeds 69632 bytes"),
+        (("/v1/classify", json!({"sequences": [[1]], "head": "x"})), 404, HeadMissing, "does not hold head x"),
+        (("/v1/nothing", json!({})), 404, NotFound, "no such route"),
+    ];
+    for ((path, body), status, code, message) in cases {
+        let found = refused(&pool, path, body).await;
+        assert_eq!((found.0, found.1), (status, code), "{path}: {}", found.2);
+        assert!(found.2.contains(message), "{path}: {} does not contain {message:?}", found.2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_base_is_refused_and_each_answer_names_the_pod() {
+    let pool = Pool::tiny(Dtype::Float32, ENGINE).await;
+    let other = crate::harness::checkpoint(8);
+    let other = Pool::start(other.path(), Dtype::Float32, ENGINE).await;
+    let taps = Taps { layers: vec![], final_norm: true };
+    let request = HiddenStatesRequest { sequences: vec![vec![1, 2]], taps };
+    let bound = pool.client.clone().bound_to(&other.description.identity, None);
+    match Box::pin(bound.hidden_states(request.clone())).next().await.unwrap() {
+        Err(ClientError::Refused { status: 409, error, .. }) => assert_eq!(error.code, ErrorCode::IdentityMismatch),
+        outcome => panic!("{outcome:?}"),
+    }
+    let mut numerics = pool.description.numerics.clone();
+    numerics.kernel = "abacus".to_owned();
+    let bound = pool.client.clone().bound_to(&pool.description.identity, Some(&numerics));
+    let outcome = Box::pin(bound.hidden_states(request)).next().await.unwrap();
+    assert!(matches!(outcome, Err(ClientError::NumericsChanged { .. })), "{outcome:?}");
+
+    let response = reqwest::get(format!("{}/v1/nothing", pool.url)).await.unwrap();
+    let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+    assert_eq!(header(INSTANCE_HEADER), pool.description.instance);
+    assert_eq!(header(IDENTITY_HEADER), pool.description.identity.digest());
+    assert_eq!(header(NUMERICS_HEADER), pool.description.numerics.key());
+    assert_ne!(pool.description.instance, other.description.instance);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heads_that_do_not_fit_are_refused() {
+    let pool = Pool::tiny(Dtype::Float32, ENGINE).await;
+    let (endpoint, good) = (pool.endpoint().await, pool.head(1, Task::CausalLM));
+    let put = async |digest: &str, bytes: Vec<u8>| match pool.client.put_head(&endpoint, digest, bytes.into(), Duration::from_secs(9)).await {
+        Err(ClientError::Refused { status, error, .. }) => (status, error.code, error.message),
+        other => panic!("{other:?}"),
+    };
+    let mut damaged = good.to_bytes();
+    *damaged.last_mut().unwrap() ^= 1;
+    let found = put(&good.digest, damaged).await;
+    assert_eq!((found.0, found.1), (422, ErrorCode::HeadInvalid), "{}", found.2);
+    assert!(found.2.contains("digest"), "{}", found.2);
+    let found = put("sha256:00", b"nonsense".to_vec()).await;
+    assert_eq!((found.0, found.1), (422, ErrorCode::HeadInvalid), "{}", found.2);
+
+    let mut base = good.base.clone();
+    base.identity.tokenizer = "sha256:other".to_owned();
+    let other = Artifact::new(good.shape.clone(), base, good.weights.clone()).unwrap();
+    let found = put(&other.digest, other.to_bytes()).await;
+    assert_eq!((found.0, found.1), (409, ErrorCode::IdentityMismatch));
+    assert!(found.2.contains("its tokenizer is not this pool's"), "{}", found.2);
+
+    let mut shape = good.shape.clone();
+    shape.taps.layers = vec![1, 9];
+    let deep = Artifact::new(shape, good.base.clone(), good.weights.clone()).unwrap();
+    let found = put(&deep.digest, deep.to_bytes()).await;
+    assert_eq!((found.0, found.1), (422, ErrorCode::HeadInvalid));
+    assert!(found.2.contains("taps.layers holds 9, the base has 3 layers"), "{}", found.2);
+
+    let classifier = pool.head(1, Task::Classification);
+    pool.client.put_head(&endpoint, &classifier.digest, bytes_of(&classifier), Duration::from_secs(9)).await.unwrap();
+    let found = refused(&pool, "/v1/generate", json!({"prompt": [1], "max_tokens": 1, "head": classifier.digest})).await;
+    assert_eq!(found.1, ErrorCode::InvalidRequest);
+    assert!(found.2.contains("was trained for Classification"), "{}", found.2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_is_busy_until_a_place_is_free() {
+    let pool = Pool::tiny(Dtype::Float32, Engine { max_num_seqs: 1, ..ENGINE }).await;
+    let address = pool.url.strip_prefix("http://").unwrap().to_owned();
+    // Requests whose bodies do not come hold a place each.
+    let held: Vec<_> = (0..4)
+        .map(|_| {
+            let mut stream = TcpStream::connect(&address).unwrap();
+            stream.write_all(b"POST /v1/generate HTTP/1.1\r\nhost: pool\r\ncontent-length: 30\r\nexpect: 100-continue\r\n\r\n").unwrap();
+            // The server asks for the body when it reads it: the place is taken.
+            stream.read_exact(&mut [0; 25]).unwrap();
+            stream
+        })
+        .collect();
+    let impatient = PoolClient::connect(&[pool.url.clone()], Duration::ZERO).unwrap();
+    let request = carryon_worker::exchange::wire::GenerateRequest::greedy(tokens(4, 101, 1), 2);
+    match impatient.generate(None, &request).await.map(drop) {
+        Err(ClientError::Refused { status: 429, error, .. }) => assert_eq!(error.code, ErrorCode::Busy),
+        other => panic!("{other:?}"),
+    }
+    let response = reqwest::Client::new().post(format!("{}/v1/generate", pool.url)).send().await.unwrap();
+    assert_eq!(response.headers()["retry-after"], "1");
+    drop(held);
+    // A patient client asks again until a place is free.
+    assert_eq!(pool.answer(&request).await.len(), 2);
+}

@@ -1,0 +1,148 @@
+use std::ops::ControlFlow;
+
+use carryon_crds::common::Taps;
+use carryon_crds::pool::Dtype;
+use carryon_worker::exchange::states::{from_bytes, to_bytes};
+use carryon_worker::exchange::wire::HiddenStatesRequest;
+use carryon_worker::exchange::{LossRequest, SequenceStates};
+use carryon_worker::head::{combine, loss::lm_loss};
+use futures::StreamExt as _;
+
+use crate::common::{model_path, tiny::Random, tokens};
+use crate::harness::{ENGINE, Pool};
+
+async fn fetch(pool: &Pool, sequences: &[Vec<u32>], taps: &Taps) -> Vec<SequenceStates> {
+    let request = HiddenStatesRequest { sequences: sequences.to_vec(), taps: taps.clone() };
+    let mut states: Vec<_> = pool.client.hidden_states(request).map(Result::unwrap).collect().await;
+    states.sort_by_key(|states| states.index);
+    states
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hidden_states_are_the_models_bits() {
+    for dtype in [Dtype::Bfloat16, Dtype::Float32] {
+        let pool = Pool::tiny(dtype, ENGINE).await;
+        let taps = Taps { layers: vec![3, 0, 2], final_norm: true };
+        // Ragged, more than a batch, one longer than a batch.
+        let sequences: Vec<_> = [5, 17, 1, 70, 20, 31].iter().map(|length| tokens(*length, 101, *length as u64)).collect();
+        let states = fetch(&pool, &sequences, &taps).await;
+        assert_eq!(states.len(), sequences.len());
+        for (sequence, states) in sequences.iter().zip(&states) {
+            assert_eq!((states.tokens, states.dtype), (sequence.len(), dtype));
+            let alone = pool.states(sequence, &taps);
+            for (tap, rows) in alone.iter().enumerate() {
+                assert_eq!(states.taps[tap], to_bytes(rows, dtype), "tap {tap} of {} tokens", sequence.len());
+                assert_eq!(&states.tap(tap), rows, "the wire loses nothing");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hidden_states_of_the_real_model_are_its_bits() {
+    let pool = Pool::start(&model_path(), Dtype::Bfloat16, carryon_crds::pool::Engine::default()).await;
+    let taps = Taps::default_for(30);
+    let sequences = [tokens(24, 49_152, 1), tokens(9, 49_152, 2)];
+    for (sequence, states) in sequences.iter().zip(fetch(&pool, &sequences, &taps).await) {
+        for (rows, tap) in pool.states(sequence, &taps).iter().zip(0..) {
+            assert_eq!(&states.tap(tap), rows);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_remote_loss_is_the_local_loss() {
+    for dtype in [Dtype::Bfloat16, Dtype::Float32] {
+        let pool = Pool::tiny(dtype, ENGINE).await;
+        let (rows, width) = (401, 40);
+        let mut random = Random(3);
+        let mut numbers = |scale: f32| (0..rows * width).map(|_| random.unit() * scale).collect::<Vec<_>>();
+        let (x, delta) = (to_bytes(&numbers(2.0), dtype), numbers(0.3));
+        let mut plain = vec![0.0; rows * width];
+        from_bytes(&x, dtype, &mut plain);
+        let targets = tokens(rows, 101, 4);
+        let head = pool.model.lm_head();
+        for delta in [None, Some(delta)] {
+            let y = delta.as_ref().map_or_else(|| plain.clone(), |delta| combine(&plain, 1.0, delta, dtype));
+            let local = lm_loss(&pool.threads, head.forward(), Some(head.backward()), &y, &targets);
+            let request = LossRequest { hidden_size: width, dtype, x: x.clone(), delta, targets: targets.clone(), gradient: true };
+            let remote = pool.client.loss(&request).await.unwrap();
+            assert_eq!(remote.loss, local.loss);
+            assert_eq!(remote.gradient.unwrap(), local.gradient);
+            let without = pool.client.loss(&LossRequest { gradient: false, ..request }).await.unwrap();
+            assert_eq!((without.loss, without.gradient), (local.loss, None));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lm_head_that_is_handed_out_is_the_models() {
+    for dtype in [Dtype::Bfloat16, Dtype::Float32] {
+        let pool = Pool::tiny(dtype, ENGINE).await;
+        let bytes = pool.client.lm_head(&pool.description).await.unwrap();
+        let mut weight = vec![0.0; 101 * 40];
+        from_bytes(&bytes, dtype, &mut weight);
+        let mut row = vec![0.0; 40];
+        for (token, values) in weight.chunks_exact(40).enumerate() {
+            pool.model.lm_head().row(token, &mut row);
+            assert_eq!(values, row);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_is_slow_or_gone_does_not_stop_the_pool() {
+    let pool = Pool::tiny(Dtype::Float32, ENGINE).await;
+    let taps = Taps { layers: vec![0, 1, 2, 3], final_norm: true };
+    let sequences: Vec<_> = (0..400).map(|seed| tokens(30, 101, seed)).collect();
+    let mut slow = Box::pin(pool.client.hidden_states(HiddenStatesRequest { sequences: sequences.clone(), taps: taps.clone() }));
+    let first = slow.next().await.unwrap().unwrap();
+    assert_eq!(first.tokens, 30);
+    // Others are served meanwhile.
+    assert_eq!(fetch(&pool, &sequences[..3], &taps).await.len(), 3);
+    // It goes on when it reads on, and loses nothing.
+    let rest: Vec<_> = slow.map(|states| states.unwrap().index).collect().await;
+    assert_eq!(rest.len(), 399);
+    // One that goes away leaves nothing behind.
+    let mut gone = Box::pin(pool.client.hidden_states(HiddenStatesRequest { sequences, taps }));
+    gone.next().await.unwrap().unwrap();
+    drop(gone);
+    pool.wait_for("carryon_queue_length{state=\"training\"}", 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn serving_runs_between_the_layers_of_a_training_batch() {
+    let pool = Pool::tiny(Dtype::Float32, ENGINE).await;
+    let taps = Taps { layers: vec![1], final_norm: true };
+    let sequences: Vec<_> = (0..100).map(|seed| tokens(32, 101, seed)).collect();
+    let prompt = tokens(9, 101, 5);
+    let expected = pool.greedy(&prompt, 30, None);
+    let request = carryon_worker::exchange::wire::GenerateRequest::greedy(prompt, 30);
+    let (states, answer) = tokio::join!(fetch(&pool, &sequences, &taps), pool.answer(&request));
+    assert_eq!(answer, expected);
+    let alone = pool.states(&sequences[50], &taps);
+    assert_eq!(states[50].tap(0), alone[0]);
+}
+
+#[test]
+fn a_pause_may_run_another_pass() {
+    // What the device thread relies on: the model is shared by reference and a pass may run inside another's pause.
+    let folder = crate::harness::checkpoint(7);
+    let threads = carryon_worker::kernel::Threads::new(2);
+    let model = carryon_worker::model::Model::load(folder.path(), Dtype::Bfloat16, threads).unwrap();
+    let taps = Taps { layers: vec![], final_norm: true };
+    let (one, other) = (tokens(20, 101, 1), tokens(7, 101, 2));
+    let run = |tokens: &[u32], pause: &mut dyn FnMut() -> ControlFlow<()>| {
+        let mut kv = model.new_kv();
+        model.forward(&mut [carryon_worker::model::Slot { tokens, kv: &mut kv }], &taps, pause).unwrap().taps
+    };
+    let mut go_on = || ControlFlow::Continue(());
+    let (alone, other_alone) = (run(&one, &mut go_on), run(&other, &mut go_on));
+    let mut inner = Vec::new();
+    let outer = run(&one, &mut || {
+        inner.push(run(&other, &mut || ControlFlow::Continue(())));
+        ControlFlow::Continue(())
+    });
+    assert_eq!(outer, alone);
+    assert!(inner.len() == 2 && inner.iter().all(|states| *states == other_alone));
+}
