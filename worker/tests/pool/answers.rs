@@ -105,7 +105,8 @@ async fn a_head_can_be_swapped_between_requests() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sampling_depends_on_the_seed_and_not_on_the_batch() {
     let pool = Pool::tiny(Dtype::Bfloat16, ENGINE).await;
-    let request = |seed| GenerateRequest { temperature: 1.2, top_p: 0.9, seed: Some(seed), ..GenerateRequest::greedy(tokens(8, 101, 1), 30) };
+    let request =
+        |seed| GenerateRequest { temperature: 1.2, top_p: 0.9, seed: Some(seed), ..GenerateRequest::greedy(tokens(8, 101, 1), 30) };
     let alone = pool.answer(&request(5)).await;
     let requests: Vec<_> = (3..8).map(request).collect();
     let together = join_all(requests.iter().map(|request| pool.answer(request))).await;

@@ -67,7 +67,7 @@ impl Pool {
         let config = BaseConfig { name: "test".to_owned(), dtype, engine };
         let path_of_server: PathBuf = path.to_owned();
         let server = tokio::spawn(base::serve(listener, config, path_of_server, Some(2), async move { drop(told.await) }));
-        let client = PoolClient::connect(&[url.clone()], Duration::from_secs(60)).unwrap();
+        let client = PoolClient::connect(std::slice::from_ref(&url), Duration::from_secs(60)).unwrap();
         let description = client.describe().await.unwrap();
         let threads = Threads::new(1);
         let model = Model::load(path, dtype, threads.clone()).unwrap();

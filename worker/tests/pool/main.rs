@@ -1,5 +1,7 @@
 //! The pool over loopback: a listening server, the real client, against the model and head called directly.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "../common/mod.rs"]
 mod common;
 

@@ -89,7 +89,8 @@ async fn another_base_is_refused_and_each_answer_names_the_pod() {
 async fn heads_that_do_not_fit_are_refused() {
     let pool = Pool::tiny(Dtype::Float32, ENGINE).await;
     let (endpoint, good) = (pool.endpoint().await, pool.head(1, Task::CausalLM));
-    let put = async |digest: &str, bytes: Vec<u8>| match pool.client.put_head(&endpoint, digest, bytes.into(), Duration::from_secs(9)).await {
+    let put = async |digest: &str, bytes: Vec<u8>| match pool.client.put_head(&endpoint, digest, bytes.into(), Duration::from_secs(9)).await
+    {
         Err(ClientError::Refused { status, error, .. }) => (status, error.code, error.message),
         other => panic!("{other:?}"),
     };
@@ -136,7 +137,7 @@ async fn a_full_queue_is_busy_until_a_place_is_free() {
             stream
         })
         .collect();
-    let impatient = PoolClient::connect(&[pool.url.clone()], Duration::ZERO).unwrap();
+    let impatient = PoolClient::connect(std::slice::from_ref(&pool.url), Duration::ZERO).unwrap();
     let request = carryon_worker::exchange::wire::GenerateRequest::greedy(tokens(4, 101, 1), 2);
     match impatient.generate(None, &request).await.map(drop) {
         Err(ClientError::Refused { status: 429, error, .. }) => assert_eq!(error.code, ErrorCode::Busy),

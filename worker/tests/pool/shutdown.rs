@@ -21,7 +21,7 @@ async fn answers_that_began_are_finished_before_the_end() {
     let rest: Vec<_> = events.map(Result::unwrap).collect().await;
     assert_eq!(rest.len(), 200, "199 tokens and the end");
     pool.server.take().unwrap().await.unwrap().unwrap();
-    let impatient = PoolClient::connect(&[pool.url.clone()], Duration::ZERO).unwrap();
+    let impatient = PoolClient::connect(std::slice::from_ref(&pool.url), Duration::ZERO).unwrap();
     assert!(matches!(impatient.describe().await, Err(ClientError::Unreachable { .. })));
 }
 

@@ -1,7 +1,7 @@
 use std::ops::ControlFlow;
 
 use carryon_crds::common::Taps;
-use carryon_crds::pool::Dtype;
+use carryon_crds::pool::{Dtype, Engine};
 use carryon_worker::exchange::states::{from_bytes, to_bytes};
 use carryon_worker::exchange::wire::HiddenStatesRequest;
 use carryon_worker::exchange::{LossRequest, SequenceStates};
@@ -40,7 +40,7 @@ async fn hidden_states_are_the_models_bits() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hidden_states_of_the_real_model_are_its_bits() {
-    let pool = Pool::start(&model_path(), Dtype::Bfloat16, carryon_crds::pool::Engine::default()).await;
+    let pool = Pool::start(&model_path(), Dtype::Bfloat16, Engine::default()).await;
     let taps = Taps::default_for(30);
     let sequences = [tokens(24, 49_152, 1), tokens(9, 49_152, 2)];
     for (sequence, states) in sequences.iter().zip(fetch(&pool, &sequences, &taps).await) {
@@ -92,12 +92,13 @@ async fn the_lm_head_that_is_handed_out_is_the_models() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_is_slow_or_gone_does_not_stop_the_pool() {
-    let pool = Pool::tiny(Dtype::Float32, ENGINE).await;
+    // States of thirteen megabytes: more than sockets hold.
+    let pool = Pool::tiny(Dtype::Float32, Engine { max_num_batched_tokens: 1024, ..ENGINE }).await;
     let taps = Taps { layers: vec![0, 1, 2, 3], final_norm: true };
-    let sequences: Vec<_> = (0..400).map(|seed| tokens(30, 101, seed)).collect();
+    let sequences: Vec<_> = (0..400).map(|seed| tokens(40, 101, seed)).collect();
     let mut slow = Box::pin(pool.client.hidden_states(HiddenStatesRequest { sequences: sequences.clone(), taps: taps.clone() }));
     let first = slow.next().await.unwrap().unwrap();
-    assert_eq!(first.tokens, 30);
+    assert_eq!(first.tokens, 40);
     // Others are served meanwhile.
     assert_eq!(fetch(&pool, &sequences[..3], &taps).await.len(), 3);
     // It goes on when it reads on, and loses nothing.
@@ -112,7 +113,7 @@ async fn a_reader_that_is_slow_or_gone_does_not_stop_the_pool() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn serving_runs_between_the_layers_of_a_training_batch() {
-    let pool = Pool::tiny(Dtype::Float32, ENGINE).await;
+    let pool = Pool::tiny(Dtype::Float32, Engine { max_num_batched_tokens: 256, ..ENGINE }).await;
     let taps = Taps { layers: vec![1], final_norm: true };
     let sequences: Vec<_> = (0..100).map(|seed| tokens(32, 101, seed)).collect();
     let prompt = tokens(9, 101, 5);

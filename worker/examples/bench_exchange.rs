@@ -1,0 +1,117 @@
+//! Bytes per second of hidden states that are already computed, from the pool's stream through HTTP to decoded sequences
+//! in the real client, against a raw copy of as many bytes over a loopback socket. Prints one JSON object a line.
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::routing::post;
+use carryon_crds::common::Taps;
+use carryon_crds::pool::Dtype;
+use carryon_worker::base::routes::states_body;
+use carryon_worker::exchange::wire::HiddenStatesRequest;
+use carryon_worker::exchange::{PoolClient, SequenceStates};
+use futures::StreamExt as _;
+use tokio::sync::{Semaphore, mpsc};
+
+const SEQUENCES: usize = 64;
+const TOKENS: usize = 256;
+const HIDDEN_SIZE: usize = 576;
+/// Requests of a measurement.
+const REQUESTS: usize = 8;
+/// Measurements of each side, one after the other; the best counts.
+const ROUNDS: usize = 5;
+
+fn taps() -> Taps {
+    Taps { layers: vec![10, 20, 25, 28], final_norm: true }
+}
+
+/// States of one request, as the device thread hands them over.
+fn precomputed() -> Vec<SequenceStates> {
+    let rows = TOKENS * HIDDEN_SIZE * 2;
+    let tap = |seed: usize| (0..rows).map(|place| (place.wrapping_mul(seed + 31) >> 3) as u8).collect::<Vec<u8>>().into();
+    let taps: Vec<bytes::Bytes> = (0..taps().count()).map(tap).collect();
+    let states = |index| SequenceStates { index, tokens: TOKENS, dtype: Dtype::Bfloat16, taps: taps.clone() };
+    (0..SEQUENCES).map(states).collect()
+}
+
+/// Serves the precomputed states under the route of hidden states; returns the URL.
+async fn serve(states: Vec<SequenceStates>) -> anyhow::Result<String> {
+    let handler = async move || {
+        let (out, received) = mpsc::unbounded_channel();
+        let room = Arc::new(Semaphore::new(SEQUENCES));
+        for sequence in states.clone() {
+            if let Ok(permit) = room.clone().try_acquire_owned() {
+                // The receiver lives below.
+                let _ = out.send((sequence, permit));
+            }
+        }
+        states_body(received, taps(), HIDDEN_SIZE, || {})
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}", listener.local_addr()?);
+    tokio::spawn(axum::serve(listener, Router::new().route("/v1/hidden-states", post(handler))).into_future());
+    Ok(url)
+}
+
+/// Bytes per second through the protocol.
+async fn exchange(client: &PoolClient) -> anyhow::Result<f64> {
+    let request = HiddenStatesRequest { sequences: vec![vec![1; TOKENS]; SEQUENCES], taps: taps() };
+    let (start, mut bytes) = (Instant::now(), 0);
+    for _ in 0..REQUESTS {
+        let mut states = std::pin::pin!(client.hidden_states(request.clone()));
+        while let Some(states) = states.next().await {
+            bytes += states?.bytes();
+        }
+    }
+    Ok(bytes as f64 / start.elapsed().as_secs_f64())
+}
+
+/// Bytes per second of a plain copy of the same buffers.
+fn loopback(states: &[SequenceStates]) -> anyhow::Result<f64> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let mut sender = TcpStream::connect(listener.local_addr()?)?;
+    let (mut receiver, _) = listener.accept()?;
+    let total = REQUESTS * states.iter().map(SequenceStates::bytes).sum::<usize>();
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(move || -> std::io::Result<()> {
+            for _ in 0..REQUESTS {
+                states.iter().flat_map(|states| &states.taps).try_for_each(|tap| sender.write_all(tap))?;
+            }
+            Ok(())
+        });
+        let (mut buffer, mut received) = (vec![0; 1 << 20], 0);
+        while received < total {
+            match receiver.read(&mut buffer)? {
+                0 => anyhow::bail!("the sender stopped after {received} bytes"),
+                count => received += count,
+            }
+        }
+        sending.join().map_err(|_| anyhow::anyhow!("the sender panicked"))??;
+        Ok(total as f64 / start.elapsed().as_secs_f64())
+    })
+}
+
+fn print(name: &str, value: f64, unit: &str) {
+    println!("{}", serde_json::json!({"name": name, "value": value, "unit": unit}));
+}
+
+fn main() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    let states = precomputed();
+    let client = PoolClient::connect(&[runtime.block_on(serve(states.clone()))?], Duration::from_secs(5))?;
+    let (mut ours, mut raw): (f64, f64) = (0.0, 0.0);
+    for _ in 0..ROUNDS {
+        // Spawned, as a trainer's prefetching task is.
+        let client = client.clone();
+        ours = ours.max(runtime.block_on(runtime.spawn(async move { exchange(&client).await }))??);
+        raw = raw.max(loopback(&states)?);
+    }
+    print("exchange_bytes_per_second", ours, "B/s");
+    print("loopback_bytes_per_second", raw, "B/s");
+    print("exchange_vs_loopback", ours / raw, "ratio");
+    Ok(())
+}
