@@ -1,0 +1,102 @@
+//! Prints one JSON line `{"name", "value", "unit"}` per figure: the matrix kernel, and a model's forward pass when one is given.
+//!
+//! `bench_engine [--threads N] [--repeats N] [--model PATH] [--matrices yes|no]`: the best of `repeats` is printed.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use carryon_crds::common::Taps;
+use carryon_crds::pool::Dtype;
+use carryon_worker::kernel::{Left, Panels, Precision, Sink, Threads, pack_row, product, words};
+use carryon_worker::model::{Model, Slot};
+
+const SHAPES: [(usize, usize, usize); 7] =
+    [(2048, 576, 576), (2048, 1536, 576), (2048, 576, 1536), (512, 1536, 576), (2048, 49152, 576), (1, 49152, 576), (8, 1536, 576)];
+
+struct Options {
+    threads: usize,
+    repeats: usize,
+    model: Option<String>,
+    matrices: bool,
+}
+
+fn options() -> Result<Options, String> {
+    let mut options =
+        Options { threads: std::thread::available_parallelism().map_or(1, |n| n.get()), repeats: 5, model: None, matrices: true };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(name) = arguments.next() {
+        let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
+        let number = || value.parse::<usize>().map_err(|error| format!("{name} {value}: {error}"));
+        match name.as_str() {
+            "--threads" => options.threads = number()?,
+            "--repeats" => options.repeats = number()?,
+            "--matrices" => options.matrices = value == "yes",
+            "--model" => options.model = Some(value),
+            _ => return Err(format!("unknown option {name}")),
+        }
+    }
+    Ok(options)
+}
+
+/// Seconds of the fastest of `repeats` runs of `count` calls, per call.
+fn best(repeats: usize, count: usize, mut run: impl FnMut()) -> f64 {
+    (0..repeats)
+        .map(|_| {
+            let start = Instant::now();
+            (0..count).for_each(|_| run());
+            start.elapsed().as_secs_f64() / count as f64
+        })
+        .fold(f64::INFINITY, f64::min)
+}
+
+fn print(name: &str, value: f64, unit: &str) {
+    println!("{}", serde_json::json!({"name": name, "value": value, "unit": unit}));
+}
+
+fn main() -> Result<(), String> {
+    let options = options()?;
+    let threads = Threads::new(options.threads);
+    for (m, n, k) in SHAPES.into_iter().filter(|_| options.matrices) {
+        for (precision, name) in [(Precision::Bf16, "bf16"), (Precision::F32, "f32")] {
+            let weight = Panels::from_rows(n, k, precision, &threads, |_, row| row.fill(1.0));
+            // Rows in the kernel's number type, as the model's layers hand them on and as PyTorch's bf16 tensors are.
+            let (mut x, mut out) = (vec![0; m * words(precision, k)], vec![0.0; m * n]);
+            pack_row(precision, &vec![1.0; m * k], &mut x);
+            let operations = 2.0 * (m * n * k) as f64;
+            let count = ((1e9 / operations) as usize).clamp(1, 1000);
+            let seconds = best(options.repeats, count, || product(&threads, m, Left::Packed(&x), &weight, Sink::Store(&mut out)));
+            print(&format!("matmul_{name}_{m}x{n}x{k}"), operations / seconds / 1e9, "GFLOP/s");
+        }
+    }
+    match &options.model {
+        Some(path) => bench_model(path, &options, threads),
+        None => Ok(()),
+    }
+}
+
+fn bench_model(path: &str, options: &Options, threads: Arc<Threads>) -> Result<(), String> {
+    let start = Instant::now();
+    let model = Model::load(Path::new(path), Dtype::Bfloat16, threads).map_err(|error| error.to_string())?;
+    print("load", start.elapsed().as_secs_f64(), "s");
+    let tokens: Vec<u32> =
+        (0..2048u32).map(|index| index.wrapping_mul(2_654_435_761) >> 8).map(|value| value % model.config.vocab_size as u32).collect();
+    let taps = Taps::default_for(model.config.num_hidden_layers as u32);
+    let final_only = Taps { layers: Vec::new(), final_norm: true };
+    for (name, sequences, length, taps) in [("hidden_states_8x256", 8, 256, &taps), ("prefill_512", 1, 512, &final_only)] {
+        let seconds = best(options.repeats, 1, || {
+            let mut caches: Vec<_> = (0..sequences).map(|_| if sequences > 1 { model.single_pass_kv() } else { model.new_kv() }).collect();
+            let mut slots: Vec<_> = caches.iter_mut().zip(tokens.chunks(length)).map(|(kv, tokens)| Slot { tokens, kv }).collect();
+            model.forward(&mut slots, taps, &mut || ControlFlow::Continue(()));
+        });
+        print(name, (sequences * length) as f64 / seconds, "tokens/s");
+    }
+    let mut kv = model.new_kv();
+    let seconds = best(options.repeats, 20, || {
+        let states = model.forward(&mut [Slot { tokens: &tokens[..1], kv: &mut kv }], &final_only, &mut || ControlFlow::Continue(()));
+        states.map(|states| model.lm_head().logits(&states.taps[0]));
+    });
+    print("decode", 1.0 / seconds, "tokens/s");
+    Ok(())
+}
