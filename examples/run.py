@@ -55,7 +55,7 @@ def show_labels(url: str, name: str, folder: pathlib.Path) -> None:
     """Some held-out texts and what the head says of them."""
     with (folder / "eval.jsonl").open(encoding="utf-8") as lines:
         samples = [json.loads(next(lines)) for _ in range(8)]
-    answer = post(f"{url}/v1/classify", {"model": name, "input": [sample["text"] for sample in samples]})
+    answer = post(f"{url}/v1/classify", {"model": name, "input": [sample["text"][:600] for sample in samples]})
     print("\nanswer  truth  text")
     for sample, row in zip(samples, answer["data"]):
         print(f"{row['label']:6}  {sample['label']:5}  {sample['text'][:100]}")

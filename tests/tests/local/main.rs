@@ -1,0 +1,44 @@
+//! The quick start, made small, on the real binaries and the real model: what is promised of it, and what happens when parts of it die.
+
+mod refusals;
+mod setup;
+
+use std::fs;
+
+use carryon_tests::{python, repository};
+use setup::{Local, Role};
+
+/// The official client's view: streams, stop strings, logprobs, errors.
+fn ask_with_the_official_client(local: &Local) {
+    let script = repository().join("tests/client.py");
+    let output = std::process::Command::new(python()).arg(script).arg(local.url()).arg("quickstart").output().unwrap();
+    assert!(output.status.success(), "client.py: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn quick_start_survives_kill_nine_of_every_part_with_the_bits_of_an_unbroken_run() {
+    let unbroken = Local::new("unbroken");
+    unbroken.up(&["--until", "complete", "--timeout", "300"]);
+    let metrics = unbroken.head_manifest()["metrics"].clone();
+    let (base, head) = (metrics["base_eval_loss"].as_f64().unwrap(), metrics["eval_loss"].as_f64().unwrap());
+    assert!(head < base - 0.1, "the head's loss {head} is not below the base's {base}");
+    assert!(fs::read_to_string(unbroken.output().join("report.html")).unwrap().contains("</html>"));
+    ask_with_the_official_client(&unbroken);
+    unbroken.down();
+
+    let broken = Local::new("broken");
+    broken.up(&[]);
+    broken.wait("the third step", || broken.step() >= 3);
+    broken.kill(Role::Base);
+    broken.wait("a step after the pool's death", || broken.step() >= 6);
+    broken.kill(Role::Train);
+    broken.wait("completion", || broken.condition("CarryOnJob", "Complete"));
+    broken.wait("the gateway", || broken.condition("CarryOnDeployment", "Ready"));
+    broken.kill(Role::Serve);
+    broken.kill(Role::Base);
+    broken.wait("an answer after both deaths", || broken.answers());
+    let same = fs::read(unbroken.output().join("head/head.safetensors")).unwrap()
+        == fs::read(broken.output().join("head/head.safetensors")).unwrap();
+    assert!(same, "the head of the broken run has other bits");
+    broken.down();
+}
