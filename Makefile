@@ -38,10 +38,10 @@ lint: $(TOOLS)/cargo-deny
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	PATH="$(TOOLS):$$PATH" cargo deny --log-level error check bans licenses sources
 
-test: lint build $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICKSTART_DATA) $(CARRYON_PYTHON) ## Lint, licences and every test
+test: lint $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICKSTART_DATA) $(CARRYON_PYTHON) ## Lint, licences and every test
 	PATH="$(TOOLS):$$PATH" cargo nextest run --release --locked --workspace
 
-oracles: build $(CARRYON_MODEL) $(TORCH_PYTHON) ## Regenerate the PyTorch fixtures, compare them with the committed ones
+oracles: build $(CARRYON_MODEL) $(QUICKSTART_DATA) $(TORCH_PYTHON) ## Regenerate the PyTorch fixtures, compare them with the committed ones
 	$(TORCH_PYTHON) tests/oracles/generate.py
 	$(TORCH_PYTHON) tests/oracles/leave.py
 
