@@ -106,10 +106,10 @@ impl Pool {
         }
     }
 
-    fn holds(&self, digest: &str) -> Result<(), Response> {
+    fn holds(&self, digest: &str) -> Result<(), ErrorCode> {
         match self.heads.lock().unwrap().contains(digest) {
             true => Ok(()),
-            false => Err(refusal(ErrorCode::HeadMissing)),
+            false => Err(ErrorCode::HeadMissing),
         }
     }
 }
@@ -145,14 +145,14 @@ async fn put_head(State(pool): State<Arc<Pool>>, Path(name): Path<String>, body:
 async fn get_head(State(pool): State<Arc<Pool>>, Path(digest): Path<String>) -> Response {
     match pool.holds(&digest) {
         Ok(()) => Json(HeadStatus { digest, bytes: 1, expires_in_seconds: 1 }).into_response(),
-        Err(refusal) => refusal,
+        Err(code) => refusal(code),
     }
 }
 
 /// The first label is as likely as the text is long.
 async fn classify(State(pool): State<Arc<Pool>>, Json(request): Json<ClassifyRequest>) -> Response {
-    if let Err(refusal) = pool.holds(&request.head) {
-        return refusal;
+    if let Err(code) = pool.holds(&request.head) {
+        return refusal(code);
     }
     let scores = request.sequences.iter().map(|ids| vec![ids.len() as f32, 2.0]).collect();
     Json(ClassifyResponse { scores }).into_response()
@@ -172,8 +172,8 @@ impl Drop for Reader {
 }
 
 async fn generate(State(pool): State<Arc<Pool>>, Json(request): Json<GenerateRequest>) -> Response {
-    if let Some(Err(refusal)) = request.head.as_ref().map(|digest| pool.holds(digest)) {
-        return refusal;
+    if let Some(Err(code)) = request.head.as_ref().map(|digest| pool.holds(digest)) {
+        return refusal(code);
     }
     let act = pool.next();
     let (tokens, end) = match act.clone() {
