@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use carryon_tests::{binary, model};
+use carryon_tests::{binary, model, repository};
 
 use crate::setup::Local;
 
@@ -46,13 +46,38 @@ fn a_truncated_gguf_file_is_named_with_what_is_missing() {
 }
 
 #[test]
-fn a_manifest_that_asks_for_the_impossible_is_refused_with_field_and_reason() {
-    let local = Local::new("manifest");
-    let path = local.manifests().join("job.yaml");
-    let text_of = fs::read_to_string(&path).unwrap();
-    fs::write(&path, text_of.replace("heads: 4", "heads: 5").replace("maxLength: 320", "maxLength: -1")).unwrap();
-    let output = local.try_up(&[]);
+fn another_artifact_than_the_one_asked_for_is_refused_by_file_and_digest() {
+    let local = Local::new("artifact");
+    fs::copy(repository().join("tests/oracles/fixtures/head_gated.safetensors"), local.data().join("head.safetensors")).unwrap();
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let config = write_config(&local.data(), &format!(r#"{{"servedModelName": "m", "digest": "{digest}"}}"#));
+    let head = local.data();
+    let output = worker(&[
+        "serve",
+        "--config",
+        &config,
+        "--pool",
+        "http://127.0.0.1:9",
+        "--head",
+        head.to_str().unwrap(),
+        "--listen",
+        "127.0.0.1:0",
+    ]);
     let text = text(&output);
-    assert!(!output.status.success() && text.contains("maxLength") && text.contains("heads"), "{text}");
-    assert!(!local.state().join("logs/smollm2-pool-0.log").exists(), "something was started");
+    assert!(output.status.code() == Some(65) && text.contains("head.safetensors") && text.contains(&digest), "{text}");
+}
+
+#[test]
+fn manifests_that_ask_for_the_impossible_are_refused_with_field_and_reason() {
+    for (from, to, field) in [("maxLength: 320", "maxLength: -1", "spec.data.maxLength"), ("heads: 4", "heads: 5", "head.width must be")] {
+        let local = Local::new("manifest");
+        let path = local.manifests().join("job.yaml");
+        let manifest = fs::read_to_string(&path).unwrap();
+        assert!(manifest.contains(from));
+        fs::write(&path, manifest.replace(from, to)).unwrap();
+        let output = local.try_up(&[]);
+        let text = text(&output);
+        assert!(!output.status.success() && text.contains("job.yaml") && text.contains(field), "{text}");
+        assert!(!local.state().join("logs/smollm2-pool-0.log").exists(), "something was started");
+    }
 }
