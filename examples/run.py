@@ -16,6 +16,8 @@ import urllib.request
 
 HERE = pathlib.Path(__file__).resolve().parent
 MODELS = pathlib.Path(os.environ["CARRYON_MODEL"]).parent
+# Names in the summary and in head.json; a classifier has no base to compare with, a language model no accuracy.
+FIGURES = {"base_eval_loss": "base_eval_loss", "head_eval_loss": "eval_loss", "eval_accuracy": "eval_accuracy"}
 OPERATOR = pathlib.Path(os.environ["CARRYON_BIN"]) / "carryon-operator"
 
 
@@ -94,9 +96,7 @@ def main() -> None:
         show_answers(url, name, first_line(arguments.data / "eval.jsonl"))
     report = next(folder.rglob("report.html"))
     summary = {
-        "base_eval_loss": metrics.get("base_eval_loss"),
-        "head_eval_loss": metrics.get("eval_loss"),
-        **({"eval_accuracy": metrics["eval_accuracy"]} if metrics.get("eval_accuracy") is not None else {}),
+        **{key: round(metrics[name], 4) for key, name in FIGURES.items() if metrics.get(name) is not None},
         "seconds": round(time.monotonic() - started, 1),
         "train_seconds": round(metrics["train_seconds"], 1),
         "report": str(report),
