@@ -5,8 +5,8 @@ use std::time::Duration;
 use carryon_crds::wire::ModelDescription;
 use futures::StreamExt as _;
 
-use crate::exchange::wire::{GenerateEvent, GenerateRequest};
-use crate::exchange::{ClientError, PoolClient};
+use crate::exchange::wire::{FinishReason, GenerateEvent, GenerateRequest};
+use crate::exchange::{ClientError, Endpoint, PoolClient};
 use crate::head::artifact::Artifact;
 use crate::text::Tokenizer;
 use crate::train::data::{Sample, Target};
@@ -37,8 +37,9 @@ pub async fn compare(base: &Base, artifact: &Artifact, samples: &[Sample]) -> Re
             head,
             ..GenerateRequest::greedy(prompt.to_vec(), longest)
         };
-        let ids = generate(client, endpoint, &request).await?;
-        Ok::<_, ClientError>(base.tokenizer.decode(&ids))
+        let (ids, cut) = generate(client, endpoint, &request).await?;
+        let text = base.tokenizer.decode(&ids);
+        Ok::<_, ClientError>(if cut { text + " …" } else { text })
     };
     let examples = choose(samples).into_iter().map(async |sample| {
         let split = prompt_length(sample);
@@ -55,15 +56,18 @@ pub async fn compare(base: &Base, artifact: &Artifact, samples: &[Sample]) -> Re
     futures::future::try_join_all(examples).await.map_err(pool_error)
 }
 
-async fn generate(client: &PoolClient, endpoint: &crate::exchange::Endpoint, request: &GenerateRequest) -> Result<Vec<u32>, ClientError> {
+/// The answer, and whether it was cut at its longest.
+async fn generate(client: &PoolClient, endpoint: &Endpoint, request: &GenerateRequest) -> Result<(Vec<u32>, bool), ClientError> {
     let mut events = std::pin::pin!(client.generate(Some(endpoint), request).await?);
-    let mut ids = Vec::new();
+    let (mut ids, mut cut) = (Vec::new(), true);
     while let Some(event) = events.next().await {
-        if let GenerateEvent::Token(token) = event? {
-            ids.push(token.token);
+        match event? {
+            GenerateEvent::Token(token) => ids.push(token.token),
+            GenerateEvent::Finish { finish_reason, .. } => cut = finish_reason == FinishReason::Length,
+            _ => {}
         }
     }
-    Ok(ids)
+    Ok((ids, cut))
 }
 
 /// Some samples, evenly spread over the file.
