@@ -1,7 +1,9 @@
 //! The trainer's small HTTP server: `/progress` for the operator, `/healthz`, `/metrics`.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::PoisonError;
+use std::time::{Duration, Instant};
 
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
@@ -10,16 +12,20 @@ use axum::routing::get;
 use axum::{Json, Router};
 use carryon_crds::wire::Progress;
 use prometheus::{Encoder as _, Gauge, Registry, TextEncoder};
+use tokio::net::TcpListener;
 
 use crate::train::memory;
 use crate::train::progress::Snapshot;
+
+/// How long an address in use is waited for.
+const RELEASE: Duration = Duration::from_secs(5);
 
 /// Listens on `address` until the runtime ends; returns the address really bound.
 ///
 /// # Errors
 /// The address is taken or not ours.
 pub async fn listen(address: SocketAddr, snapshot: Snapshot) -> std::io::Result<SocketAddr> {
-    let listener = tokio::net::TcpListener::bind(address).await?;
+    let listener = bind(address).await?;
     let bound = listener.local_addr()?;
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
@@ -32,6 +38,17 @@ pub async fn listen(address: SocketAddr, snapshot: Snapshot) -> std::io::Result<
         }
     });
     Ok(bound)
+}
+
+/// A trainer killed a moment ago may still hold the address.
+async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let deadline = Instant::now() + RELEASE;
+    loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < deadline => tokio::time::sleep(RELEASE / 50).await,
+            bound => return bound,
+        }
+    }
 }
 
 fn copy(snapshot: &Snapshot) -> Progress {

@@ -15,14 +15,14 @@ pub enum TrainError {
     #[error("{0}")]
     Configuration(String),
     /// A file of the output folder could not be read or written.
-    #[error("failed to {action} {path:?}: {source}")]
+    #[error("failed to {action} {path:?}: {cause}")]
     File {
         /// What was tried, e.g. `write`.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The pool did not answer, or not as it should.
     #[error("pool: {0}")]
@@ -69,7 +69,7 @@ impl TrainError {
     /// A file-system failure at `path`.
     pub fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::File { action, path, source }
+        move |cause| Self::File { action, path, cause }
     }
 
     /// Exit code of the process.
@@ -96,12 +96,12 @@ pub enum DataError {
         path: PathBuf,
     },
     /// The file could not be read.
-    #[error("failed to read data file {path:?}: {source}")]
+    #[error("failed to read data file {path:?}: {cause}")]
     Read {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The file is larger than [`super::data::MAX_FILE_BYTES`].
     #[error("data file {path:?} has {bytes} bytes, more than the {limit} a trainer reads")]

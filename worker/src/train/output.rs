@@ -135,7 +135,7 @@ pub fn weights_path(places: &Places) -> PathBuf {
 
 fn artifact_error(error: ArtifactError) -> TrainError {
     match error {
-        ArtifactError::File { action, path, source } => TrainError::File { action, path, source },
+        ArtifactError::File { action, path, source } => TrainError::File { action, path, cause: source },
         error => TrainError::Head(error.to_string()),
     }
 }

@@ -366,7 +366,7 @@ fn summary(manifest: &HeadManifest) -> String {
 
 fn cache_error(error: CacheError) -> TrainError {
     match error {
-        CacheError::Io { action, path, source } => TrainError::File { action, path, source },
+        CacheError::Io { action, path, source } => TrainError::File { action, path, cause: source },
         error => TrainError::Pool(error.to_string()),
     }
 }

@@ -50,7 +50,7 @@ impl Lines {
             self.buffer.clear();
             self.number += 1;
             let read = (&mut self.reader).take(MAX_LINE_BYTES + 1).read_until(b'\n', &mut self.buffer);
-            let read = read.map_err(|source| DataError::Read { path: self.path.clone(), source })? as u64;
+            let read = read.map_err(|cause| DataError::Read { path: self.path.clone(), cause })? as u64;
             self.bytes += read;
             if read == 0 {
                 return Ok(None);
@@ -84,16 +84,16 @@ pub fn file_digest(path: &Path) -> Result<String, DataError> {
         match file.read(&mut buffer) {
             Ok(0) => return Ok(carryon_crds::wire::digest_of(hasher)),
             Ok(count) => hasher.update(&buffer[..count]),
-            Err(source) => return Err(DataError::Read { path: path.to_owned(), source }),
+            Err(cause) => return Err(DataError::Read { path: path.to_owned(), cause }),
         }
     }
 }
 
 fn open(path: &Path) -> Result<File, DataError> {
-    let read = |source| DataError::Read { path: path.to_owned(), source };
-    let file = File::open(path).map_err(|source| match source.kind() {
+    let read = |cause| DataError::Read { path: path.to_owned(), cause };
+    let file = File::open(path).map_err(|cause| match cause.kind() {
         std::io::ErrorKind::NotFound => DataError::Missing { path: path.to_owned() },
-        _ => read(source),
+        _ => read(cause),
     })?;
     let bytes = file.metadata().map_err(read)?.len();
     if bytes > MAX_FILE_BYTES {
