@@ -11,6 +11,7 @@ pub mod data;
 pub mod endpoint;
 pub mod error;
 pub mod examples;
+mod finish;
 pub mod fit;
 pub mod loss;
 pub mod memory;

@@ -49,6 +49,13 @@ impl Places {
     pub fn cache(&self) -> PathBuf {
         self.root.join("cache")
     }
+
+    /// Bytes of the cache: one folder a key, a few files in it.
+    pub fn cache_bytes(&self) -> u64 {
+        let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
+        let files = entries(&self.cache()).flat_map(|entry| entries(&entry.path()).collect::<Vec<_>>());
+        files.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum()
+    }
 }
 
 /// Content of the marker.

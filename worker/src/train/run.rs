@@ -5,30 +5,31 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use carryon_crds::job::{LossPlace, Task};
-use carryon_crds::wire::{ExitCode, HeadManifest, HeadShape, TerminationMessage};
+use carryon_crds::wire::{ExitCode, HeadShape, TerminationMessage};
 use tokio::runtime::Handle;
 
 use crate::exchange::{CacheError, CacheKey, StateCache};
-use crate::head::{artifact::Artifact, init};
+use crate::head::init;
 use crate::kernel::Threads;
 use crate::train::args::TrainArgs;
 use crate::train::checkpoint::{Checkpoint, Folder, State};
 use crate::train::data::{self, DataSet, Rules};
+use crate::train::endpoint;
 use crate::train::error::TrainError;
+use crate::train::finish::finish;
 use crate::train::fit::Run;
 use crate::train::loss::{LabelLoss, LocalLoss, Loss, RemoteLoss};
 use crate::train::memory::{self, Watch};
-use crate::train::metrics::{self, Metrics};
+use crate::train::metrics::Metrics;
 use crate::train::optim::Optimizers;
 use crate::train::output::{self, Places};
 use crate::train::plan::{self, Inputs};
 use crate::train::pool::{Base, CachedPool, PoolStates, pool_error};
 use crate::train::progress::{Console, Phase};
-use crate::train::report::{self, Example, Report};
+use crate::train::report;
 use crate::train::schedule::Schedule;
 use crate::train::step::Learner;
 use crate::train::stop::Stop;
-use crate::train::{endpoint, examples};
 
 /// Share of the free disk that the cache may take.
 const CACHE_SHARE: f64 = 0.8;
@@ -118,10 +119,10 @@ struct Environment {
 }
 
 /// The samples of both splits.
-struct Data {
-    train: DataSet,
-    evaluation: Option<DataSet>,
-    shape: HeadShape,
+pub(super) struct Data {
+    pub train: DataSet,
+    pub evaluation: Option<DataSet>,
+    pub shape: HeadShape,
 }
 
 impl Data {
@@ -234,7 +235,7 @@ fn open_cache(places: &Places, data: &Data, base: &Base, task: Task, console: &C
     let disk = rustix::fs::statvfs(&folder).map_err(|error| TrainError::file("inspect", &folder)(error.into()))?;
     let free = disk.f_bavail * disk.f_frsize;
     // What an earlier start has cached is part of the quota, but no more part of what is free.
-    let held = used(&folder);
+    let held = places.cache_bytes();
     let quota = held + (free as f64 * CACHE_SHARE) as u64;
     let cache = StateCache::open(&folder, key, quota).map_err(cache_error)?;
     console.note(&format!(
@@ -256,15 +257,6 @@ fn open_cache(places: &Places, data: &Data, base: &Base, task: Task, console: &C
     })
 }
 
-/// Bytes of all files two folders deep: one folder a key, a few files in it.
-fn used(folder: &Path) -> u64 {
-    let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
-    entries(folder)
-        .flat_map(|entry| entries(&entry.path()).collect::<Vec<_>>())
-        .filter_map(|entry| Some(entry.metadata().ok()?.len()))
-        .sum()
-}
-
 fn loss(inputs: &Inputs, base: &Base, environment: &Environment, labels: usize) -> Result<Box<dyn Loss>, TrainError> {
     let alpha = inputs.config.head.alpha;
     Ok(match (inputs.config.task, inputs.config.training.loss) {
@@ -283,85 +275,6 @@ fn loss(inputs: &Inputs, base: &Base, environment: &Environment, labels: usize) 
             Box::new(LocalLoss::new(&base.description, &weight, alpha, environment.threads.clone()))
         }
     })
-}
-
-/// Writes head, report and, last, the marker.
-fn finish(places: &Places, inputs: &Inputs, base: &Base, data: &Data, run: &mut Run<PoolStates>) -> Result<TerminationMessage, TrainError> {
-    let weights = run.best.clone().unwrap_or_else(|| run.learner.weights.clone());
-    let confusion = match inputs.config.task {
-        Task::Classification => run.measure(Some(&weights), Phase::Evaluating)?.map(|found| found.confusion).unwrap_or_default(),
-        Task::CausalLM => Vec::new(),
-    };
-    run.console.phase(Phase::Writing, 0, "");
-    let artifact = output::artifact(&data.shape, &base.description, weights)?;
-    run.state.peak_anonymous_bytes = run.memory.peak_anonymous();
-    let manifest = output::write(places, &artifact, &base.description, inputs, &run.state)?;
-    let examples = match inputs.config.task {
-        Task::CausalLM => example_answers(base, &artifact, data, run)?,
-        Task::Classification => Vec::new(),
-    };
-    write_report(places, &manifest, data, run, &examples, &confusion)?;
-    run.console.phase(Phase::Done, 0, "");
-    let mut progress = run.console.progress();
-    progress.eta_seconds = Some(0);
-    let message = TerminationMessage {
-        message: summary(&manifest),
-        digest: Some(artifact.digest.clone()),
-        base_model_digest: Some(base.description.identity.digest()),
-        progress: Some(progress),
-    };
-    output::mark_finished(places, &inputs.run, &message)?;
-    run.console.note(&format!("{} · {} · {}", message.message, output::weights_path(places).display(), places.report().display()));
-    Ok(message)
-}
-
-/// Answers for the report. A pool that fails here costs the report its examples, not the job its head.
-fn example_answers(base: &Base, artifact: &Artifact, data: &Data, run: &Run<PoolStates>) -> Result<Vec<Example>, TrainError> {
-    let samples = data.evaluation.as_ref().map_or(&data.train.samples, |data| &data.samples);
-    match run.runtime.block_on(run.stop.race(examples::compare(base, artifact, samples))) {
-        None => Err(TrainError::Stopped { step: run.state.step }),
-        Some(Ok(examples)) => Ok(examples),
-        Some(Err(error)) => {
-            run.console.warn(&format!("the report has no examples: {error}"));
-            Ok(Vec::new())
-        }
-    }
-}
-
-fn write_report(
-    places: &Places,
-    manifest: &HeadManifest,
-    data: &Data,
-    run: &Run<PoolStates>,
-    examples: &[Example],
-    confusion: &[Vec<u64>],
-) -> Result<(), TrainError> {
-    let weights = output::weights_path(places);
-    let page = report::render(&Report {
-        manifest,
-        lines: &metrics::read(&places.metrics())?,
-        train: &data.train.counts,
-        evaluation: data.evaluation.as_ref().map(|data| &data.counts),
-        examples,
-        confusion,
-        head_bytes: std::fs::metadata(&weights).map_err(TrainError::file("inspect", &weights))?.len(),
-        cache_bytes: used(&places.cache()),
-        peak_resident_bytes: memory::now().peak_resident,
-        written_step: run.state.best.map_or(run.state.step, |best| best.step),
-        written_at: jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string(),
-    })?;
-    let path = places.report();
-    crate::files::write_atomic(&path, page.as_bytes()).map_err(TrainError::file("write", path))
-}
-
-fn summary(manifest: &HeadManifest) -> String {
-    let metrics = &manifest.metrics;
-    let steps = manifest.lineage.steps;
-    match (metrics.eval_loss, metrics.base_eval_loss, metrics.eval_accuracy) {
-        (Some(loss), _, Some(accuracy)) => format!("head written after {steps} steps: accuracy {accuracy:.3}, evaluation loss {loss:.4}"),
-        (Some(loss), Some(base), _) => format!("head written after {steps} steps: evaluation loss {loss:.4}, the base's own {base:.4}"),
-        _ => format!("head written after {steps} steps"),
-    }
 }
 
 fn cache_error(error: CacheError) -> TrainError {

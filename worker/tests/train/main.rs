@@ -1,5 +1,8 @@
 //! Trainers end to end against a pool in this process: bits, restarts, caches, refusals.
 
+// Helpers of tests panic as tests do.
+#![allow(clippy::unwrap_used, clippy::result_large_err)]
+
 mod toy_pool;
 
 use std::fs;

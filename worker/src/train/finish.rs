@@ -1,0 +1,100 @@
+//! The last stage of a run: head, report and marker.
+
+use carryon_crds::job::Task;
+use carryon_crds::wire::{HeadManifest, TerminationMessage};
+
+use crate::head::artifact::Artifact;
+use crate::train::error::TrainError;
+use crate::train::fit::Run;
+use crate::train::output::{self, Places};
+use crate::train::plan::Inputs;
+use crate::train::pool::{Base, PoolStates};
+use crate::train::progress::Phase;
+use crate::train::report::{self, Example, Report};
+use crate::train::run::Data;
+use crate::train::{examples, memory, metrics};
+
+/// Writes head, report and, last, the marker.
+pub(super) fn finish(
+    places: &Places,
+    inputs: &Inputs,
+    base: &Base,
+    data: &Data,
+    run: &mut Run<PoolStates>,
+) -> Result<TerminationMessage, TrainError> {
+    let weights = run.best.clone().unwrap_or_else(|| run.learner.weights.clone());
+    let confusion = match inputs.config.task {
+        Task::Classification => run.measure(Some(&weights), Phase::Evaluating)?.map(|found| found.confusion).unwrap_or_default(),
+        Task::CausalLM => Vec::new(),
+    };
+    run.console.phase(Phase::Writing, 0, "");
+    let artifact = output::artifact(&data.shape, &base.description, weights)?;
+    run.state.peak_anonymous_bytes = run.memory.peak_anonymous();
+    let manifest = output::write(places, &artifact, &base.description, inputs, &run.state)?;
+    let examples = match inputs.config.task {
+        Task::CausalLM => example_answers(base, &artifact, data, run)?,
+        Task::Classification => Vec::new(),
+    };
+    write_report(places, &manifest, data, run, &examples, &confusion)?;
+    run.console.phase(Phase::Done, 0, "");
+    let mut progress = run.console.progress();
+    progress.eta_seconds = Some(0);
+    let message = TerminationMessage {
+        message: summary(&manifest),
+        digest: Some(artifact.digest.clone()),
+        base_model_digest: Some(base.description.identity.digest()),
+        progress: Some(progress),
+    };
+    output::mark_finished(places, &inputs.run, &message)?;
+    run.console.note(&format!("{} · {} · {}", message.message, output::weights_path(places).display(), places.report().display()));
+    Ok(message)
+}
+
+/// Answers for the report. A pool that fails here costs the report its examples, not the job its head.
+fn example_answers(base: &Base, artifact: &Artifact, data: &Data, run: &Run<PoolStates>) -> Result<Vec<Example>, TrainError> {
+    let samples = data.evaluation.as_ref().map_or(&data.train.samples, |data| &data.samples);
+    match run.runtime.block_on(run.stop.race(examples::compare(base, artifact, samples))) {
+        None => Err(TrainError::Stopped { step: run.state.step }),
+        Some(Ok(examples)) => Ok(examples),
+        Some(Err(error)) => {
+            run.console.warn(&format!("the report has no examples: {error}"));
+            Ok(Vec::new())
+        }
+    }
+}
+
+fn write_report(
+    places: &Places,
+    manifest: &HeadManifest,
+    data: &Data,
+    run: &Run<PoolStates>,
+    examples: &[Example],
+    confusion: &[Vec<u64>],
+) -> Result<(), TrainError> {
+    let weights = output::weights_path(places);
+    let page = report::render(&Report {
+        manifest,
+        lines: &metrics::read(&places.metrics())?,
+        train: &data.train.counts,
+        evaluation: data.evaluation.as_ref().map(|data| &data.counts),
+        examples,
+        confusion,
+        head_bytes: std::fs::metadata(&weights).map_err(TrainError::file("inspect", &weights))?.len(),
+        cache_bytes: places.cache_bytes(),
+        peak_resident_bytes: memory::now().peak_resident,
+        written_step: run.state.best.map_or(run.state.step, |best| best.step),
+        written_at: jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string(),
+    })?;
+    let path = places.report();
+    crate::files::write_atomic(&path, page.as_bytes()).map_err(TrainError::file("write", path))
+}
+
+fn summary(manifest: &HeadManifest) -> String {
+    let metrics = &manifest.metrics;
+    let steps = manifest.lineage.steps;
+    match (metrics.eval_loss, metrics.base_eval_loss, metrics.eval_accuracy) {
+        (Some(loss), _, Some(accuracy)) => format!("head written after {steps} steps: accuracy {accuracy:.3}, evaluation loss {loss:.4}"),
+        (Some(loss), Some(base), _) => format!("head written after {steps} steps: evaluation loss {loss:.4}, the base's own {base:.4}"),
+        _ => format!("head written after {steps} steps"),
+    }
+}
