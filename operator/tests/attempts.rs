@@ -1,0 +1,258 @@
+//! A job over its attempts: the exit codes, the back-off, suspension, the deadline, as one table of steps each.
+
+mod common;
+
+use carryon_crds::{BaseModelPool, CarryOnJob, names};
+use carryon_operator::{job, shared::Settings};
+use common::{at, example, patched, summary};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Value, json};
+
+/// A job in a world that the test plays.
+struct Scene {
+    job: CarryOnJob,
+    observed: job::Observed,
+    now: i64,
+}
+
+impl Scene {
+    fn new(patch: Value) -> Self {
+        let job = patched(serde_json::to_value(example::<CarryOnJob>("quickstart/job.yaml")).unwrap(), &patch);
+        let claims =
+            ["quickstart-data", "quickstart-output"].map(|name| serde_json::from_value(json!({"metadata": {"name": name}})).unwrap());
+        let observed = job::Observed { pool: Some(pool(30)), claims: claims.into(), ..job::Observed::default() };
+        Self { job: serde_json::from_value(job).unwrap(), observed, now: 0 }
+    }
+
+    /// One reconcile; the batch Job it wants to exist, and the one it stops.
+    fn reconcile(&mut self) -> (Option<String>, Option<String>) {
+        let now = at(self.now);
+        let validated = job::validate(&self.job, &self.observed, &Settings::default(), &now);
+        let children = validated.as_ref().ok().map(job::build);
+        let wanted = children.as_ref().and_then(|children| children.attempt.clone());
+        let name = |job: &Job| job.metadata.name.clone().unwrap();
+        let existing = self.observed.attempt.clone().filter(|job| wanted.as_ref().is_some_and(|wanted| name(job) == name(wanted)));
+        let applied = job::Applied { attempt: existing.or(wanted.clone()) };
+        let outcome = validated.as_ref().map(|validated| (validated, &applied));
+        self.job.status = Some(job::status(&self.job, outcome, &self.observed, &now));
+        if wanted.as_ref().is_some_and(|wanted| self.observed.attempt.as_ref().is_none_or(|job| name(job) != name(wanted))) {
+            self.observed.attempt = wanted.clone();
+            self.observed.pods = vec![pod("Running", None)];
+        }
+        (wanted.as_ref().map(name), children.and_then(|children| children.stop))
+    }
+
+    /// The trainer ends; a reconcile sees it.
+    fn ends(&mut self, code: i32, message: &str) -> (Option<String>, Option<String>) {
+        let attempt = self.observed.attempt.as_mut().unwrap();
+        let type_ = if code == 0 { "Complete" } else { "Failed" };
+        attempt.status = Some(serde_json::from_value(json!({"conditions": [{"type": type_, "status": "True"}]})).unwrap());
+        let end = json!({"exitCode": code, "message": message, "finishedAt": at(self.now)});
+        self.observed.pods = vec![pod(if code == 0 { "Succeeded" } else { "Failed" }, Some(end))];
+        self.reconcile()
+    }
+
+    fn says(&self) -> String {
+        summary(&self.job.status.as_ref().unwrap().conditions)
+    }
+}
+
+fn pool(layers: u32) -> BaseModelPool {
+    let pool = serde_json::to_value(example::<BaseModelPool>("quickstart/pool.yaml")).unwrap();
+    let model = json!({"name": "SmolLM2", "digest": "", "tokenizerDigest": "", "identityDigest": "", "hiddenSize": 576, "layers": layers, "vocabSize": 9});
+    serde_json::from_value(patched(pool, &json!({"status": {"readyReplicas": 1, "model": model}}))).unwrap()
+}
+
+fn pod(phase: &str, terminated: Option<Value>) -> Pod {
+    let state = terminated.map_or(json!({"running": {}}), |end| json!({"terminated": end}));
+    let status = json!({"name": "trainer", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state});
+    serde_json::from_value(json!({"metadata": {"name": "quickstart-1-0"}, "status": {"phase": phase, "containerStatuses": [status]}}))
+        .unwrap()
+}
+
+fn done() -> String {
+    json!({"message": "wrote the head", "digest": "sha256:h", "base_model_digest": "sha256:b"}).to_string()
+}
+
+fn named(name: &str) -> (Option<String>, Option<String>) {
+    (Some(name.to_owned()), None)
+}
+
+#[test]
+fn a_job_completes_and_stays_complete_when_its_child_is_gone() {
+    let mut scene = Scene::new(json!({}));
+    assert_eq!(scene.reconcile(), named("quickstart-1"));
+    assert_eq!(scene.says(), "Reconciling AttemptStarting: attempt 1: its pod is made");
+    scene.reconcile();
+    assert_eq!(scene.says(), "Ready Running: attempt 1 on BaseModelPool default/smollm2: starting");
+    assert_eq!(scene.ends(0, &done()), (None, None));
+    assert_eq!(scene.says(), "Ready+Complete Complete: the head is written; status.artifact names it");
+    let artifact = scene.job.status.as_ref().unwrap().artifact.clone().unwrap();
+    assert_eq!((artifact.uri.as_str(), artifact.digest.as_str()), ("pvc://quickstart-output/quickstart/head", "sha256:h"));
+    let before = scene.job.status.clone();
+    scene.observed = job::Observed::default();
+    scene.now = 5;
+    assert_eq!(scene.reconcile(), (None, None));
+    assert_eq!(scene.job.status, before);
+}
+
+#[test]
+fn exit_codes_decide_what_comes_next() {
+    let cases = [
+        (75, "checkpointed", named("quickstart-2"), 0, "Reconciling AttemptStarting: attempt 2: its pod is made"),
+        (
+            1,
+            "no memory",
+            (None, None),
+            1,
+            "Reconciling BackOff: attempt 1 ended with exit code 1: no memory; attempt 2 starts at 2023-11-14T22:13:30Z",
+        ),
+        (137, "", (None, None), 1, "Reconciling BackOff: attempt 1 ended with signal 9; attempt 2 starts at 2023-11-14T22:13:30Z"),
+        (
+            65,
+            "train.jsonl, line 3: no text",
+            (None, None),
+            0,
+            "Stalled+Failed DataRefused: attempt 1 ended with exit code 65: train.jsonl, line 3: no text; correct the data and create a new job",
+        ),
+        (
+            78,
+            "bad config",
+            (None, None),
+            0,
+            "Stalled+Failed ConfigurationRefused: attempt 1 ended with exit code 78: bad config; correct the spec and create a new job",
+        ),
+        (
+            0,
+            "{}",
+            (None, None),
+            1,
+            "Reconciling BackOff: attempt 1 ended with exit code 0: the trainer ended without naming the head it wrote; attempt 2 starts at 2023-11-14T22:13:30Z",
+        ),
+    ];
+    for (code, message, next, failures, says) in cases {
+        let mut scene = Scene::new(json!({}));
+        scene.reconcile();
+        assert_eq!(scene.ends(code, message), next, "exit code {code}");
+        assert_eq!(scene.job.status.as_ref().unwrap().failures, failures, "exit code {code}");
+        assert_eq!(scene.says(), says);
+        let before = scene.job.status.clone();
+        if next.0.is_none() {
+            scene.reconcile();
+            assert_eq!(scene.job.status, before, "an end is entered once");
+        }
+    }
+}
+
+#[test]
+fn back_off_doubles_until_the_limit_is_exceeded() {
+    let mut scene = Scene::new(json!({"spec": {"backoffLimit": 2}}));
+    scene.reconcile();
+    for (attempt, wait) in [(1, 10), (2, 20)] {
+        scene.ends(1, "flaky");
+        scene.now += wait - 1;
+        assert_eq!(scene.reconcile(), (None, None), "attempt {attempt}");
+        scene.now += 1;
+        assert_eq!(scene.reconcile(), named(&names::attempt("quickstart", attempt + 1)));
+    }
+    scene.ends(1, "flaky");
+    assert_eq!(
+        scene.says(),
+        "Stalled+Failed BackoffLimitExceeded: 3 attempts failed, spec.backoffLimit is 2; attempt 3 ended with exit code 1: flaky"
+    );
+    let before = scene.job.status.clone();
+    scene.now += 10_000;
+    assert_eq!(scene.reconcile(), (None, None));
+    assert_eq!(scene.job.status, before);
+}
+
+#[test]
+fn suspending_stops_the_attempt_and_resuming_starts_the_next() {
+    let mut scene = Scene::new(json!({}));
+    scene.reconcile();
+    scene.job.spec.suspend = true;
+    assert_eq!(scene.reconcile(), (None, Some("quickstart-1".to_owned())));
+    assert_eq!(scene.says(), "Ready+Suspended Suspended: suspended by spec.suspend; set it to false to go on from the last checkpoint");
+    scene.observed.attempt = None;
+    scene.observed.pods.clear();
+    assert_eq!(scene.reconcile(), (None, None));
+    scene.job.spec.suspend = false;
+    assert_eq!(scene.reconcile(), named("quickstart-2"));
+    assert_eq!(scene.job.status.as_ref().unwrap().failures, 0);
+}
+
+#[test]
+fn a_deleted_child_is_followed_by_the_next_attempt() {
+    let mut scene = Scene::new(json!({}));
+    scene.reconcile();
+    scene.observed.attempt = None;
+    scene.observed.pods.clear();
+    assert_eq!(scene.reconcile(), named("quickstart-2"));
+    assert_eq!(scene.job.status.as_ref().unwrap().failures, 0);
+}
+
+#[test]
+fn the_deadline_counts_over_attempts_and_not_while_suspended() {
+    let mut scene = Scene::new(json!({"spec": {"activeDeadlineSeconds": 100}}));
+    scene.reconcile();
+    scene.now = 60;
+    scene.ends(75, "checkpointed");
+    scene.now = 99;
+    assert_eq!(scene.reconcile(), named("quickstart-2"));
+    scene.now = 100;
+    assert_eq!(scene.reconcile(), (None, Some("quickstart-2".to_owned())));
+    assert_eq!(scene.says(), "Stalled+Failed DeadlineExceeded: the attempts ran longer than spec.activeDeadlineSeconds (100)");
+}
+
+#[test]
+fn a_job_waits_for_what_it_names_and_says_what_is_missing() {
+    let missing = |change: fn(&mut job::Observed), says: &str| {
+        let mut scene = Scene::new(json!({}));
+        change(&mut scene.observed);
+        assert_eq!(scene.reconcile(), (None, None));
+        assert_eq!(scene.says(), says);
+    };
+    missing(|world| world.pool = None, "Reconciling PoolNotFound: BaseModelPool default/smollm2 (spec.pools[0]) not found: create it");
+    missing(
+        |world| world.pool.as_mut().unwrap().status = None,
+        "Reconciling PoolNotReady: waiting for BaseModelPool default/smollm2 to be ready",
+    );
+    missing(
+        |world| drop(world.claims.remove(0)),
+        "Reconciling ClaimNotFound: PersistentVolumeClaim default/quickstart-data (spec.data.source) not found: create it",
+    );
+    missing(
+        |world| drop(world.claims.pop()),
+        "Reconciling ClaimNotFound: PersistentVolumeClaim default/quickstart-output (spec.output) not found: create it",
+    );
+    missing(
+        |world| world.pool = Some(pool(24)),
+        "Stalled TapBeyondLastLayer: spec.pools[0].taps.layers: 28 is beyond the last layer, 24, of SmolLM2 in BaseModelPool default/smollm2; create a new job",
+    );
+}
+
+#[test]
+fn a_running_attempt_outlives_its_pool() {
+    let mut scene = Scene::new(json!({}));
+    scene.reconcile();
+    scene.observed.pool = None;
+    assert_eq!(scene.reconcile(), named("quickstart-1"));
+}
+
+#[test]
+fn a_figure_that_is_not_finite_is_left_out() {
+    let mut scene = Scene::new(json!({}));
+    scene.reconcile();
+    scene.observed.progress = Some(carryon_crds::wire::Progress {
+        phase: "training".to_owned(),
+        step: 3,
+        total_steps: 9,
+        train_loss: Some(f64::NAN),
+        eval_loss: Some(0.25),
+        ..Default::default()
+    });
+    scene.reconcile();
+    let progress = scene.job.status.as_ref().unwrap().progress.clone().unwrap();
+    assert_eq!((progress.step, progress.train_loss, progress.eval_loss.as_deref()), (3, None, Some("0.2500")));
+}

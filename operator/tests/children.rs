@@ -1,0 +1,97 @@
+//! Rendered children of the examples, as reviewed snapshots. `UPDATE_SNAPSHOTS=1 cargo test` writes them anew.
+
+mod common;
+
+use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
+use carryon_operator::{deployment, job, pool, shared::Settings};
+use common::{at, example, patched, repository};
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use serde::Serialize;
+use serde_json::json;
+
+fn claim(name: &str) -> PersistentVolumeClaim {
+    serde_json::from_value(json!({"metadata": {"name": name, "namespace": "default"}})).unwrap()
+}
+
+fn settings() -> Settings {
+    Settings { worker_image: "example.org/worker:1".to_owned() }
+}
+
+fn loaded_pool() -> BaseModelPool {
+    let pool = serde_json::to_value(example::<BaseModelPool>("quickstart/pool.yaml")).unwrap();
+    let model = json!({"name": "SmolLM2", "digest": "sha256:w", "tokenizerDigest": "sha256:t", "identityDigest": "sha256:i",
+        "hiddenSize": 576, "layers": 30, "vocabSize": 49152});
+    serde_json::from_value(patched(pool, &json!({"status": {"readyReplicas": 1, "model": model}}))).unwrap()
+}
+
+/// Compares documents with `tests/snapshots/NAME.yaml`.
+fn snapshot(name: &str, documents: &[serde_json::Value]) {
+    let text: String = documents.iter().map(|document| format!("---\n{}", serde_yaml::to_string(document).unwrap())).collect();
+    let path = repository().join(format!("operator/tests/snapshots/{name}.yaml"));
+    if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
+        std::fs::write(&path, &text).unwrap();
+    }
+    let known = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(known == text, "{} differs; look at the change with UPDATE_SNAPSHOTS=1 and git diff", path.display());
+}
+
+fn value(object: &impl Serialize) -> serde_json::Value {
+    serde_json::to_value(object).unwrap()
+}
+
+#[test]
+fn children_of_a_pool() {
+    let observed = pool::Observed { claim: Some(claim("models")), ..pool::Observed::default() };
+    let validated = pool::validate(&example("quickstart/pool.yaml"), &observed, &settings()).unwrap();
+    let pool::Children { config_map, service, stateful_set, disruption_budget } = pool::build(&validated);
+    snapshot("pool", &[value(&config_map), value(&service), value(&stateful_set), value(&disruption_budget)]);
+}
+
+#[test]
+fn children_of_a_job() {
+    let claims = vec![claim("quickstart-data"), claim("quickstart-output")];
+    let observed = job::Observed { pool: Some(loaded_pool()), claims, ..job::Observed::default() };
+    let job: CarryOnJob = example("quickstart/job.yaml");
+    let validated = job::validate(&job, &observed, &settings(), &at(0)).unwrap();
+    let job::Children { config_map, service, attempt, stop } = job::build(&validated);
+    assert_eq!(stop, None);
+    snapshot("job", &[value(&config_map), value(&service), value(&attempt.unwrap())]);
+}
+
+#[test]
+fn children_of_a_deployment() {
+    let artifact = json!({"uri": "pvc://quickstart-output/quickstart/head", "digest": "sha256:h", "baseModelDigest": "sha256:i"});
+    let complete = json!({"type": "Complete", "status": "True", "reason": "Complete", "message": "", "lastTransitionTime": at(0)});
+    let job = value(&example::<CarryOnJob>("quickstart/job.yaml"));
+    let job: CarryOnJob =
+        serde_json::from_value(patched(job, &json!({"status": {"conditions": [complete], "artifact": artifact}}))).unwrap();
+    let secret = json!({"metadata": {"name": "key", "namespace": "default"}, "data": {"token": "c2VjcmV0"}});
+    let observed = deployment::Observed {
+        pool: Some(loaded_pool()),
+        job: Some(job),
+        claim: Some(claim("quickstart-output")),
+        secret: Some(serde_json::from_value(secret).unwrap()),
+        ..deployment::Observed::default()
+    };
+    let patch =
+        json!({"spec": {"api": {"keySecretRef": {"name": "key", "key": "token"}}, "gateway": {"resources": {"limits": {"cpu": "1500m"}}}}});
+    let deployment = value(&example::<CarryOnDeployment>("quickstart/deployment.yaml"));
+    let deployment: CarryOnDeployment = serde_json::from_value(patched(deployment, &patch)).unwrap();
+    let validated = deployment::validate(&deployment, &observed, &settings()).unwrap();
+    let deployment::Children { config_map, service, deployment } = deployment::build(&validated);
+    snapshot("deployment", &[value(&config_map), value(&service), value(&deployment)]);
+}
+
+#[test]
+fn a_changed_configuration_rolls_the_pods_and_a_new_default_image_does_not() {
+    let observed = pool::Observed { claim: Some(claim("models")), ..pool::Observed::default() };
+    let mut pool: BaseModelPool = example("quickstart/pool.yaml");
+    let set = |pool: &BaseModelPool, settings: &Settings| {
+        pool::build(&pool::validate(pool, &observed, settings).unwrap()).stateful_set.spec.unwrap().template
+    };
+    let first = set(&pool, &settings());
+    pool.status = Some(carryon_crds::BaseModelPoolStatus { image: Some(settings().worker_image), ..Default::default() });
+    assert_eq!(set(&pool, &Settings { worker_image: "example.org/worker:2".to_owned() }), first);
+    pool.spec.engine.max_num_seqs = 3;
+    assert_ne!(set(&pool, &settings()).metadata, first.metadata);
+}

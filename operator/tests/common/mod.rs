@@ -1,0 +1,57 @@
+//! What several test files need.
+#![allow(dead_code, missing_docs)]
+
+use std::path::PathBuf;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use serde::Deserialize as _;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+pub fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The first document of a manifest, with defaults, uid and generation as an API server gives them.
+pub fn example<K: DeserializeOwned>(file: &str) -> K {
+    let value = carryon_operator::admission::Admission::new().unwrap().admit(&raw(file), None).unwrap();
+    serde_json::from_value(patched(value, &serde_json::json!({"metadata": {"namespace": "default", "uid": "u-1", "generation": 1}})))
+        .unwrap()
+}
+
+pub fn raw(file: &str) -> Value {
+    let path = repository().join("examples").join(file);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let document = serde_yaml::Deserializer::from_str(&text).next().unwrap();
+    Value::deserialize(document).unwrap()
+}
+
+/// JSON merge patch.
+pub fn patched(mut value: Value, patch: &Value) -> Value {
+    let Value::Object(patch) = patch else { return patch.clone() };
+    if !value.is_object() {
+        value = serde_json::json!({});
+    }
+    for (key, patch) in patch {
+        if patch.is_null() {
+            value.as_object_mut().unwrap().remove(key);
+        } else {
+            let old = value.get(key).cloned().unwrap_or(Value::Null);
+            value[key] = patched(old, patch);
+        }
+    }
+    value
+}
+
+pub fn at(second: i64) -> Time {
+    Time(k8s_openapi::jiff::Timestamp::from_second(1_700_000_000 + second).unwrap())
+}
+
+/// `Ready=False Reconciling=True Stalled=False PoolNotFound: message`, other conditions by name when True.
+pub fn summary(conditions: &[Condition]) -> String {
+    let of = |type_: &str| conditions.iter().find(|condition| condition.type_ == type_).unwrap_or_else(|| panic!("no condition {type_}"));
+    let standing: Vec<&str> = ["Ready", "Reconciling", "Stalled"].into_iter().filter(|type_| of(type_).status == "True").collect();
+    let others = conditions.iter().filter(|condition| !["Ready", "Reconciling", "Stalled"].contains(&condition.type_.as_str()));
+    let all: Vec<&str> = standing.into_iter().chain(others.map(|condition| condition.type_.as_str())).collect();
+    format!("{} {}: {}", all.join("+"), of("Ready").reason, of("Ready").message)
+}
