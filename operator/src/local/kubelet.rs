@@ -82,6 +82,10 @@ impl Kubelet {
     /// # Errors
     /// When the state directory cannot be written.
     pub fn tick(&mut self, store: &mut Store, polls: &mut Polls, now: &Time) -> io::Result<()> {
+        // All ports first: a process is told the addresses of every pod of a Service.
+        for mut pod in store.list::<Pod>() {
+            self.give_ports(&mut pod, store)?;
+        }
         for mut pod in store.list::<Pod>() {
             let key = Key::of::<Pod>(&namespace(&pod), &pod.name_any());
             let mut slot = self.slots.remove(&key).unwrap_or_default();
@@ -90,7 +94,6 @@ impl Kubelet {
                 polls.forget(&key.to_string());
                 continue;
             }
-            self.give_ports(&mut pod, &key, store)?;
             if slot.running.is_some() {
                 self.look_after(&mut slot, &pod, &key, polls, now)?;
             } else if !is_finished(&pod) && !self.stopping {
@@ -125,7 +128,8 @@ impl Kubelet {
         self.slots.iter().filter(|(key, slot)| slot.running.is_some() && of_component(key)).count()
     }
 
-    fn give_ports(&mut self, pod: &mut Pod, key: &Key, store: &mut Store) -> io::Result<()> {
+    fn give_ports(&mut self, pod: &mut Pod, store: &mut Store) -> io::Result<()> {
+        let key = Key::of::<Pod>(&namespace(pod), &pod.name_any());
         let ports = pod.spec.iter_mut().flat_map(|spec| &mut spec.containers).flat_map(|container| container.ports.iter_mut().flatten());
         for port in ports.filter(|port| port.host_port.is_none()) {
             port.host_port = Some(i32::from(self.ports.assign(&key.to_string(), port.container_port)?));

@@ -85,7 +85,9 @@ fn unschedulable(pod: &Pod) -> Option<Trouble> {
     Some(Trouble { reason: "Unschedulable", message: format!("pod {} has no node: {message}", pod.name_any()), permanent: false })
 }
 
-/// Termination messages that fall back to logs hold many lines; the last says most.
+/// Termination messages that fall back to logs hold many lines: the last that calls itself an error says most, else the last.
 pub fn last_line(text: &str) -> &str {
-    text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default()
+    let mut lines = text.lines().rev().map(str::trim).filter(|line| !line.is_empty());
+    let is_error = |line: &&str| line.starts_with("error") || line.contains(" ERROR ");
+    lines.clone().find(is_error).or_else(|| lines.next()).unwrap_or_default()
 }

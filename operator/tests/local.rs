@@ -1,0 +1,249 @@
+//! Local mode's own parts: what is refused before anything starts, and the kubelet on real processes.
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use carryon_operator::local::{folders::Folders, kubelet::Kubelet, polls::Polls, process::Record, store::Store, workloads};
+use common::repository;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Value, json};
+
+/// A state directory with the controllers and the kubelet on it, without the three kinds.
+struct Machine {
+    state: tempfile::TempDir,
+    store: Store,
+    kubelet: Kubelet,
+    polls: Polls,
+}
+
+impl Machine {
+    fn new() -> Self {
+        Self::on(tempfile::tempdir().unwrap())
+    }
+
+    fn on(state: tempfile::TempDir) -> Self {
+        let folders = Folders::create(state.path()).unwrap();
+        let mut store = Store::open(&folders.root).unwrap();
+        let kubelet = Kubelet::new(folders, "/bin/false".into(), &mut store).unwrap();
+        Self { state, store, kubelet, polls: Polls::new().unwrap() }
+    }
+
+    fn apply(&mut self, value: Value) {
+        self.store.apply_value(value, &now()).unwrap();
+    }
+
+    async fn until(&mut self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            self.polls.receive();
+            workloads::tick(&mut self.store, &now()).unwrap();
+            self.kubelet.tick(&mut self.store, &mut self.polls, &now()).unwrap();
+            if holds(self) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "never: {what}; pods: {:#?}", self.store.list::<Pod>());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn log(&self, pod: &str) -> String {
+        std::fs::read_to_string(self.state.path().join(format!("logs/{pod}.log"))).unwrap_or_default()
+    }
+
+    fn restarts(&self, pod: &str) -> i32 {
+        let pod: Option<Pod> = self.store.get("default", pod);
+        pod.and_then(|pod| pod.status?.container_statuses?.first().map(|status| status.restart_count)).unwrap_or(0)
+    }
+}
+
+fn now() -> Time {
+    Time(Timestamp::now())
+}
+
+fn container(script: &str, port: i32) -> Value {
+    json!({"name": "main", "command": ["/bin/sh", "-c", script, "0.0.0.0:8080"], "args": [format!("0.0.0.0:{port}"), "http://web.default.svc:8080", "/data/file"],
+        "ports": [{"name": "http", "containerPort": port}], "volumeMounts": [{"name": "data", "mountPath": "/data"}]})
+}
+
+fn set(name: &str, replicas: i32, container: Value) -> Value {
+    let spec = json!({"containers": [container], "restartPolicy": "Always", "terminationGracePeriodSeconds": 1,
+        "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]});
+    json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": name},
+        "spec": {"serviceName": name, "replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": {"metadata": {"labels": {"app": name}}, "spec": spec}}})
+}
+
+fn service(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {"selector": {"app": name}, "ports": [{"port": 8080}]}})
+}
+
+#[tokio::test]
+async fn addresses_and_paths_of_a_pod_become_those_of_this_machine() {
+    let mut machine = Machine::new();
+    machine.apply(service("web"));
+    machine.apply(set("web", 2, container("echo $@; exec sleep 60", 8080)));
+    machine.until("both have written", |machine| ["web-0", "web-1"].iter().all(|pod| machine.log(pod).ends_with("/file\n"))).await;
+    let logs = [machine.log("web-0"), machine.log("web-1")];
+    let ports: Vec<&str> = logs.iter().map(|log| log.split_whitespace().next().unwrap().strip_prefix("127.0.0.1:").unwrap()).collect();
+    assert_ne!(ports[0], ports[1]);
+    let urls = format!("http://127.0.0.1:{},http://127.0.0.1:{}", ports[0], ports[1]);
+    let file = machine.state.path().canonicalize().unwrap().join("volumes/data/file");
+    assert_eq!(logs[0], format!("127.0.0.1:{} {urls} {}\n", ports[0], file.display()));
+    machine.kubelet.kill_all();
+}
+
+#[tokio::test]
+async fn a_crashing_container_restarts_in_place_with_its_last_words_in_the_status() {
+    let mut machine = Machine::new();
+    machine.apply(service("web"));
+    machine.apply(set("web", 1, container("echo out of luck; exit 3", 8080)));
+    let begin = Instant::now();
+    machine.until("three restarts", |machine| machine.restarts("web-0") >= 3).await;
+    assert!(begin.elapsed() >= Duration::from_secs(1), "the second restart waits a second");
+    let pod: Pod = machine.store.get("default", "web-0").unwrap();
+    let trouble = carryon_operator::shared::trouble::find(&[pod]).unwrap();
+    assert_eq!(trouble.message, "pod web-0 ended with exit code 3 and was restarted 3 times; it said: out of luck");
+}
+
+#[tokio::test]
+async fn a_deleted_pod_gets_its_grace_period_and_no_more() {
+    let mut machine = Machine::new();
+    machine.apply(service("web"));
+    machine.apply(set("web", 1, container("trap 'echo asked' TERM; echo up; while :; do sleep 0.05; done", 8080)));
+    machine.until("it is up", |machine| machine.log("web-0").starts_with("up")).await;
+    let mut gone = serde_json::to_value(machine.store.get::<StatefulSet>("default", "web").unwrap()).unwrap();
+    gone["spec"]["replicas"] = json!(0);
+    machine.apply(gone);
+    let begin = Instant::now();
+    machine.until("the pod is gone", |machine| machine.store.list::<Pod>().is_empty()).await;
+    assert!(begin.elapsed() >= Duration::from_millis(900));
+    assert_eq!(machine.log("web-0"), "up\nasked\n");
+}
+
+#[tokio::test]
+async fn a_job_ends_with_its_pod_and_keeps_its_exit_code() {
+    for (code, type_) in [(0, "Complete"), (75, "Failed")] {
+        let mut machine = Machine::new();
+        let container =
+            json!({"name": "main", "command": ["/bin/sh", "-c", format!("echo bye > $0; exit {code}"), "/dev/termination-log"]});
+        machine.apply(json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "once"},
+            "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [container]}}}}));
+        let conditions =
+            |machine: &Machine| machine.store.get::<Job>("default", "once").and_then(|job| job.status?.conditions).unwrap_or_default();
+        machine.until("the job has ended", |machine| !conditions(machine).is_empty()).await;
+        assert_eq!(conditions(&machine)[0].type_, type_);
+        let pod: Pod = machine.store.get("default", "once-0").unwrap();
+        let end = carryon_operator::shared::trouble::last_end(&pod).unwrap();
+        assert_eq!((end.exit_code, end.message.as_deref()), (code, Some("bye\n")));
+    }
+}
+
+#[tokio::test]
+async fn processes_of_a_dead_operator_are_ended_and_their_job_gets_another_pod() {
+    let mut machine = Machine::new();
+    let container = json!({"name": "main", "command": ["/bin/sh", "-c", "echo $$; exec sleep 60"]});
+    machine.apply(json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "long"},
+        "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [container]}}}}));
+    machine.until("it runs", |machine| machine.log("long-0").ends_with('\n')).await;
+    let first = Record::of(machine.log("long-0").trim().parse().unwrap()).unwrap();
+    let Machine { state, .. } = machine;
+    let mut next = Machine::on(state);
+    next.until("a second process runs", |machine| machine.log("long-0").lines().count() == 2).await;
+    assert!(!first.is_alive());
+    assert_eq!(next.store.get::<Job>("default", "long").unwrap().status.unwrap().conditions, None);
+    next.kubelet.kill_all();
+}
+
+#[test]
+fn services_are_kept_apart_by_namespace() {
+    let mut machine = Machine::new();
+    let mut other = service("web");
+    other["metadata"]["namespace"] = json!("team");
+    machine.apply(service("web"));
+    machine.apply(other);
+    assert_eq!(
+        machine.store.list::<Service>().iter().map(|service| service.metadata.namespace.clone()).collect::<Vec<_>>(),
+        [Some("default".into()), Some("team".into())]
+    );
+}
+
+/// `local up` on manifests, which must refuse; what it says on stderr.
+fn refused(manifests: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("bad.yaml"), manifests).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_carryon-operator"));
+    command.args(["local", "up", "--worker", "/bin/false", "-f", "bad.yaml"]).current_dir(folder.path());
+    let output = command.output().unwrap();
+    assert!(!output.status.success());
+    assert!(std::fs::read_dir(folder.path().join(".carryon/incoming")).unwrap().next().is_none(), "something was handed over");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn errors_name_file_document_line_and_field() {
+    let pool = std::fs::read_to_string(repository().join("examples/quickstart/pool.yaml")).unwrap();
+    let claim = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata:\n  name: models\n---\n";
+    let cases = [
+        (
+            format!("{claim}{}", pool.replace("replicas: 1", "replicas: -1")),
+            "bad.yaml, document 2 (BaseModelPool/smollm2), line 18: spec.replicas: -1 is less than the minimum of 0.0",
+        ),
+        (
+            pool.clone(),
+            "bad.yaml, document 1 (BaseModelPool/smollm2), line 10: spec.model.source.persistentVolumeClaim.claimName: no folder for claim \"models\"",
+        ),
+        (format!("{claim}a: b: c\n"), "bad.yaml, document 2, line 6: "),
+        (
+            format!("{claim}{claim}").replace("name: models\n---\na", "name: models\nspec: {}\n---\na"),
+            "bad.yaml, document 2 (PersistentVolumeClaim/models), line 10: metadata.name: is defined twice, and differently",
+        ),
+        (
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata:\n  name: x\n".to_owned(),
+            "bad.yaml, document 1 (Deployment/x), line 2: kind: local mode has no kind \"Deployment\" of apps/v1",
+        ),
+        (pool.replace("v1alpha1", "v1"), "apiVersion: \"carryon.dev/v1\" is not served for kind BaseModelPool: use carryon.dev/v1alpha1"),
+        (pool.replace("  replicas: 1\n", "  replicas: 1\n  replicas: 2\n"), "duplicate entry with key \"replicas\""),
+        (
+            "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: x\ndate: {}\ndata: {a: b}\nbinary: 1\n".to_owned(),
+            "line 7: binary: unknown field",
+        ),
+        (String::new(), "no manifest found"),
+    ];
+    for (manifests, expected) in cases {
+        let said = refused(&manifests);
+        assert!(said.contains(expected), "expected {expected}\ngot {said}");
+    }
+}
+
+#[test]
+fn what_one_machine_cannot_do_is_refused_by_name() {
+    let pool = std::fs::read_to_string(repository().join("examples/quickstart/pool.yaml")).unwrap();
+    let said = refused(&format!("{pool}  server:\n    image: example.org/x\n    resources:\n      limits:\n        nvidia.com/gpu: 1\n"));
+    assert!(said.contains("spec.server.image: local mode runs the worker binary of this machine and no image: leave it out"), "{said}");
+    assert!(said.contains("spec.server.resources.limits[nvidia.com/gpu]: local mode has no nvidia.com/gpu"), "{said}");
+}
+
+#[test]
+fn every_example_is_admitted() {
+    for example in std::fs::read_dir(repository().join("examples")).unwrap() {
+        let folder = example.unwrap().path();
+        if folder.is_dir() {
+            assert_admitted(&folder);
+        }
+    }
+}
+
+fn assert_admitted(folder: &Path) {
+    let documents = carryon_operator::local::manifest::read(&[folder.to_owned()]).unwrap();
+    let state = tempfile::tempdir().unwrap();
+    let store = Store::open(state.path()).unwrap();
+    let admission = carryon_operator::admission::Admission::new().unwrap();
+    let admitted = carryon_operator::local::manifest::admit(&documents, &admission, &store, &|_, _| false).unwrap();
+    assert!(admitted.len() >= 3, "{}", folder.display());
+}
