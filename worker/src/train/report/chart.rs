@@ -115,13 +115,13 @@ fn spread(mut labels: Vec<(f64, &Series)>) -> Vec<(f64, &Series)> {
     labels
 }
 
-/// Mean over a moving window that looks back.
-pub fn smooth(points: &[(f64, f64)], window: usize) -> Vec<(f64, f64)> {
-    let mean = |end: usize| {
-        let window = &points[(end + 1).saturating_sub(window)..=end];
+/// Mean over the points up to `reach` before and behind each.
+pub fn smooth(points: &[(f64, f64)], reach: usize) -> Vec<(f64, f64)> {
+    let mean = |index: usize| {
+        let window = &points[index.saturating_sub(reach)..(index + reach + 1).min(points.len())];
         window.iter().map(|point| point.1).sum::<f64>() / window.len() as f64
     };
-    (0..points.len()).map(|end| (points[end].0, mean(end))).collect()
+    (0..points.len()).map(|index| (points[index].0, mean(index))).collect()
 }
 
 fn escape(text: &str) -> String {
@@ -146,6 +146,13 @@ mod tests {
         let svg = lines(&[series], 2.0, 200.0, "loss", |value| format!("{value:.1}"));
         assert!(svg.contains("&lt;a &amp; b&gt;") && !svg.contains("NaN") && svg.matches("<circle").count() == 2, "{svg}");
         assert_eq!(lines(&[], 1.0, 100.0, "x", |_| String::new()), "");
+    }
+
+    #[test]
+    fn smoothing_looks_both_ways() {
+        let points = [(1.0, 3.0), (2.0, 0.0), (3.0, 6.0)];
+        assert_eq!(smooth(&points, 1), [(1.0, 1.5), (2.0, 3.0), (3.0, 3.0)]);
+        assert_eq!(smooth(&points, 0), points);
     }
 
     #[test]

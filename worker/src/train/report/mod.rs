@@ -122,7 +122,7 @@ fn page(report: &Report<'_>) -> Value {
 fn loss_chart(steps: &[&StepLine], evaluations: &[&EvaluationLine]) -> String {
     let last = steps.last().map_or(0.0, |step| step.step as f64);
     let train: Vec<_> = steps.iter().map(|step| (step.step as f64, step.loss)).collect();
-    let smoothed = chart::smooth(&train, (steps.len() / 25).max(1));
+    let smoothed = chart::smooth(&train, steps.len() / 50);
     let held_out: Vec<_> = evaluations.iter().map(|line| (line.step as f64, line.eval_loss)).collect();
     let base = evaluations.iter().find_map(|line| line.base_eval_loss);
     let mut series = vec![
