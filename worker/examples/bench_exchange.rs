@@ -21,6 +21,8 @@ const TOKENS: usize = 256;
 const HIDDEN_SIZE: usize = 576;
 /// Requests of a measurement.
 const REQUESTS: usize = 8;
+/// Requests at once: a trainer has two micro-batches in flight.
+const IN_FLIGHT: usize = 2;
 /// Measurements of each side, one after the other; the best counts.
 const ROUNDS: usize = 5;
 
@@ -56,17 +58,28 @@ async fn serve(states: Vec<SequenceStates>) -> anyhow::Result<String> {
     Ok(url)
 }
 
-/// Bytes per second through the protocol.
-async fn exchange(client: &PoolClient) -> anyhow::Result<f64> {
+/// Bytes per second through the protocol with `in_flight` requests at once.
+async fn exchange(client: &PoolClient, in_flight: usize) -> anyhow::Result<f64> {
+    let start = Instant::now();
+    let fetches: Vec<_> = (0..in_flight).map(|_| tokio::spawn(fetch(client.clone(), REQUESTS / in_flight))).collect();
+    let mut bytes = 0;
+    for fetched in fetches {
+        bytes += fetched.await??;
+    }
+    Ok(bytes as f64 / start.elapsed().as_secs_f64())
+}
+
+/// Asks `requests` times, one after the other; returns the bytes of the states decoded.
+async fn fetch(client: PoolClient, requests: usize) -> anyhow::Result<usize> {
     let request = HiddenStatesRequest { sequences: vec![vec![1; TOKENS]; SEQUENCES], taps: taps() };
-    let (start, mut bytes) = (Instant::now(), 0);
-    for _ in 0..REQUESTS {
+    let mut bytes = 0;
+    for _ in 0..requests {
         let mut states = std::pin::pin!(client.hidden_states(request.clone()));
         while let Some(states) = states.next().await {
             bytes += states?.bytes();
         }
     }
-    Ok(bytes as f64 / start.elapsed().as_secs_f64())
+    Ok(bytes)
 }
 
 /// Bytes per second of a plain copy of the same buffers.
@@ -100,17 +113,19 @@ fn print(name: &str, value: f64, unit: &str) {
 }
 
 fn main() -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Runtime::new()?;
+    // Pool and trainer are two processes: each has its own runtime here.
+    let runtime = |name| tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name(name).enable_all().build();
+    let (pool, runtime) = (runtime("pool")?, runtime("trainer")?);
     let states = precomputed();
-    let client = PoolClient::connect(&[runtime.block_on(serve(states.clone()))?], Duration::from_secs(5))?;
-    let (mut ours, mut raw): (f64, f64) = (0.0, 0.0);
+    let client = PoolClient::connect(&[pool.block_on(serve(states.clone()))?], Duration::from_secs(5))?;
+    let (mut ours, mut single, mut raw): (f64, f64, f64) = (0.0, 0.0, 0.0);
     for _ in 0..ROUNDS {
-        // Spawned, as a trainer's prefetching task is.
-        let client = client.clone();
-        ours = ours.max(runtime.block_on(runtime.spawn(async move { exchange(&client).await }))??);
+        ours = ours.max(runtime.block_on(exchange(&client, IN_FLIGHT))?);
+        single = single.max(runtime.block_on(exchange(&client, 1))?);
         raw = raw.max(loopback(&states)?);
     }
     print("exchange_bytes_per_second", ours, "B/s");
+    print("exchange_one_request_bytes_per_second", single, "B/s");
     print("loopback_bytes_per_second", raw, "B/s");
     print("exchange_vs_loopback", ours / raw, "ratio");
     Ok(())
