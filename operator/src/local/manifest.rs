@@ -115,13 +115,13 @@ fn admit_one(document: &Document, admission: &Admission, store: &Store) -> Resul
         return Err(vec![Violation::new("kind", format!("local mode has no kind {kind:?} of {version}; it has {known}"))]);
     }
     served("v1")?;
-    let typed = match kind {
+
+    match kind {
         "ConfigMap" => admission::admit_built_in::<ConfigMap>(value).map(|object| json!(object)),
         "Secret" => admission::admit_built_in::<Secret>(value).map(|object| json!(with_data(object))),
         "PersistentVolumeClaim" => admission::admit_built_in::<PersistentVolumeClaim>(value).map(|object| json!(object)),
         _ => admission::admit_built_in::<Namespace>(value).map(|object| json!(object)),
-    };
-    typed
+    }
 }
 
 /// `stringData` goes into `data`, as an API server does.
