@@ -1,6 +1,8 @@
 //! The Carry-On API: three custom resources, their conditions, names and labels, and the wire types
 //! that operator and worker share. Pure data: no client, no clock, no file system.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod common;
 pub mod condition;
 pub mod deployment;

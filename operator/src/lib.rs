@@ -3,6 +3,8 @@
 //! Per kind, one file each: `observe` → `validate` → `build` → (apply) → `status`. All but observing and applying is pure:
 //! validation and status are functions of [Kubernetes' own types](k8s_openapi), whoever filled them.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod admission;
 pub mod crd;
 pub mod deployment;

@@ -1,5 +1,7 @@
 //! A job over its attempts: the exit codes, the back-off, suspension, the deadline, as one table of steps each.
 
+#![allow(clippy::unwrap_used)] // a test may fail by panicking, in its helpers too
+
 mod common;
 
 use carryon_crds::{BaseModelPool, CarryOnJob, names};

@@ -1,5 +1,7 @@
 //! The architecture, held by tests: who may depend on whom, how long a file may be, that examples and code map are true.
 
+#![allow(clippy::unwrap_used)] // a test may fail by panicking, in its helpers too
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! The quick start, made small, on the real binaries and the real model: what is promised of it, and what happens when parts of it die.
 
+#![allow(clippy::unwrap_used)] // a test may fail by panicking, in its helpers too
+
 mod refusals;
 mod setup;
 

@@ -1,5 +1,7 @@
 //! The engine and the text against PyTorch, transformers and llama.cpp (`tests/oracles/*.py` made the fixtures).
 
+#![allow(clippy::unwrap_used)] // a test may fail by panicking, in its helpers too
+
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
