@@ -30,6 +30,8 @@ pub enum Sink<'a> {
     Store(&'a mut [f32]),
     /// Adds to f32 rows of n values.
     Add(&'a mut [f32]),
+    /// Overwrites packed rows of n values (a multiple of 32), rounded to the precision of the right side.
+    Pack(&'a mut [u32]),
     /// The right side holds 16 gate and 16 up outputs in turn; writes packed rows of `silu(gate) · up`, n / 2 values each.
     SwiGlu(&'a mut [u32]),
 }
@@ -54,10 +56,7 @@ pub fn product(threads: &Threads, m: usize, left: Left<'_>, right: &Panels, mut 
             (share(split.tiles, split.row_blocks, block) * ROWS, (share(split.tiles, split.row_blocks, block + 1) * ROWS).min(m));
         let panels = share(right.count(), split.column_groups, group)..share(right.count(), split.column_groups, group + 1);
         with_packed(left, right.precision(), k, first, last - first, |packed| {
-            let prepare = |row, column, rows| target.prepare(first + row, column, rows);
-            multiply_block(packed, last - first, right, panels, prepare, |row, column, rows, tile| {
-                target.write(first + row, column, rows, tile)
-            });
+            multiply_block(packed, last - first, right, panels, |row, column, rows, tile| target.write(first + row, column, rows, tile));
         });
     });
 }
@@ -84,14 +83,7 @@ fn share(total: usize, parts: usize, index: usize) -> usize {
     total * index / parts
 }
 
-fn multiply_block(
-    left: &[u32],
-    m: usize,
-    right: &Panels,
-    panels: std::ops::Range<usize>,
-    prepare: impl Fn(usize, usize, usize),
-    write: impl Fn(usize, usize, usize, &[f32]),
-) {
+fn multiply_block(left: &[u32], m: usize, right: &Panels, panels: std::ops::Range<usize>, write: impl Fn(usize, usize, usize, &[f32])) {
     let stride = words(right.precision(), right.cols());
     let together = tile::panels_together(m);
     let mut output = [0.0; OUTPUT];
@@ -101,7 +93,6 @@ fn multiply_block(
             let rows = ROWS.min(m - row);
             // Only a block of few rows walks several panels at once; the last rows of a large one take them singly.
             let left = tile::Left { words: &left[row * stride..], stride, rows };
-            (0..count).for_each(|panel| prepare(row, (first + panel) * COLUMNS, rows));
             tile::multiply(right.precision(), left, right.panel(first), count, &mut output);
             for (panel, tile) in output.chunks(rows * COLUMNS).take(count).enumerate() {
                 write(row, (first + panel) * COLUMNS, rows, tile);
@@ -141,6 +132,7 @@ fn with_packed(left: Left<'_>, precision: Precision, k: usize, first: usize, row
 enum Target<'a> {
     Store(Disjoint<'a, f32>, usize),
     Add(Disjoint<'a, f32>, usize),
+    Pack(Disjoint<'a, u32>, usize, Precision),
     SwiGlu(Disjoint<'a, u32>, usize, Precision),
 }
 
@@ -149,14 +141,8 @@ impl<'a> Target<'a> {
         match sink {
             Sink::Store(out) => Self::Store(Disjoint::new(out), right.rows()),
             Sink::Add(out) => Self::Add(Disjoint::new(out), right.rows()),
+            Sink::Pack(out) => Self::Pack(Disjoint::new(out), words(right.precision(), right.rows()), right.precision()),
             Sink::SwiGlu(out) => Self::SwiGlu(Disjoint::new(out), words(right.precision(), right.rows() / 2), right.precision()),
-        }
-    }
-
-    /// Fetches the lines that `write` will fill while the tile is computed.
-    fn prepare(&self, row: usize, column: usize, rows: usize) {
-        if let Self::Store(out, n) | Self::Add(out, n) = self {
-            (row..row + rows).for_each(|row| out.prefetch(row * n + column, COLUMNS.min(n - column)));
         }
     }
 
@@ -166,6 +152,7 @@ impl<'a> Target<'a> {
         match self {
             Self::Store(out, n) => store(out, row * n + column, *n, COLUMNS.min(n - column), tile),
             Self::Add(out, n) => accumulate(out, row * n + column, *n, COLUMNS.min(n - column), tile),
+            Self::Pack(out, stride, precision) => round(out, row * stride + words(*precision, column), *stride, *precision, tile),
             Self::SwiGlu(out, stride, precision) => gate(out, row * stride + words(*precision, column / 2), *stride, *precision, tile),
         }
     }
@@ -185,6 +172,15 @@ vectorised! {
         for (row, sums) in tile.as_chunks::<COLUMNS>().0.iter().enumerate() {
             // SAFETY: as in `store`.
             put(unsafe { out.slice(start + row * stride, width) }, sums, |value, sum| *value += sum);
+        }
+    }
+}
+
+vectorised! {
+    fn round(out: &Disjoint<'_, u32>, start: usize, stride: usize, precision: Precision, tile: &[f32]) {
+        for (row, sums) in tile.as_chunks::<COLUMNS>().0.iter().enumerate() {
+            // SAFETY: as in `store`.
+            pack_into(precision, sums, unsafe { out.slice(start + row * stride, words(precision, COLUMNS)) });
         }
     }
 }
@@ -221,9 +217,45 @@ fn check(m: usize, left: &Left<'_>, right: &Panels, sink: &Sink<'_>) {
     }
     match sink {
         Sink::Store(out) | Sink::Add(out) => assert_eq!(out.len(), m * n, "output is not {m} x {n}"),
+        Sink::Pack(out) => {
+            assert!(n.is_multiple_of(COLUMNS), "{n} outputs do not fill their panels");
+            assert_eq!(out.len(), m * words(right.precision(), n), "output is not {m} x {n}");
+        }
         Sink::SwiGlu(out) => {
             assert_eq!(n % COLUMNS, 0, "gate and up do not fill their panels");
             assert_eq!(out.len(), m * words(right.precision(), n / 2), "output is not {m} x {}", n / 2);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::round_bf16;
+
+    #[test]
+    fn sinks_agree_for_any_number_of_rows_and_threads() {
+        let (n, k) = (96, 50);
+        let values = |count: usize| (0..count).map(|i| ((i * 7919 % 1009) as f32 - 500.0) / 300.0).collect::<Vec<f32>>();
+        for precision in [Precision::F32, Precision::Bf16] {
+            let (weight, x) = (Panels::pack(&values(n * k), n, k, precision), values(230 * k));
+            let mut whole = vec![0.0; 230 * n];
+            matmul(&Threads::new(1), &x, &weight, &mut whole);
+            for (m, threads) in [(1, 2), (5, 3), (13, 2), (97, 2), (230, 2)] {
+                let (threads, left) = (Threads::new(threads), Left::Plain(&x[..m * k]));
+                let (mut out, mut sum, mut packed) = (vec![9.0; m * n], vec![0.5; m * n], vec![0; m * words(precision, n)]);
+                product(&threads, m, left, &weight, Sink::Store(&mut out));
+                product(&threads, m, left, &weight, Sink::Add(&mut sum));
+                product(&threads, m, left, &weight, Sink::Pack(&mut packed));
+                assert_eq!(out, whole[..m * n]);
+                assert!(sum.iter().zip(&out).all(|(sum, value)| *sum == 0.5 + value));
+                let mut rounded = vec![0.0; m * n];
+                crate::kernel::unpack_row(precision, &packed, &mut rounded);
+                if precision == Precision::Bf16 {
+                    round_bf16(&mut out);
+                }
+                assert_eq!(rounded, out);
+            }
         }
     }
 }

@@ -217,16 +217,6 @@ impl<'a, T> Disjoint<'a, T> {
         Self { start: data.as_mut_ptr(), length: data.len(), lifetime: std::marker::PhantomData }
     }
 
-    /// Brings the cache lines of `start..start + length` near, for writing.
-    #[inline(always)]
-    pub fn prefetch(&self, start: usize, length: usize) {
-        #[cfg(target_arch = "x86_64")]
-        for line in (start..start + length).step_by(64 / size_of::<T>().clamp(1, 64)) {
-            // SAFETY: a prefetch reads and writes nothing, wherever it points.
-            unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(self.start.wrapping_add(line).cast()) };
-        }
-    }
-
     /// # Safety
     /// No other part that is alive overlaps `start..start + length`.
     #[allow(clippy::mut_from_ref)]
