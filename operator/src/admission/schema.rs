@@ -68,9 +68,7 @@ fn field_path(pointer: &str) -> String {
     let mut path = String::new();
     for token in pointer.split('/').skip(1) {
         let token = token.replace("~1", "/").replace("~0", "~");
-        if token.chars().all(|c| c.is_ascii_digit()) {
-            path.push_str(&format!("[{token}]"));
-        } else if token.contains(['.', '/']) {
+        if token.contains(['.', '/']) || token.chars().all(|c| c.is_ascii_digit()) {
             path.push_str(&format!("[{token}]"));
         } else {
             if !path.is_empty() {
