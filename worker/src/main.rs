@@ -38,7 +38,7 @@ fn main() -> std::process::ExitCode {
         }
     };
     let code = run(command).unwrap_or_else(|(code, error)| {
-        tracing::error!("{error:#}");
+        tracing::error!("{error}");
         code
     });
     (code as u8).into()

@@ -7,6 +7,7 @@ mod common;
 
 mod answers;
 mod harness;
+mod interrupted;
 mod refusals;
 mod shutdown;
 mod trainers;
