@@ -1,0 +1,236 @@
+//! Where pools and deployments stand, as tables: what is observed → Ready, Reconciling or Stalled, with reason and message.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use carryon_crds::wire::ModelDescription;
+use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
+use carryon_operator::{deployment, pool, shared::Settings};
+use common::{at, example, patched, summary};
+use k8s_openapi::api::core::v1::Pod;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+/// `object` with a merge patch.
+fn with<K: Serialize + DeserializeOwned>(object: &K, patch: Value) -> K {
+    serde_json::from_value(patched(serde_json::to_value(object).unwrap(), &patch)).unwrap()
+}
+
+fn pod(name: &str, patch: Value) -> Pod {
+    let pod = json!({"metadata": {"name": name}, "status": {"containerStatuses": [{"name": "pool", "image": "", "imageID": "", "ready": false, "restartCount": 0}]}});
+    serde_json::from_value(patched(pod, &patch)).unwrap()
+}
+
+fn crashed(name: &str, code: i32, message: &str) -> Pod {
+    let last = json!({"terminated": {"exitCode": code, "message": message}});
+    let state = json!({"waiting": {"reason": "CrashLoopBackOff"}});
+    let container =
+        json!({"name": "pool", "image": "", "imageID": "", "ready": false, "restartCount": 2, "state": state, "lastState": last});
+    pod(name, json!({"status": {"containerStatuses": [container]}}))
+}
+
+fn model(weights: &str) -> ModelDescription {
+    serde_json::from_value(json!({
+        "format_version": 1, "name": "SmolLM2", "model_type": "llama", "instance": "i", "hidden_size": 576, "num_hidden_layers": 30, "vocab_size": 49152,
+        "identity": {"weights": weights, "tokenizer": "t", "chat_template": "", "norm_point": "final_norm"},
+        "numerics": {"dtype": "bfloat16", "device": "cpu", "kernel": "k"}, "eos_token_ids": [2],
+        "limits": {"max_model_len": 1, "max_sequences": 1, "max_request_tokens": 1, "max_body_bytes": 1}
+    }))
+    .unwrap()
+}
+
+/// Ready and updated pods, pods, models; what the pool says.
+type PoolCase = (&'static str, i32, Value, Vec<Pod>, Vec<(&'static str, &'static str)>, &'static str);
+
+#[test]
+fn a_pool_says_what_its_pods_do() {
+    let unschedulable = json!({"status": {"containerStatuses": null, "conditions": [{"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available"}]}});
+    let pulling = json!({"name": "pool", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": {"waiting": {"reason": "ErrImagePull", "message": "no such image"}}});
+    let cases: Vec<PoolCase> = vec![
+        ("new", 1, json!({"replicas": 0}), vec![], vec![], "Reconciling PodsStarting: 0 of 1 pods are ready; the others load the model"),
+        (
+            "no node",
+            1,
+            json!({"replicas": 1}),
+            vec![pod("a", unschedulable)],
+            vec![],
+            "Reconciling Unschedulable: 0 of 1 pods are ready; pod a has no node: 0/3 nodes are available",
+        ),
+        (
+            "no image",
+            1,
+            json!({"replicas": 1}),
+            vec![pod("a", json!({"status": {"containerStatuses": [pulling]}}))],
+            vec![],
+            "Reconciling PodWaiting: 0 of 1 pods are ready; pod a waits: ErrImagePull: no such image",
+        ),
+        (
+            "crash",
+            1,
+            json!({"replicas": 1}),
+            vec![crashed("b", 1, "a\nout of memory\n"), pod("c", json!({}))],
+            vec![],
+            "Reconciling PodCrashing: 0 of 1 pods are ready; pod b ended with exit code 1 and was restarted 2 times; it said: out of memory",
+        ),
+        (
+            "refusal",
+            1,
+            json!({"replicas": 1}),
+            vec![crashed("a", 78, "error: no model.gguf\nhint")],
+            vec![],
+            "Stalled WorkerRefused: pod a ended with exit code 78 and was restarted 2 times; it said: error: no model.gguf",
+        ),
+        (
+            "refusal of one",
+            2,
+            json!({"replicas": 2, "readyReplicas": 1}),
+            vec![crashed("a", 78, "bad")],
+            vec![],
+            "Reconciling WorkerRefused: 1 of 2 pods are ready; pod a ended with exit code 78 and was restarted 2 times; it said: bad",
+        ),
+        (
+            "rolling",
+            1,
+            json!({"replicas": 1, "readyReplicas": 1, "updatedReplicas": 0}),
+            vec![],
+            vec![],
+            "Reconciling PodsRolling: 0 of 1 pods run the present configuration",
+        ),
+        (
+            "not asked yet",
+            1,
+            json!({"replicas": 1, "readyReplicas": 1, "updatedReplicas": 1}),
+            vec![],
+            vec![],
+            "Reconciling ModelUnknown: the pods are ready; waiting for one to describe its model",
+        ),
+        (
+            "ready",
+            1,
+            json!({"replicas": 1, "readyReplicas": 1, "updatedReplicas": 1}),
+            vec![],
+            vec![("a", "w")],
+            "Ready PodsReady: 1 of 1 pods serve SmolLM2",
+        ),
+        (
+            "two models",
+            2,
+            json!({"replicas": 2, "readyReplicas": 2, "updatedReplicas": 2}),
+            vec![],
+            vec![("a", "w"), ("b", "v")],
+            "Stalled ModelsDiffer: pods a and b loaded different models: make the volume's content the same and restart them",
+        ),
+        ("none wanted", 0, json!({"replicas": 0}), vec![], vec![], "Ready ScaledToZero: spec.replicas is 0: no pod runs"),
+    ];
+    for (name, replicas, status, pods, models, says) in cases {
+        let pool: BaseModelPool = with(&example("quickstart/pool.yaml"), json!({"spec": {"replicas": replicas}}));
+        let claim = Some(serde_json::from_value(json!({"metadata": {"name": "models"}})).unwrap());
+        let models = models.into_iter().map(|(pod, weights)| (pod.to_owned(), model(weights))).collect();
+        let observed = pool::Observed { claim, pods, models };
+        let validated = pool::validate(&pool, &observed, &Settings::default()).unwrap();
+        let applied = pool::Applied { stateful_set: with(&pool::build(&validated).stateful_set, json!({"status": status})) };
+        let status = pool::status(&pool, Ok((&validated, &applied)), &observed, &at(0));
+        assert_eq!(summary(&status.conditions), says, "{name}");
+        assert_eq!(status.observed_generation, Some(1));
+        // The same again changes nothing, not even a time.
+        let again = BaseModelPool { status: Some(status.clone()), ..pool.clone() };
+        assert_eq!(pool::status(&again, Ok((&validated, &applied)), &observed, &at(9)), status, "{name}");
+    }
+}
+
+#[test]
+fn a_pool_without_its_volume_waits() {
+    let pool: BaseModelPool = example("quickstart/pool.yaml");
+    let observed = pool::Observed::default();
+    let refusal = pool::validate(&pool, &observed, &Settings::default()).unwrap_err();
+    let status = pool::status(&pool, Err(&refusal), &observed, &at(0));
+    let says = "Reconciling ClaimNotFound: PersistentVolumeClaim default/models (spec.model.source) not found: create it";
+    assert_eq!(summary(&status.conditions), says);
+}
+
+/// A world in which the deployment can serve.
+fn world() -> deployment::Observed {
+    let condition = json!({"type": "Complete", "status": "True", "reason": "Complete", "message": "", "lastTransitionTime": at(0)});
+    let artifact = json!({"uri": "pvc://out/quickstart/head", "digest": "sha256:h", "baseModelDigest": "sha256:b"});
+    let model = json!({"name": "SmolLM2", "digest": "", "tokenizerDigest": "", "identityDigest": "sha256:b", "hiddenSize": 1, "layers": 1, "vocabSize": 1});
+    deployment::Observed {
+        pool: Some(with(&example("quickstart/pool.yaml"), json!({"status": {"readyReplicas": 1, "model": model}}))),
+        job: Some(with(
+            &example::<CarryOnJob>("quickstart/job.yaml"),
+            json!({"status": {"conditions": [condition], "artifact": artifact}}),
+        )),
+        claim: Some(serde_json::from_value(json!({"metadata": {"name": "out"}})).unwrap()),
+        ..deployment::Observed::default()
+    }
+}
+
+fn says(deployment: &CarryOnDeployment, observed: &deployment::Observed) -> (String, CarryOnDeployment) {
+    let validated = deployment::validate(deployment, observed, &Settings::default());
+    let status = match &validated {
+        Ok(validated) => {
+            let counts = json!({"replicas": 1, "readyReplicas": 1, "updatedReplicas": 1, "observedGeneration": 1});
+            let applied = deployment::Applied { deployment: with(&deployment::build(validated).deployment, json!({"status": counts})) };
+            deployment::status(deployment, Ok((validated, &applied)), observed, &at(0))
+        }
+        Err(refusal) => deployment::status(deployment, Err(refusal), observed, &at(0)),
+    };
+    (summary(&status.conditions), CarryOnDeployment { status: Some(status), ..deployment.clone() })
+}
+
+#[test]
+fn a_deployment_says_what_it_waits_for() {
+    let deployment: CarryOnDeployment = example("quickstart/deployment.yaml");
+    let keyed: CarryOnDeployment = with(&deployment, json!({"spec": {"api": {"keySecretRef": {"name": "key", "key": "token"}}}}));
+    let failed = json!({"type": "Failed", "status": "True", "reason": "DataRefused", "message": "", "lastTransitionTime": at(0)});
+    let other_base = json!({"status": {"artifact": {"baseModelDigest": "sha256:other"}}});
+    let check = |deployment: &CarryOnDeployment, change: &dyn Fn(&mut deployment::Observed), expected: &str| {
+        let mut observed = world();
+        change(&mut observed);
+        assert_eq!(says(deployment, &observed).0, expected);
+    };
+    check(&deployment, &|_| {}, "Ready Serving: 1 of 1 gateways serve quickstart");
+    check(
+        &deployment,
+        &|world| world.job = None,
+        "Reconciling JobNotFound: CarryOnJob default/quickstart (spec.head.jobRef) not found: create it",
+    );
+    check(
+        &deployment,
+        &|world| world.job.as_mut().unwrap().status = None,
+        "Reconciling JobNotComplete: waiting for CarryOnJob default/quickstart to complete",
+    );
+    check(
+        &deployment,
+        &|world| world.job = world.job.as_ref().map(|job| with(job, json!({"status": {"conditions": [failed]}}))),
+        "Stalled JobFailed: CarryOnJob default/quickstart has failed: refer to another job",
+    );
+    check(
+        &deployment,
+        &|world| world.claim = None,
+        "Reconciling ClaimNotFound: PersistentVolumeClaim default/out with the head not found: create it",
+    );
+    check(
+        &deployment,
+        &|world| world.pool = None,
+        "Reconciling PoolNotFound: BaseModelPool default/smollm2 (spec.pools[0]) not found: create it",
+    );
+    check(
+        &deployment,
+        &|world| world.job = world.job.as_ref().map(|job| with(job, other_base.clone())),
+        "Stalled BaseModelDiffers: the head was trained on base sha256:other, BaseModelPool default/smollm2 runs sha256:b: name a pool of the same model",
+    );
+    check(&keyed, &|_| {}, "Reconciling SecretNotFound: Secret default/key (spec.api.keySecretRef) not found: create it");
+}
+
+#[test]
+fn a_job_reference_is_resolved_once() {
+    let mut observed = world();
+    let (_, resolved) = says(&example("quickstart/deployment.yaml"), &observed);
+    observed.job = None;
+    assert_eq!(says(&resolved, &observed).0, "Ready Serving: 1 of 1 gateways serve quickstart");
+    let other: CarryOnDeployment = with(&resolved, json!({"spec": {"head": {"jobRef": {"name": "next"}}}}));
+    let (said, other) = says(&other, &observed);
+    assert_eq!(said, "Reconciling JobNotFound: CarryOnJob default/next (spec.head.jobRef) not found: create it");
+    assert_eq!(other.status.unwrap().stable.unwrap().digest, "sha256:h", "what serves is still named");
+}
