@@ -1,6 +1,5 @@
 //! A job over its attempts: the exit codes, the back-off, suspension, the deadline, as one table of steps each.
 #![allow(clippy::unwrap_used)]
-#![allow(clippy::unwrap_used)] // a test may fail by panicking, in its helpers too
 
 mod common;
 

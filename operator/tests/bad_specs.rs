@@ -1,6 +1,5 @@
 //! Refused objects: the same field path and reason that `kubectl apply` would show.
 #![allow(clippy::unwrap_used)]
-#![allow(clippy::unwrap_used)] // a test may fail by panicking, in its helpers too
 
 mod common;
 

@@ -1,6 +1,5 @@
 //! Rendered children of the examples, as reviewed snapshots. `UPDATE_SNAPSHOTS=1 cargo test` writes them anew.
 #![allow(clippy::unwrap_used)]
-#![allow(clippy::unwrap_used)] // a test may fail by panicking, in its helpers too
 
 mod common;
 

@@ -1,6 +1,5 @@
 //! The committed CRDs, and what an API server asks of them.
 #![allow(clippy::unwrap_used)]
-#![allow(clippy::unwrap_used)] // a test may fail by panicking, in its helpers too
 
 use carryon_operator::crd;
 use kube::core::cel::{ScopeContext, analyze_rule, compile_schema};

@@ -1,6 +1,5 @@
 //! Local mode's own parts: what is refused before anything starts, and the kubelet on real processes.
 #![allow(clippy::unwrap_used)]
-#![allow(clippy::unwrap_used)] // a test may fail by panicking, in its helpers too
 
 mod common;
 
