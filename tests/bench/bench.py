@@ -133,14 +133,7 @@ def training(data_python: str, folder: pathlib.Path, steps: int, epochs: int, ga
     rows.append(result("recipe_eval_loss", "nats per target", evaluations[-1]["eval_loss"]))
     rows += [result("recipe_gate_eval_loss", "nats per target", row["eval_loss"]) for row in gated[::-1] if "eval_loss" in row][:1]
     rows.append(result("train_step_vs_torch", "s", median_step(metrics), statistics.mean(p["median_step"] for _, p in peers), TORCH, smaller_is_better=True))
-    peer_process = peers[0][0]
-    for (name, ours), (_, theirs) in zip(memory(trainer), memory(peer_process)):
-        rows.append(result(f"trainer_{name}", "MiB", ours, theirs, "the step in PyTorch", smaller_is_better=True))
-    return rows + pool.memory("pool")
-
-
-def memory(process: Process) -> list[tuple[str, float]]:
-    return [("anonymous_memory", process.peak_anonymous / 1024), ("peak_rss", process.peak_resident / 1024)]
+    return rows + trainer.memory("trainer") + pool.memory("pool") + peers[0][0].memory("torch_states_and_steps")
 
 
 def median_step(metrics: list[dict]) -> float:
