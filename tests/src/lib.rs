@@ -1,10 +1,10 @@
 //! What the end-to-end tests share: where things are. `make test` sets the variables; the defaults are the places it uses.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// Root of the repository.
+/// Root of the repository. Tests run in their package's folder; a path fixed at compile time would be that of whichever checkout built first.
 pub fn repository() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the package lies in the repository")
+    Path::new("..").canonicalize().expect("the package lies in the repository")
 }
 
 fn place(variable: &str, default: &str) -> PathBuf {

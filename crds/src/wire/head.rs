@@ -60,6 +60,9 @@ pub struct HeadShape {
     /// Label names of a classifier, else empty.
     #[serde(default)]
     pub labels: Vec<String>,
+    /// Tokens a classifier was shown of a longer text: it is cut there before it is classified, as it was in training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_length: Option<u32>,
 }
 
 /// 8w/3 rounded up to a multiple of 16.

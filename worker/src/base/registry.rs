@@ -177,6 +177,7 @@ mod tests {
             gate: false,
             alpha: 1.0,
             window: 64,
+            max_length: None,
             rope_theta: 1e4,
             norm_epsilon: 1e-5,
             labels: vec![],

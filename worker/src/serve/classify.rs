@@ -32,13 +32,19 @@ pub(super) fn parse(body: &[u8], gateway: &Gateway, names: &Names) -> Result<Cla
     }
     let inputs = inputs(parameters.take("input"))?;
     parameters.finish()?;
-    let limit = gateway.model.limits.max_model_len;
-    let encode = |input: &String| match gateway.tokenizer.encode(input, true)? {
-        ids if ids.is_empty() => Err(ApiError::parameter("input", "input holds an empty text.")),
-        ids if ids.len() > limit as usize => Err(ApiError::context_length("input", ids.len(), limit)),
-        ids => Ok(ids),
-    };
+    let (cut, limit) = (gateway.artifact.shape.max_length, gateway.model.limits.max_model_len);
+    let encode = |input: &String| bounded(gateway.tokenizer.encode(input, true)?, cut, limit);
     Ok(Classification { model, sequences: inputs.iter().map(encode).collect::<Result<_, _>>()? })
+}
+
+/// A text's token ids, cut at `cut` when the head was trained so, and within the pool's limit.
+fn bounded(mut ids: Vec<u32>, cut: Option<u32>, limit: u32) -> Result<Vec<u32>, ApiError> {
+    ids.truncate(cut.map_or(usize::MAX, |cut| cut as usize));
+    match ids.len() {
+        0 => Err(ApiError::parameter("input", "input holds an empty text.")),
+        length if length > limit as usize => Err(ApiError::context_length("input", length, limit)),
+        _ => Ok(ids),
+    }
 }
 
 impl Classification {
@@ -127,6 +133,13 @@ mod tests {
         for wrong in [None, Some(json!([])), Some(json!([1])), Some(json!({}))] {
             assert_eq!(inputs(wrong).unwrap_err().body()["error"]["param"], "input");
         }
+    }
+
+    #[test]
+    fn a_text_is_cut_where_training_cut_it() {
+        assert_eq!(bounded(vec![1, 2, 3], Some(2), 2).unwrap(), [1, 2]);
+        assert_eq!(bounded(vec![1, 2, 3], None, 2).unwrap_err().body()["error"]["code"], "context_length_exceeded");
+        assert_eq!(bounded(vec![], Some(2), 2).unwrap_err().body()["error"]["param"], "input");
     }
 
     #[test]

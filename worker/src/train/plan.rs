@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use carryon_crds::common::Taps;
-use carryon_crds::job::{DataFormat, Task};
+use carryon_crds::job::{DataFormat, Overlong, Task};
 use carryon_crds::wire::head::{FORMAT_VERSION, feed_forward};
 use carryon_crds::wire::{HeadShape, ModelDescription, TrainConfig};
 
@@ -147,6 +147,7 @@ pub fn shape(config: &TrainConfig, base: &ModelDescription, taps: Taps, longest:
         rope_theta: ROPE_THETA,
         norm_epsilon: NORM_EPSILON,
         labels: head.labels.clone().unwrap_or_default(),
+        max_length: (config.task == Task::Classification && config.overlong == Overlong::Truncate).then_some(config.max_length),
     };
     parameters::check(&shape).map_err(|error| TrainError::Configuration(format!("head.{error}")))?;
     if config.task == Task::CausalLM && head.alpha == 0.0 {

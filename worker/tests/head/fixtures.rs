@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use carryon_crds::wire::HeadShape;
@@ -11,7 +11,7 @@ use carryon_worker::head::{Gradients, Weight, Weights};
 use safetensors::{Dtype, SafeTensors};
 
 pub fn fixture(name: &str) -> Vec<u8> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/oracles/fixtures").join(name);
+    let path = Path::new("../tests/oracles/fixtures").join(name);
     std::fs::read(&path).unwrap_or_else(|error| panic!("failed to read {path:?}: {error}"))
 }
 

@@ -131,6 +131,7 @@ impl Pool {
             gate: task == Task::CausalLM,
             alpha: 0.75,
             window: 24,
+            max_length: None,
             rope_theta: 1e4,
             norm_epsilon: 1e-5,
             labels: labels.iter().map(|label| (*label).to_owned()).collect(),
