@@ -35,7 +35,7 @@ use crate::common::{ClaimPath, DataSource, PodTemplate, Taps};
 #[x_kube(validation = ("has(self.head.labels) == (self.task == 'Classification')", "head.labels is needed by task Classification and by no other"))]
 #[x_kube(validation = ("(self.data.format == 'Auto') || (self.data.format == 'TextLabel') == (self.task == 'Classification')", "data.format TextLabel goes with task Classification, and with no other"))]
 #[x_kube(validation = ("!has(self.evaluation.earlyStoppingPatience) || has(self.data.split.evaluation)", "evaluation.earlyStoppingPatience needs held-out samples: set data.split.evaluation"))]
-#[x_kube(validation = ("self.pools == oldSelf.pools && self.task == oldSelf.task && self.head == oldSelf.head && self.data == oldSelf.data && self.training == oldSelf.training && self.evaluation == oldSelf.evaluation && self.trainer == oldSelf.trainer && self.checkpoint == oldSelf.checkpoint && self.output == oldSelf.output", "only suspend, backoffLimit and activeDeadlineSeconds of a job can be changed; create a new job"))]
+#[x_kube(validation = ("self.pools == oldSelf.pools && self.task == oldSelf.task && self.head == oldSelf.head && self.data == oldSelf.data && self.training == oldSelf.training && self.evaluation == oldSelf.evaluation && self.trainer == oldSelf.trainer && self.checkpoint == oldSelf.checkpoint && self.output == oldSelf.output", "only suspend, backoffLimit, activeDeadlineSeconds, ttlSecondsAfterFinished and poolUnavailablePolicy of a job can be changed; create a new job"))]
 pub struct CarryOnJobSpec {
     /// Pools whose hidden states the head reads.
     #[schemars(length(min = 1, max = 1))]
@@ -73,6 +73,23 @@ pub struct CarryOnJobSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 31_536_000))]
     pub active_deadline_seconds: Option<i64>,
+    /// Seconds after which a finished job is deleted, once no CarryOnDeployment refers to it. The artifact stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 2_147_483_647))]
+    pub ttl_seconds_after_finished: Option<i32>,
+    /// What to do while the pool is missing or not ready.
+    #[serde(default)]
+    pub pool_unavailable_policy: PoolUnavailablePolicy,
+}
+
+/// What a job does without its pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PoolUnavailablePolicy {
+    /// Wait for it, before an attempt starts and while it runs.
+    #[default]
+    Wait,
+    /// Fail for good.
+    Fail,
 }
 
 /// One pool and where it is tapped.

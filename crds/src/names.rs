@@ -31,6 +31,8 @@ pub const ARTIFACT_FOLDER: &str = "head";
 
 /// Annotation of a pod template: digest of the configuration it reads, so that a changed one rolls the pods.
 pub const CONFIG_DIGEST_ANNOTATION: &str = "carryon.dev/config-digest";
+/// Annotation of a child: digest of what the operator last applied.
+pub const APPLIED_ANNOTATION: &str = "carryon.dev/applied";
 /// Label of a training attempt's batch Job and pod: the attempt's number.
 pub const ATTEMPT_LABEL: &str = "carryon.dev/attempt";
 /// Command of every container: the worker binary.

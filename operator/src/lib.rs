@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod admission;
+pub mod cluster;
 pub mod crd;
 pub mod deployment;
 pub mod job;

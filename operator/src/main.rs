@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use carryon_operator::cluster::{self, RunArgs};
 use carryon_operator::local::args::LocalCommand;
 use carryon_operator::{crd, local};
 use clap::{Parser, Subcommand};
@@ -20,6 +21,8 @@ struct Cli {
 enum Command {
     /// Print the CustomResourceDefinitions as YAML.
     Crds,
+    /// Look after the three kinds in a cluster.
+    Run(RunArgs),
     /// Run manifests on this machine, without a cluster.
     #[command(subcommand)]
     Local(LocalCommand),
@@ -40,6 +43,7 @@ fn run() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match Cli::parse().command {
         Command::Crds => std::io::stdout().write_all(crd::yaml()?.as_bytes())?,
+        Command::Run(args) => cluster::run(args)?,
         Command::Local(command) => local::run(command)?,
     }
     Ok(())

@@ -1,6 +1,8 @@
 //! What a deployment's validation and status look at, in Kubernetes' own types.
 
-use carryon_crds::{BaseModelPool, CarryOnJob};
+use super::validate::job_source;
+use carryon_crds::condition::{is_true, types};
+use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
 
 /// The world around a deployment at one moment.
@@ -18,4 +20,16 @@ pub struct Observed {
     pub pods: Vec<Pod>,
     /// Base URL that clients outside reach, when it is known.
     pub url: Option<String>,
+}
+
+/// Claim that holds the head `deployment` is to serve: named by the spec, kept in the status, or by the complete job.
+pub fn referenced_claim(deployment: &CarryOnDeployment, job: Option<&CarryOnJob>) -> Option<String> {
+    if let Some(artifact) = &deployment.spec.head.artifact {
+        return Some(artifact.persistent_volume_claim.claim_name.clone());
+    }
+    let source = job_source(&deployment.spec.head.job_ref.as_ref()?.name);
+    let kept = deployment.status.as_ref().and_then(|status| status.stable.as_ref()).filter(|stable| stable.source == source);
+    let done = job.and_then(|job| job.status.as_ref()).filter(|status| is_true(&status.conditions, types::COMPLETE));
+    let uri = kept.map(|stable| &stable.uri).or_else(|| Some(&done?.artifact.as_ref()?.uri))?;
+    names::parse_claim_uri(uri).map(|(claim, _)| claim.to_owned())
 }

@@ -72,7 +72,7 @@ pub fn validate(deployment: &CarryOnDeployment, observed: &Observed, settings: &
 }
 
 /// Source text of a head that came from job `name`.
-fn job_source(name: &str) -> String {
+pub(super) fn job_source(name: &str) -> String {
     format!("CarryOnJob/{name}")
 }
 

@@ -22,6 +22,8 @@ use crate::shared::trouble::{exit_text, last_end, last_line};
 const BACK_OFF_SECONDS: i64 = 10;
 /// Longest back-off.
 const BACK_OFF_LIMIT_SECONDS: i64 = 360;
+/// Reason of a job that was not to wait for its pool.
+pub const POOL_UNAVAILABLE: &str = "PoolUnavailable";
 /// Attempts kept in the status.
 const KEPT: usize = 10;
 
@@ -148,6 +150,17 @@ impl Ledger {
         Plan::Start(last.number + 1)
     }
 
+    /// Seconds until time alone changes the plan: the end of a back-off, the deadline, the end of a finished job's life.
+    pub fn until_next(&self, job: &CarryOnJob, plan: &Plan, now: &Time) -> Option<i64> {
+        let back_off = match plan {
+            Plan::BackOff { until } => Some(seconds(now, until)),
+            _ => None,
+        };
+        let runs = matches!(plan, Plan::Keep(_) | Plan::Start(_));
+        let deadline = job.spec.active_deadline_seconds.filter(|_| runs).map(|deadline| deadline - self.elapsed(now));
+        [back_off, deadline].into_iter().flatten().min().map(|seconds| seconds.max(0) + 1)
+    }
+
     /// Seconds that all attempts ran.
     fn elapsed(&self, now: &Time) -> i64 {
         let running = self.attempts.last().filter(|attempt| attempt.result.is_none());
@@ -160,6 +173,15 @@ pub fn ended(attempt: &AttemptStatus) -> String {
     let how = attempt.exit_code.map_or_else(|| "without an exit code".to_owned(), |code| format!("with {}", exit_text(code)));
     let said = attempt.message.as_deref().map(|message| format!(": {message}")).unwrap_or_default();
     format!("attempt {} ended {how}{said}", attempt.number)
+}
+
+/// Seconds until a finished job may be deleted (0: now); none while it runs, and for a job that is kept.
+pub fn life_left(job: &CarryOnJob, now: &Time) -> Option<i64> {
+    let status = job.status.as_ref()?;
+    let finished = is_true(&status.conditions, types::COMPLETE) || is_true(&status.conditions, types::FAILED);
+    let end = status.completion_time.as_ref().filter(|_| finished)?;
+    let ttl = i64::from(job.spec.ttl_seconds_after_finished?);
+    Some((ttl - seconds(end, now)).max(0))
 }
 
 struct End {
@@ -209,7 +231,7 @@ fn refused(last: &AttemptStatus) -> Plan {
 
 /// Reasons are static texts; those of a stored Failed condition are read back here.
 fn known_reason(reason: &str) -> &'static str {
-    ["DataRefused", "ConfigurationRefused", "BackoffLimitExceeded", "DeadlineExceeded"]
+    ["DataRefused", "ConfigurationRefused", "BackoffLimitExceeded", "DeadlineExceeded", POOL_UNAVAILABLE]
         .into_iter()
         .find(|known| *known == reason)
         .unwrap_or("Failed")

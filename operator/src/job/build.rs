@@ -86,7 +86,7 @@ fn template(job: &Validated, config: &str, digest: &str) -> PodTemplateSpec {
 fn batch_job(job: &Validated, number: u32, mut template: PodTemplateSpec) -> Job {
     let label = (names::ATTEMPT_LABEL.to_owned(), number.to_string());
     let mut metadata = job.owner.meta(names::attempt(&job.owner.name, number));
-    metadata.labels.get_or_insert_default().extend([label.clone()]);
+    metadata.labels.get_or_insert_default().extend([label.clone()].into_iter().chain(job.queue_labels.clone()));
     template.metadata.get_or_insert_default().labels.get_or_insert_default().extend([label]);
     Job {
         metadata,

@@ -21,8 +21,9 @@ pub fn status(job: &CarryOnJob, outcome: Result<(&Validated, &Applied), &Refusal
         Ok((validated, _)) => validated.ledger.clone(),
         Err(_) => Ledger::account(&previous, observed, now),
     };
-    if let Ok((Validated { plan: Plan::Keep(number) | Plan::Start(number), .. }, Applied { attempt: Some(_) })) = outcome {
-        ledger.enter(*number, now.clone());
+    if let Ok((Validated { plan: Plan::Keep(number) | Plan::Start(number), .. }, Applied { attempt: Some(attempt) })) = outcome {
+        // Made by an operator that ended before it could write this down: then it is older than now.
+        ledger.enter(*number, attempt.metadata.creation_timestamp.clone().unwrap_or_else(|| now.clone()));
     }
     let (standing, further) = match outcome {
         Err(refusal) => (Standing::from(refusal), Vec::new()),
@@ -53,7 +54,11 @@ fn standing(job: &Validated, ledger: &Ledger, observed: &Observed) -> (Standing,
             (Standing::current("Complete", message), vec![Verdict::yes(COMPLETE, "Complete", message)])
         }
         Plan::Failed { reason, message, .. } => (Standing::stalled(reason, message), vec![Verdict::yes(FAILED, reason, message)]),
-        Plan::Suspended { .. } => {
+        Plan::Suspended { stop: Some(number) } => {
+            let message = format!("suspended by spec.suspend; attempt {number} writes a checkpoint and ends");
+            (Standing::in_progress("Suspending", message), Vec::new())
+        }
+        Plan::Suspended { stop: None } => {
             let message = "suspended by spec.suspend; set it to false to go on from the last checkpoint";
             (Standing::current("Suspended", message), vec![Verdict::yes(SUSPENDED, "Suspended", message)])
         }
@@ -68,6 +73,12 @@ fn standing(job: &Validated, ledger: &Ledger, observed: &Observed) -> (Standing,
 }
 
 fn attempt(job: &Validated, number: u32, observed: &Observed) -> Standing {
+    let held = observed.attempt.as_ref().and_then(|attempt| attempt.spec.as_ref()?.suspend);
+    if held == Some(true) {
+        let name = names::attempt(&job.owner.name, number);
+        let message = format!("attempt {number}: batch Job {name} is held back (spec.suspend) by another controller, such as a queue");
+        return Standing::in_progress("AttemptQueued", message);
+    }
     if let Some(trouble) = trouble::find(&observed.pods) {
         return Standing::in_progress(trouble.reason, format!("attempt {number}: {}", trouble.message));
     }

@@ -1,7 +1,10 @@
 //! A job's spec, its attempts and the world, checked. References are asked for only when an attempt is to start:
 //! a running trainer waits for a lost pool by itself.
 
+use std::collections::BTreeMap;
+
 use carryon_crds::common::{ClaimPath, DataSource, PodTemplate};
+use carryon_crds::job::PoolUnavailablePolicy;
 use carryon_crds::pool::ModelStatus;
 use carryon_crds::wire::TrainConfig;
 use carryon_crds::{BaseModelPool, CarryOnJob};
@@ -9,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 
 use super::Observed;
-use super::attempts::{Ledger, Plan};
+use super::attempts::{Ledger, POOL_UNAVAILABLE, Plan};
 use crate::shared::meta::Owner;
 use crate::shared::{Refusal, Settings};
 
@@ -34,6 +37,8 @@ pub struct Validated {
     pub template: PodTemplate,
     /// Image when the template names none.
     pub image: String,
+    /// Labels by which a queue such as Kueue takes charge of the attempts.
+    pub queue_labels: BTreeMap<String, String>,
 }
 
 /// Checks a job against the world.
@@ -46,6 +51,7 @@ pub fn validate(job: &CarryOnJob, observed: &Observed, settings: &Settings, now:
     let status = job.status.clone().unwrap_or_default();
     let ledger = Ledger::account(&status, observed, now);
     let plan = ledger.plan(job, now);
+    let plan = unless_unavailable(plan, job, observed, &ledger, &owner);
     let pool = spec.pools.first().ok_or_else(|| Refusal::permanent("NoPool", "spec.pools is empty: name a pool"))?;
     if matches!(plan, Plan::Start(_)) {
         references(job, observed, &owner)?;
@@ -74,8 +80,21 @@ pub fn validate(job: &CarryOnJob, observed: &Observed, settings: &Settings, now:
         output: ClaimPath { claim_name: claim.claim_name.clone(), path: Some(folder.collect::<Vec<_>>().join("/")) },
         template: spec.trainer.clone(),
         image: settings.pinned_image(status.image.as_ref()),
+        queue_labels: job.labels().clone().into_iter().filter(|(key, _)| key.starts_with("kueue.x-k8s.io/")).collect(),
         owner,
     })
+}
+
+/// With `poolUnavailablePolicy: Fail`, a job that needs its pool now gives up when it is missing or not ready.
+fn unless_unavailable(plan: Plan, job: &CarryOnJob, observed: &Observed, ledger: &Ledger, owner: &Owner) -> Plan {
+    let needed = matches!(plan, Plan::Start(_) | Plan::Keep(_) | Plan::BackOff { .. });
+    let fails = job.spec.pool_unavailable_policy == PoolUnavailablePolicy::Fail;
+    if !needed || !fails || observed.pool.as_ref().is_some_and(|pool| loaded(pool).is_some()) {
+        return plan;
+    }
+    let name = job.spec.pools.first().map(|pool| pool.name.as_str()).unwrap_or_default();
+    let message = format!("BaseModelPool {}/{name} is missing or not ready, and spec.poolUnavailablePolicy is Fail", owner.namespace);
+    Plan::Failed { reason: POOL_UNAVAILABLE, message, stop: ledger.running() }
 }
 
 fn references(job: &CarryOnJob, observed: &Observed, owner: &Owner) -> Result<(), Refusal> {

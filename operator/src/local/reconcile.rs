@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
-use carryon_crds::condition::{is_true, types};
 use carryon_crds::wire::{ModelDescription, Progress};
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
@@ -151,14 +150,10 @@ impl World<'_> {
         let gateway: Option<Deployment> = self.store.get(space, &names::gateway(&deployment.name_any()));
         let pods: Vec<Pod> = gateway.map(|gateway| workloads::pods_of(self.store, &gateway)).unwrap_or_default();
         let job: Option<CarryOnJob> = spec.head.job_ref.as_ref().and_then(|reference| self.store.get(space, &reference.name));
-        let done = job.as_ref().and_then(|job| job.status.as_ref()).filter(|status| is_true(&status.conditions, types::COMPLETE));
-        let kept = deployment.status.as_ref().and_then(|status| status.stable.as_ref()).map(|stable| stable.uri.as_str());
-        let uri = done.and_then(|status| status.artifact.as_ref()).map(|artifact| artifact.uri.as_str()).or(kept);
-        let named = spec.head.artifact.as_ref().map(|artifact| artifact.persistent_volume_claim.claim_name.as_str());
-        let claim = named.or_else(|| uri.and_then(names::parse_claim_uri).map(|(claim, _)| claim));
+        let claim = deployment::referenced_claim(deployment, job.as_ref());
         deployment::Observed {
             pool: spec.pools.first().and_then(|pool| self.store.get(space, &pool.name)),
-            claim: claim.and_then(|claim| self.store.get::<PersistentVolumeClaim>(space, claim)),
+            claim: claim.and_then(|claim| self.store.get::<PersistentVolumeClaim>(space, &claim)),
             secret: spec.api.key_secret_ref.as_ref().and_then(|key| self.store.get::<Secret>(space, &key.name)),
             url: pods.iter().find_map(address),
             job,

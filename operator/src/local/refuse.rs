@@ -30,6 +30,16 @@ pub fn violations(object: &Value, has_claim: &dyn Fn(&str, &str) -> bool) -> Vec
             Violation::new(format!("spec.{template}.resources.{list}[{name}]"), reason)
         }));
     }
+    let scheduling = pod["scheduling"].as_object().into_iter().flatten().map(|(name, _)| format!("scheduling.{name}"));
+    let secrets = pod.get("imagePullSecrets").map(|_| "imagePullSecrets".to_owned());
+    violations.extend(
+        scheduling
+            .chain(secrets)
+            .map(|field| Violation::new(format!("spec.{template}.{field}"), "local mode has one machine and no images: leave it out")),
+    );
+    if !object["spec"]["ttlSecondsAfterFinished"].is_null() {
+        violations.push(Violation::new("spec.ttlSecondsAfterFinished", "local mode keeps finished jobs: leave it out"));
+    }
     let namespace = object["metadata"]["namespace"].as_str().unwrap_or("default");
     let missing = claims(&object["spec"], "spec").into_iter().filter(|(_, claim)| !has_claim(namespace, claim));
     violations.extend(missing.map(|(field, claim)| {

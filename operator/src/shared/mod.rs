@@ -3,6 +3,7 @@
 pub mod kstatus;
 pub mod meta;
 pub mod pods;
+pub mod quantity;
 pub mod trouble;
 
 /// Why an object cannot be built now; becomes its conditions.

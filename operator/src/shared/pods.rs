@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use carryon_crds::common::{PodTemplate, Resources};
+use carryon_crds::common::{LocalReference, PodTemplate, Resources};
 use carryon_crds::names;
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, HTTPGetAction,
-    PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile,
-    SecurityContext, Volume, VolumeMount,
+    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, HTTPGetAction, LocalObjectReference,
+    PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceClaim, ResourceRequirements,
+    SeccompProfile, SecurityContext, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::meta::Owner;
+use super::quantity;
 
 /// What differs between the roles' pods.
 pub struct Role<'a> {
@@ -117,6 +118,7 @@ pub fn template(role: Role<'_>) -> PodTemplateSpec {
         }
         mounts.push(mount(&name, path, *read_only));
     }
+    let scheduling = role.template.scheduling.clone();
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(names::labels(role.owner.component, &role.owner.name)),
@@ -124,6 +126,14 @@ pub fn template(role: Role<'_>) -> PodTemplateSpec {
             ..ObjectMeta::default()
         }),
         spec: Some(PodSpec {
+            affinity: scheduling.affinity,
+            node_selector: (!scheduling.node_selector.is_empty()).then_some(scheduling.node_selector),
+            tolerations: filled(scheduling.tolerations),
+            topology_spread_constraints: filled(scheduling.topology_spread_constraints),
+            priority_class_name: scheduling.priority_class_name,
+            runtime_class_name: scheduling.runtime_class_name,
+            resource_claims: filled(scheduling.resource_claims),
+            image_pull_secrets: filled(role.template.image_pull_secrets.iter().map(pull_secret).collect()),
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
             security_context: Some(pod_security(role.fs_group)),
@@ -155,7 +165,7 @@ fn container(role: Role<'_>, mounts: Vec<VolumeMount>) -> Container {
             protocol: Some("TCP".to_owned()),
             ..ContainerPort::default()
         }]),
-        resources: resources(&role.template.resources),
+        resources: resources(role.template),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
             read_only_root_filesystem: Some(true),
@@ -174,18 +184,27 @@ fn container(role: Role<'_>, mounts: Vec<VolumeMount>) -> Container {
 
 /// Threads of the worker: `limits.cpu` rounded up, so that a quota is not shared by as many threads as the node has cores.
 fn threads(resources: &Resources) -> Option<u64> {
-    let text = &resources.limits.get("cpu")?.0;
-    let cores = match text.strip_suffix('m') {
-        Some(milli) => milli.parse::<f64>().ok()? / 1000.0,
-        None => text.parse::<f64>().ok()?,
-    };
-    (cores.is_finite() && cores > 0.0).then(|| (cores.ceil() as u64).clamp(1, 4096))
+    let cores = quantity::value(&resources.limits.get("cpu")?.0)?;
+    (cores > 0.0).then(|| (cores.ceil() as u64).clamp(1, 4096))
 }
 
-fn resources(resources: &Resources) -> Option<ResourceRequirements> {
+fn resources(template: &PodTemplate) -> Option<ResourceRequirements> {
     let map = |map: &BTreeMap<_, _>| (!map.is_empty()).then(|| map.clone());
-    let (requests, limits) = (map(&resources.requests), map(&resources.limits));
-    (requests.is_some() || limits.is_some()).then(|| ResourceRequirements { requests, limits, ..ResourceRequirements::default() })
+    let claims = template.scheduling.resource_claims.iter().map(|claim| ResourceClaim { name: claim.name.clone(), request: None });
+    let requirements = ResourceRequirements {
+        requests: map(&template.resources.requests),
+        limits: map(&template.resources.limits),
+        claims: filled(claims.collect()),
+    };
+    (requirements != ResourceRequirements::default()).then_some(requirements)
+}
+
+fn filled<T>(list: Vec<T>) -> Option<Vec<T>> {
+    (!list.is_empty()).then_some(list)
+}
+
+fn pull_secret(secret: &LocalReference) -> LocalObjectReference {
+    LocalObjectReference { name: secret.name.clone() }
 }
 
 fn pod_security(fs_group: Option<i64>) -> PodSecurityContext {

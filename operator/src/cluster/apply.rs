@@ -1,0 +1,209 @@
+//! The only writer of children.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use carryon_crds::{names, wire};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::batch::v1::Job;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
+use kube::{Api, Client, Resource, ResourceExt as _};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::covers::covers;
+use super::failure::{Failure, code};
+use crate::shared::Refusal;
+
+/// How long what was written stands in for a cache that has not seen it yet.
+const FRESH: Duration = Duration::from_secs(15);
+
+/// Why a child is not as it should be.
+#[derive(Debug)]
+pub enum Unapplied {
+    /// The user, or somebody with more rights than we have, must change something.
+    Refused(Refusal),
+    /// Worth another try.
+    Failed(Failure),
+}
+
+impl From<Failure> for Unapplied {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// Writes children by server-side apply, and only when something would change.
+pub struct Applier {
+    client: Client,
+    /// What was written just now, by type, namespace and name.
+    written: Mutex<BTreeMap<String, Written>>,
+}
+
+struct Written {
+    digest: String,
+    object: Value,
+    at: Instant,
+}
+
+/// What a child is, in Rust.
+pub trait Child: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned {}
+impl<K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned> Child for K {}
+
+impl Applier {
+    /// Nothing written yet.
+    pub fn new(client: Client) -> Self {
+        Self { client, written: Mutex::default() }
+    }
+
+    /// Makes `wanted` so; `present` is what the cache holds of it. The object as the cluster holds it now.
+    ///
+    /// # Errors
+    /// A child of that name that is not ours; a request that the cluster refuses or cannot answer.
+    pub async fn apply<K: Child>(&self, mut wanted: K, present: Option<K>) -> Result<K, Unapplied> {
+        let digest = wire::digest(serde_json::to_string(&wanted).expect("a child is JSON").as_bytes());
+        wanted.annotations_mut().insert(names::APPLIED_ANNOTATION.to_owned(), digest.clone());
+        let wanted_value = serde_json::to_value(&wanted).expect("a child is JSON");
+        let key = key(&wanted);
+        let force = match present {
+            Some(present) if present.meta().deletion_timestamp.is_some() => return Ok(present),
+            Some(present) => {
+                ours(&wanted, &present)?;
+                let same = present.annotations().get(names::APPLIED_ANNOTATION) == Some(&digest);
+                if same && covers(&serde_json::to_value(&present).expect("a child is JSON"), &wanted_value) {
+                    self.lock().remove(&key);
+                    return Ok(present);
+                }
+                true
+            }
+            None => {
+                if let Some(written) = self.written(&key, &digest) {
+                    return Ok(written);
+                }
+                false
+            }
+        };
+        let applied = match self.patch(&wanted, &wanted_value, force).await {
+            // Somebody else's fields are in the way, so it exists: whose is it?
+            Err(error) if !force && code(&error) == 409 => {
+                let present = self.api::<K>(&wanted).get(&wanted.name_any()).await.map_err(|error| failed("read", &wanted, error))?;
+                ours(&wanted, &present)?;
+                self.patch(&wanted, &wanted_value, true).await
+            }
+            other => other,
+        };
+        let applied = applied.map_err(|error| failed("apply", &wanted, error))?;
+        let object = serde_json::to_value(&applied).expect("a child is JSON");
+        self.lock().insert(key, Written { digest, object, at: Instant::now() });
+        Ok(applied)
+    }
+
+    /// Creates a training attempt, or finds the one that is there; it is never written again.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    pub async fn create_once(&self, wanted: Job) -> Result<Job, Unapplied> {
+        let api = self.api::<Job>(&wanted);
+        let parameters = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
+        match api.create(&parameters, &wanted).await {
+            Ok(job) => Ok(job),
+            Err(error) if code(&error) == 409 => {
+                let present = api.get(&wanted.name_any()).await.map_err(|error| failed("read", &wanted, error))?;
+                ours(&wanted, &present)?;
+                Ok(present)
+            }
+            Err(error) => Err(failed("create", &wanted, error)),
+        }
+    }
+
+    /// Deletes a training attempt; it is gone only when its pod has ended, checkpoint written.
+    ///
+    /// # Errors
+    /// When the cluster refuses or cannot answer.
+    pub async fn delete(&self, job: &Job) -> Result<(), Unapplied> {
+        let preconditions = Preconditions { uid: job.uid(), resource_version: None };
+        let parameters = DeleteParams {
+            propagation_policy: Some(PropagationPolicy::Foreground),
+            preconditions: Some(preconditions),
+            ..DeleteParams::default()
+        };
+        match self.api::<Job>(job).delete(&job.name_any(), &parameters).await {
+            Ok(_) => Ok(()),
+            Err(error) if [404, 409].contains(&code(&error)) => Ok(()),
+            Err(error) => Err(failed("delete", job, error)),
+        }
+    }
+
+    async fn patch<K: Child>(&self, wanted: &K, value: &Value, force: bool) -> kube::Result<K> {
+        let parameters = PatchParams { force, ..PatchParams::apply(names::MANAGER) };
+        self.api::<K>(wanted).patch(&wanted.name_any(), &parameters, &Patch::Apply(value)).await
+    }
+
+    fn api<K: Child>(&self, object: &K) -> Api<K> {
+        Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default())
+    }
+
+    fn written<K: Child>(&self, key: &str, digest: &str) -> Option<K> {
+        let mut written = self.lock();
+        written.retain(|_, written| written.at.elapsed() < FRESH);
+        let found = written.get(key).filter(|written| written.digest == digest)?;
+        serde_json::from_value(found.object.clone()).ok()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Written>> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Refuses an object that another one controls, or that has nothing to do with us.
+fn ours<K: Child>(wanted: &K, present: &K) -> Result<(), Refusal> {
+    let controller = |object: &K| object.owner_references().iter().find(|owner| owner.controller == Some(true)).cloned();
+    let thing = format!("{} {}/{}", K::kind(&()), present.namespace().unwrap_or_default(), present.name_any());
+    match (controller(wanted), controller(present)) {
+        (Some(wanted), Some(present)) if wanted.uid == present.uid => Ok(()),
+        (Some(wanted), Some(present)) if wanted.kind == present.kind && wanted.name == present.name => {
+            let message = format!("{thing} belongs to an earlier {} {} and is still being deleted", present.kind, present.name);
+            Err(Refusal::waiting("ChildBeingDeleted", message))
+        }
+        (_, Some(present)) => {
+            let message = format!("{thing} belongs to {} {}: delete it or rename this object", present.kind, present.name);
+            Err(Refusal::permanent("ChildTaken", message))
+        }
+        // Left behind by a deletion that orphans children: taken over.
+        (_, None) if present.labels().get("app.kubernetes.io/managed-by").is_some_and(|manager| manager == names::MANAGER) => Ok(()),
+        (_, None) => Err(Refusal::permanent("ChildTaken", format!("{thing} is not ours: delete it or rename this object"))),
+    }
+}
+
+impl From<Refusal> for Unapplied {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// What the cluster refuses for good becomes a condition; all else is tried again.
+fn failed<K: Child>(step: &'static str, object: &K, error: kube::Error) -> Unapplied {
+    let what = format!("{} {}/{}", K::kind(&()), object.namespace().unwrap_or_default(), object.name_any());
+    let said = match &error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    };
+    match code(&error) {
+        403 if said.contains("being terminated") => {
+            Unapplied::Refused(Refusal::waiting("NamespaceTerminating", "the namespace is being deleted"))
+        }
+        403 => Unapplied::Refused(Refusal::waiting(
+            "Forbidden",
+            format!("may not {step} {what}: {said}; give the operator the permission, or the namespace the quota"),
+        )),
+        400 | 422 => Unapplied::Refused(Refusal::waiting("Rejected", format!("cannot {step} {what}: {said}"))),
+        _ => Unapplied::Failed(Failure::Api { step, what, source: Box::new(error) }),
+    }
+}
+
+fn key<K: Child>(object: &K) -> String {
+    format!("{}/{}/{}", K::kind(&()), object.namespace().unwrap_or_default(), object.name_any())
+}

@@ -1,0 +1,32 @@
+//! What can go wrong with a request.
+
+/// Why an object could not be reconciled; it is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// A request failed.
+    #[error("failed to {step} {what}: {source}")]
+    Api {
+        /// `read`, `apply`, `create`, `delete` or `write the status of`.
+        step: &'static str,
+        /// Kind, namespace and name.
+        what: String,
+        /// What the API server or the way to it said.
+        source: Box<kube::Error>,
+    },
+}
+
+impl Failure {
+    /// The step, for metrics.
+    pub fn step(&self) -> &'static str {
+        let Self::Api { step, .. } = self;
+        step
+    }
+}
+
+/// HTTP status of an answer; 0 when there was none.
+pub fn code(error: &kube::Error) -> u16 {
+    match error {
+        kube::Error::Api(status) => status.code,
+        _ => 0,
+    }
+}

@@ -1,0 +1,247 @@
+//! One way of reconciling for all three kinds: observe, validate, build, apply, status; then the status is written, if it
+//! is news, and its transitions become events.
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::future::Future;
+use std::hash::{DefaultHasher, Hash, Hasher as _};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use carryon_crds::condition::types::READY;
+use carryon_crds::names;
+use futures::StreamExt as _;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::PostParams;
+use kube::core::NamespaceResourceScope;
+use kube::runtime::controller::{Action, Config, applier};
+use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Api, Client, Resource, ResourceExt as _};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+use super::apply::{Applier, Unapplied};
+use super::ask::Ask;
+use super::caches::{Caches, Guarded};
+use super::failure::{Failure, code};
+use super::metrics::{Metrics, Outcome};
+use crate::shared::{Refusal, Settings};
+
+/// Objects of a kind that are reconciled at the same time.
+const CONCURRENCY: u16 = 16;
+/// How often an object is looked at when nothing happens; spread so that not all are looked at together.
+const RESYNC: Duration = Duration::from_secs(600);
+/// Wait after the first failure; doubled by each further one.
+const BACK_OFF: Duration = Duration::from_millis(500);
+const BACK_OFF_LIMIT: Duration = Duration::from_secs(120);
+/// How often an object that the cluster refuses, or that waits for something nobody watches, is tried again.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// What reconciling needs beside the object.
+pub struct Context {
+    /// The API server.
+    pub client: Client,
+    /// What the cluster holds.
+    pub caches: Arc<Caches>,
+    /// The writer of children.
+    pub applier: Applier,
+    /// Talks to workers.
+    pub ask: Ask,
+    /// Writes events.
+    pub recorder: Recorder,
+    /// Counts.
+    pub metrics: Metrics,
+    /// The operator's settings.
+    pub settings: Settings,
+    /// Failures in a row, by kind and path.
+    failures: Mutex<HashMap<String, u32>>,
+    /// When a status was last written, by kind and path.
+    written: Mutex<HashMap<String, Instant>>,
+}
+
+impl Context {
+    /// A context in which nothing has happened yet.
+    pub fn new(client: Client, caches: Arc<Caches>, ask: Ask, recorder: Recorder, metrics: Metrics, settings: Settings) -> Self {
+        let applier = Applier::new(client.clone());
+        Self { client, caches, applier, ask, recorder, metrics, settings, failures: Mutex::default(), written: Mutex::default() }
+    }
+}
+
+/// What came of one look at an object.
+pub struct Turn<S> {
+    /// The status as it is now.
+    pub status: S,
+    /// When to look again at the latest.
+    pub again: Option<Duration>,
+    /// When a status that says no more than the last one but for its figures may be written again.
+    pub quiet: Option<Duration>,
+}
+
+/// One of the three kinds.
+pub trait Kind:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static
+{
+    /// Its status.
+    type Status: Clone + PartialEq + Send + Sync;
+
+    /// Observes, validates, builds, applies and judges; none when the object itself was deleted.
+    fn turn(&self, context: &Context, now: &Time) -> impl Future<Output = Result<Option<Turn<Self::Status>>, Failure>> + Send;
+
+    /// The status the object carries.
+    fn status(&self) -> Option<&Self::Status>;
+
+    /// The object with another status.
+    fn set_status(&mut self, status: Self::Status);
+
+    /// The conditions of a status.
+    fn conditions(status: &Self::Status) -> &[Condition];
+
+    /// Whether two statuses differ in measured figures only.
+    fn differs_in_figures_only(_: &Self::Status, _: &Self::Status) -> bool {
+        false
+    }
+}
+
+/// What becomes of an attempt at applying: what was applied, or the refusal that becomes the object's conditions.
+///
+/// # Errors
+/// What is worth another try.
+pub fn settle<V, A>(validated: Result<V, Refusal>, applied: Option<Result<A, Unapplied>>) -> Result<Result<(V, A), Refusal>, Failure> {
+    match (validated, applied) {
+        (Ok(validated), Some(Ok(applied))) => Ok(Ok((validated, applied))),
+        (Ok(_), Some(Err(Unapplied::Refused(refusal)))) | (Err(refusal), _) => Ok(Err(refusal)),
+        (Ok(_), Some(Err(Unapplied::Failed(failure)))) => Err(failure),
+        (Ok(_), None) => unreachable!("what is valid was applied"),
+    }
+}
+
+/// Reconciles the objects of a kind that come through `queue`, until the queue is closed.
+pub async fn run<K: Kind>(context: Arc<Context>, store: Store<Guarded<K>>, queue: UnboundedReceiver<ObjectRef<Guarded<K>>>) {
+    let queue = UnboundedReceiverStream::new(queue).map(Ok::<_, std::convert::Infallible>);
+    let config = Config::default().concurrency(CONCURRENCY);
+    let results = applier(
+        |object, context| Box::pin(reconcile::<K>(object, context)),
+        |object, failure: &Failure, context: Arc<Context>| back_off::<K>(&object, failure, &context),
+        context,
+        store,
+        queue,
+        config,
+    );
+    // Failures are logged and counted where they are backed off.
+    results.for_each(|_| std::future::ready(())).await;
+}
+
+async fn reconcile<K: Kind>(object: Arc<Guarded<K>>, context: Arc<Context>) -> Result<Action, Failure> {
+    let kind = K::kind(&()).into_owned();
+    let object = match &object.0 {
+        Ok(object) if object.meta().deletion_timestamp.is_some() => return Ok(Action::await_change()),
+        Ok(object) => object,
+        Err(invalid) => {
+            let name = invalid.metadata.name.as_deref().unwrap_or_default();
+            let space = invalid.metadata.namespace.as_deref().unwrap_or_default();
+            tracing::error!("{kind} {space}/{name} cannot be decoded and is left alone: {}", invalid.error);
+            context.metrics.count(&kind, Outcome::Undecodable, Duration::ZERO);
+            return Ok(Action::await_change());
+        }
+    };
+    let started = Instant::now();
+    let now = Time(Timestamp::now());
+    let action = match object.turn(&context, &now).await? {
+        Some(turn) => conclude(object, turn, &context).await?,
+        None => Action::await_change(),
+    };
+    lock(&context.failures).remove(&path(object));
+    context.metrics.count(&kind, Outcome::Done, started.elapsed());
+    Ok(action)
+}
+
+/// Writes the status when it is news, and says when to look again.
+async fn conclude<K: Kind>(object: &K, turn: Turn<K::Status>, context: &Context) -> Result<Action, Failure> {
+    let again = turn.again.unwrap_or(RESYNC).min(RESYNC);
+    let action = Action::requeue(if turn.again.is_some() { again } else { spread(again, &path(object)) });
+    if object.status() == Some(&turn.status) {
+        return Ok(action);
+    }
+    let figures = object.status().is_some_and(|old| K::differs_in_figures_only(old, &turn.status));
+    let last = lock(&context.written).get(&path(object)).copied();
+    if let (true, Some(quiet), Some(last)) = (figures, turn.quiet, last)
+        && last.elapsed() < quiet
+    {
+        return Ok(action);
+    }
+    let mut wanted = object.clone();
+    wanted.set_status(turn.status.clone());
+    let api: Api<K> = Api::namespaced(context.client.clone(), &object.namespace().unwrap_or_default());
+    let parameters = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
+    match api.replace_status(&object.name_any(), &parameters, &wanted).await {
+        Ok(_) => {
+            lock(&context.written).insert(path(object), Instant::now());
+            announce(object, &turn.status, context).await;
+            Ok(action)
+        }
+        // Deleted meanwhile.
+        Err(error) if code(&error) == 404 => Ok(Action::await_change()),
+        // Changed meanwhile: the change is on its way to the cache and wakes us.
+        Err(error) if code(&error) == 409 => Ok(Action::requeue(Duration::from_secs(1))),
+        Err(error) => Err(Failure::Api { step: "write the status of", what: path(object), source: Box::new(error) }),
+    }
+}
+
+/// An event for each transition of Ready: its status or its reason.
+async fn announce<K: Kind>(object: &K, status: &K::Status, context: &Context) {
+    let ready = |status: &K::Status| K::conditions(status).iter().find(|condition| condition.type_ == READY).cloned();
+    let Some(now) = ready(status) else { return };
+    let before = object.status().and_then(ready);
+    if before.is_some_and(|before| (&before.status, &before.reason) == (&now.status, &now.reason)) {
+        return;
+    }
+    let stalled = K::conditions(status).iter().any(|condition| condition.type_ == "Stalled" && condition.status == "True");
+    let event = Event {
+        type_: if stalled { EventType::Warning } else { EventType::Normal },
+        reason: now.reason.clone(),
+        note: Some(now.message.chars().take(1000).collect()),
+        action: "Reconcile".to_owned(),
+        secondary: None,
+    };
+    if let Err(error) = context.recorder.publish(&event, &object.object_ref(&())).await {
+        tracing::warn!(%error, object = path(object), "failed to write an event");
+    }
+}
+
+fn back_off<K: Kind>(object: &Guarded<K>, failure: &Failure, context: &Context) -> Action {
+    let kind = K::kind(&());
+    let key = path(object);
+    let times = {
+        let mut failures = lock(&context.failures);
+        let times = failures.entry(key.clone()).or_default();
+        *times += 1;
+        *times
+    };
+    tracing::warn!("{key}: {failure}");
+    context.metrics.count_error(&kind, failure.step());
+    Action::requeue((BACK_OFF * 2u32.pow((times - 1).min(10))).min(BACK_OFF_LIMIT))
+}
+
+/// Wait before something that nobody watches is looked at again.
+pub fn retry(refused: bool) -> Option<Duration> {
+    refused.then_some(RETRY)
+}
+
+fn path<K: Resource<DynamicType = ()>>(object: &K) -> String {
+    format!("{} {}/{}", K::kind(&()), object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// Between one and one and a half times `wait`, by the object's name.
+fn spread(wait: Duration, key: &str) -> Duration {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    wait + wait * u32::try_from(hasher.finish() % 500).unwrap_or(0) / 1000
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

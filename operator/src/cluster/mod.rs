@@ -1,0 +1,109 @@
+//! `carryon-operator run`: the three kinds against an API server.
+//!
+//! [`caches`] hold what watches show, [`wake`] says who has to look again, [`kinds`] is the one loop of all three kinds
+//! ([`pools`], [`jobs`], [`deployments`]), [`apply`] the only writer of children.
+
+pub mod apply;
+pub mod ask;
+pub mod caches;
+pub mod covers;
+pub mod deployments;
+mod endpoint;
+pub mod failure;
+pub mod jobs;
+pub mod kinds;
+mod leader;
+pub mod metrics;
+pub mod pools;
+pub mod wake;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use carryon_crds::names;
+use kube::Client;
+use kube::runtime::events::{Recorder, Reporter};
+use tokio::sync::mpsc::unbounded_channel;
+
+use self::ask::Ask;
+use self::endpoint::Endpoint;
+use self::kinds::Context;
+use self::metrics::Metrics;
+use self::wake::Wake;
+use crate::shared::Settings;
+
+/// Arguments of `carryon-operator run`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct RunArgs {
+    /// Worker image of objects that name none.
+    #[arg(long, value_name = "IMAGE", default_value_t = Settings::default().worker_image)]
+    pub worker_image: String,
+    /// Look after this namespace only.
+    #[arg(long)]
+    pub namespace: Option<String>,
+    /// Address of /healthz, /readyz and /metrics.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Namespace of the Lease by which one of several operators is elected; without it, this one works alone.
+    #[arg(long, value_name = "NAMESPACE")]
+    pub lease_namespace: Option<String>,
+    /// Name of the Lease.
+    #[arg(long, value_name = "NAME", default_value = "carry-on-operator")]
+    pub lease_name: String,
+    /// Name of this operator in the Lease; its pod's name.
+    #[arg(long, env = "POD_NAME", value_name = "NAME", default_value = "carryon-operator")]
+    pub identity: String,
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// An API server that cannot be reached, a Lease that was lost, a watch that ended.
+pub fn run(args: RunArgs) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("failed to start threads")?;
+    runtime.block_on(async move {
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let client = Client::try_default().await.context("failed to find the API server")?;
+        let endpoint = Endpoint::bind(args.listen).await?;
+        let leader = leader::Leader::new(client.clone(), &args).await?;
+        let held = leader.clone();
+        let ended = tokio::select! {
+            ended = work(args, client, endpoint, held) => ended,
+            _ = terminate.recv() => Ok(()),
+            interrupted = tokio::signal::ctrl_c() => interrupted.map_err(anyhow::Error::from),
+        };
+        leader.release().await;
+        ended
+    })
+}
+
+async fn work(args: RunArgs, client: Client, endpoint: Endpoint, leader: leader::Leader) -> anyhow::Result<()> {
+    let serving = endpoint.clone();
+    let work = async move {
+        leader.elected().await?;
+        let (pools, pool_queue) = unbounded_channel();
+        let (jobs, job_queue) = unbounded_channel();
+        let (deployments, deployment_queue) = unbounded_channel();
+        let wake = Wake { pools, jobs, deployments };
+        let (caches, mut watches) = caches::start(&client, args.namespace.as_deref(), wake).await?;
+        let reporter = Reporter { controller: names::MANAGER.to_owned(), instance: Some(args.identity.clone()) };
+        let recorder = Recorder::new(client.clone(), reporter);
+        let settings = Settings { worker_image: args.worker_image };
+        let context = Context::new(client, caches.clone(), Ask::new()?, recorder, Metrics::new()?, settings);
+        let context = Arc::new(context);
+        endpoint.ready(context.clone());
+        tracing::info!("working as {}", args.identity);
+        tokio::select! {
+            () = kinds::run(context.clone(), caches.pools.store(), pool_queue) => anyhow::bail!("the queue of pools has ended"),
+            () = kinds::run(context.clone(), caches.jobs.store(), job_queue) => anyhow::bail!("the queue of jobs has ended"),
+            () = kinds::run(context.clone(), caches.deployments.store(), deployment_queue) => anyhow::bail!("the queue of deployments has ended"),
+            ended = watches.join_next() => anyhow::bail!("a watch has ended: {ended:?}"),
+            lost = leader.lost() => Err(lost),
+        }
+    };
+    tokio::select! {
+        ended = work => ended,
+        ended = serving.serve() => ended,
+    }
+}

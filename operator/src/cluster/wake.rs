@@ -1,0 +1,141 @@
+//! Who has to look again: from an object that changed to the objects of the three kinds that it concerns.
+
+use carryon_crds::common::ClaimPath;
+use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
+use kube::api::PartialObjectMeta;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Resource, ResourceExt as _};
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::caches::{Caches, Guarded};
+use crate::deployment::referenced_claim;
+
+/// A queue of objects of one kind.
+pub type Queue<K> = UnboundedSender<ObjectRef<Guarded<K>>>;
+
+/// The queues of the three kinds.
+#[derive(Clone)]
+pub struct Wake {
+    /// Pools to look at.
+    pub pools: Queue<BaseModelPool>,
+    /// Jobs to look at.
+    pub jobs: Queue<CarryOnJob>,
+    /// Deployments to look at.
+    pub deployments: Queue<CarryOnDeployment>,
+}
+
+/// Nobody listens any more when the operator is about to end.
+fn send<K: Resource<DynamicType = ()>>(queue: &Queue<K>, namespace: &str, name: &str) {
+    let _ = queue.send(ObjectRef::new(name).within(namespace));
+}
+
+fn space<K: Resource>(object: &K) -> String {
+    object.namespace().unwrap_or_default()
+}
+
+impl Wake {
+    /// Everybody.
+    pub fn all(&self, caches: &Caches) {
+        caches.pools.store().state().iter().for_each(|object| send(&self.pools, &space(&**object), &object.name_any()));
+        caches.jobs.store().state().iter().for_each(|object| send(&self.jobs, &space(&**object), &object.name_any()));
+        caches.deployments.store().state().iter().for_each(|object| send(&self.deployments, &space(&**object), &object.name_any()));
+    }
+
+    /// A pool, the jobs that train on it and the deployments it serves.
+    pub fn pool(&self, caches: &Caches, pool: &Guarded<BaseModelPool>) {
+        let (space, name) = (space(pool), pool.name_any());
+        send(&self.pools, &space, &name);
+        self.jobs_that(caches, &space, |job| job.spec.pools.iter().any(|pool| pool.name == name));
+        self.deployments_that(caches, &space, |deployment| deployment.spec.pools.iter().any(|pool| pool.name == name));
+    }
+
+    /// A job, and the deployments that serve its head.
+    pub fn job(&self, caches: &Caches, job: &Guarded<CarryOnJob>) {
+        let (space, name) = (space(job), job.name_any());
+        send(&self.jobs, &space, &name);
+        self.deployments_that(caches, &space, |deployment| refers_to(deployment, &name));
+    }
+
+    /// A deployment, and the jobs that wait for it before they are removed.
+    pub fn deployment(&self, caches: &Caches, deployment: &Guarded<CarryOnDeployment>) {
+        let space = space(deployment);
+        send(&self.deployments, &space, &deployment.name_any());
+        self.jobs_that(caches, &space, |job| job.spec.ttl_seconds_after_finished.is_some());
+    }
+
+    /// The object that controls a child.
+    pub fn owner<K: Resource<DynamicType = ()>>(&self, _: &Caches, child: &Guarded<K>) {
+        for owner in child.owner_references().iter().filter(|owner| owner.api_version.starts_with(carryon_crds::GROUP)) {
+            match owner.kind.as_str() {
+                "BaseModelPool" => send(&self.pools, &space(child), &owner.name),
+                "CarryOnJob" => send(&self.jobs, &space(child), &owner.name),
+                "CarryOnDeployment" => send(&self.deployments, &space(child), &owner.name),
+                _ => {}
+            }
+        }
+    }
+
+    /// The object whose worker runs in a pod.
+    pub fn instance(&self, _: &Caches, pod: &Guarded<Pod>) {
+        let label = |key: &str| pod.labels().get(key).map(String::as_str).unwrap_or_default();
+        let name = label("app.kubernetes.io/instance");
+        match label("app.kubernetes.io/component") {
+            "pool" => send(&self.pools, &space(pod), name),
+            "trainer" => send(&self.jobs, &space(pod), name),
+            "gateway" => send(&self.deployments, &space(pod), name),
+            _ => {}
+        }
+    }
+
+    /// Everybody whose spec names the claim.
+    pub fn users_of_claim(&self, caches: &Caches, claim: &PartialObjectMeta<PersistentVolumeClaim>) {
+        let (space, name) = (space(claim), claim.name_any());
+        let names = |path: &ClaimPath| path.claim_name == name;
+        for pool in caches.pools.list(|pool| pool.namespace().unwrap_or_default() == space) {
+            if pool.spec.model.source.persistent_volume_claim.as_ref().is_some_and(names) {
+                send(&self.pools, &space, &pool.name_any());
+            }
+        }
+        self.jobs_that(caches, &space, |job| {
+            names(&job.spec.output.persistent_volume_claim) || job.spec.data.source.persistent_volume_claim.as_ref().is_some_and(names)
+        });
+        self.deployments_that(caches, &space, |deployment| {
+            let job = deployment.spec.head.job_ref.as_ref().and_then(|job| caches.jobs.get(&space, &job.name));
+            referenced_claim(deployment, job.as_ref()).is_some_and(|claim| claim == name)
+        });
+    }
+
+    /// The jobs whose data are in the ConfigMap.
+    pub fn users_of_data(&self, caches: &Caches, data: &PartialObjectMeta<ConfigMap>) {
+        // Our own ConfigMaps are watched as children.
+        if data.labels().get("app.kubernetes.io/managed-by").is_some_and(|manager| manager == names::MANAGER) {
+            return;
+        }
+        let name = data.name_any();
+        self.jobs_that(caches, &space(data), |job| job.spec.data.source.config_map.as_ref().is_some_and(|source| source.name == name));
+    }
+
+    /// The deployments whose API key is in the Secret.
+    pub fn users_of_secret(&self, caches: &Caches, secret: &PartialObjectMeta<Secret>) {
+        let name = secret.name_any();
+        self.deployments_that(caches, &space(secret), |deployment| {
+            deployment.spec.api.key_secret_ref.as_ref().is_some_and(|key| key.name == name)
+        });
+    }
+
+    fn jobs_that(&self, caches: &Caches, space: &str, concerns: impl Fn(&CarryOnJob) -> bool) {
+        let jobs = caches.jobs.list(|job| job.namespace().as_deref() == Some(space) && concerns(job));
+        jobs.iter().for_each(|job| send(&self.jobs, space, &job.name_any()));
+    }
+
+    fn deployments_that(&self, caches: &Caches, space: &str, concerns: impl Fn(&CarryOnDeployment) -> bool) {
+        let found = caches.deployments.list(|deployment| deployment.namespace().as_deref() == Some(space) && concerns(deployment));
+        found.iter().for_each(|deployment| send(&self.deployments, space, &deployment.name_any()));
+    }
+}
+
+/// Whether the deployment's head is that of job `name`.
+pub fn refers_to(deployment: &CarryOnDeployment, name: &str) -> bool {
+    deployment.spec.head.job_ref.as_ref().is_some_and(|job| job.name == name)
+}
