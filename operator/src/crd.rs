@@ -31,7 +31,8 @@ pub fn schema(crd: &CustomResourceDefinition) -> Value {
 fn clean(crd: CustomResourceDefinition) -> CustomResourceDefinition {
     let mut value = serde_json::to_value(crd).expect("a definition is JSON");
     remove_unknown_formats(&mut value);
-    serde_json::from_value(value).expect("only formats were removed")
+    bound_borrowed_types(&mut value);
+    serde_json::from_value(value).expect("only formats were removed and bounds added")
 }
 
 fn remove_unknown_formats(value: &mut Value) {
@@ -44,5 +45,59 @@ fn remove_unknown_formats(value: &mut Value) {
         }
         Value::Array(items) => items.iter_mut().for_each(remove_unknown_formats),
         _ => {}
+    }
+}
+
+/// Kubernetes' own types come without bounds, which the CEL rules beside them need, and with the text of its documentation,
+/// which `kubectl explain pod.spec` has already.
+fn bound_borrowed_types(value: &mut Value) {
+    match value {
+        Value::Object(members) => {
+            for (name, member) in members.iter_mut() {
+                if name == "scheduling" {
+                    member
+                        .get_mut("properties")
+                        .and_then(Value::as_object_mut)
+                        .into_iter()
+                        .flat_map(|fields| fields.values_mut())
+                        .for_each(bound);
+                }
+                bound_borrowed_types(member);
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(bound_borrowed_types),
+        _ => {}
+    }
+}
+
+/// Bounds a schema and all below it; its own description stays.
+fn bound(schema: &mut Value) {
+    match schema["type"].as_str() {
+        Some("string") if schema.get("enum").is_none() => default_to(schema, "maxLength", 512),
+        Some("array") => default_to(schema, "maxItems", 64),
+        Some("object") if schema.get("additionalProperties").is_some() => default_to(schema, "maxProperties", 64),
+        Some("integer") => {
+            default_to(schema, "minimum", 0);
+            default_to(schema, "maximum", i64::from(i32::MAX));
+        }
+        _ => {}
+    }
+    let fields = schema.get_mut("properties").and_then(Value::as_object_mut).into_iter().flat_map(|fields| fields.values_mut());
+    fields.for_each(bound_below);
+    for name in ["items", "additionalProperties"] {
+        schema.get_mut(name).into_iter().for_each(bound_below);
+    }
+}
+
+fn bound_below(schema: &mut Value) {
+    if let Some(members) = schema.as_object_mut() {
+        members.remove("description");
+        bound(schema);
+    }
+}
+
+fn default_to(schema: &mut Value, name: &str, value: i64) {
+    if schema.get(name).is_none() {
+        schema[name] = value.into();
     }
 }

@@ -174,10 +174,11 @@ fn suspending_stops_the_attempt_and_resuming_starts_the_next() {
     scene.reconcile();
     scene.job.spec.suspend = true;
     assert_eq!(scene.reconcile(), (None, Some("quickstart-1".to_owned())));
-    assert_eq!(scene.says(), "Ready+Suspended Suspended: suspended by spec.suspend; set it to false to go on from the last checkpoint");
+    assert_eq!(scene.says(), "Reconciling Suspending: suspended by spec.suspend; attempt 1 writes a checkpoint and ends");
     scene.observed.attempt = None;
     scene.observed.pods.clear();
     assert_eq!(scene.reconcile(), (None, None));
+    assert_eq!(scene.says(), "Ready+Suspended Suspended: suspended by spec.suspend; set it to false to go on from the last checkpoint");
     scene.job.spec.suspend = false;
     assert_eq!(scene.reconcile(), named("quickstart-2"));
     assert_eq!(scene.job.status.as_ref().unwrap().failures, 0);

@@ -26,13 +26,19 @@ pub fn status(
             (standing(validated, applied, observed), image, Some(validated.head.clone()))
         }
     };
-    let applied = outcome.ok().and_then(|(_, applied)| applied.deployment.status.as_ref());
+    // What was there before a refusal is there still.
+    let (replicas, ready_replicas) = match outcome.map(|(_, applied)| applied.deployment.status.as_ref()) {
+        Ok(status) => {
+            (status.and_then(|status| status.replicas).unwrap_or(0), status.and_then(|status| status.ready_replicas).unwrap_or(0))
+        }
+        Err(_) => (previous.replicas, previous.ready_replicas),
+    };
     let in_cluster = || names::service_url(&names::gateway(&owner.name), &owner.namespace, names::GATEWAY_PORT);
     CarryOnDeploymentStatus {
         conditions: condition::set(&previous.conditions, &standing.verdicts(), deployment.metadata.generation, now),
         observed_generation: deployment.metadata.generation,
-        replicas: applied.and_then(|status| status.replicas).unwrap_or(0),
-        ready_replicas: applied.and_then(|status| status.ready_replicas).unwrap_or(0),
+        replicas,
+        ready_replicas,
         selector: Some(owner.selector_text()),
         url: outcome.is_ok().then(|| format!("{}/v1", observed.url.clone().unwrap_or_else(in_cluster))),
         image,

@@ -28,12 +28,16 @@ pub fn status(
             (standing(applied, observed, model.as_ref()), image)
         }
     };
-    let applied = outcome.ok().and_then(|(_, applied)| applied.stateful_set.status.as_ref());
+    // What was there before a refusal is there still.
+    let (replicas, ready_replicas) = match outcome.map(|(_, applied)| applied.stateful_set.status.as_ref()) {
+        Ok(status) => (status.map_or(0, |status| status.replicas), status.and_then(|status| status.ready_replicas).unwrap_or(0)),
+        Err(_) => (previous.replicas, previous.ready_replicas),
+    };
     BaseModelPoolStatus {
         conditions: condition::set(&previous.conditions, &standing.verdicts(), pool.metadata.generation, now),
         observed_generation: pool.metadata.generation,
-        replicas: applied.map_or(0, |status| status.replicas),
-        ready_replicas: applied.and_then(|status| status.ready_replicas).unwrap_or(0),
+        replicas,
+        ready_replicas,
         selector: Some(owner.selector_text()),
         model,
         image,
