@@ -1,0 +1,56 @@
+{{/* The release's name, with the chart's unless it says so already; leaves room for the longest suffix. */}}
+{{- define "carry-on.fullname" -}}
+{{- $name := contains .Chart.Name .Release.Name | ternary .Release.Name (printf "%s-%s" .Release.Name .Chart.Name) -}}
+{{- $name | trunc 48 | trimSuffix "-" -}}
+{{- end }}
+
+{{/* The name of everything that belongs to the operator's pods. */}}
+{{- define "carry-on.operator" -}}
+{{ include "carry-on.fullname" . }}-operator
+{{- end }}
+
+{{/* The operator's pods. Children of the three kinds carry the same name label and another component. */}}
+{{- define "carry-on.selector" -}}
+app.kubernetes.io/name: carry-on
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
+{{- end }}
+
+{{/* Labels of what the chart installs. Selects no pod of the operator unless the component label is added. */}}
+{{- define "carry-on.labels" -}}
+app.kubernetes.io/name: carry-on
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{/* repository:tag, or repository@digest. Called with (list root image). */}}
+{{- define "carry-on.image" -}}
+{{- $root := index . 0 -}}
+{{- with index . 1 -}}
+{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $root.Chart.AppVersion }}{{ end }}
+{{- end -}}
+{{- end }}
+
+{{- define "carry-on.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{ .Values.serviceAccount.name | default (include "carry-on.operator" .) }}
+{{- else -}}
+{{ .Values.serviceAccount.name | default "default" }}
+{{- end -}}
+{{- end }}
+
+{{/* The restricted Pod Security Standard with any UID. */}}
+{{- define "carry-on.podSecurityContext" -}}
+runAsNonRoot: true
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{- define "carry-on.securityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
