@@ -1,0 +1,350 @@
+#!/usr/bin/env python3
+"""Checks of the Helm chart that need no cluster: lint, schema, RBAC, pods, policies, CRDs, snapshots, Argo CD's health script.
+
+    check.py             runs them all
+    check.py --update    rewrites what is generated: snapshots, the chart's copy of the CRDs, the table in its README
+
+Needs PyYAML, lupa (Lua 5.1, what Argo CD speaks) and helm: $HELM, or the one on the PATH.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+import yaml
+from lupa import lua51
+
+import policies
+import readme_table
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+CHART = ROOT / "charts/carry-on"
+HELM = os.environ.get("HELM", "helm")
+NAMESPACE = "carry-on-system"
+KINDS = ["basemodelpools", "carryonjobs", "carryondeployments"]
+SNAPSHOTS = {"rendered.yaml": [], "rendered-everything.yaml": ["-f", str(HERE / "everything.yaml")]}
+NAMESPACED = ["--set", "watchNamespace=team-a"]
+CLOSED = ["--set", "networkPolicy.enabled=true,networkPolicy.tenantNamespaces={team-a,team-b}"]
+
+# The operator's interface, written down a second time: group, resources, verbs.
+READ = ["get", "list", "watch"]
+OPERATOR_RULES = [
+    ("carryon.dev", KINDS, READ),
+    ("carryon.dev", ["carryonjobs"], ["delete"]),
+    ("carryon.dev", [f"{kind}/status" for kind in KINDS], ["get", "patch", "update"]),
+    ("carryon.dev", [f"{kind}/finalizers" for kind in KINDS], ["update"]),
+    ("apps", ["statefulsets", "deployments"], READ + ["create", "patch", "delete"]),
+    ("batch", ["jobs"], READ + ["create", "delete"]),
+    ("", ["services", "configmaps"], READ + ["create", "patch", "delete"]),
+    ("", ["pods", "persistentvolumeclaims", "secrets"], READ),
+    ("policy", ["poddisruptionbudgets"], READ + ["create", "patch", "delete"]),
+    ("events.k8s.io", ["events"], ["create", "patch"]),
+]
+NODE_RULES = [("", ["nodes"], READ)]
+LEASE_RULES = [("coordination.k8s.io", ["leases"], ["get", "create", "update", "patch"])]
+
+ACCEPTED = [
+    {"replicas": 5},
+    {"watchNamespace": "team-a"},
+    {"image": {"digest": "sha256:" + "0" * 64}},
+    {"resources": {"limits": {"cpu": 2, "memory": "1.5Gi"}}},
+    {"logLevel": "info,kube[{target}]=debug"},
+    {"global": {"anything": 1}},
+]
+# Values that must be refused, and what the refusal must name.
+REFUSED = [
+    ({"replica": 1}, "replica"),
+    ({"image": {"name": "x"}}, "name"),
+    ({"replicas": 0}, "replicas"),
+    ({"replicas": 6}, "replicas"),
+    ({"replicas": "1"}, "replicas"),
+    ({"image": {"digest": "sha256:abc"}}, "digest"),
+    ({"image": {"tag": "a b"}}, "tag"),
+    ({"image": {"repository": ""}}, "repository"),
+    ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
+    ({"image": {"pullSecrets": ["registry"]}}, "pullSecrets"),
+    ({"watchNamespace": "Team A"}, "watchNamespace"),
+    ({"logLevel": ""}, "logLevel"),
+    ({"crds": {"keep": "yes"}}, "keep"),
+    ({"resources": {"limits": {"memory": "lots"}}}, "memory"),
+    ({"podLabels": {"app.kubernetes.io/name": "other"}}, "app.kubernetes.io/name"),
+    ({"tolerations": [{"effect": "NoSuchEffect"}]}, "effect"),
+    ({"affinity": {"podAffinty": {}}}, "podAffinty"),
+    ({"serviceMonitor": {"interval": "30"}}, "interval"),
+    ({"networkPolicy": {"apiServerPorts": [70000]}}, "apiServerPorts"),
+    ({"networkPolicy": {"tenantNamespaces": ["a", "a"]}}, "tenantNamespaces"),
+    ({"networkPolicy": {"tenantNamespaces": ["A_B"]}}, "tenantNamespaces"),
+]
+# Where the schema leaves the rest to the API server.
+OPEN = {"global", "nodeAffinity", "podAffinity", "podAntiAffinity", "labelSelector"}
+
+
+def helm(*arguments):
+    done = subprocess.run([HELM, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"helm {arguments[0]}: {done.stderr or done.stdout}")
+    return done.stdout
+
+
+def render(*arguments, chart=CHART, release="carry-on"):
+    return helm("template", release, str(chart), "--namespace", NAMESPACE, *arguments)
+
+
+def objects(*arguments, **options):
+    return [document for document in yaml.safe_load_all(render(*arguments, **options)) if document]
+
+
+def of_kind(documents, *kinds):
+    return [document for document in documents if document["kind"] in kinds]
+
+
+def snapshot(arguments):
+    """Without the CRDs, which have a check of their own."""
+    return render("--set", "crds.enabled=false", *arguments)
+
+
+def permissions(rules):
+    """Every (group, resource, verb), whatever rules they are spread over."""
+    return {(group, resource, verb) for group, resources, verbs in rules for resource in resources for verb in verbs}
+
+
+def rendered_permissions(role):
+    for rule in role["rules"]:
+        assert rule.keys() == {"apiGroups", "resources", "verbs"}, rule
+    return permissions((group, rule["resources"], rule["verbs"]) for rule in role["rules"] for group in rule["apiGroups"])
+
+
+def operator_of(documents):
+    return of_kind(documents, "Deployment")[0]["spec"]["template"]
+
+
+def worker_pods(namespace):
+    """The operator's children as its own snapshots have them: labels and port by component."""
+    pods = {}
+    for name in ["pool", "job", "deployment"]:
+        for document in yaml.safe_load_all((ROOT / f"operator/tests/snapshots/{name}.yaml").read_text()):
+            if document["kind"] in ("StatefulSet", "Job", "Deployment"):
+                template = document["spec"]["template"]
+                labels = template["metadata"]["labels"]
+                port = template["spec"]["containers"][0]["ports"][0]["containerPort"]
+                pods[labels["app.kubernetes.io/component"]] = {"namespace": namespace, "labels": labels, "port": port}
+    return pods
+
+
+class Chart(unittest.TestCase):
+    maxDiff = None
+
+    def test_lint_finds_nothing(self):
+        for arguments in [*SNAPSHOTS.values(), NAMESPACED, CLOSED]:
+            helm("lint", "--strict", "--quiet", str(CHART), *arguments)
+
+    def test_rendered_manifests_are_those_committed(self):
+        for name, arguments in SNAPSHOTS.items():
+            self.assertEqual((HERE / name).read_text(), snapshot(arguments), f"{name}: run check.py --update and read the difference")
+
+    def test_crds_are_those_of_the_repository(self):
+        committed = (ROOT / "crds/crds.yaml").read_text()
+        self.assertEqual((CHART / "files/crds.yaml").read_text(), committed, "charts/carry-on/files/crds.yaml: run check.py --update")
+        for keep in ["true", "false"]:
+            rendered = of_kind(objects("--set", f"crds.keep={keep}"), "CustomResourceDefinition")
+            for crd in rendered:
+                metadata = crd["metadata"]
+                self.assertEqual(metadata.pop("labels")["app.kubernetes.io/instance"], "carry-on")
+                self.assertEqual(metadata.pop("annotations", {}).get("helm.sh/resource-policy"), "keep" if keep == "true" else None)
+            self.assertEqual(rendered, list(yaml.safe_load_all(committed)))
+        self.assertEqual(of_kind(objects("--set", "crds.enabled=false"), "CustomResourceDefinition"), [])
+
+    def test_packaged_chart_renders_the_same(self):
+        with tempfile.TemporaryDirectory() as folder:
+            helm("package", str(CHART), "--destination", folder)
+            self.assertEqual(render(chart=next(Path(folder).iterdir())), render())
+
+    def test_schema_takes_good_values_and_refuses_bad_ones_by_name(self):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "values.yaml"
+            for values in ACCEPTED:
+                file.write_text(json.dumps(values))
+                render("-f", str(file))
+            for values, named in REFUSED:
+                file.write_text(json.dumps(values))
+                with self.subTest(values=values), self.assertRaisesRegex(RuntimeError, f"(?s)don't meet the specifications.*{named}"):
+                    render("-f", str(file))
+
+    def test_schema_is_closed_and_knows_the_same_values(self):
+        def objects_in(schema, name):
+            if isinstance(schema, dict):
+                if schema.get("type") == "object" and name not in OPEN:
+                    self.assertIn("additionalProperties", schema, name)
+                for key, child in schema.items():
+                    objects_in(child, key)
+
+        schema = json.loads((CHART / "values.schema.json").read_text())
+        values = yaml.safe_load((CHART / "values.yaml").read_text())
+        objects_in(schema, "")
+        self.assertEqual(schema["properties"].keys() - {"global"}, values.keys())
+        for key, group in schema["properties"].items():
+            if key not in ("global", "affinity") and "properties" in group:
+                self.assertEqual(group["properties"].keys(), values[key].keys(), key)
+
+    def test_operator_may_do_what_its_interface_lists_and_nothing_else(self):
+        for arguments, kind, rules in [([], "ClusterRole", OPERATOR_RULES + NODE_RULES), (NAMESPACED, "Role", OPERATOR_RULES)]:
+            documents = objects(*arguments)
+            roles = {role["metadata"]["name"]: role for role in of_kind(documents, "Role", "ClusterRole")}
+            bindings = {binding["metadata"]["name"]: binding for binding in of_kind(documents, "RoleBinding", "ClusterRoleBinding")}
+            account = of_kind(documents, "ServiceAccount")[0]["metadata"]
+            self.assertEqual(bindings.keys(), {"carry-on-operator", "carry-on-operator-lease"})
+            for name, want in [("carry-on-operator", rules), ("carry-on-operator-lease", LEASE_RULES)]:
+                role, binding = roles.pop(name), bindings[name]
+                self.assertEqual(rendered_permissions(role), permissions(want))
+                self.assertEqual(binding["roleRef"]["kind"], role["kind"])
+                self.assertEqual(binding["roleRef"]["name"], name)
+                self.assertEqual(binding["metadata"].get("namespace"), role["metadata"].get("namespace"))
+                self.assertEqual(binding["subjects"], [{"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}])
+                expected = ("Role", NAMESPACE) if want is LEASE_RULES else (kind, "team-a" if kind == "Role" else None)
+                self.assertEqual((role["kind"], role["metadata"].get("namespace")), expected)
+            self.assertEqual(set(roles), set() if kind == "Role" else {"carry-on-view", "carry-on-edit"})
+
+    def test_users_may_see_or_change_the_three_kinds_but_not_their_status(self):
+        roles = {role["metadata"]["name"]: role for role in of_kind(objects(), "ClusterRole")}
+        scale = ["basemodelpools/scale", "carryondeployments/scale"]
+        view = [("carryon.dev", KINDS, READ), ("carryon.dev", [f"{kind}/status" for kind in KINDS] + scale, ["get"])]
+        edit = [("carryon.dev", KINDS, ["create", "delete", "deletecollection", "patch", "update"]), ("carryon.dev", scale, ["patch", "update"])]
+        for name, rules, aggregates in [("view", view, {"view", "edit", "admin"}), ("edit", edit, {"edit", "admin"})]:
+            role = roles[f"carry-on-{name}"]
+            self.assertEqual(rendered_permissions(role), permissions(rules))
+            prefix = "rbac.authorization.k8s.io/aggregate-to-"
+            self.assertEqual({label.removeprefix(prefix) for label in role["metadata"]["labels"] if label.startswith(prefix)}, aggregates)
+
+    def test_pods_are_restricted(self):
+        for arguments in SNAPSHOTS.values():
+            documents = objects(*arguments)
+            for spec in [operator_of(documents)["spec"], of_kind(documents, "Pod")[0]["spec"]]:
+                self.assertEqual(spec["securityContext"], {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}})
+                restricted = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+                self.assertEqual([container["securityContext"] for container in spec["containers"]], [restricted])
+                self.assertFalse(spec.keys() & {"volumes", "initContainers", "hostNetwork", "hostPID", "hostIPC"})
+
+    def test_operator_is_started_as_its_interface_says(self):
+        container = operator_of(objects(*NAMESPACED))["spec"]["containers"][0]
+        want = ["run", "--worker-image", "ghcr.io/carry-on/worker:0.1.0", "--namespace", "team-a", "--listen", "0.0.0.0:8080"]
+        want += ["--lease-namespace", NAMESPACE, "--lease-name", "carry-on-operator", "--identity", "$(POD_NAME)"]
+        self.assertEqual((container["command"], container["args"]), (["carryon-operator"], want))
+
+    def test_operator_knows_the_options_it_is_started_with(self):
+        binary = Path(os.environ.get("CARRYON_BIN", ROOT / "target/release")) / "carryon-operator"
+        documents = objects(*NAMESPACED)
+        for container in [operator_of(documents)["spec"]["containers"][0], of_kind(documents, "Pod")[0]["spec"]["containers"][0]]:
+            command, *rest = container["args"]
+            if not binary.exists() or f"\n  {command} " not in subprocess.run([binary, "--help"], capture_output=True, text=True).stdout:
+                self.skipTest(f"no carryon-operator {command} in $CARRYON_BIN")
+            usage = subprocess.run([binary, command, "--help"], capture_output=True, text=True).stdout
+            for option in rest:
+                if option.startswith("--"):
+                    self.assertIn(f"{option} ", usage)
+
+    def test_selectors_find_the_operator_and_no_worker(self):
+        documents = objects("-f", str(HERE / "everything.yaml"))
+        labels = operator_of(documents)["metadata"]["labels"]
+        service = of_kind(documents, "Service")[0]
+        selectors = [{"matchLabels": service["spec"]["selector"]}]
+        selectors += [document["spec"]["selector"] for document in of_kind(documents, "Deployment", "PodDisruptionBudget")]
+        self.assertEqual(len(selectors), 3)
+        others = [pod["labels"] | {"app.kubernetes.io/instance": "carry-on"} for pod in worker_pods("team-a").values()]
+        others.append(of_kind(documents, "Pod")[0]["metadata"]["labels"])
+        for selector in selectors:
+            self.assertTrue(policies.matches(selector, labels))
+            self.assertFalse(any(policies.matches(selector, other) for other in others))
+        monitor = of_kind(documents, "ServiceMonitor")[0]["spec"]
+        self.assertTrue(policies.matches(monitor["selector"], service["metadata"]["labels"]))
+        self.assertEqual(monitor["endpoints"][0]["port"], service["spec"]["ports"][0]["name"])
+
+    def test_a_budget_needs_a_second_replica(self):
+        self.assertEqual(of_kind(objects(), "PodDisruptionBudget"), [])
+        self.assertEqual(len(of_kind(objects("--set", "replicas=2"), "PodDisruptionBudget")), 1)
+        self.assertEqual(of_kind(objects("--set", "replicas=2,podDisruptionBudget.enabled=false"), "PodDisruptionBudget"), [])
+
+    def test_two_releases_share_no_name(self):
+        def names(release):
+            found = objects("--set", "crds.enabled=false", *CLOSED, release=release)
+            return {(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in found}
+
+        self.assertFalse(names("one") & names("two"))
+        self.assertTrue(all(len(name) <= 63 for _, _, name in names("r" * 53)))
+
+    def test_policies_let_through_what_is_needed_and_nothing_else(self):
+        documents = objects(*CLOSED)
+        rules = of_kind(documents, "NetworkPolicy")
+        own, other = worker_pods("team-a"), worker_pods("team-b")
+        operator = {"namespace": NAMESPACE, "labels": operator_of(documents)["metadata"]["labels"], "port": 8080}
+        impostor = {"namespace": "team-a", "labels": operator["labels"]}
+        stranger = {"namespace": "team-a", "labels": {"app": "shell"}}
+        pool, trainer, gateway = own["pool"], own["trainer"], own["gateway"]
+        yes = [(trainer, pool), (gateway, pool), (operator, pool), (operator, trainer)]
+        yes += [(None, operator), (stranger, operator), (None, gateway), (stranger, gateway)]
+        no = [(other["trainer"], pool), (other["gateway"], pool), (stranger, pool), (impostor, pool), (pool, pool), (None, pool)]
+        no += [(pool, trainer), (gateway, trainer), (stranger, trainer), (impostor, trainer), (None, trainer)]
+        no += [(trainer, gateway), (operator, gateway), (pool, operator), (trainer, operator), (gateway, None)]
+        for source, target in yes:
+            self.assertTrue(policies.allowed(rules, source, target, target["port"]), (source, target))
+        for source, target in no:
+            self.assertFalse(policies.allowed(rules, source, target, (target or {"port": 443})["port"]), (source, target))
+        # The API server and DNS are no pods that we know.
+        self.assertTrue(policies.allowed(rules, operator, None, 6443))
+        self.assertFalse(policies.allowed(rules, trainer, None, 6443))
+        for source, asks in [(operator, True), (trainer, True), (gateway, True), (pool, False)]:
+            self.assertEqual(policies.allowed(rules, source, None, 53, "UDP"), asks)
+
+    def test_operator_of_one_namespace_reaches_no_other(self):
+        documents = objects(*NAMESPACED, *CLOSED)
+        operator = {"namespace": NAMESPACE, "labels": operator_of(documents)["metadata"]["labels"]}
+        for namespace, reaches in [("team-a", True), ("team-b", False)]:
+            for pod in [worker_pods(namespace)[component] for component in ("pool", "trainer")]:
+                self.assertEqual(policies.allowed(of_kind(documents, "NetworkPolicy"), operator, pod, pod["port"]), reaches)
+
+    def test_notes_warn_of_open_pools_until_the_network_is_closed(self):
+        def notes(*arguments):
+            return helm("install", "carry-on", str(CHART), "--dry-run=client", *arguments).partition("NOTES:")[2]
+
+        self.assertIn("close the tenants' namespaces", notes())
+        self.assertNotIn("close the tenants' namespaces", notes(*CLOSED))
+        self.assertIn("deletes the CustomResourceDefinitions", notes("--set", "crds.keep=false"))
+
+    def test_readme_lists_every_value(self):
+        self.assertEqual((CHART / "README.md").read_text(), readme_with_table(), "charts/carry-on/README.md: run check.py --update")
+
+
+class Health(unittest.TestCase):
+    def test_argo_cd_sees_what_the_conditions_say(self):
+        script = (CHART / "argocd/health.lua").read_text()
+        for case in yaml.safe_load((HERE / "health.yaml").read_text()):
+            with self.subTest(case["name"]):
+                lua = lua51.LuaRuntime()
+                lua.globals().obj = lua.table_from(case["object"], recursive=True)
+                health = dict(lua.execute(script))
+                self.assertEqual(health["status"], case["want"])
+                self.assertIn(case.get("message", ""), health["message"])
+
+
+def readme_with_table():
+    values = (CHART / "values.yaml").read_text()
+    return readme_table.replace((CHART / "README.md").read_text(), readme_table.table(values, yaml.safe_load(values)))
+
+
+def update():
+    shutil.copyfile(ROOT / "crds/crds.yaml", CHART / "files/crds.yaml")
+    for name, arguments in SNAPSHOTS.items():
+        (HERE / name).write_text(snapshot(arguments))
+    (CHART / "README.md").write_text(readme_with_table())
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--update"]:
+        update()
+    else:
+        unittest.main()
