@@ -23,6 +23,11 @@ enum Command {
     Crds,
     /// Look after the three kinds in a cluster.
     Run(RunArgs),
+    /// Ask a URL once; succeeds when the answer is 2xx.
+    Probe {
+        /// The URL, e.g. http://carry-on.carry-on-system.svc:8080/readyz.
+        url: String,
+    },
     /// Run manifests on this machine, without a cluster.
     #[command(subcommand)]
     Local(LocalCommand),
@@ -44,6 +49,7 @@ fn run() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Crds => std::io::stdout().write_all(crd::yaml()?.as_bytes())?,
         Command::Run(args) => cluster::run(args)?,
+        Command::Probe { url } => cluster::probe(&url)?,
         Command::Local(command) => local::run(command)?,
     }
     Ok(())

@@ -19,6 +19,7 @@ pub mod wake;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use carryon_crds::names;
@@ -76,6 +77,19 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         leader.release().await;
         ended
     })
+}
+
+/// Asks `url` once, for tests of an installation in which this binary is the only program.
+///
+/// # Errors
+/// When there is no answer within ten seconds, or it is not 2xx.
+pub fn probe(url: &str) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("failed to start a thread")?;
+    let answer = async {
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build()?;
+        client.get(url).send().await?.error_for_status()
+    };
+    runtime.block_on(answer).map(|answer| println!("{url}: {}", answer.status())).with_context(|| format!("failed to ask {url}"))
 }
 
 async fn work(args: RunArgs, client: Client, endpoint: Endpoint, leader: leader::Leader) -> anyhow::Result<()> {
