@@ -1,0 +1,38 @@
+#!/bin/bash
+# images.sh NAME… : makes the images' tars in $CARRYON_IMAGES, when older than what goes into them.
+# pause coredns shell: what every cluster needs, and a shell with a few programs for tests. worker operator: ours, from $CARRYON_BIN.
+. "$(dirname "$0")/lib/common.sh"
+bin=${CARRYON_BIN:-$CACHE/target/release}
+mkdir -p "$IMAGES"
+
+# image NAME REFERENCE PROGRAM[=PATH]…
+image() {
+    local tar=$IMAGES/$1.tar argument stale=
+    for argument in "${@:3}" "=$HERE/image.py"; do
+        argument=${argument%%=/*}
+        [ "$tar" -nt "${argument:-$HERE/image.py}" ] || stale=1
+    done
+    [ -z "$stale" ] || "$HERE/image.py" "$tar" "${@:2}"
+}
+
+built() { [ -x "$bin/$1" ] || fail "$bin/$1 is missing: run \`make build\`"; }
+
+for name in "$@"; do
+    case $name in
+    pause)
+        [ "$IMAGES/pause" -nt "$HERE/pause.c" ] || gcc -static -O2 -o "$IMAGES/pause" "$HERE/pause.c"
+        image pause localhost/pause:1 "$IMAGES/pause=/pause"
+        ;;
+    coredns) image coredns localhost/coredns:1 "$TOOLS/coredns=/coredns" ;;
+    shell)
+        programs=()
+        for program in dash cat sleep ls id getent touch mkdir; do programs+=("$(command -v $program)=/bin/${program/dash/sh}"); done
+        image shell localhost/carry-on/shell:test "${programs[@]}"
+        ;;
+    worker | operator)
+        built "carryon-$name"
+        image "$name" "localhost/carry-on/$name:test" "$bin/carryon-$name=/usr/local/bin/carryon-$name"
+        ;;
+    *) fail "no image $name" ;;
+    esac
+done
