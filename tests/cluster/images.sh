@@ -7,12 +7,13 @@ mkdir -p "$IMAGES"
 
 # image NAME REFERENCE PROGRAM[=PATH]…
 image() {
-    local tar=$IMAGES/$1.tar argument stale=
-    for argument in "${@:3}" "=$HERE/image.py"; do
-        argument=${argument%%=/*}
-        [ "$tar" -nt "${argument:-$HERE/image.py}" ] || stale=1
+    local tar=$IMAGES/$1.tar part
+    for part in "$HERE/image.py" "${@:3}"; do
+        if [ ! "$tar" -nt "${part%%=*}" ]; then
+            "$HERE/image.py" "$tar" "${@:2}"
+            return
+        fi
     done
-    [ -z "$stale" ] || "$HERE/image.py" "$tar" "${@:2}"
 }
 
 built() { [ -x "$bin/$1" ] || fail "$bin/$1 is missing: run \`make build\`"; }

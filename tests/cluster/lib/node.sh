@@ -46,19 +46,23 @@ make_cgroups() {
 
 # kill_nodes [N] : ends the node, or all of this cluster, whoever made them and however that ended
 kill_nodes() {
-    local pids pattern="lib/init.sh (owned|free) $RUN/node${1:-[0-9]+}\$" file
-    pids=$(pgrep -f -- "$pattern" || true)
-    # Every service has a parent outside its node, which ends a moment later.
+    local node="lib/init.sh (owned|free) $RUN/node${1:-[0-9]+}\$" inits pids pid file
+    inits=$(pgrep -f -- "^bash [^ ]*$node" || true)
+    # Parents outside the nodes: unshare's, and one of each service. They end by themselves when they have fetched an exit status.
+    pids=$(pgrep -f -- "$node" || true)
     for file in "$RUN"/node${1:-*}/*.pid; do
-        [ -s "$file" ] && grep -qsF nsenter "/proc/$(<"$file")/comm" && pids+=" $(<"$file")"
+        [ ! -s "$file" ] || ! grep -qsx nsenter "/proc/$(<"$file")/comm" || pids+=" $(<"$file")"
     done
-    kill -9 $pids 2>/dev/null || true
+    for pid in $inits; do kill -9 "$pid" || true; done
     for pid in $pids; do
-        for _ in $(seq 200); do [ -e "/proc/$pid" ] || break; sleep 0.05; done
-        [ ! -e "/proc/$pid" ] || fail "process $pid does not end: $(tr '\0' ' ' <"/proc/$pid/cmdline")"
+        for _ in $(seq 200); do runs "$pid" || break; sleep 0.05; done
+        ! runs "$pid" || fail "process $pid does not end: $(tr '\0' ' ' <"/proc/$pid/cmdline")"
     done
     rm -f "$RUN"/node${1:-*}/*.pid
 }
+
+# Whether a process is more than an exit status that nobody has fetched.
+runs() { grep -qs '^State:[[:space:]]*[^ZX]' "/proc/$1/status"; }
 
 # remove_cgroups [N] : of the node, or of all of this cluster
 remove_cgroups() {
