@@ -1,5 +1,7 @@
 //! What the end-to-end tests share: where things are. `make test` sets the variables; the defaults are the places it uses.
 
+pub mod cluster;
+
 use std::path::{Path, PathBuf};
 
 /// Root of the repository. Tests run in their package's folder; a path fixed at compile time would be that of whichever checkout built first.
@@ -7,7 +9,7 @@ pub fn repository() -> PathBuf {
     Path::new("..").canonicalize().expect("the package lies in the repository")
 }
 
-fn place(variable: &str, default: &str) -> PathBuf {
+pub(crate) fn place(variable: &str, default: &str) -> PathBuf {
     let cache = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/carry-on").join(default);
     std::env::var_os(variable).map_or_else(cache, PathBuf::from)
 }

@@ -38,6 +38,7 @@ make_cgroups() {
     for hierarchy in /sys/fs/cgroup/*/; do
         group=$hierarchy$CGROUP-node$1
         mkdir -p "$group"
+        echo "$group" >>"$(node_dir "$1")/cgroups"
         for file in cpuset.cpus cpuset.mems; do
             [ ! -e "$hierarchy/$file" ] || cat "$hierarchy/$file" >"$group/$file"
         done

@@ -1,0 +1,50 @@
+//! The API server's audit log.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+/// A request that wrote something, or tried to. What does not apply is empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditEntry {
+    /// `create`, `update`, `patch`, `delete` or `deletecollection`.
+    pub verb: String,
+    /// Who, such as `system:serviceaccount:NAMESPACE:NAME`.
+    pub user: String,
+    /// What program, by its own word.
+    pub user_agent: String,
+    /// API group.
+    pub group: String,
+    /// Plural, as in URLs.
+    pub resource: String,
+    /// `status`, `scale` and the like.
+    pub subresource: String,
+    /// Of the object.
+    pub namespace: String,
+    /// Of the object.
+    pub name: String,
+    /// HTTP status of the answer.
+    pub code: u64,
+}
+
+/// All entries of a log. A line still being written is left for the next time.
+pub fn read(log: &Path) -> Vec<AuditEntry> {
+    let text = std::fs::read_to_string(log).unwrap_or_else(|error| panic!("{}: {error}", log.display()));
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().map(|line| entry(&serde_json::from_str(line).expect("the audit log is JSON lines"))).collect()
+}
+
+fn entry(event: &Value) -> AuditEntry {
+    let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+    AuditEntry {
+        verb: text("/verb"),
+        user: text("/user/username"),
+        user_agent: text("/userAgent"),
+        group: text("/objectRef/apiGroup"),
+        resource: text("/objectRef/resource"),
+        subresource: text("/objectRef/subresource"),
+        namespace: text("/objectRef/namespace"),
+        name: text("/objectRef/name"),
+        code: event.pointer("/responseStatus/code").and_then(Value::as_u64).unwrap_or_default(),
+    }
+}

@@ -1,0 +1,186 @@
+//! A Kubernetes cluster for one test: real nodes, or an API server alone, from the scripts in `tests/cluster`; gone when it is dropped.
+//! With `CARRYON_E2E=external` it is the cluster that `KUBECONFIG` names.
+
+mod audit;
+mod network;
+mod own;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+pub use audit::AuditEntry;
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use own::Own;
+use tokio::runtime::Runtime;
+
+/// Longest wait of [`TestCluster::eventually`].
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A cluster. The thread that starts it, and what that thread starts, live in the network of its first node until it is dropped:
+/// pods, Services and the API server are reached by their addresses.
+pub struct TestCluster {
+    runtime: Runtime,
+    client: Client,
+    /// None when the cluster is not ours.
+    own: Option<Own>,
+}
+
+impl TestCluster {
+    /// A cluster of real nodes, `node1` to `nodeN`, with DNS and shared volumes. None, and a word about it, when this machine cannot have one.
+    ///
+    /// # Panics
+    /// When it does not come up; in CI, or with `CARRYON_E2E=required`, when this machine cannot have one.
+    pub fn start(nodes: usize) -> Option<Self> {
+        Self::up(&["--nodes", &nodes.to_string()])
+    }
+
+    /// An API server alone, up in three seconds: nothing acts on what is written to it, and pods need no service account.
+    ///
+    /// # Panics
+    /// As [`TestCluster::start`].
+    pub fn api_server() -> Option<Self> {
+        Self::up(&["--nodes", "0"])
+    }
+
+    /// An API server and these of Kubernetes' own controllers, such as `garbage-collector-controller`.
+    ///
+    /// # Panics
+    /// As [`TestCluster::start`].
+    pub fn api_server_with(controllers: &[&str]) -> Option<Self> {
+        Self::up(&["--nodes", "0", "--controllers", &controllers.join(",")])
+    }
+
+    fn up(arguments: &[&str]) -> Option<Self> {
+        let wish = std::env::var("CARRYON_E2E").unwrap_or_default();
+        let own = if wish == "external" {
+            None
+        } else {
+            if let Err(missing) = own::possible() {
+                assert!(wish != "required" && std::env::var_os("CI").is_none(), "no test cluster: {missing}");
+                println!("SKIPPED, NOT TESTED: no test cluster here: {missing}");
+                eprintln!("SKIPPED, NOT TESTED: no test cluster here: {missing}");
+                return None;
+            }
+            Some(Own::up(arguments))
+        };
+        // Its threads start where this one is: in the node's network.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime starts");
+        let client = runtime.block_on(connect(own.as_ref()));
+        Some(Self { runtime, client, own })
+    }
+
+    /// A client with every right.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Runs a future to its end; what it spawns runs on until the cluster is dropped.
+    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    /// Looks until there is something to see.
+    ///
+    /// # Panics
+    /// When there is nothing after two minutes.
+    pub fn eventually<T>(&self, what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+        self.block_on(async {
+            let patience = tokio::time::timeout(PATIENCE, async {
+                loop {
+                    if let Some(seen) = look().await {
+                        return seen;
+                    }
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            });
+            patience.await.unwrap_or_else(|_| panic!("{what}: not after {PATIENCE:?}"))
+        })
+    }
+
+    /// A program, run on the first node with `KUBECONFIG` set and kubectl, helm and kstatus on `PATH`.
+    pub fn command(&self, program: &str) -> Command {
+        match &self.own {
+            Some(own) => own.command(program),
+            None => Command::new(program),
+        }
+    }
+
+    /// Runs kubectl and gives its standard output.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        let output = self.command("kubectl").args(arguments).output().expect("kubectl starts");
+        assert!(output.status.success(), "kubectl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Every request so far that wrote something, or tried.
+    ///
+    /// # Panics
+    /// When the cluster is not ours.
+    pub fn audit(&self) -> Vec<AuditEntry> {
+        audit::read(&self.ours().folder().join("audit.log"))
+    }
+
+    /// Imports `localhost/carry-on/worker:test` and `localhost/carry-on/operator:test` into every node. A cluster that is not ours must have them.
+    ///
+    /// # Panics
+    /// When the binaries are not built.
+    pub fn load_images(&self) {
+        if let Some(own) = &self.own {
+            own.load_images(&["worker", "operator"]);
+        }
+    }
+
+    /// What a claim will hold: (file name, file to take) each. Call it before the claim is made.
+    ///
+    /// # Panics
+    /// When the cluster is not ours.
+    pub fn claim(&self, namespace: &str, name: &str, files: &[(&str, &Path)]) {
+        let files = files.iter().map(|(file, path)| format!("{file}={}", path.display()));
+        self.ours().script("claim.sh").args([namespace, name]).args(files).run();
+    }
+
+    /// Gives a node so many of a resource that no device backs, such as `nvidia.com/gpu`.
+    ///
+    /// # Panics
+    /// When there is no such node.
+    pub fn add_extended_resource(&self, node: &str, resource: &str, count: u32) {
+        let amount = serde_json::json!({ resource: count.to_string() });
+        let status = Patch::Merge(serde_json::json!({ "status": { "capacity": amount, "allocatable": amount } }));
+        let nodes: Api<Node> = Api::all(self.client());
+        let patched = self.block_on(nodes.patch_status(node, &PatchParams::default(), &status));
+        patched.map(drop).unwrap_or_else(|error| panic!("{node} gets no {resource}: {error}"));
+    }
+
+    /// Ends a node as a power cut does. It is `NotReady` some 20 s later.
+    ///
+    /// # Panics
+    /// When it is the first, which holds the control plane, or the cluster is not ours.
+    pub fn kill_node(&self, number: usize) {
+        assert!(number > 1, "node1 holds the control plane");
+        self.ours().script("down.sh").args(["--node", &number.to_string()]).run();
+    }
+
+    fn ours(&self) -> &Own {
+        self.own.as_ref().expect("only a cluster of our own can do that: unset CARRYON_E2E")
+    }
+}
+
+async fn connect(own: Option<&Own>) -> Client {
+    let config = match own {
+        Some(own) => {
+            let kubeconfig =
+                kube::config::Kubeconfig::read_from(own.folder().join("kubeconfig")).expect("the cluster wrote its kubeconfig");
+            kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
+                .await
+                .expect("its kubeconfig is whole")
+        }
+        None => kube::Config::infer().await.expect("KUBECONFIG names a cluster"),
+    };
+    Client::try_from(config).expect("the configuration makes a client")
+}
