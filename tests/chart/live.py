@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Checks of the Helm chart against an API server ($KUBECONFIG) that has no Carry-On yet; it has none afterwards.
+"""Checks of the Helm chart against an API server ($KUBECONFIG) that has no Carry-On yet; of what they make, empty namespaces stay.
 
 No node is needed: nothing here waits for a pod. Of the controllers only clusterrole-aggregation-controller is.
 Needs what check.py needs, and helm and kubectl on the PATH.
 """
 
 import json
+import re
 import shutil
 import subprocess
 import tempfile
@@ -20,8 +21,8 @@ from check import CHART, HERE, KINDS, LEASE_RULES, NODE_RULES, OPERATOR_RULES, R
 CRDS = [f"{kind}.carryon.dev" for kind in KINDS]
 
 
-def run(*command, stdin=None):
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True)
+def run(*command, stdin=None, cwd=None):
+    done = subprocess.run(command, input=stdin, cwd=cwd, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr or done.stdout}")
     return done.stdout
@@ -37,6 +38,12 @@ def kubectl(*arguments, stdin=None):
 
 def install(release, namespace, *arguments, chart=CHART):
     return helm("install", release, str(chart), "--namespace", namespace, "--create-namespace", *arguments)
+
+
+def make_namespace(name, **labels):
+    """Leaves it there: without its controller a deleted namespace would never be gone."""
+    labels = {f"pod-security.kubernetes.io/{mode}": level for mode, level in labels.items()}
+    kubectl("apply", "--filename", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}))
 
 
 def crd(name=CRDS[0]):
@@ -86,16 +93,14 @@ class Live(unittest.TestCase):
     def test_api_server_takes_every_manifest_strictly(self):
         install("carry-on", "carry-on-system")
         for namespace in ["team-a", "team-b"]:
-            kubectl("apply", "--filename", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}))
+            make_namespace(namespace)
         for release, values in [("default", []), ("all", ["--values", str(HERE / "everything.yaml")]), ("one", ["--set", "watchNamespace=team-a"])]:
             rendered = helm("template", release, str(CHART), "--namespace", "carry-on-system", "--set", "crds.enabled=false", *values)
             documents = [document for document in yaml.safe_load_all(rendered) if document and document["kind"] != "ServiceMonitor"]
             kubectl("create", "--dry-run=server", "--validate=strict", "--filename", "-", stdin=yaml.dump_all(documents))
 
     def test_restricted_namespace_takes_the_pods(self):
-        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "restricted", "labels": labels}}
-        kubectl("apply", "--filename", "-", stdin=json.dumps(namespace))
+        make_namespace("restricted", enforce="restricted")
         documents = list(yaml.safe_load_all(helm("template", "carry-on", str(CHART), "--namespace", "restricted", "--set", "crds.enabled=false")))
         pods = of_kind(documents, "Pod")
         template = operator_of(documents)
@@ -116,7 +121,7 @@ class Live(unittest.TestCase):
         self.assertEqual(may(user, "default", refused), [False] * len(refused))
 
     def test_operator_of_one_namespace_may_do_its_work_there_only(self):
-        kubectl("apply", "--filename", "-", stdin='{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team-a"}}')
+        make_namespace("team-a")
         install("carry-on", "carry-on-system", "--set", "watchNamespace=team-a")
         user = "system:serviceaccount:carry-on-system:carry-on-operator"
         wanted = permissions(OPERATOR_RULES)
@@ -166,7 +171,7 @@ class Live(unittest.TestCase):
         self.assertEqual(description(crd()), "Desired state of a pool.")
 
     def test_second_operator_lives_beside_the_first_without_crds(self):
-        kubectl("apply", "--filename", "-", stdin='{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team-a"}}')
+        make_namespace("team-a")
         install("one", "carry-on-system")
         install("two", "carry-on-system", "--set", "crds.enabled=false,watchNamespace=team-a")
 
@@ -174,6 +179,17 @@ class Live(unittest.TestCase):
         install("carry-on", "carry-on-system", "--set", "crds.keep=false")
         helm("uninstall", "carry-on", "--namespace", "carry-on-system", "--wait")
         self.assertNotIn("carryon.dev", kubectl("get", "crd", "--output", "name"))
+
+    def test_readme_gives_argo_cd_the_health_script(self):
+        make_namespace("argocd")
+        kubectl("create", "configmap", "argocd-cm", "--namespace=argocd", "--from-literal=kept=yes")
+        self.addCleanup(kubectl, "delete", "configmap", "argocd-cm", "--namespace=argocd")
+        blocks = re.findall(r"```sh\n(.*?)```", (CHART / "README.md").read_text(), re.DOTALL)
+        run("bash", "-euo", "pipefail", "-c", next(block for block in blocks if "argocd-cm" in block), cwd=ROOT)
+        data = json.loads(kubectl("get", "configmap", "argocd-cm", "--namespace=argocd", "--output=json"))["data"]
+        script = (CHART / "argocd/health.lua").read_text()
+        kinds = ["BaseModelPool", "CarryOnJob", "CarryOnDeployment"]
+        self.assertEqual(data, {"kept": "yes"} | {f"resource.customizations.health.carryon.dev_{kind}": script for kind in kinds})
 
     def test_api_server_takes_the_examples(self):
         install("carry-on", "carry-on-system")
