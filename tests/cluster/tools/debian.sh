@@ -13,7 +13,7 @@ need ip iproute2
 need openssl openssl
 need curl curl
 need pgrep procps
-need gcc gcc
+need gcc build-essential
 [ ${#missing[@]} -gt 0 ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     echo "cluster tools: install these packages, or run this as root on Debian: ${missing[*]}" >&2
