@@ -1,6 +1,6 @@
 //! `carryon-operator`.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use carryon_operator::cluster::{self, RunArgs};
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
 
 fn run() -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr).init();
     match Cli::parse().command {
         Command::Crds => std::io::stdout().write_all(crd::yaml()?.as_bytes())?,
         Command::Run(args) => cluster::run(args)?,

@@ -39,11 +39,11 @@ OPERATOR_RULES = [
     ("carryon.dev", ["carryonjobs"], ["delete"]),
     ("carryon.dev", [f"{kind}/status" for kind in KINDS], ["get", "patch", "update"]),
     ("carryon.dev", [f"{kind}/finalizers" for kind in KINDS], ["update"]),
-    ("apps", ["statefulsets", "deployments"], READ + ["create", "patch", "delete"]),
+    ("apps", ["statefulsets", "deployments"], READ + ["create", "patch"]),
     ("batch", ["jobs"], READ + ["create", "delete"]),
-    ("", ["services", "configmaps"], READ + ["create", "patch", "delete"]),
+    ("", ["services", "configmaps"], READ + ["create", "patch"]),
     ("", ["pods", "persistentvolumeclaims", "secrets"], READ),
-    ("policy", ["poddisruptionbudgets"], READ + ["create", "patch", "delete"]),
+    ("policy", ["poddisruptionbudgets"], READ + ["create", "patch"]),
     ("events.k8s.io", ["events"], ["create", "patch"]),
 ]
 LEASE_RULES = [("coordination.k8s.io", ["leases"], ["get", "create", "update", "patch"])]

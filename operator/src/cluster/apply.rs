@@ -30,6 +30,18 @@ pub enum Unapplied {
     Failed(Failure),
 }
 
+/// What was applied, or the refusal that becomes the object's conditions.
+///
+/// # Errors
+/// What is worth another try.
+pub fn settle<A>(applied: Result<A, Unapplied>) -> Result<Result<A, Refusal>, Failure> {
+    match applied {
+        Ok(applied) => Ok(Ok(applied)),
+        Err(Unapplied::Refused(refusal)) => Ok(Err(refusal)),
+        Err(Unapplied::Failed(failure)) => Err(failure),
+    }
+}
+
 impl From<Failure> for Unapplied {
     fn from(failure: Failure) -> Self {
         Self::Failed(failure)

@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
 use super::wake::Wake;
+use crate::shared::meta::{Owner, namespace};
 
 /// An object, or what is known of one that cannot be decoded: it must not stop the watch of its kind.
 pub type Guarded<K> = DeserializeGuard<K>;
@@ -57,6 +58,14 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Names<K> {
     }
 }
 
+impl Names<PersistentVolumeClaim> {
+    /// The claim, of which no more is known than that it exists.
+    pub fn claim(&self, namespace: &str, name: &str) -> Option<PersistentVolumeClaim> {
+        let metadata = self.get(namespace, name)?.metadata.clone();
+        Some(PersistentVolumeClaim { metadata, ..PersistentVolumeClaim::default() })
+    }
+}
+
 /// All that is watched.
 pub struct Caches {
     /// The three kinds.
@@ -85,6 +94,15 @@ pub struct Caches {
     pub data: Names<ConfigMap>,
     /// Secrets of users.
     pub secrets: Names<Secret>,
+}
+
+impl Caches {
+    /// The pods of `owner`, by name.
+    pub fn pods_of(&self, owner: &Owner) -> Vec<Pod> {
+        let selector = owner.selector();
+        let selected = |pod: &Pod| selector.iter().all(|(key, value)| pod.labels().get(key) == Some(value));
+        self.pods.list(|pod| namespace(pod) == owner.namespace && selected(pod))
+    }
 }
 
 /// Starts all watches and waits until each has seen the cluster once.

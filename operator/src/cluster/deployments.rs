@@ -1,37 +1,25 @@
 //! Deployments against the cluster.
 
-use carryon_crds::{CarryOnDeployment, CarryOnDeploymentStatus};
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret};
+use carryon_crds::CarryOnDeployment;
+use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{Api, ResourceExt as _};
 
-use super::apply::Unapplied;
+use super::apply::{Unapplied, settle};
 use super::failure::Failure;
-use super::kinds::{Context, Kind, Turn, retry, settle};
+use super::kinds::{Context, Kind, Turn, retry};
 use crate::deployment::{self, Applied, Children, Observed, referenced_claim};
 use crate::shared::meta::{Owner, namespace};
 
 impl Kind for CarryOnDeployment {
-    type Status = CarryOnDeploymentStatus;
-
     async fn turn(&self, context: &Context, now: &Time) -> Result<Option<Turn<Self::Status>>, Failure> {
         let observed = observe(self, context).await?;
-        let validated = deployment::validate(self, &observed, &context.settings);
-        let applied = match &validated {
-            Ok(validated) => Some(apply(deployment::build(validated), context).await),
-            Err(_) => None,
+        let outcome = match deployment::validate(self, &observed, &context.settings) {
+            Ok(validated) => settle(apply(deployment::build(&validated), context).await)?.map(|applied| (validated, applied)),
+            Err(refusal) => Err(refusal),
         };
-        let outcome = settle(validated, applied)?;
         let status = deployment::status(self, outcome.as_ref().map(|(validated, applied)| (validated, applied)), &observed, now);
         Ok(Some(Turn { status, again: retry(outcome.is_err()), quiet: None }))
-    }
-
-    fn status(&self) -> Option<&Self::Status> {
-        self.status.as_ref()
-    }
-
-    fn set_status(&mut self, status: Self::Status) {
-        self.status = Some(status);
     }
 
     fn conditions(status: &Self::Status) -> &[Condition] {
@@ -42,15 +30,13 @@ impl Kind for CarryOnDeployment {
 async fn observe(deployment: &CarryOnDeployment, context: &Context) -> Result<Observed, Failure> {
     let caches = &context.caches;
     let (space, spec) = (namespace(deployment), &deployment.spec);
-    let selector = Owner::of(deployment, "gateway").selector();
     let job = spec.head.job_ref.as_ref().and_then(|reference| caches.jobs.get(&space, &reference.name));
-    let claim = referenced_claim(deployment, job.as_ref()).and_then(|claim| caches.claims.get(&space, &claim));
-    let selected = |labels: &std::collections::BTreeMap<String, String>| selector.iter().all(|(key, value)| labels.get(key) == Some(value));
+    let claim = referenced_claim(deployment, job.as_ref());
     Ok(Observed {
         pool: spec.pools.first().and_then(|pool| caches.pools.get(&space, &pool.name)),
-        claim: claim.map(|claim| PersistentVolumeClaim { metadata: claim.metadata.clone(), ..PersistentVolumeClaim::default() }),
+        claim: claim.and_then(|claim| caches.claims.claim(&space, &claim)),
         secret: secret(deployment, &space, context).await?,
-        pods: caches.pods.list(|pod| namespace(pod) == space && selected(pod.labels())),
+        pods: caches.pods_of(&Owner::of(deployment, "gateway")),
         url: None,
         job,
     })

@@ -4,25 +4,23 @@ use std::time::Duration;
 
 use carryon_crds::{CarryOnJob, CarryOnJobStatus, names};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::api::{DeleteParams, ListParams, Preconditions};
 use kube::{Api, ResourceExt as _};
 
-use super::apply::Unapplied;
+use super::apply::{Unapplied, settle};
 use super::failure::{Failure, code};
-use super::kinds::{Context, Kind, Turn, retry, settle};
+use super::kinds::{Context, Kind, Turn, retry};
 use super::wake::refers_to;
 use crate::job::{self, Applied, Children, Observed};
 use crate::shared::meta::namespace;
-use crate::shared::trouble::last_end;
+use crate::shared::trouble::{last_end, phase};
 
 /// How often a running trainer is asked for its progress.
 const PROGRESS: Duration = Duration::from_secs(5);
 
 impl Kind for CarryOnJob {
-    type Status = CarryOnJobStatus;
-
     async fn turn(&self, context: &Context, now: &Time) -> Result<Option<Turn<Self::Status>>, Failure> {
         let life = job::life_left(self, now);
         if life == Some(0) && !is_served(self, context) {
@@ -30,28 +28,18 @@ impl Kind for CarryOnJob {
             return Ok(None);
         }
         let observed = observe(self, context).await?;
-        let validated = job::validate(self, &observed, &context.settings, now);
-        let applied = match &validated {
-            Ok(validated) => Some(apply(job::build(validated), &observed, context).await),
-            Err(_) => None,
+        let outcome = match job::validate(self, &observed, &context.settings, now) {
+            Ok(validated) => settle(apply(job::build(&validated), &observed, context).await)?.map(|applied| (validated, applied)),
+            Err(refusal) => Err(refusal),
         };
-        let outcome = settle(validated, applied)?;
         let status = job::status(self, outcome.as_ref().map(|(validated, applied)| (validated, applied)), &observed, now);
         let next = outcome.as_ref().ok().and_then(|(validated, _)| validated.ledger.until_next(self, &validated.plan, now));
-        let runs = is_running(&observed).then_some(PROGRESS);
+        let runs = observed.pods.iter().any(|pod| phase(pod) == "Running").then_some(PROGRESS);
         let soon = |seconds: Option<i64>| seconds.map(|seconds| Duration::from_secs(seconds.unsigned_abs().max(1)));
         // A finished job that is served is kept; its deployments wake it when they change.
         let life = soon(life.filter(|left| *left > 0));
         let again = [soon(next), runs, life, retry(outcome.is_err())].into_iter().flatten().min();
         Ok(Some(Turn { status, again, quiet: Some(PROGRESS) }))
-    }
-
-    fn status(&self) -> Option<&Self::Status> {
-        self.status.as_ref()
-    }
-
-    fn set_status(&mut self, status: Self::Status) {
-        self.status = Some(status);
     }
 
     fn conditions(status: &Self::Status) -> &[Condition] {
@@ -71,18 +59,15 @@ async fn observe(job: &CarryOnJob, context: &Context) -> Result<Observed, Failur
         Some(attempt) => pods(attempt, &space, context).await?,
         None => Vec::new(),
     };
-    let running = pods.iter().find(|pod| phase(pod) == Some("Running"));
+    let running = pods.iter().find(|pod| phase(pod) == "Running");
     let progress = match running {
         Some(pod) => context.ask.progress(pod).await,
         None => None,
     };
     let named = [spec.data.source.persistent_volume_claim.as_ref(), Some(&spec.output.persistent_volume_claim)].into_iter().flatten();
-    let claims = named.filter_map(|path| caches.claims.get(&space, &path.claim_name));
     Ok(Observed {
         pool: spec.pools.first().and_then(|pool| caches.pools.get(&space, &pool.name)),
-        claims: claims
-            .map(|claim| PersistentVolumeClaim { metadata: claim.metadata.clone(), ..PersistentVolumeClaim::default() })
-            .collect(),
+        claims: named.filter_map(|path| caches.claims.claim(&space, &path.claim_name)).collect(),
         data: data(job, &space, context).await?,
         attempt,
         pods,
@@ -109,11 +94,7 @@ async fn attempt(job: &CarryOnJob, space: &str, context: &Context) -> Result<Opt
 async fn pods(attempt: &Job, space: &str, context: &Context) -> Result<Vec<Pod>, Failure> {
     let ours = |pod: &Pod| pod.owner_references().iter().any(|owner| Some(&owner.uid) == attempt.uid().as_ref());
     let seen = context.caches.pods.list(|pod| pod.namespace().as_deref() == Some(space) && ours(pod));
-    let conditions = attempt.status.as_ref().and_then(|status| status.conditions.as_ref());
-    let ended = conditions.is_some_and(|conditions| {
-        conditions.iter().any(|condition| ["Complete", "Failed"].contains(&condition.type_.as_str()) && condition.status == "True")
-    });
-    if !ended || seen.iter().any(|pod| last_end(pod).is_some()) {
+    if !job::has_ended(attempt) || seen.iter().any(|pod| last_end(pod).is_some()) {
         return Ok(seen);
     }
     let selector = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={}", attempt.name_any()));
@@ -171,14 +152,6 @@ async fn delete(job: &CarryOnJob, context: &Context) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
-}
-
-fn is_running(observed: &Observed) -> bool {
-    observed.pods.iter().any(|pod| phase(pod) == Some("Running"))
-}
-
-fn phase(pod: &Pod) -> Option<&str> {
-    pod.status.as_ref()?.phase.as_deref()
 }
 
 fn read(what: String, error: kube::Error) -> Failure {

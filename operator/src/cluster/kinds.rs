@@ -15,6 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::core::NamespaceResourceScope;
+use kube::core::object::HasStatus;
 use kube::runtime::controller::{Action, Config, applier};
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -24,12 +25,12 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use super::apply::{Applier, Unapplied};
+use super::apply::Applier;
 use super::ask::Ask;
 use super::caches::{Caches, Guarded};
 use super::failure::{Failure, code};
 use super::metrics::{Metrics, Outcome};
-use crate::shared::{Refusal, Settings};
+use crate::shared::Settings;
 
 /// Objects of a kind that are reconciled at the same time.
 const CONCURRENCY: u16 = 16;
@@ -83,19 +84,18 @@ pub struct Turn<S> {
 
 /// One of the three kinds.
 pub trait Kind:
-    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + HasStatus<Status: Clone + PartialEq + Send + Sync>
+    + Clone
+    + Debug
+    + Serialize
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
 {
-    /// Its status.
-    type Status: Clone + PartialEq + Send + Sync;
-
     /// Observes, validates, builds, applies and judges; none when the object itself was deleted.
     fn turn(&self, context: &Context, now: &Time) -> impl Future<Output = Result<Option<Turn<Self::Status>>, Failure>> + Send;
-
-    /// The status the object carries.
-    fn status(&self) -> Option<&Self::Status>;
-
-    /// The object with another status.
-    fn set_status(&mut self, status: Self::Status);
 
     /// The conditions of a status.
     fn conditions(status: &Self::Status) -> &[Condition];
@@ -103,19 +103,6 @@ pub trait Kind:
     /// Whether two statuses differ in measured figures only.
     fn differs_in_figures_only(_: &Self::Status, _: &Self::Status) -> bool {
         false
-    }
-}
-
-/// What becomes of an attempt at applying: what was applied, or the refusal that becomes the object's conditions.
-///
-/// # Errors
-/// What is worth another try.
-pub fn settle<V, A>(validated: Result<V, Refusal>, applied: Option<Result<A, Unapplied>>) -> Result<Result<(V, A), Refusal>, Failure> {
-    match (validated, applied) {
-        (Ok(validated), Some(Ok(applied))) => Ok(Ok((validated, applied))),
-        (Ok(_), Some(Err(Unapplied::Refused(refusal)))) | (Err(refusal), _) => Ok(Err(refusal)),
-        (Ok(_), Some(Err(Unapplied::Failed(failure)))) => Err(failure),
-        (Ok(_), None) => unreachable!("what is valid was applied"),
     }
 }
 
@@ -174,7 +161,7 @@ async fn conclude<K: Kind>(object: &K, turn: Turn<K::Status>, context: &Context)
         return Ok(action);
     }
     let mut wanted = object.clone();
-    wanted.set_status(turn.status.clone());
+    *wanted.status_mut() = Some(turn.status.clone());
     let api: Api<K> = Api::namespaced(context.client.clone(), &object.namespace().unwrap_or_default());
     let parameters = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
     match api.replace_status(&object.name_any(), &parameters, &wanted).await {

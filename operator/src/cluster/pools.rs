@@ -1,41 +1,28 @@
 //! Pools against the cluster.
 
-use carryon_crds::{BaseModelPool, BaseModelPoolStatus};
-use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use carryon_crds::BaseModelPool;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt as _;
 
-use super::apply::Unapplied;
+use super::apply::{Unapplied, settle};
 use super::failure::Failure;
-use super::kinds::{Context, Kind, Turn, retry, settle};
+use super::kinds::{Context, Kind, Turn, retry};
 use crate::pool::{self, Applied, Children, Observed};
 use crate::shared::meta::{Owner, namespace};
 use crate::shared::trouble::is_ready;
 
 impl Kind for BaseModelPool {
-    type Status = BaseModelPoolStatus;
-
     async fn turn(&self, context: &Context, now: &Time) -> Result<Option<Turn<Self::Status>>, Failure> {
         let observed = observe(self, context).await;
-        let validated = pool::validate(self, &observed, &context.settings);
-        let applied = match &validated {
-            Ok(validated) => Some(apply(pool::build(validated), context).await),
-            Err(_) => None,
+        let outcome = match pool::validate(self, &observed, &context.settings) {
+            Ok(validated) => settle(apply(pool::build(&validated), context).await)?.map(|applied| (validated, applied)),
+            Err(refusal) => Err(refusal),
         };
-        let outcome = settle(validated, applied)?;
         let status = pool::status(self, outcome.as_ref().map(|(validated, applied)| (validated, applied)), &observed, now);
         // A ready pod whose description did not come is asked again.
         let unknown = observed.pods.iter().filter(|pod| is_ready(pod)).count() > observed.models.len();
         let short = status.ready_replicas < status.replicas;
         Ok(Some(Turn { status, again: retry(outcome.is_err() || unknown || short), quiet: None }))
-    }
-
-    fn status(&self) -> Option<&Self::Status> {
-        self.status.as_ref()
-    }
-
-    fn set_status(&mut self, status: Self::Status) {
-        self.status = Some(status);
     }
 
     fn conditions(status: &Self::Status) -> &[Condition] {
@@ -45,19 +32,11 @@ impl Kind for BaseModelPool {
 
 async fn observe(pool: &BaseModelPool, context: &Context) -> Observed {
     let caches = &context.caches;
-    let space = namespace(pool);
-    let selector = Owner::of(pool, "pool").selector();
     let source = pool.spec.model.source.persistent_volume_claim.as_ref();
-    let claim = source.and_then(|path| caches.claims.get(&space, &path.claim_name));
-    let pods = caches
-        .pods
-        .list(|pod| pod.namespace().as_ref() == Some(&space) && selector.iter().all(|(key, value)| pod.labels().get(key) == Some(value)));
+    let claim = source.and_then(|path| caches.claims.claim(&namespace(pool), &path.claim_name));
+    let pods = caches.pods_of(&Owner::of(pool, "pool"));
     let models = context.ask.models(pods.iter().filter(|pod| is_ready(pod))).await;
-    Observed {
-        claim: claim.map(|claim| PersistentVolumeClaim { metadata: claim.metadata.clone(), ..PersistentVolumeClaim::default() }),
-        pods,
-        models,
-    }
+    Observed { claim, pods, models }
 }
 
 async fn apply(children: Children, context: &Context) -> Result<Applied, Unapplied> {

@@ -8,7 +8,7 @@ use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt as _};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::caches::{Caches, Guarded};
+use super::caches::{Cache, Caches, Guarded};
 use crate::deployment::referenced_claim;
 
 /// A queue of objects of one kind.
@@ -37,9 +37,12 @@ fn space<K: Resource>(object: &K) -> String {
 impl Wake {
     /// Everybody.
     pub fn all(&self, caches: &Caches) {
-        caches.pools.store().state().iter().for_each(|object| send(&self.pools, &space(&**object), &object.name_any()));
-        caches.jobs.store().state().iter().for_each(|object| send(&self.jobs, &space(&**object), &object.name_any()));
-        caches.deployments.store().state().iter().for_each(|object| send(&self.deployments, &space(&**object), &object.name_any()));
+        fn each<K: Resource<DynamicType = ()> + Clone>(queue: &Queue<K>, cache: &Cache<K>) {
+            cache.store().state().iter().for_each(|object| send(queue, &space(&**object), &object.name_any()));
+        }
+        each(&self.pools, &caches.pools);
+        each(&self.jobs, &caches.jobs);
+        each(&self.deployments, &caches.deployments);
     }
 
     /// A pool, the jobs that train on it and the deployments it serves.

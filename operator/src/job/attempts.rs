@@ -184,6 +184,11 @@ pub fn life_left(job: &CarryOnJob, now: &Time) -> Option<i64> {
     Some((ttl - seconds(end, now)).max(0))
 }
 
+/// Whether the batch Job of an attempt has ended.
+pub fn has_ended(job: &Job) -> bool {
+    has_condition(job, "Complete") || has_condition(job, "Failed")
+}
+
 struct End {
     result: AttemptResult,
     exit_code: Option<i32>,
@@ -196,14 +201,13 @@ struct End {
 fn end(observed: &Observed) -> Option<End> {
     let stopped = End { result: AttemptResult::Stopped, exit_code: None, at: None, message: None, words: None };
     let Some(job) = &observed.attempt else { return Some(stopped) };
-    let (succeeded, failed) = (has_condition(job, "Complete"), has_condition(job, "Failed"));
-    if !succeeded && !failed {
+    if !has_ended(job) {
         return None;
     }
     let terminated = observed.pods.iter().filter_map(last_end).max_by_key(|end| end.finished_at.as_ref().map(|time| time.0));
     let said = terminated.and_then(|end| end.message.as_deref());
     let words = said.and_then(|text| serde_json::from_str::<TerminationMessage>(text).ok());
-    let exit_code = terminated.map(|end| end.exit_code).or(succeeded.then_some(0));
+    let exit_code = terminated.map(|end| end.exit_code).or(has_condition(job, "Complete").then_some(0));
     let mut message = words.as_ref().map(|words| words.message.clone()).or_else(|| said.map(|text| last_line(text).to_owned()));
     let result = match exit_code {
         Some(code) if code == ExitCode::Complete as i32 && words.as_ref().is_some_and(|words| words.digest.is_some()) => {

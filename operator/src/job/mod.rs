@@ -6,7 +6,7 @@ pub mod observe;
 pub mod status;
 pub mod validate;
 
-pub use attempts::life_left;
+pub use attempts::{has_ended, life_left};
 pub use build::{Applied, Children, build};
 pub use observe::Observed;
 pub use status::status;

@@ -5,14 +5,13 @@ use carryon_crds::condition::{self, Verdict};
 use carryon_crds::job::{ArtifactStatus, ProgressStatus};
 use carryon_crds::wire::{Progress, TerminationMessage};
 use carryon_crds::{CarryOnJob, CarryOnJobStatus, names};
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::attempts::{Ledger, Plan, ended};
 use super::{Applied, Observed, Validated};
 use crate::shared::Refusal;
 use crate::shared::kstatus::Standing;
-use crate::shared::trouble;
+use crate::shared::trouble::{self, phase};
 
 /// The status of `job` after `outcome`.
 pub fn status(job: &CarryOnJob, outcome: Result<(&Validated, &Applied), &Refusal>, observed: &Observed, now: &Time) -> CarryOnJobStatus {
@@ -91,10 +90,6 @@ fn attempt(job: &Validated, number: u32, observed: &Observed) -> Standing {
     let phase = observed.progress.as_ref().map_or("starting", |progress| progress.phase.as_str());
     let pool = format!("{}/{}", job.owner.namespace, job.pool);
     Standing::current("Running", format!("attempt {number} on BaseModelPool {pool}: {phase}"))
-}
-
-fn phase(pod: &Pod) -> &str {
-    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
 }
 
 fn artifact(job: &Validated, words: &TerminationMessage) -> Option<ArtifactStatus> {

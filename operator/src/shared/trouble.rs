@@ -27,6 +27,11 @@ pub fn is_ready(pod: &Pod) -> bool {
     condition(pod, "Ready").is_some_and(|(status, _)| status == "True")
 }
 
+/// The pod's phase; empty while it has none.
+pub fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
+}
+
 /// How the pod's only container ended, this time or the time before.
 pub fn last_end(pod: &Pod) -> Option<&ContainerStateTerminated> {
     let status = container(pod)?;
