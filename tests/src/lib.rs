@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: where things are. `make test` sets the variables; the defaults are the places it uses.
 
 pub mod cluster;
+pub mod operator;
 
 use std::path::{Path, PathBuf};
 
@@ -17,6 +18,15 @@ pub(crate) fn place(variable: &str, default: &str) -> PathBuf {
 fn existing(variable: &str, path: PathBuf) -> PathBuf {
     assert!(path.exists(), "{} is missing: run `make test`, which provides it, or set {variable}", path.display());
     path
+}
+
+/// Text of `examples/NAME`.
+///
+/// # Panics
+/// When there is no such file.
+pub fn example(name: &str) -> String {
+    let path = repository().join("examples").join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// A release binary of ours.

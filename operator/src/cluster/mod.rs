@@ -66,17 +66,30 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     runtime.block_on(async move {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         let client = Client::try_default().await.context("failed to find the API server")?;
-        let endpoint = Endpoint::bind(args.listen).await?;
-        let leader = leader::Leader::new(client.clone(), &args).await?;
-        let held = leader.clone();
-        let ended = tokio::select! {
-            ended = work(args, client, endpoint, held) => ended,
-            _ = terminate.recv() => Ok(()),
-            interrupted = tokio::signal::ctrl_c() => interrupted.map_err(anyhow::Error::from),
+        let asked = async move {
+            tokio::select! {
+                _ = terminate.recv() => Ok(()),
+                interrupted = tokio::signal::ctrl_c() => interrupted.map_err(anyhow::Error::from),
+            }
         };
-        leader.release().await;
-        ended
+        operate(args, client, asked).await
     })
+}
+
+/// Works through `client` until `asked` to end.
+///
+/// # Errors
+/// As [`run`].
+pub async fn operate(args: RunArgs, client: Client, asked: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let endpoint = Endpoint::bind(args.listen).await?;
+    let leader = leader::Leader::new(client.clone(), &args).await?;
+    let held = leader.clone();
+    let ended = tokio::select! {
+        ended = work(args, client, endpoint, held) => ended,
+        asked = asked => asked,
+    };
+    leader.release().await;
+    ended
 }
 
 /// Asks `url` once, for tests of an installation in which this binary is the only program.

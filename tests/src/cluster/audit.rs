@@ -9,7 +9,7 @@ use serde_json::Value;
 pub struct AuditEntry {
     /// `create`, `update`, `patch`, `delete` or `deletecollection`.
     pub verb: String,
-    /// Who, such as `system:serviceaccount:NAMESPACE:NAME`.
+    /// Who, or in whose name, such as `system:serviceaccount:NAMESPACE:NAME`.
     pub user: String,
     /// What program, by its own word.
     pub user_agent: String,
@@ -36,9 +36,10 @@ pub fn read(log: &Path) -> Vec<AuditEntry> {
 
 fn entry(event: &Value) -> AuditEntry {
     let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let acted = text("/impersonatedUser/username");
     AuditEntry {
         verb: text("/verb"),
-        user: text("/user/username"),
+        user: if acted.is_empty() { text("/user/username") } else { acted },
         user_agent: text("/userAgent"),
         group: text("/objectRef/apiGroup"),
         resource: text("/objectRef/resource"),

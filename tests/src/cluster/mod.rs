@@ -2,11 +2,13 @@
 //! With `CARRYON_E2E=external` it is the cluster that `KUBECONFIG` names.
 
 mod audit;
+pub mod hollow;
 mod network;
 mod own;
 
+use std::io::Write as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 pub use audit::AuditEntry;
@@ -68,7 +70,7 @@ impl TestCluster {
         };
         // Its threads start where this one is: in the node's network.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime starts");
-        let client = runtime.block_on(connect(own.as_ref()));
+        let client = runtime.block_on(async { Client::try_from(config(own.as_ref()).await).expect("the configuration makes a client") });
         Some(Self { runtime, client, own })
     }
 
@@ -116,6 +118,30 @@ impl TestCluster {
         let output = self.command("kubectl").args(arguments).output().expect("kubectl starts");
         assert!(output.status.success(), "kubectl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Applies manifests that name no namespace to one, or those of objects outside of all.
+    ///
+    /// # Panics
+    /// When one is refused.
+    pub fn apply(&self, namespace: &str, manifests: &str) {
+        let mut kubectl = self.command("kubectl");
+        kubectl
+            .args(["apply", "--server-side", "--namespace", namespace, "--filename", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = kubectl.spawn().expect("kubectl starts");
+        child.stdin.take().expect("it has an input").write_all(manifests.as_bytes()).expect("it reads");
+        let output = child.wait_with_output().expect("kubectl ends");
+        assert!(output.status.success(), "kubectl apply: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// How to reach the API server in the name of `user`, with that user's rights.
+    pub fn config_as(&self, user: &str) -> kube::Config {
+        let mut config = self.block_on(config(self.own.as_ref()));
+        config.auth_info.impersonate = Some(user.to_owned());
+        config
     }
 
     /// Every request so far that wrote something, or tried.
@@ -176,16 +202,9 @@ impl TestCluster {
     }
 }
 
-async fn connect(own: Option<&Own>) -> Client {
-    let config = match own {
-        Some(own) => {
-            let kubeconfig =
-                kube::config::Kubeconfig::read_from(own.folder().join("kubeconfig")).expect("the cluster wrote its kubeconfig");
-            kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default())
-                .await
-                .expect("its kubeconfig is whole")
-        }
-        None => kube::Config::infer().await.expect("KUBECONFIG names a cluster"),
-    };
-    Client::try_from(config).expect("the configuration makes a client")
+async fn config(own: Option<&Own>) -> kube::Config {
+    let Some(own) = own else { return kube::Config::infer().await.expect("KUBECONFIG names a cluster") };
+    let kubeconfig = kube::config::Kubeconfig::read_from(own.folder().join("kubeconfig")).expect("the cluster wrote its kubeconfig");
+    let options = kube::config::KubeConfigOptions::default();
+    kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.expect("its kubeconfig is whole")
 }

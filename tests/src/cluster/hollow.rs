@@ -1,0 +1,188 @@
+//! Pods without nodes: they run, answer and end as a test tells them to, under Kubernetes' own controllers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::routing::get;
+use axum::{Json, Router};
+use carryon_crds::wire::{Identity, Limits, ModelDescription, Numerics, Progress, TerminationMessage};
+use carryon_crds::{names, pool::Dtype};
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Patch, PatchParams};
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, Client, ResourceExt as _};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::TestCluster;
+
+/// Those of Kubernetes' controllers that turn our children into pods, and remove what has no owner.
+pub const CONTROLLERS: [&str; 6] = [
+    "statefulset-controller",
+    "deployment-controller",
+    "replicaset-controller",
+    "job-controller",
+    "disruption-controller",
+    "garbage-collector-controller",
+];
+/// Address of every pod, in the network of the first node.
+const ADDRESS: &str = "127.0.0.1";
+
+/// What becomes of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It waits for a node, with these words of the scheduler.
+    Waits(String),
+    /// It runs, is ready, and stays.
+    Runs,
+    /// It runs, then ends with this code and these last words.
+    Ends(i32, String),
+}
+
+impl Fate {
+    /// A trainer's good end: a head for the base with this identity.
+    pub fn complete(base_model_digest: &str) -> Self {
+        let words = TerminationMessage {
+            message: "the head is written".to_owned(),
+            digest: Some(format!("sha256:{}", "4e".repeat(32))),
+            base_model_digest: Some(base_model_digest.to_owned()),
+            progress: Some(progress(20)),
+        };
+        Self::Ends(0, serde_json::to_string(&words).expect("last words are JSON"))
+    }
+}
+
+type Fates = BTreeMap<(String, String), Fate>;
+
+/// The kubelets of a cluster without nodes. Pools and gateways run, trainers end well, unless told otherwise.
+#[derive(Clone)]
+pub struct Hollow {
+    client: Client,
+    fates: Arc<watch::Sender<Fates>>,
+}
+
+impl Hollow {
+    /// Plays until the cluster is dropped.
+    pub fn start(cluster: &TestCluster) -> Self {
+        let hollow = Self { client: cluster.client(), fates: Arc::new(watch::Sender::default()) };
+        let player = hollow.clone();
+        cluster.block_on(async {
+            serve(names::POOL_PORT, "/v1/model", model()).await;
+            serve(names::TRAINER_PORT, "/progress", progress(7)).await;
+            tokio::spawn(player.play());
+        });
+        hollow
+    }
+
+    /// From now on the pods of object `name` fare like this; those that have ended stay as they are.
+    pub fn fate(&self, namespace: &str, name: &str, fate: Fate) {
+        self.fates.send_modify(|fates| drop(fates.insert((namespace.to_owned(), name.to_owned()), fate)));
+    }
+
+    async fn play(self) {
+        let ours = watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={}", names::MANAGER));
+        let mut known = std::collections::BTreeSet::new();
+        let pods = watcher(Api::<Pod>::all(self.client.clone()), ours).default_backoff().applied_objects();
+        pods.for_each(|pod| {
+            if let Ok(pod) = pod
+                && known.insert(pod.uid())
+            {
+                tokio::spawn(self.clone().follow(pod));
+            }
+            std::future::ready(())
+        })
+        .await;
+    }
+
+    /// From a pod's first moment to its end.
+    async fn follow(self, pod: Pod) {
+        let key = (pod.namespace().unwrap_or_default(), pod.labels()["app.kubernetes.io/instance"].clone());
+        let trainer = pod.labels()["app.kubernetes.io/component"] == "trainer";
+        let usual = if trainer { Fate::complete(&model().identity.digest()) } else { Fate::Runs };
+        let of = |fates: &Fates| fates.get(&key).cloned().unwrap_or_else(|| usual.clone());
+        let mut fates = self.fates.subscribe();
+        let first = of(&fates.borrow_and_update());
+        if let Fate::Waits(words) = first {
+            self.patch(&pod, &waiting(&words)).await;
+        }
+        if fates.wait_for(|fates| !matches!(of(fates), Fate::Waits(_))).await.is_err() || !self.patch(&pod, &running(&pod)).await {
+            return;
+        }
+        let Ok(end) = fates.wait_for(|fates| matches!(of(fates), Fate::Ends(..))).await.map(|fates| of(&fates)) else { return };
+        let Fate::Ends(code, words) = end else { return };
+        self.patch(&pod, &ended(&pod, code, &words)).await;
+    }
+
+    /// Whether the pod is still there.
+    async fn patch(&self, pod: &Pod, status: &Value) -> bool {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
+        let uid = json!({ "metadata": { "uid": pod.uid() }, "status": status });
+        pods.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(uid)).await.is_ok()
+    }
+}
+
+/// What every pool says of its model.
+pub fn model() -> ModelDescription {
+    let digest = |letter: &str| format!("sha256:{}", letter.repeat(64));
+    ModelDescription {
+        format_version: 1,
+        name: "Hollow 135M".to_owned(),
+        model_type: "llama".to_owned(),
+        instance: "hollow".to_owned(),
+        identity: Identity {
+            weights: digest("a"),
+            tokenizer: digest("b"),
+            chat_template: String::new(),
+            norm_point: "final_norm".to_owned(),
+        },
+        numerics: Numerics { dtype: Dtype::Bfloat16, device: "cpu".to_owned(), kernel: "none".to_owned() },
+        hidden_size: 576,
+        num_hidden_layers: 30,
+        vocab_size: 49152,
+        eos_token_ids: vec![2],
+        bos_token: None,
+        eos_token: None,
+        chat_template: None,
+        limits: Limits { max_model_len: 2048, max_sequences: 16, max_request_tokens: 8192, max_body_bytes: 1 << 20 },
+    }
+}
+
+fn progress(step: u64) -> Progress {
+    Progress { phase: "training".to_owned(), step, total_steps: 20, train_loss: Some(0.5), ..Progress::default() }
+}
+
+async fn serve<T: serde::Serialize + Clone + Send + Sync + 'static>(port: i32, path: &str, answer: T) {
+    let listener = tokio::net::TcpListener::bind(format!("{ADDRESS}:{port}")).await.expect("the port is free");
+    let router = Router::new().route(path, get(move || std::future::ready(Json(answer.clone()))));
+    tokio::spawn(async { axum::serve(listener, router).await });
+}
+
+fn condition(type_: &str, status: &str, reason: &str, message: &str) -> Value {
+    json!({ "type": type_, "status": status, "reason": reason, "message": message, "lastTransitionTime": "2026-01-01T00:00:00Z" })
+}
+
+fn waiting(words: &str) -> Value {
+    json!({ "phase": "Pending", "conditions": [condition("PodScheduled", "False", "Unschedulable", words)] })
+}
+
+fn running(pod: &Pod) -> Value {
+    let conditions = ["PodScheduled", "Initialized", "ContainersReady", "Ready"].map(|type_| condition(type_, "True", "", ""));
+    let state = json!({ "running": { "startedAt": "2026-01-01T00:00:00Z" } });
+    json!({ "phase": "Running", "podIP": ADDRESS, "podIPs": [{ "ip": ADDRESS }], "conditions": conditions,
+        "containerStatuses": [container(pod, true, &state)] })
+}
+
+fn ended(pod: &Pod, code: i32, words: &str) -> Value {
+    let conditions = ["ContainersReady", "Ready"].map(|type_| condition(type_, "False", "PodCompleted", ""));
+    let state = json!({ "terminated": { "exitCode": code, "message": words, "finishedAt": "2026-01-01T00:00:10Z" } });
+    json!({ "phase": if code == 0 { "Succeeded" } else { "Failed" }, "conditions": conditions,
+        "containerStatuses": [container(pod, false, &state)] })
+}
+
+fn container(pod: &Pod, ready: bool, state: &Value) -> Value {
+    let container = &pod.spec.as_ref().expect("a pod has a spec").containers[0];
+    json!({ "name": container.name, "image": container.image, "imageID": "", "containerID": format!("hollow://{}", pod.uid().unwrap_or_default()),
+        "ready": ready, "started": true, "restartCount": 0, "state": state })
+}

@@ -1,0 +1,120 @@
+//! Others who change our objects and our children: people with kubectl, autoscalers, queues.
+
+use carryon_crds::condition::types::READY;
+use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
+use carryon_tests::cluster::hollow::Fate;
+use carryon_tests::operator::{ACCOUNT, Operator};
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::ResourceExt as _;
+use kube::api::DeleteParams;
+use serde_json::json;
+
+use super::world::{Object, World};
+
+/// The pool's container as its StatefulSet has it.
+fn pool(set: &StatefulSet) -> &k8s_openapi::api::core::v1::Container {
+    &set.spec.as_ref().unwrap().template.spec.as_ref().unwrap().containers[0]
+}
+
+fn replicas(deployment: &Deployment) -> i32 {
+    deployment.spec.as_ref().unwrap().replicas.unwrap()
+}
+
+fn comes_back<K: Object>(world: &World, space: &str, name: &str) {
+    let first: K = world.get(space, name);
+    world.cluster.block_on(world.api::<K>(space).delete(name, &DeleteParams::default())).unwrap();
+    let api = world.api::<K>(space);
+    let what = format!("{} {name} is back", K::kind(&()));
+    world.cluster.eventually(&what, async || api.get(name).await.ok().filter(|now| now.uid() != first.uid()));
+}
+
+#[test]
+fn a_field_that_is_set_and_removed_is_as_before_and_amounts_have_many_names() {
+    let Some(world) = World::start() else { return };
+    world.quickstart("edits");
+    let operator = Operator::start(&world.cluster, None);
+    world.until_served("edits");
+    let before: StatefulSet = world.get("edits", "smollm2-pool");
+    let set = |what: &str, holds: &dyn Fn(&StatefulSet) -> bool| {
+        world.until_is::<StatefulSet>("edits", "smollm2-pool", what, holds);
+    };
+
+    let server = json!({ "resources": { "limits": { "cpu": "1000m" } }, "scheduling": { "nodeSelector": { "disk": "fast" } } });
+    world.patch::<BaseModelPool>("edits", "smollm2", json!({ "spec": { "server": server } }));
+    set("has a limit", &|set| pool(set).resources.as_ref().is_some_and(|resources| resources.limits.as_ref().unwrap()["cpu"].0 == "1"));
+    world.quiet(&operator);
+    let server = json!({ "resources": null, "scheduling": null });
+    world.patch::<BaseModelPool>("edits", "smollm2", json!({ "spec": { "server": server } }));
+    set("is as before", &|set| set.spec == before.spec);
+    world.quiet(&operator);
+
+    // Ours comes back, theirs stays.
+    let theirs = json!({ "metadata": { "annotations": { "team": "blue" } }, "spec": { "replicas": 3, "minReadySeconds": 1 } });
+    world.patch::<StatefulSet>("edits", "smollm2-pool", theirs);
+    set("has its replicas back", &|set| set.spec.as_ref().unwrap().replicas == Some(1));
+    let set: StatefulSet = world.get("edits", "smollm2-pool");
+    assert_eq!((set.annotations()["team"].as_str(), set.spec.as_ref().unwrap().min_ready_seconds), ("blue", Some(1)));
+    comes_back::<StatefulSet>(&world, "edits", "smollm2-pool");
+    comes_back::<PodDisruptionBudget>(&world, "edits", "smollm2-pool");
+    comes_back::<ConfigMap>(&world, "edits", "quickstart-gateway");
+    comes_back::<Service>(&world, "edits", "quickstart-gateway");
+    comes_back::<Deployment>(&world, "edits", "quickstart-gateway");
+
+    // What an autoscaler does.
+    world.cluster.kubectl(&["-n", "edits", "scale", "carryondeployment/quickstart", "--replicas=3"]);
+    world.until_is::<Deployment>("edits", "quickstart-gateway", "has three replicas", &|deployment| replicas(deployment) == 3);
+    let scaled = world.until_served("edits").status.unwrap();
+    assert_eq!(scaled.selector.unwrap().split(',').count(), 3);
+    world.until_is::<CarryOnDeployment>("edits", "quickstart", "counts three", &|deployment| {
+        deployment.status.as_ref().is_some_and(|status| status.ready_replicas == 3)
+    });
+    world.quiet(&operator);
+    world.no_refused_writes();
+}
+
+#[test]
+fn a_job_is_suspended_and_resumed_ten_times_while_a_queue_places_its_attempts() {
+    let Some(world) = World::start() else { return };
+    world.hollow.fate("queue", "quickstart", Fate::Runs);
+    world.quickstart("queue");
+    let _operator = Operator::start(&world.cluster, None);
+    for number in 1..=11 {
+        let name = format!("quickstart-{number}");
+        world.until_is::<Job>("queue", &name, "is made", &|_| true);
+        // What Kueue does: holds it back, chooses its place, lets it go.
+        world.patch::<Job>("queue", &name, json!({ "spec": { "suspend": true } }));
+        world.until_is::<Job>("queue", &name, "is held back", &|job| {
+            job.status.as_ref().is_some_and(|status| status.start_time.is_none() && status.active.unwrap_or(0) == 0)
+        });
+        world.until::<CarryOnJob>("queue", "quickstart", READY, "False", "AttemptQueued");
+        let toleration = json!({ "key": "gpu", "operator": "Exists" });
+        let place = json!({ "nodeSelector": { "flavor": format!("spot-{number}") }, "tolerations": [toleration] });
+        world.patch::<Job>("queue", &name, json!({ "spec": { "template": { "spec": place } } }));
+        world.patch::<Job>("queue", &name, json!({ "spec": { "suspend": false } }));
+        world.until::<CarryOnJob>("queue", "quickstart", READY, "True", "Running");
+        let pods: Vec<Pod> = world.list("queue");
+        let trainers: Vec<_> = pods.iter().filter(|pod| pod.labels().get("carryon.dev/attempt") == Some(&number.to_string())).collect();
+        assert_eq!(trainers.len(), 1);
+        let selector = trainers[0].spec.as_ref().unwrap().node_selector.as_ref().unwrap();
+        assert_eq!(selector["flavor"], format!("spot-{number}"));
+        if number == 11 {
+            break;
+        }
+        world.patch::<CarryOnJob>("queue", "quickstart", json!({ "spec": { "suspend": true } }));
+        world.until::<CarryOnJob>("queue", "quickstart", READY, "True", "Suspended");
+        assert!(world.list::<Job>("queue").is_empty(), "a suspended job has no attempt");
+        world.patch::<CarryOnJob>("queue", "quickstart", json!({ "spec": { "suspend": false } }));
+    }
+    let job: CarryOnJob = world.get("queue", "quickstart");
+    let status = job.status.unwrap();
+    assert_eq!((status.attempt, status.failures), (11, 0));
+    world.no_refused_writes();
+    let audit = world.cluster.audit();
+    let of_jobs = audit.iter().filter(|entry| entry.user == ACCOUNT && entry.group == "batch");
+    let mut verbs: Vec<&str> = of_jobs.map(|entry| entry.verb.as_str()).collect();
+    verbs.sort_unstable();
+    assert_eq!(verbs, [vec!["create"; 11], vec!["delete"; 10]].concat());
+}

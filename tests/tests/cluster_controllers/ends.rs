@@ -1,0 +1,114 @@
+//! How objects go: deletions of three sorts, the end of a finished job's life.
+
+use carryon_crds::condition::types::READY;
+use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
+use carryon_tests::cluster::hollow::Fate;
+use carryon_tests::example;
+use carryon_tests::operator::{ACCOUNT, Operator};
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use kube::ResourceExt as _;
+use kube::api::{DeleteParams, PropagationPolicy};
+use serde_json::json;
+
+use super::world::{Object, World};
+
+fn delete<K: Object>(world: &World, space: &str, name: &str, propagation: PropagationPolicy) {
+    let parameters = DeleteParams { propagation_policy: Some(propagation), ..DeleteParams::default() };
+    world.cluster.block_on(world.api::<K>(space).delete(name, &parameters)).unwrap();
+}
+
+fn delete_all(world: &World, space: &str, propagation: PropagationPolicy) {
+    delete::<BaseModelPool>(world, space, "smollm2", propagation.clone());
+    delete::<CarryOnJob>(world, space, "quickstart", propagation.clone());
+    delete::<CarryOnDeployment>(world, space, "quickstart", propagation);
+}
+
+fn until_empty<K: Object>(world: &World, space: &str) {
+    let api = world.api::<K>(space);
+    let what = format!("no {} is left in {space}", K::kind(&()));
+    world.cluster.eventually(&what, async || api.list(&Default::default()).await.unwrap().items.is_empty().then_some(()));
+}
+
+/// What the operator made in a namespace so far.
+fn made(world: &World, space: &str) -> usize {
+    let audit = world.cluster.audit();
+    audit
+        .iter()
+        .filter(|entry| entry.user == ACCOUNT && entry.namespace == space && entry.code == 201 && entry.group != "events.k8s.io")
+        .count()
+}
+
+#[test]
+fn children_go_with_their_owner_or_stay_when_orphaned_and_nothing_is_made_meanwhile() {
+    let Some(world) = World::start() else { return };
+    let _operator = Operator::start(&world.cluster, None);
+    let sorts = [("foreground", PropagationPolicy::Foreground), ("background", PropagationPolicy::Background)];
+    for (space, propagation) in sorts {
+        // The trainer still runs when all is deleted.
+        world.hollow.fate(space, "quickstart", Fate::Runs);
+        world.quickstart(space);
+        world.until::<CarryOnJob>(space, "quickstart", READY, "True", "Running");
+        let before = made(&world, space);
+        delete_all(&world, space, propagation);
+        until_empty::<BaseModelPool>(&world, space);
+        until_empty::<CarryOnJob>(&world, space);
+        until_empty::<CarryOnDeployment>(&world, space);
+        until_empty::<StatefulSet>(&world, space);
+        until_empty::<Job>(&world, space);
+        until_empty::<Service>(&world, space);
+        until_empty::<Pod>(&world, space);
+        assert_eq!(made(&world, space), before, "{space}: something was made while its owner was being deleted");
+    }
+
+    world.quickstart("orphan");
+    world.until_served("orphan");
+    delete_all(&world, "orphan", PropagationPolicy::Orphan);
+    until_empty::<BaseModelPool>(&world, "orphan");
+    until_empty::<CarryOnDeployment>(&world, "orphan");
+    let set: StatefulSet = world.get("orphan", "smollm2-pool");
+    let gateway: Deployment = world.get("orphan", "quickstart-gateway");
+    assert!(set.owner_references().is_empty() && gateway.owner_references().is_empty());
+    // The same manifests again take over what was left: no pod is made anew.
+    world.cluster.apply("orphan", &example("quickstart/pool.yaml"));
+    let pool = world.until::<BaseModelPool>("orphan", "smollm2", READY, "True", "PodsReady");
+    let adopted: StatefulSet = world.get("orphan", "smollm2-pool");
+    assert_eq!((adopted.uid(), &adopted.owner_references()[0].uid), (set.uid(), &pool.uid().unwrap()));
+    assert_eq!(adopted.metadata.generation, set.metadata.generation);
+    world.no_refused_writes();
+}
+
+#[test]
+fn a_head_outlives_its_job_and_a_job_that_is_served_outlives_its_time() {
+    let Some(world) = World::start() else { return };
+    let operator = Operator::start(&world.cluster, None);
+    world.quickstart("heads");
+    let served = world.until_served("heads").status.unwrap().stable.unwrap();
+    world.patch::<CarryOnJob>("heads", "quickstart", json!({ "spec": { "ttlSecondsAfterFinished": 1 } }));
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    assert_eq!(world.list::<CarryOnJob>("heads").len(), 1, "a job whose head is served is kept");
+
+    delete::<CarryOnJob>(&world, "heads", "quickstart", PropagationPolicy::Background);
+    until_empty::<CarryOnJob>(&world, "heads");
+    until_empty::<Job>(&world, "heads");
+    // A gateway that is made anew serves the same head, and nothing trains it again.
+    delete::<Deployment>(&world, "heads", "quickstart-gateway", PropagationPolicy::Background);
+    world.cluster.kubectl(&["-n", "heads", "scale", "carryondeployment/quickstart", "--replicas=2"]);
+    let still = world.until_is::<CarryOnDeployment>("heads", "quickstart", "serves twice", &|deployment| {
+        deployment.status.as_ref().is_some_and(|status| status.ready_replicas == 2)
+    });
+    assert_eq!(still.status.unwrap().stable.unwrap(), served);
+    world.quiet(&operator);
+    assert!(world.list::<Job>("heads").is_empty() && world.list::<CarryOnJob>("heads").is_empty());
+
+    // Nobody serves this one: its time comes, with all that it had.
+    world.volumes("time");
+    world.cluster.apply("time", &example("quickstart/pool.yaml"));
+    world.cluster.apply("time", &example("quickstart/job.yaml"));
+    world.until::<CarryOnJob>("time", "quickstart", READY, "True", "Complete");
+    world.patch::<CarryOnJob>("time", "quickstart", json!({ "spec": { "ttlSecondsAfterFinished": 1 } }));
+    until_empty::<CarryOnJob>(&world, "time");
+    until_empty::<Job>(&world, "time");
+    world.no_refused_writes();
+}

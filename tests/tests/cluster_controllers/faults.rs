@@ -1,0 +1,110 @@
+//! What goes wrong around the objects, and what their statuses say of it.
+
+use carryon_crds::condition::types::{FAILED, READY, STALLED};
+use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
+use carryon_tests::cluster::hollow::Fate;
+use carryon_tests::example;
+use carryon_tests::operator::Operator;
+use kube::api::{DeleteParams, ObjectMeta};
+
+use super::world::{Conditions as _, World};
+
+#[test]
+fn an_object_that_cannot_be_decoded_does_not_stop_its_neighbours() {
+    let Some(world) = World::start() else { return };
+    world.volumes("guard");
+    // As if another version of the definition had let it in.
+    let loose = r#"[{"op": "remove", "path": "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/dtype/enum"}]"#;
+    world.cluster.kubectl(&["patch", "crd", "basemodelpools.carryon.dev", "--type=json", "-p", loose]);
+    let strange = example("quickstart/pool.yaml").replace("name: smollm2", "name: strange").replace("dtype: bfloat16", "dtype: int3");
+    world.apply_once_allowed("guard", &strange);
+    let _operator = Operator::start(&world.cluster, None);
+    world.cluster.apply("guard", &example("quickstart/pool.yaml"));
+    world.cluster.apply("guard", &example("quickstart/job.yaml"));
+    world.until::<CarryOnJob>("guard", "quickstart", READY, "True", "Complete");
+    let sets = world.cluster.kubectl(&["-n", "guard", "get", "statefulset", "-o", "name"]);
+    assert_eq!(sets, "statefulset.apps/smollm2-pool\n");
+}
+
+#[test]
+fn trainers_that_fail_are_told_of_in_numbers_that_json_has() {
+    let Some(world) = World::start() else { return };
+    let _operator = Operator::start(&world.cluster, None);
+    let words = r#"{"message": "step 12: the loss is not a number", "progress": {"phase": "training", "step": 12, "total_steps": 20, "train_loss": null}}"#;
+    world.hollow.fate("nan", "quickstart", Fate::Ends(65, words.to_owned()));
+    world.quickstart("nan");
+    let job = world.until::<CarryOnJob>("nan", "quickstart", FAILED, "True", "DataRefused");
+    assert!(job.message(READY).contains("the loss is not a number"), "{}", job.message(READY));
+    let progress = job.status.unwrap().progress.unwrap();
+    assert_eq!((progress.step, progress.train_loss), (12, None));
+    let deployment = world.until::<CarryOnDeployment>("nan", "quickstart", STALLED, "True", "JobFailed");
+    assert!(deployment.message(READY).contains("CarryOnJob nan/quickstart"));
+
+    // Words that are no JSON at all are last words still.
+    world.hollow.fate("words", "quickstart", Fate::Ends(1, r#"{"message": "x", "progress": {"train_loss": NaN}}"#.to_owned()));
+    world.volumes("words");
+    world.cluster.apply("words", &example("quickstart/pool.yaml"));
+    world.cluster.apply("words", &example("quickstart/job.yaml").replace("spec:\n", "spec:\n  backoffLimit: 0\n"));
+    let job = world.until::<CarryOnJob>("words", "quickstart", FAILED, "True", "BackoffLimitExceeded");
+    assert!(job.message(READY).contains("NaN"), "{}", job.message(READY));
+    world.no_refused_writes();
+}
+
+#[test]
+fn a_pool_that_goes_is_missed_by_name_and_welcomed_back() {
+    let Some(world) = World::start() else { return };
+    let _operator = Operator::start(&world.cluster, None);
+    world.hollow.fate("gone", "smollm2", Fate::Waits("0/2 nodes are available: 2 Insufficient nvidia.com/gpu.".to_owned()));
+    world.hollow.fate("gone", "quickstart", Fate::Runs);
+    world.quickstart("gone");
+    let pool = world.until::<BaseModelPool>("gone", "smollm2", READY, "False", "Unschedulable");
+    assert!(pool.message(READY).ends_with("0/2 nodes are available: 2 Insufficient nvidia.com/gpu."), "{}", pool.message(READY));
+    world.until::<CarryOnJob>("gone", "quickstart", READY, "False", "PoolNotReady");
+    world.hollow.fate("gone", "smollm2", Fate::Runs);
+    world.until::<CarryOnJob>("gone", "quickstart", READY, "True", "Running");
+
+    world.cluster.block_on(world.api::<BaseModelPool>("gone").delete("smollm2", &DeleteParams::default())).unwrap();
+    let api = world.api::<BaseModelPool>("gone");
+    world.cluster.eventually("the pool is gone", async || api.get_opt("smollm2").await.unwrap().is_none().then_some(()));
+    // The trainer waits for its pool by itself; an attempt more would not help it.
+    let job: CarryOnJob = world.get("gone", "quickstart");
+    assert_eq!(job.status.unwrap().attempt, 1);
+    world.hollow.fate("gone", "quickstart", Fate::complete("sha256:another base"));
+    world.until::<CarryOnJob>("gone", "quickstart", READY, "True", "Complete");
+    let deployment = world.until::<CarryOnDeployment>("gone", "quickstart", READY, "False", "PoolNotFound");
+    assert!(deployment.message(READY).contains("BaseModelPool gone/smollm2"), "{}", deployment.message(READY));
+    // Back, but it is not the base that the head was trained on.
+    world.cluster.apply("gone", &example("quickstart/pool.yaml"));
+    let deployment = world.until::<CarryOnDeployment>("gone", "quickstart", STALLED, "True", "BaseModelDiffers");
+    assert!(deployment.message(READY).contains("sha256:another base"), "{}", deployment.message(READY));
+
+    // A job that is not to wait gives up.
+    world.volumes("hasty");
+    world.cluster.apply("hasty", &example("quickstart/job.yaml").replace("spec:\n", "spec:\n  poolUnavailablePolicy: Fail\n"));
+    world.until::<CarryOnJob>("hasty", "quickstart", FAILED, "True", "PoolUnavailable");
+    world.no_refused_writes();
+}
+
+#[test]
+fn a_missing_permission_is_named_and_its_return_is_noticed() {
+    let Some(world) = World::start() else { return };
+    let roles: kube::Api<k8s_openapi::api::rbac::v1::ClusterRole> = kube::Api::all(world.cluster.client());
+    let whole = world.cluster.block_on(roles.get("carry-on-operator")).unwrap();
+    let mut less = whole.clone();
+    let may_not =
+        |rule: &k8s_openapi::api::rbac::v1::PolicyRule| rule.resources.as_ref().is_some_and(|all| all.contains(&"services".to_owned()));
+    for rule in less.rules.iter_mut().flatten().filter(|rule| may_not(rule)) {
+        rule.verbs = ["get", "list", "watch"].map(str::to_owned).to_vec();
+    }
+    world.cluster.block_on(roles.replace("carry-on-operator", &Default::default(), &less)).unwrap();
+    world.quickstart("rights");
+    let _operator = Operator::start(&world.cluster, None);
+    let pool = world.until::<BaseModelPool>("rights", "smollm2", READY, "False", "Forbidden");
+    let message = pool.message(READY);
+    assert!(["ConfigMap rights/smollm2-pool", "configmaps", "permission"].iter().all(|part| message.contains(part)), "{message}");
+    let less = world.cluster.block_on(roles.get("carry-on-operator")).unwrap();
+    let metadata = ObjectMeta { resource_version: less.metadata.resource_version, ..whole.metadata.clone() };
+    let whole = k8s_openapi::api::rbac::v1::ClusterRole { metadata, ..whole };
+    world.cluster.block_on(roles.replace("carry-on-operator", &Default::default(), &whole)).unwrap();
+    world.until_served("rights");
+}

@@ -1,0 +1,8 @@
+//! The controllers against a real API server and Kubernetes' own controllers; only the kubelets are played.
+#![allow(clippy::unwrap_used)]
+
+mod deaths;
+mod edits;
+mod ends;
+mod faults;
+mod world;

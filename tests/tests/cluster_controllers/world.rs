@@ -1,0 +1,200 @@
+//! A cluster with Carry-On installed and the quick start's objects in it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use carryon_crds::condition::types::READY;
+use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
+use carryon_tests::cluster::hollow::{CONTROLLERS, Hollow};
+use carryon_tests::cluster::{AuditEntry, TestCluster};
+use carryon_tests::example;
+use carryon_tests::operator::{ACCOUNT, Operator};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::{Api, Resource};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+pub struct World {
+    pub cluster: TestCluster,
+    pub hollow: Hollow,
+}
+
+/// What the tests need of a type.
+pub trait Object:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + Serialize + DeserializeOwned
+{
+}
+impl<K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + Serialize + DeserializeOwned> Object for K {}
+
+impl World {
+    /// None, after a word about it, when this machine cannot have one.
+    pub fn start() -> Option<Self> {
+        let cluster = TestCluster::api_server_with(&CONTROLLERS).filter(TestCluster::is_ours)?;
+        Operator::install(&cluster);
+        let hollow = Hollow::start(&cluster);
+        Some(Self { cluster, hollow })
+    }
+
+    pub fn api<K: Object>(&self, namespace: &str) -> Api<K> {
+        Api::namespaced(self.cluster.client(), namespace)
+    }
+
+    /// The quick start's claims and three objects, in a namespace of their own.
+    pub fn quickstart(&self, namespace: &str) {
+        self.volumes(namespace);
+        for manifest in ["pool", "job", "deployment"] {
+            self.cluster.apply(namespace, &example(&format!("quickstart/{manifest}.yaml")));
+        }
+    }
+
+    pub fn volumes(&self, namespace: &str) {
+        self.cluster.kubectl(&["create", "namespace", namespace]);
+        self.cluster.apply(namespace, &example("quickstart/volumes.yaml"));
+    }
+
+    pub fn get<K: Object>(&self, namespace: &str, name: &str) -> K {
+        self.cluster.block_on(self.api(namespace).get(name)).unwrap()
+    }
+
+    pub fn list<K: Object>(&self, namespace: &str) -> Vec<K> {
+        self.cluster.block_on(self.api::<K>(namespace).list(&ListParams::default())).unwrap().items
+    }
+
+    /// Changes an object as `kubectl patch --type merge` does.
+    pub fn patch<K: Object>(&self, namespace: &str, name: &str, patch: Value) -> K {
+        self.cluster.block_on(self.api(namespace).patch(name, &PatchParams::default(), &Patch::Merge(patch))).unwrap()
+    }
+
+    /// Waits until the object's condition is so.
+    pub fn until<K: Object + Conditions>(&self, namespace: &str, name: &str, type_: &str, status: &str, reason: &str) -> K {
+        let api = self.api::<K>(namespace);
+        self.cluster.eventually(&format!("{namespace}/{name} is {type_}={status} {reason}"), async || {
+            let object = api.get(name).await.ok()?;
+            let condition = object.conditions().iter().find(|condition| condition.type_ == type_)?.clone();
+            (condition.status == status && condition.reason == reason).then_some(object)
+        })
+    }
+
+    /// Waits until an object is as it should be.
+    pub fn until_is<K: Object>(&self, namespace: &str, name: &str, what: &str, holds: &dyn Fn(&K) -> bool) -> K {
+        let api = self.api::<K>(namespace);
+        let what = format!("{} {namespace}/{name} {what}", K::kind(&()));
+        self.cluster.eventually(&what, async || api.get(name).await.ok().filter(holds))
+    }
+
+    /// Applies what a definition that was just changed allows, once the API server knows of the change.
+    pub fn apply_once_allowed(&self, namespace: &str, manifest: &str) {
+        let file = std::env::temp_dir().join(format!("carryon-manifest-{}.yaml", std::process::id()));
+        std::fs::write(&file, manifest).unwrap();
+        let apply = || self.cluster.command("kubectl").args(["--namespace", namespace, "apply", "--filename"]).arg(&file).output().unwrap();
+        self.cluster.eventually("the change is known", async || apply().status.success().then_some(()));
+        std::fs::remove_file(&file).unwrap();
+    }
+
+    /// Once the operator has done what there was to do, it writes no more.
+    pub fn quiet(&self, operator: &Operator) {
+        let mut before = usize::MAX;
+        self.cluster.eventually("the operator comes to rest", async || {
+            let now = operator.writes();
+            let rests = now == before;
+            before = now;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            rests.then_some(())
+        });
+        let before = self.written();
+        std::thread::sleep(Duration::from_secs(3));
+        assert_eq!(self.written(), before, "the operator writes in a steady state");
+    }
+
+    /// The operator's requests that wrote or tried to, by the API server's own word.
+    pub fn written(&self) -> Vec<AuditEntry> {
+        self.cluster.audit().into_iter().filter(|entry| entry.user == ACCOUNT).collect()
+    }
+
+    /// None of the operator's writes was refused. A write that met another's is tried again.
+    pub fn no_refused_writes(&self) {
+        let refused: Vec<_> = self.written().into_iter().filter(|entry| entry.code >= 400 && ![404, 409].contains(&entry.code)).collect();
+        assert!(refused.is_empty(), "{refused:#?}");
+    }
+
+    /// Waits until the quick start serves.
+    pub fn until_served(&self, namespace: &str) -> CarryOnDeployment {
+        self.until(namespace, "quickstart", READY, "True", "Serving")
+    }
+}
+
+pub trait Conditions {
+    fn conditions(&self) -> &[Condition];
+
+    fn message(&self, type_: &str) -> String {
+        self.conditions().iter().find(|condition| condition.type_ == type_).map(|condition| condition.message.clone()).unwrap_or_default()
+    }
+}
+
+macro_rules! conditions {
+    ($($kind:ty),*) => {
+        $(impl Conditions for $kind {
+            fn conditions(&self) -> &[Condition] {
+                self.status.as_ref().map_or(&[], |status| &status.conditions)
+            }
+        })*
+    };
+}
+conditions!(BaseModelPool, CarryOnJob, CarryOnDeployment);
+
+/// Everything in a namespace that is ours or made for us, without what differs from run to run: names that were drawn, identifiers, times.
+pub fn picture(world: &World, namespace: &str) -> Value {
+    let kinds = "basemodelpools,carryonjobs,carryondeployments,statefulsets,deployments,replicasets,jobs,pods,services,configmaps,poddisruptionbudgets";
+    let all = world.cluster.kubectl(&["--namespace", namespace, "get", kinds, "--output", "json"]);
+    let all: Value = serde_json::from_str(&all).unwrap();
+    let mut picture: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for item in all["items"].as_array().unwrap() {
+        let metadata = &item["metadata"];
+        if metadata["name"] == "kube-root-ca.crt" {
+            continue;
+        }
+        let owners: Vec<Value> = metadata["ownerReferences"].as_array().into_iter().flatten().map(|owner| owner["kind"].clone()).collect();
+        let drawn = metadata.get("generateName").is_some() || item["kind"] == "ReplicaSet";
+        let mut shown = json!({
+            "name": if drawn { Value::Null } else { metadata["name"].clone() },
+            "generation": metadata["generation"], "labels": metadata["labels"], "owners": owners,
+            "spec": item["spec"], "data": item["data"], "status": item["status"],
+        });
+        scrub(&mut shown, namespace);
+        picture.entry(item["kind"].as_str().unwrap().to_owned()).or_default().push(shown);
+    }
+    json!(picture)
+}
+
+/// Takes out what differs from run to run.
+fn scrub(value: &mut Value, namespace: &str) {
+    const DRAWN: [&str; 13] = [
+        "uid",
+        "resourceVersion",
+        "controller-uid",
+        "batch.kubernetes.io/controller-uid",
+        "pod-template-hash",
+        "clusterIP",
+        "clusterIPs",
+        "containerID",
+        "controller-revision-hash",
+        "currentRevision",
+        "updateRevision",
+        "collisionCount",
+        // Of texts that name the namespace.
+        names::CONFIG_DIGEST_ANNOTATION,
+    ];
+    match value {
+        Value::Object(members) => {
+            members.retain(|key, _| !DRAWN.contains(&key.as_str()) && !key.ends_with("Time") && !key.ends_with("At"));
+            members.values_mut().for_each(|member| scrub(member, namespace));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| scrub(item, namespace)),
+        Value::String(text) if text.starts_with("ReplicaSet ") => text.clear(),
+        Value::String(text) => *text = text.replace(namespace, "NAMESPACE"),
+        _ => {}
+    }
+}
