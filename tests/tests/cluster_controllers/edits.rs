@@ -44,7 +44,9 @@ fn a_field_that_is_set_and_removed_is_as_before_and_amounts_have_many_names() {
 
     let server = json!({ "resources": { "limits": { "cpu": "1000m" } }, "scheduling": { "nodeSelector": { "disk": "fast" } } });
     world.patch::<BaseModelPool>("edits", "smollm2", json!({ "spec": { "server": server } }));
-    set("has a limit", &|set| pool(set).resources.as_ref().is_some_and(|resources| resources.limits.as_ref().unwrap()["cpu"].0 == "1"));
+    set("has a limit", &|set| {
+        pool(set).resources.as_ref().is_some_and(|resources| resources.limits.as_ref().is_some_and(|limits| limits["cpu"].0 == "1"))
+    });
     world.quiet(&operator);
     let server = json!({ "resources": null, "scheduling": null });
     world.patch::<BaseModelPool>("edits", "smollm2", json!({ "spec": { "server": server } }));
