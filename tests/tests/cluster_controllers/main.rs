@@ -5,4 +5,5 @@ mod deaths;
 mod edits;
 mod ends;
 mod faults;
+mod watched;
 mod world;
