@@ -78,6 +78,7 @@ fn template(job: &Validated, config: &str, digest: &str) -> PodTemplateSpec {
         grace_seconds: GRACE_SECONDS,
         // A trainer that hangs is ended by the job's deadline, not by a probe: a long step is no reason to lose it.
         probes: Probes::default(),
+        linger_seconds: None,
         fs_group: Some(FS_GROUP),
         restart_policy: "Never",
     })

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::Validated;
 use crate::shared::meta;
-use crate::shared::pods::{self, Mount, MountSource, Probes, Role, http_probe};
+use crate::shared::pods::{self, LINGER_SECONDS, Mount, MountSource, Probes, Role, http_probe};
 
 /// Seconds between SIGTERM and SIGKILL: running requests are drained.
 const GRACE_SECONDS: i64 = 60;
@@ -62,6 +62,7 @@ pub fn build(pool: &Validated) -> Children {
             readiness: Some(http_probe("/readyz", 5, 3)),
             liveness: Some(http_probe("/healthz", 10, 6)),
         },
+        linger_seconds: Some(LINGER_SECONDS),
         fs_group: None,
         restart_policy: "Always",
     });

@@ -5,15 +5,18 @@ use std::collections::BTreeMap;
 use carryon_crds::common::{LocalReference, PodTemplate, Resources};
 use carryon_crds::names;
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, HTTPGetAction, LocalObjectReference,
-    PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceClaim, ResourceRequirements,
-    SeccompProfile, SecurityContext, Volume, VolumeMount,
+    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, HTTPGetAction, Lifecycle,
+    LifecycleHandler, LocalObjectReference, PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+    ResourceClaim, ResourceRequirements, SeccompProfile, SecurityContext, SleepAction, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::meta::Owner;
 use super::quantity;
+
+/// Time for the end of a pod to reach every node's Service rules.
+pub const LINGER_SECONDS: i64 = 5;
 
 /// What differs between the roles' pods.
 pub struct Role<'a> {
@@ -39,6 +42,8 @@ pub struct Role<'a> {
     pub grace_seconds: i64,
     /// Startup, readiness and liveness probes.
     pub probes: Probes,
+    /// Seconds the container goes on as before once its pod is to end: until the last client has heard that its address is gone.
+    pub linger_seconds: Option<i64>,
     /// Group that owns volumes, for roles that write to one with any UID.
     pub fs_group: Option<i64>,
     /// `Always` or `Never`.
@@ -175,6 +180,7 @@ fn container(role: Role<'_>, mounts: Vec<VolumeMount>) -> Container {
         startup_probe: role.probes.startup,
         readiness_probe: role.probes.readiness,
         liveness_probe: role.probes.liveness,
+        lifecycle: role.linger_seconds.map(linger),
         termination_message_path: Some(names::TERMINATION_LOG.to_owned()),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         volume_mounts: Some(mounts),
@@ -197,6 +203,11 @@ fn resources(template: &PodTemplate) -> Option<ResourceRequirements> {
         claims: filled(claims.collect()),
     };
     (requirements != ResourceRequirements::default()).then_some(requirements)
+}
+
+fn linger(seconds: i64) -> Lifecycle {
+    let sleep = LifecycleHandler { sleep: Some(SleepAction { seconds }), ..LifecycleHandler::default() };
+    Lifecycle { pre_stop: Some(sleep), ..Lifecycle::default() }
 }
 
 fn filled<T>(list: Vec<T>) -> Option<Vec<T>> {

@@ -19,7 +19,7 @@ pub struct Trouble {
 pub fn find(pods: &[Pod]) -> Option<Trouble> {
     let mut pods: Vec<&Pod> = pods.iter().collect();
     pods.sort_by_key(|pod| pod.name_any());
-    pods.into_iter().find_map(|pod| crashing(pod).or_else(|| waiting(pod)).or_else(|| unschedulable(pod)))
+    pods.into_iter().find_map(|pod| lost(pod).or_else(|| crashing(pod)).or_else(|| waiting(pod)).or_else(|| unschedulable(pod)))
 }
 
 /// Whether the pod's Ready condition holds.
@@ -83,6 +83,22 @@ fn waiting(pod: &Pod) -> Option<Trouble> {
     let reason = waiting.reason.as_deref().filter(|reason| !["ContainerCreating", "PodInitializing"].contains(reason))?;
     let detail = waiting.message.as_deref().unwrap_or("no message");
     Some(Trouble { reason: "PodWaiting", message: format!("pod {} waits: {reason}: {detail}", pod.name_any()), permanent: false })
+}
+
+/// A node that does not answer: its container is ready by the kubelet's last word, the pod is not, by that of others.
+fn lost(pod: &Pod) -> Option<Trouble> {
+    let (_, message) = condition(pod, "Ready").filter(|(status, _)| *status == "False")?;
+    let evicted = condition(pod, "DisruptionTarget").filter(|(status, _)| *status == "True").map(|(_, message)| message);
+    let node = pod.spec.as_ref()?.node_name.as_deref()?;
+    container(pod).filter(|container| container.ready)?;
+    let message = evicted.unwrap_or(message);
+    let said = if message.is_empty() { String::new() } else { format!(" ({message})") };
+    let message = format!(
+        "pod {} is on node {node}, which does not answer{said}; if it will not come back, delete the Node or taint it \
+         node.kubernetes.io/out-of-service, so that the pod can start elsewhere",
+        pod.name_any()
+    );
+    Some(Trouble { reason: "NodeLost", message, permanent: false })
 }
 
 fn unschedulable(pod: &Pod) -> Option<Trouble> {
