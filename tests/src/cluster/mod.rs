@@ -7,7 +7,7 @@ mod network;
 mod own;
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use own::Own;
 use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 
 /// Longest wait of [`TestCluster::eventually`].
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -82,6 +83,11 @@ impl TestCluster {
     /// Runs a future to its end; what it spawns runs on until the cluster is dropped.
     pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime.block_on(future)
+    }
+
+    /// Runs a future beside the test, until its end or the cluster's.
+    pub fn spawn<T: Send + 'static>(&self, future: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+        self.runtime.spawn(future)
     }
 
     /// Looks until there is something to see.
@@ -169,6 +175,40 @@ impl TestCluster {
     pub fn claim(&self, namespace: &str, name: &str, files: &[(&str, &Path)]) {
         let files = files.iter().map(|(file, path)| format!("{file}={}", path.display()));
         self.ours().script("claim.sh").args([namespace, name]).args(files).run();
+    }
+
+    /// Folder of the volume that a claim is bound to.
+    ///
+    /// # Panics
+    /// When it is bound to none, or the cluster is not ours.
+    pub fn volume(&self, namespace: &str, claim: &str) -> PathBuf {
+        let volume = self.kubectl(&["--namespace", namespace, "get", "pvc", claim, "--output", "jsonpath={.spec.volumeName}"]);
+        assert!(!volume.is_empty(), "PersistentVolumeClaim {namespace}/{claim} is bound to no volume");
+        self.ours().folder().join("volumes").join(volume)
+    }
+
+    /// Calls an image that the nodes have by another tag as well.
+    ///
+    /// # Panics
+    /// When the cluster is not ours.
+    pub fn tag_image(&self, nodes: usize, image: &str, tag: &str) {
+        for node in 1..=nodes {
+            let names = [format!("{image}:test"), format!("{image}:{tag}")];
+            self.ours()
+                .script("exec.sh")
+                .args(["--node", &node.to_string(), "ctr", "-n", "k8s.io", "images", "tag", "--force"])
+                .args(names)
+                .run();
+        }
+    }
+
+    /// Ends the processes of all nodes whose command line holds `words`, as the kernel does when memory runs out.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn kill_process(&self, words: &str) {
+        let killed = self.command("pkill").args(["-KILL", "--full", "--oldest", words]).status().expect("pkill starts");
+        assert!(killed.success(), "no process of the first node is called {words:?}");
     }
 
     /// Gives a node so many of a resource that no device backs, such as `nvidia.com/gpu`.

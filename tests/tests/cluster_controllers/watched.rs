@@ -19,17 +19,15 @@ type Record = Arc<Mutex<Vec<Value>>>;
 /// Every state of a kind that the API server tells of, from now on.
 fn record<K: Object + Send + Sync + 'static>(world: &World, record: &Record) {
     let (api, record) = (kube::Api::<K>::all(world.cluster.client()), record.clone());
-    world.cluster.block_on(async {
-        tokio::spawn(watcher(api, Config::default()).for_each(move |event| {
-            if let Ok(Event::Apply(object)) = event {
-                let mut object = json!(object);
-                object["apiVersion"] = json!(K::api_version(&()));
-                object["kind"] = json!(K::kind(&()));
-                record.lock().unwrap().push(object);
-            }
-            std::future::ready(())
-        }));
-    });
+    world.cluster.spawn(watcher(api, Config::default()).for_each(move |event| {
+        if let Ok(Event::Apply(object)) = event {
+            let mut object = json!(object);
+            object["apiVersion"] = json!(K::api_version(&()));
+            object["kind"] = json!(K::kind(&()));
+            record.lock().unwrap().push(object);
+        }
+        std::future::ready(())
+    }));
 }
 
 /// What kstatus computes of each state.

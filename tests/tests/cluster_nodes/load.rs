@@ -1,0 +1,87 @@
+//! Clients of a gateway that never stop asking.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use carryon_tests::cluster::TestCluster;
+use futures::StreamExt as _;
+use serde_json::{Value, json};
+
+/// How a request went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The text, whole.
+    Answered(String),
+    /// Refused or broken off, in the words of the error.
+    Failed(String),
+}
+
+/// So many clients, each with one request at a time.
+pub struct Load {
+    ends: Arc<AtomicBool>,
+    outcomes: Arc<Mutex<Vec<Outcome>>>,
+    clients: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Load {
+    pub fn start(cluster: &TestCluster, url: &str, clients: usize, tokens: u32) -> Self {
+        let (ends, outcomes) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Vec<Outcome>>>::default());
+        let clients = (0..clients).map(|_| {
+            let (url, ends, outcomes) = (url.to_owned(), ends.clone(), outcomes.clone());
+            cluster.spawn(async move {
+                while !ends.load(Ordering::Relaxed) {
+                    let outcome = ask(&url, tokens).await;
+                    outcomes.lock().unwrap().push(outcome);
+                }
+            })
+        });
+        let clients = clients.collect();
+        Self { ends, outcomes, clients }
+    }
+
+    pub fn answered(&self) -> usize {
+        self.outcomes.lock().unwrap().iter().filter(|outcome| matches!(outcome, Outcome::Answered(_))).count()
+    }
+
+    pub fn so_far(&self) -> Vec<Outcome> {
+        self.outcomes.lock().unwrap().clone()
+    }
+
+    /// No more requests; how all went.
+    pub fn stop(self, cluster: &TestCluster) -> Vec<Outcome> {
+        self.ends.store(true, Ordering::Relaxed);
+        cluster.block_on(futures::future::join_all(self.clients));
+        std::mem::take(&mut *self.outcomes.lock().unwrap())
+    }
+}
+
+/// Streams one completion, over a connection of its own.
+pub async fn ask(url: &str, tokens: u32) -> Outcome {
+    stream(url, tokens).await.map_or_else(|error| Outcome::Failed(format!("{error:#?}")), Outcome::Answered)
+}
+
+async fn stream(url: &str, tokens: u32) -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
+    let client = reqwest::Client::builder().no_proxy().timeout(std::time::Duration::from_secs(60)).build()?;
+    let asked = json!({ "model": "quickstart", "prompt": "Tom has 3 apples and buys 4 more.", "max_tokens": tokens, "temperature": 0, "stream": true });
+    let answer = client.post(format!("{url}/completions")).json(&asked).send().await?;
+    if !answer.status().is_success() {
+        return Err(format!("{}: {}", answer.status(), answer.text().await?).into());
+    }
+    let (mut pieces, mut bytes) = (answer.bytes_stream(), Vec::new());
+    while let Some(piece) = pieces.next().await {
+        bytes.extend(piece?);
+    }
+    let (mut text, mut done) = (String::new(), false);
+    for line in String::from_utf8(bytes)?.lines().filter_map(|line| line.strip_prefix("data: ")) {
+        if line == "[DONE]" {
+            done = true;
+            continue;
+        }
+        let event: Value = serde_json::from_str(line)?;
+        if !event["error"].is_null() {
+            return Err(event["error"].to_string().into());
+        }
+        text += event["choices"][0]["text"].as_str().unwrap_or_default();
+    }
+    if done { Ok(text) } else { Err("the stream broke off".into()) }
+}

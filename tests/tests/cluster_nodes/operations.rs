@@ -1,0 +1,74 @@
+//! What a platform team does to a cluster while a job runs: upgrades, rolls back, reinstalls, loses a node.
+
+use carryon_tests::example;
+use kube::ResourceExt as _;
+
+use super::load::{Outcome, ask};
+use super::world::{World, job};
+
+/// Scheduling that likes the second node.
+fn likes_the_second_node(field: &str) -> String {
+    format!(
+        "  {field}:
+    scheduling:
+      affinity:
+        nodeAffinity:
+          preferredDuringSchedulingIgnoredDuringExecution:
+          - weight: 100
+            preference:
+              matchExpressions:
+              - {{key: kubernetes.io/hostname, operator: In, values: [node2]}}
+"
+    )
+}
+
+#[test]
+fn a_running_job_outlives_upgrades_a_reinstallation_and_its_node() {
+    let Some(world) = World::start() else { return };
+    for image in ["localhost/carry-on/operator", "localhost/carry-on/worker"] {
+        world.cluster.tag_image(2, image, "next");
+    }
+    let here = ["--set", "nodeSelector.kubernetes\\.io/hostname=node1"];
+    world.install("install", "carry-on", &here);
+    world.volumes("ops");
+    world.cluster.apply("ops", &(example("quickstart/pool.yaml") + &likes_the_second_node("server")));
+    world.cluster.apply("ops", &(job(150) + &likes_the_second_node("trainer")));
+    world.cluster.apply("ops", &example("quickstart/deployment.yaml"));
+    world.until_step("ops", 4);
+    let identities = || ["pool", "trainer"].map(|component| world.pod("ops", component).uid().unwrap());
+    let first = identities();
+
+    world.install("upgrade", "carry-on", &[&here[..], &["--set", "image.tag=next,workerImage.tag=next,replicas=2"]].concat());
+    assert_eq!(identities(), first, "an upgrade restarted a worker");
+    let rolled_back = world.helm(&["rollback", "carry-on", "1", "--wait", "--timeout=120s"]);
+    assert!(rolled_back.status.success(), "{}", String::from_utf8_lossy(&rolled_back.stderr));
+    assert_eq!(identities(), first, "a rollback restarted a worker");
+    let uninstalled = world.helm(&["uninstall", "carry-on", "--wait", "--timeout=120s"]);
+    assert!(uninstalled.status.success(), "{}", String::from_utf8_lossy(&uninstalled.stderr));
+    world.install("install", "other-name", &[&here[..], &["--take-ownership"]].concat());
+    assert_eq!(identities(), first, "another installation restarted a worker");
+    let (reason, message) = world.condition("ops", "coj/quickstart", "Ready");
+    assert_eq!(reason, "Running", "{message}");
+
+    let on = |component: &str| world.pod("ops", component).spec.unwrap().node_name.unwrap();
+    assert_eq!((on("pool").as_str(), on("trainer").as_str()), ("node2", "node2"));
+    let reached = world.step("ops");
+    world.cluster.kill_node(2);
+    world.wait("the pool says that its node is lost", || {
+        let (reason, message) = world.condition("ops", "bmp/smollm2", "Ready");
+        reason == "NodeLost" && message.contains("node2") && message.contains("out-of-service")
+    });
+    world.wait("the job says that its node is lost", || {
+        let (reason, message) = world.condition("ops", "coj/quickstart", "Ready");
+        reason == "NodeLost" && message.contains("node2")
+    });
+    world.cluster.kubectl(&["delete", "node", "node2"]);
+    world.wait("a trainer on the first node", || world.step("ops") > 0);
+    assert_eq!((on("pool").as_str(), on("trainer").as_str()), ("node1", "node1"));
+    let step = world.step("ops");
+    assert!(step + 8 >= reached, "the job was at step {reached} and is at {step}: its checkpoint was lost");
+    let url = world.until_served("ops");
+    assert!(matches!(world.cluster.block_on(ask(&url, 4)), Outcome::Answered(_)));
+    let job = world.job("ops").status.unwrap();
+    assert_eq!((job.attempt, job.failures), (1, 0), "{job:#?}");
+}

@@ -1,0 +1,220 @@
+//! The quick start with real training, unbroken and broken, under load, and a second head rolled out.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::time::Instant;
+
+use carryon_crds::CarryOnDeployment;
+use carryon_tests::{binary, example, model, python, quickstart_data, repository};
+use kube::ResourceExt as _;
+use serde_json::json;
+
+use super::load::{Load, Outcome, ask};
+use super::world::{HOME, World, job};
+
+const STEPS: u32 = 20;
+
+/// `kubectl get KIND --watch`, and the file that it prints to.
+struct Watch {
+    kind: &'static str,
+    path: PathBuf,
+    kubectl: Child,
+}
+
+impl Watch {
+    fn start(world: &World, namespace: &str, kind: &'static str) -> Self {
+        let path = std::env::temp_dir().join(format!("carryon-watch-{kind}-{}", std::process::id()));
+        let mut kubectl = world.cluster.command("kubectl");
+        kubectl.args(["--namespace", namespace, "get", kind, "--watch"]).stdout(File::create(&path).unwrap());
+        Self { kind, path, kubectl: kubectl.spawn().unwrap() }
+    }
+
+    fn stop(mut self, world: &World) -> String {
+        let asked = format!("kubectl .* get {} --watch", self.kind);
+        assert!(world.cluster.command("pkill").args(["--full", &asked]).status().unwrap().success(), "{} is watched no more", self.kind);
+        self.kubectl.wait().unwrap();
+        let text = std::fs::read_to_string(&self.path).unwrap();
+        std::fs::remove_file(self.path).unwrap();
+        text
+    }
+}
+
+/// The same manifests and data by `carryon-operator local`: the head's bytes.
+fn local_head() -> Vec<u8> {
+    let root = std::env::temp_dir().join(format!("carryon-same-{}", std::process::id()));
+    let (manifests, data, state) = (root.join("manifests"), root.join("data"), root.join("state"));
+    std::fs::create_dir_all(&manifests).unwrap();
+    std::fs::create_dir_all(&data).unwrap();
+    for file in ["train.jsonl", "eval.jsonl"] {
+        std::fs::copy(quickstart_data(file), data.join(file)).unwrap();
+    }
+    for (file, text) in
+        [("pool.yaml", example("quickstart/pool.yaml")), ("job.yaml", job(STEPS)), ("volumes.yaml", example("quickstart/volumes.yaml"))]
+    {
+        std::fs::write(manifests.join(file), text).unwrap();
+    }
+    let local = |arguments: &[&str]| {
+        let mut operator = Command::new(binary("carryon-operator"));
+        operator.arg("local").args(arguments).arg("--state-dir").arg(&state);
+        operator
+    };
+    let mut up = local(&["up", "--detach", "--until", "complete", "--timeout", "300", "-f"]);
+    up.arg(&manifests).arg("--worker").arg(binary("carryon-worker"));
+    up.args([
+        "--volume",
+        &format!("models={}", model().parent().unwrap().display()),
+        "--volume",
+        &format!("quickstart-data={}", data.display()),
+    ]);
+    let output = up.output().unwrap();
+    let head = std::fs::read(state.join("volumes/quickstart-output/quickstart/head/head.safetensors"));
+    assert!(local(&["down"]).status().unwrap().success());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    std::fs::remove_dir_all(&root).unwrap();
+    head.unwrap()
+}
+
+fn answer(world: &World, url: &str, tokens: u32) -> String {
+    match world.cluster.block_on(ask(url, tokens)) {
+        Outcome::Answered(text) => text,
+        Outcome::Failed(words) => panic!("{url}: {words}"),
+    }
+}
+
+/// The nodes' proxies learn of a gateway's address a moment after its readiness is known.
+fn answered(world: &World, url: &str) {
+    world.wait("an answer", || matches!(world.cluster.block_on(ask(url, 8)), Outcome::Answered(_)));
+}
+
+/// Applied to served, every state on the way seen by kubectl.
+fn unbroken(world: &World) -> String {
+    world.volumes("unbroken");
+    let watches = ["bmp", "coj", "cod"].map(|kind| Watch::start(world, "unbroken", kind));
+    let started = Instant::now();
+    for manifest in [example("quickstart/pool.yaml"), job(STEPS), example("quickstart/deployment.yaml")] {
+        world.cluster.apply("unbroken", &manifest);
+    }
+    let url = world.until_served("unbroken");
+    answered(world, &url);
+    println!("from apply to the first answer: {:.1} s", started.elapsed().as_secs_f64());
+    let [pool, job, deployment] = watches.map(|watch| watch.stop(world));
+    println!("{pool}{job}{deployment}");
+    for (table, states) in [
+        (pool, &["0 of 1 pods are ready", "1 of 1 pods serve"][..]),
+        (job, &["waiting for BaseModelPool", "its pod is made", "training", "the head is written"]),
+        (deployment, &["waiting for CarryOnJob", "0 of 1 gateways are ready", "1 of 1 gateways serve"]),
+    ] {
+        let mut rest = table.as_str();
+        for state in states {
+            let (_, after) = rest.split_once(state).unwrap_or_else(|| panic!("{state} is not seen in\n{table}"));
+            rest = after;
+        }
+    }
+    let client = world
+        .cluster
+        .command(python().to_str().unwrap())
+        .arg(repository().join("tests/client.py"))
+        .args([&url, "quickstart"])
+        .output()
+        .unwrap();
+    assert!(client.status.success(), "client.py: {}", String::from_utf8_lossy(&client.stderr));
+    url
+}
+
+/// Every pod is deleted on the way, the operator's three times; pool and trainer are on different GPU nodes.
+fn broken(world: &World) -> String {
+    world.cluster.add_extended_resource("node1", "nvidia.com/gpu", 8);
+    world.cluster.add_extended_resource("node2", "nvidia.com/gpu", 1);
+    let gpus = |count: u32| format!("    resources:\n      limits:\n        nvidia.com/gpu: {count}\n");
+    world.volumes("broken");
+    world.cluster.apply("broken", &format!("{}  server:\n{}", example("quickstart/pool.yaml"), gpus(8)));
+    world.cluster.apply("broken", &format!("{}  trainer:\n{}", job(STEPS), gpus(1)));
+    world.cluster.apply("broken", &example("quickstart/deployment.yaml"));
+    let node = |component: &str| world.pod("broken", component).spec.unwrap().node_name.unwrap();
+    let operator = || world.cluster.kubectl(&["--namespace", HOME, "delete", "pod", "--all", "--grace-period=0", "--force"]);
+
+    world.until_step("broken", 1);
+    assert_eq!((node("pool").as_str(), node("trainer").as_str()), ("node1", "node2"));
+    operator();
+    world.until_step("broken", 5);
+    world.delete_pod("broken", "trainer");
+    world.wait("another trainer", || world.step("broken") < 5);
+    world.until_step("broken", 6);
+    operator();
+    world.delete_pod("broken", "pool");
+    world.until_step("broken", 12);
+    operator();
+    let url = world.until_served("broken");
+    world.delete_pod("broken", "gateway");
+    answered(world, &url);
+    let job = world.job("broken").status.unwrap();
+    println!("broken: {} attempts, {} counted failures", job.attempt, job.failures);
+    assert_eq!(job.failures, 0, "{job:#?}");
+    url
+}
+
+/// A pool whose container dies under streams is back with its heads; who was cut off was told.
+fn killed_under_load(world: &World, url: &str) {
+    let whole = answer(world, url, 24);
+    let load = Load::start(&world.cluster, url, 3, 24);
+    world.wait("some answers", || load.answered() >= 6);
+    let restarts = || world.pod("broken", "pool").status.unwrap().container_statuses.unwrap()[0].restart_count;
+    let before = restarts();
+    world.cluster.kill_process("carryon-worker base .*/model/");
+    world.wait("the container is started anew", || restarts() == before + 1);
+    answered(world, url);
+    let answered = load.answered();
+    world.wait("the clients are answered again", || load.answered() > answered + 6);
+    let outcomes = load.stop(&world.cluster);
+    let failed: Vec<_> = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Failed(_))).collect();
+    println!(
+        "{} answers, {} failures while the pool was away; one of them: {:?}",
+        outcomes.len() - failed.len(),
+        failed.len(),
+        failed.first()
+    );
+    assert!(!failed.is_empty(), "nobody noticed");
+    // The head is back with the pool: the base alone would answer otherwise.
+    for outcome in outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Answered(_))) {
+        assert_eq!(outcome, &Outcome::Answered(whole.clone()));
+    }
+}
+
+/// A second head takes the first one's place while clients ask; none of them notices anything but other answers.
+fn rolled(world: &World, url: &str) {
+    let second = job(4).replace("name: quickstart\n", "name: second\n");
+    world.cluster.apply("unbroken", &second);
+    world.wait("the second head", || world.condition("unbroken", "coj/second", "Complete").0 == "Complete");
+    let load = Load::start(&world.cluster, url, 2, 4);
+    world.wait("answers of the first head", || load.answered() >= 4);
+    let gateway = world.pod("unbroken", "gateway").name_any();
+    world.patch::<CarryOnDeployment>("unbroken", "quickstart", json!({ "spec": { "head": { "jobRef": { "name": "second" } } } }));
+    world.wait("only the second head's gateway is left", || {
+        let pods = world.pods("unbroken", "gateway");
+        assert!(!load.so_far().iter().any(|outcome| matches!(outcome, Outcome::Failed(_))), "{:?}", load.so_far());
+        pods.len() == 1 && pods[0].name_any() != gateway
+    });
+    let answered = load.answered();
+    world.wait("answers of the second head", || load.answered() > answered + 4);
+    let outcomes = load.stop(&world.cluster);
+    let failed: Vec<_> = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Failed(_))).collect();
+    assert!(failed.is_empty(), "{failed:?}");
+    println!("{} requests while the head was rolled, none failed", outcomes.len());
+    let deployment: CarryOnDeployment = world.get("unbroken", "quickstart");
+    assert_eq!(deployment.status.unwrap().stable.unwrap().source, "CarryOnJob/second");
+}
+
+#[test]
+fn the_quick_start_is_served_from_two_nodes_with_the_bits_of_a_local_run() {
+    let Some(world) = World::start() else { return };
+    world.install("install", "carry-on", &[]);
+    let url = unbroken(&world);
+    let head = world.head("unbroken");
+    let broken_url = broken(&world);
+    assert!(world.head("broken") == head, "the head of the broken run has other bits");
+    killed_under_load(&world, &broken_url);
+    world.cluster.kubectl(&["delete", "namespace", "broken", "--wait=false"]);
+    rolled(&world, &url);
+    assert!(local_head() == head, "the head of the local run has other bits");
+}

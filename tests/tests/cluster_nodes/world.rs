@@ -1,0 +1,168 @@
+//! Two nodes, the chart, and the quick start with few steps.
+
+use std::process::Output;
+
+use carryon_crds::condition::is_true;
+use carryon_crds::{CarryOnDeployment, CarryOnJob};
+use carryon_tests::cluster::TestCluster;
+use carryon_tests::{example, model, quickstart_data, repository};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::{Api, ResourceExt as _};
+use serde_json::Value;
+
+pub const HOME: &str = "carry-on-system";
+
+pub struct World {
+    pub cluster: TestCluster,
+}
+
+impl World {
+    /// None, after a word about it, when this machine cannot have one.
+    pub fn start() -> Option<Self> {
+        let cluster = TestCluster::start(2).filter(TestCluster::is_ours)?;
+        cluster.load_images();
+        Some(Self { cluster })
+    }
+
+    pub fn helm(&self, arguments: &[&str]) -> Output {
+        self.cluster.command("helm").args(arguments).args(["--namespace", HOME]).current_dir(repository()).output().unwrap()
+    }
+
+    /// `helm COMMAND RELEASE charts/carry-on` with the images of the test, and waits for the operator.
+    pub fn install(&self, command: &str, release: &str, arguments: &[&str]) {
+        let images = "image.repository=localhost/carry-on/operator,workerImage.repository=localhost/carry-on/worker,image.tag=test,workerImage.tag=test";
+        let all =
+            [&[command, release, "charts/carry-on", "--create-namespace", "--wait", "--timeout=120s", "--set", images], arguments].concat();
+        let output = self.helm(&all);
+        assert!(output.status.success(), "helm {all:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// The quick start's claims, filled, in a namespace that holds its pods to the restricted standard.
+    pub fn volumes(&self, namespace: &str) {
+        self.cluster.kubectl(&["create", "namespace", namespace]);
+        self.cluster.kubectl(&["label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted"]);
+        self.cluster.claim(namespace, "models", &[("SmolLM2-135M-Instruct.Q4_1.gguf", &model())]);
+        let [train, eval] = ["train.jsonl", "eval.jsonl"].map(quickstart_data);
+        self.cluster.claim(namespace, "quickstart-data", &[("train.jsonl", &train), ("eval.jsonl", &eval)]);
+        self.cluster.apply(namespace, &example("quickstart/volumes.yaml"));
+    }
+
+    pub fn job(&self, namespace: &str) -> CarryOnJob {
+        self.get(namespace, "quickstart")
+    }
+
+    pub fn get<K>(&self, namespace: &str, name: &str) -> K
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + serde::de::DeserializeOwned,
+    {
+        self.cluster.block_on(Api::<K>::namespaced(self.cluster.client(), namespace).get(name)).unwrap()
+    }
+
+    /// Changes an object as `kubectl patch --type merge` does.
+    pub fn patch<K>(&self, namespace: &str, name: &str, patch: Value)
+    where
+        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + serde::de::DeserializeOwned,
+    {
+        let api = Api::<K>::namespaced(self.cluster.client(), namespace);
+        self.cluster.block_on(api.patch(name, &PatchParams::default(), &Patch::Merge(patch))).unwrap();
+    }
+
+    /// Pods of a component, by name.
+    pub fn pods(&self, namespace: &str, component: &str) -> Vec<Pod> {
+        let selector = ListParams::default().labels(&format!("app.kubernetes.io/component={component}"));
+        let pods: Api<Pod> = Api::namespaced(self.cluster.client(), namespace);
+        self.cluster.block_on(pods.list(&selector)).unwrap().items
+    }
+
+    /// The one pod of a component.
+    pub fn pod(&self, namespace: &str, component: &str) -> Pod {
+        let mut pods = self.pods(namespace, component);
+        assert_eq!(pods.len(), 1, "{pods:?}");
+        pods.remove(0)
+    }
+
+    pub fn delete_pod(&self, namespace: &str, component: &str) {
+        for pod in self.pods(namespace, component) {
+            self.cluster.kubectl(&["--namespace", namespace, "delete", "pod", &pod.name_any(), "--wait=false"]);
+        }
+    }
+
+    /// What the running trainer itself says of its step; 0 while there is none.
+    pub fn step(&self, namespace: &str) -> u64 {
+        let running = |pod: &Pod| {
+            pod.metadata.deletion_timestamp.is_none()
+                && pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Running"))
+        };
+        let Some(pod) = self.pods(namespace, "trainer").into_iter().find(running) else { return 0 };
+        let path = format!("/api/v1/namespaces/{namespace}/pods/{}:8081/proxy/progress", pod.name_any());
+        let output = self.cluster.command("kubectl").args(["get", "--raw", &path]).output().unwrap();
+        serde_json::from_slice::<Value>(&output.stdout).ok().and_then(|progress| progress["step"].as_u64()).unwrap_or(0)
+    }
+
+    pub fn until_step(&self, namespace: &str, step: u64) {
+        let complete = || is_true(&self.job(namespace).status.unwrap_or_default().conditions, "Complete");
+        self.wait(&format!("{namespace}: step {step}"), || {
+            assert!(!complete(), "{namespace}: complete before step {step} was seen");
+            self.step(namespace) >= step
+        });
+    }
+
+    pub fn wait(&self, what: &str, reached: impl Fn() -> bool) {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(240);
+        while !reached() {
+            assert!(std::time::Instant::now() < deadline, "{what}: not after 240 s");
+            std::thread::park_timeout(std::time::Duration::from_millis(200));
+        }
+    }
+
+    /// Waits until the deployment serves, and gives the URL by which the first node reaches it.
+    pub fn until_served(&self, namespace: &str) -> String {
+        self.wait(&format!("{namespace} serves"), || {
+            let deployment: CarryOnDeployment = self.get(namespace, "quickstart");
+            is_true(&deployment.status.unwrap_or_default().conditions, "Ready")
+        });
+        let address = self.cluster.kubectl(&[
+            "--namespace",
+            namespace,
+            "get",
+            "service",
+            "quickstart-gateway",
+            "--output",
+            "jsonpath={.spec.clusterIP}",
+        ]);
+        format!("http://{address}:8000/v1")
+    }
+
+    /// Condition of an object: its reason and message.
+    pub fn condition(&self, namespace: &str, object: &str, type_: &str) -> (String, String) {
+        let path = format!(
+            "jsonpath={{.status.conditions[?(@.type==\"{type_}\")].reason}}|{{.status.conditions[?(@.type==\"{type_}\")].message}}"
+        );
+        let text = self.cluster.kubectl(&["--namespace", namespace, "get", object, "--output", &path]);
+        let (reason, message) = text.split_once('|').unwrap_or_default();
+        (reason.to_owned(), message.to_owned())
+    }
+
+    /// The bytes of the head that a job has written.
+    pub fn head(&self, namespace: &str) -> Vec<u8> {
+        std::fs::read(self.cluster.volume(namespace, "quickstart-output").join("quickstart/head/head.safetensors")).unwrap()
+    }
+}
+
+/// The quick start's job with so many steps, checkpointed every fourth.
+pub fn job(steps: u32) -> String {
+    let mut text = example("quickstart/job.yaml");
+    let training = format!("maxSteps: {steps}\n    warmupSteps: 2");
+    for (from, to) in [("numTrainEpochs: 2", training.as_str()), ("  output:", "  checkpoint:\n    saveSteps: 4\n  output:")] {
+        assert!(text.contains(from), "job.yaml has no {from:?} any more");
+        text = text.replace(from, to);
+    }
+    text
+}
