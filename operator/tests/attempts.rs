@@ -99,6 +99,19 @@ fn a_job_completes_and_stays_complete_when_its_child_is_gone() {
 }
 
 #[test]
+fn a_deleted_pod_leaves_its_exit_code_in_the_batch_jobs_words() {
+    let mut scene = Scene::new(json!({}));
+    scene.reconcile();
+    let message = "Container trainer for pod default/quickstart-1-x7v2p failed with exit code 75 matching FailJob rule at index 1";
+    let failed = json!({"conditions": [{"type": "Failed", "status": "True", "reason": "PodFailurePolicy", "message": message}]});
+    scene.observed.attempt.as_mut().unwrap().status = Some(serde_json::from_value(failed).unwrap());
+    scene.observed.pods.clear();
+    assert_eq!(scene.reconcile(), named("quickstart-2"));
+    let status = scene.job.status.as_ref().unwrap();
+    assert_eq!((status.failures, status.attempts[0].exit_code), (0, Some(75)));
+}
+
+#[test]
 fn exit_codes_decide_what_comes_next() {
     let cases = [
         (75, "checkpointed", named("quickstart-2"), 0, "Reconciling AttemptStarting: attempt 2: its pod is made"),

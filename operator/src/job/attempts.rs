@@ -207,7 +207,7 @@ fn end(observed: &Observed) -> Option<End> {
     let terminated = observed.pods.iter().filter_map(last_end).max_by_key(|end| end.finished_at.as_ref().map(|time| time.0));
     let said = terminated.and_then(|end| end.message.as_deref());
     let words = said.and_then(|text| serde_json::from_str::<TerminationMessage>(text).ok());
-    let exit_code = terminated.map(|end| end.exit_code).or(has_condition(job, "Complete").then_some(0));
+    let exit_code = terminated.map(|end| end.exit_code).or_else(|| told_exit_code(job)).or(has_condition(job, "Complete").then_some(0));
     let mut message = words.as_ref().map(|words| words.message.clone()).or_else(|| said.map(|text| last_line(text).to_owned()));
     let result = match exit_code {
         Some(code) if code == ExitCode::Complete as i32 && words.as_ref().is_some_and(|words| words.digest.is_some()) => {
@@ -239,6 +239,15 @@ fn known_reason(reason: &str) -> &'static str {
         .into_iter()
         .find(|known| *known == reason)
         .unwrap_or("Failed")
+}
+
+/// The exit code in the words of the Failed condition that the attempt's pod failure policy leads to:
+/// "Container trainer for pod ns/name failed with exit code 75 matching FailJob rule at index 1".
+fn told_exit_code(job: &Job) -> Option<i32> {
+    let conditions = job.status.as_ref()?.conditions.as_ref()?;
+    let failed = conditions.iter().find(|condition| condition.type_ == "Failed" && condition.status == "True")?;
+    let (_, after) = failed.message.as_ref()?.split_once(" failed with exit code ")?;
+    after.split(' ').next()?.parse().ok()
 }
 
 fn has_condition(job: &Job, type_: &str) -> bool {

@@ -1,7 +1,9 @@
 //! A validated job's children: configuration, a Service for the trainer's progress, and the batch Job of one attempt.
 
 use carryon_crds::names;
-use k8s_openapi::api::batch::v1::{Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule};
+use k8s_openapi::api::batch::v1::{
+    Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule,
+};
 use k8s_openapi::api::core::v1::{ConfigMap, PodTemplateSpec, Service};
 
 use super::Validated;
@@ -95,7 +97,7 @@ fn batch_job(job: &Validated, number: u32, mut template: PodTemplateSpec) -> Job
             backoff_limit: Some(0),
             completions: Some(1),
             parallelism: Some(1),
-            pod_failure_policy: Some(PodFailurePolicy { rules: vec![ignore_disruptions()] }),
+            pod_failure_policy: Some(PodFailurePolicy { rules: vec![ignore_disruptions(), fail_by_exit_code()] }),
             // Never two trainers on one output folder.
             pod_replacement_policy: Some("Failed".to_owned()),
             template,
@@ -114,5 +116,15 @@ fn ignore_disruptions() -> PodFailurePolicyRule {
             status: "True".to_owned(),
         }]),
         on_exit_codes: None,
+    }
+}
+
+/// Any other failure ends the attempt. Its exit code is then in the words of the batch Job's condition, even when the
+/// pod was deleted and is gone.
+fn fail_by_exit_code() -> PodFailurePolicyRule {
+    PodFailurePolicyRule {
+        action: "FailJob".to_owned(),
+        on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement { operator: "NotIn".to_owned(), values: vec![0], container_name: None }),
+        on_pod_conditions: None,
     }
 }
