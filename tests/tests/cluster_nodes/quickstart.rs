@@ -59,8 +59,8 @@ fn local_head() -> Vec<u8> {
         operator.arg("local").args(arguments).arg("--state-dir").arg(&state);
         operator
     };
-    let mut up = local(&["up", "--detach", "--until", "complete", "--timeout", "300", "-f"]);
-    up.arg(&manifests).arg("--worker").arg(binary("carryon-worker"));
+    let mut up = local(&["up", "--detach", "--until", "complete", "--timeout", "300"]);
+    up.arg("-f").arg(&manifests).arg("--worker").arg(binary("carryon-worker"));
     up.args([
         "--volume",
         &format!("models={}", model().parent().unwrap().display()),
