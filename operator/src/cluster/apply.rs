@@ -1,9 +1,7 @@
 //! The only writer of children.
 
-use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use carryon_crds::{names, wire};
 use k8s_openapi::NamespaceResourceScope;
@@ -16,10 +14,8 @@ use serde_json::Value;
 
 use super::covers::covers;
 use super::failure::{Failure, code};
+use super::written::Written;
 use crate::shared::Refusal;
-
-/// How long what was written stands in for a cache that has not seen it yet.
-const FRESH: Duration = Duration::from_secs(15);
 
 /// Why a child is not as it should be.
 #[derive(Debug)]
@@ -51,14 +47,7 @@ impl From<Failure> for Unapplied {
 /// Writes children by server-side apply, and only when something would change.
 pub struct Applier {
     client: Client,
-    /// What was written just now, by type, namespace and name.
-    written: Mutex<BTreeMap<String, Written>>,
-}
-
-struct Written {
-    digest: String,
-    object: Value,
-    at: Instant,
+    written: Arc<Written>,
 }
 
 /// What a child is, in Rust.
@@ -66,9 +55,9 @@ pub trait Child: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Cl
 impl<K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned> Child for K {}
 
 impl Applier {
-    /// Nothing written yet.
-    pub fn new(client: Client) -> Self {
-        Self { client, written: Mutex::default() }
+    /// Remembers in `written` what the caches are still to see.
+    pub fn new(client: Client, written: Arc<Written>) -> Self {
+        Self { client, written }
     }
 
     /// Makes `wanted` so; `present` is what the cache holds of it. The object as the cluster holds it now.
@@ -79,20 +68,19 @@ impl Applier {
         let digest = wire::digest(serde_json::to_string(&wanted).expect("a child is JSON").as_bytes());
         wanted.annotations_mut().insert(names::APPLIED_ANNOTATION.to_owned(), digest.clone());
         let wanted_value = serde_json::to_value(&wanted).expect("a child is JSON");
-        let key = key(&wanted);
         let force = match present {
             Some(present) if present.meta().deletion_timestamp.is_some() => return Ok(present),
             Some(present) => {
                 ours(&wanted, &present)?;
                 let same = present.annotations().get(names::APPLIED_ANNOTATION) == Some(&digest);
                 if same && covers(&serde_json::to_value(&present).expect("a child is JSON"), &wanted_value) {
-                    self.lock().remove(&key);
+                    self.written.seen(&present);
                     return Ok(present);
                 }
                 true
             }
             None => {
-                if let Some(written) = self.written(&key, &digest) {
+                if let Some(written) = self.written.get(&wanted, &digest) {
                     return Ok(written);
                 }
                 false
@@ -109,7 +97,7 @@ impl Applier {
         };
         let applied = applied.map_err(|error| failed("apply", &wanted, error))?;
         let object = serde_json::to_value(&applied).expect("a child is JSON");
-        self.lock().insert(key, Written { digest, object, at: Instant::now() });
+        self.written.insert(&applied, digest, object);
         Ok(applied)
     }
 
@@ -157,17 +145,6 @@ impl Applier {
     fn api<K: Child>(&self, object: &K) -> Api<K> {
         Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default())
     }
-
-    fn written<K: Child>(&self, key: &str, digest: &str) -> Option<K> {
-        let mut written = self.lock();
-        written.retain(|_, written| written.at.elapsed() < FRESH);
-        let found = written.get(key).filter(|written| written.digest == digest)?;
-        serde_json::from_value(found.object.clone()).ok()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Written>> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Refuses an object that another one controls, or that has nothing to do with us.
@@ -214,8 +191,4 @@ fn failed<K: Child>(step: &'static str, object: &K, error: kube::Error) -> Unapp
         400 | 422 => Unapplied::Refused(Refusal::waiting("Rejected", format!("cannot {step} {what}: {said}"))),
         _ => Unapplied::Failed(Failure::Api { step, what, source: Box::new(error) }),
     }
-}
-
-fn key<K: Child>(object: &K) -> String {
-    format!("{}/{}/{}", K::kind(&()), object.namespace().unwrap_or_default(), object.name_any())
 }

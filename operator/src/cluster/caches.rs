@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
 use super::wake::Wake;
+use super::written::Written;
 use crate::shared::meta::{Owner, namespace};
 
 /// An object, or what is known of one that cannot be decoded: it must not stop the watch of its kind.
@@ -109,10 +110,15 @@ impl Caches {
 ///
 /// # Errors
 /// When a watch ends before that.
-pub async fn start(client: &Client, namespace: Option<&str>, wake: Wake) -> anyhow::Result<(Arc<Caches>, JoinSet<&'static str>)> {
+pub async fn start(
+    client: &Client,
+    namespace: Option<&str>,
+    wake: Wake,
+    written: Arc<Written>,
+) -> anyhow::Result<(Arc<Caches>, JoinSet<&'static str>)> {
     let ours = watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={}", names::MANAGER));
     let any = watcher::Config::default();
-    let mut watches = Watches { client, namespace, tasks: Vec::new() };
+    let mut watches = Watches { client, namespace, written, tasks: Vec::new() };
     let caches = Arc::new(Caches {
         pools: watches.kind(&any, Wake::pool),
         jobs: watches.kind(&any, Wake::job),
@@ -151,6 +157,7 @@ struct Watch {
 struct Watches<'a> {
     client: &'a Client,
     namespace: Option<&'a str>,
+    written: Arc<Written>,
     tasks: Vec<Watch>,
 }
 
@@ -189,6 +196,7 @@ impl Watches<'_> {
     {
         let (reader, mut writer) = store::<K>();
         let (saw, seen) = tokio::sync::oneshot::channel();
+        let written = self.written.clone();
         let run: Run = Box::new(move |caches, wake| {
             Box::pin(async move {
                 let mut saw = Some(saw);
@@ -204,9 +212,14 @@ impl Watches<'_> {
                     };
                     writer.apply_watcher_event(&event);
                     match &event {
-                        watcher::Event::Apply(object) | watcher::Event::Delete(object) => wakes(&wake, &caches, object),
+                        watcher::Event::Apply(object) => wakes(&wake, &caches, object),
+                        watcher::Event::Delete(object) => {
+                            written.gone(object);
+                            wakes(&wake, &caches, object);
+                        }
                         // What was deleted while nobody watched has no event of its own.
                         watcher::Event::InitDone => {
+                            written.relisted::<K>();
                             saw.take().map(|saw| saw.send(()));
                             wake.all(&caches);
                         }

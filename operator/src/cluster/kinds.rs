@@ -66,8 +66,15 @@ pub struct Context {
 
 impl Context {
     /// A context in which nothing has happened yet.
-    pub fn new(client: Client, caches: Arc<Caches>, ask: Ask, recorder: Recorder, metrics: Metrics, settings: Settings) -> Self {
-        let applier = Applier::new(client.clone());
+    pub fn new(
+        applier: Applier,
+        client: Client,
+        caches: Arc<Caches>,
+        ask: Ask,
+        recorder: Recorder,
+        metrics: Metrics,
+        settings: Settings,
+    ) -> Self {
         Self { client, caches, applier, ask, recorder, metrics, settings, failures: Mutex::default(), written: Mutex::default() }
     }
 }

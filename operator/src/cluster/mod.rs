@@ -16,6 +16,7 @@ mod leader;
 pub mod metrics;
 pub mod pools;
 pub mod wake;
+pub mod written;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,11 +28,13 @@ use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
 use tokio::sync::mpsc::unbounded_channel;
 
+use self::apply::Applier;
 use self::ask::Ask;
 use self::endpoint::Endpoint;
 use self::kinds::Context;
 use self::metrics::Metrics;
 use self::wake::Wake;
+use self::written::Written;
 use crate::shared::Settings;
 
 /// Arguments of `carryon-operator run`.
@@ -113,11 +116,13 @@ async fn work(args: RunArgs, client: Client, endpoint: Endpoint, leader: leader:
         let (jobs, job_queue) = unbounded_channel();
         let (deployments, deployment_queue) = unbounded_channel();
         let wake = Wake { pools, jobs, deployments };
-        let (caches, mut watches) = caches::start(&client, args.namespace.as_deref(), wake).await?;
+        let written = Arc::<Written>::default();
+        let (caches, mut watches) = caches::start(&client, args.namespace.as_deref(), wake, written.clone()).await?;
         let reporter = Reporter { controller: names::MANAGER.to_owned(), instance: Some(args.identity.clone()) };
         let recorder = Recorder::new(client.clone(), reporter);
         let settings = Settings { worker_image: args.worker_image };
-        let context = Context::new(client, caches.clone(), Ask::new()?, recorder, Metrics::new()?, settings);
+        let applier = Applier::new(client.clone(), written);
+        let context = Context::new(applier, client, caches.clone(), Ask::new()?, recorder, Metrics::new()?, settings);
         let context = Arc::new(context);
         endpoint.ready(context.clone());
         tracing::info!("working as {}", args.identity);

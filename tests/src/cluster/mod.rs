@@ -193,12 +193,11 @@ impl TestCluster {
     /// When the cluster is not ours.
     pub fn tag_image(&self, nodes: usize, image: &str, tag: &str) {
         for node in 1..=nodes {
+            let socket = self.ours().folder().join(format!("node{node}/containerd.sock"));
             let names = [format!("{image}:test"), format!("{image}:{tag}")];
-            self.ours()
-                .script("exec.sh")
-                .args(["--node", &node.to_string(), "ctr", "-n", "k8s.io", "images", "tag", "--force"])
-                .args(names)
-                .run();
+            let ctr =
+                ["--node", &node.to_string(), "ctr", "--address", &socket.to_string_lossy(), "--namespace", "k8s.io"].map(str::to_owned);
+            self.ours().script("exec.sh").args(ctr).args(["images", "tag", "--force"]).args(names).run();
         }
     }
 
