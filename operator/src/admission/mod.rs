@@ -3,7 +3,7 @@
 
 pub mod schema;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use self::schema::Stops;
 use crate::crd;
 
 /// One reason why an object is refused.
@@ -62,23 +63,24 @@ impl Admission {
     /// The object as it would be stored, with defaults filled in; `old` is what is stored now.
     ///
     /// # Errors
-    /// Every violation found, in the order of the fields; values and CEL rules are looked at only in objects of the right form,
-    /// as an API server does.
+    /// The violations an API server would report, in the order of the fields: unknown fields alone if there are any; CEL rules only
+    /// of objects whose members are all there and of their types.
     pub fn admit(&self, object: &Value, old: Option<&Value>) -> Result<Value, Vec<Violation>> {
         let name = object["kind"].as_str().unwrap_or_default();
         let kind = self
             .kinds
             .get(name)
             .ok_or_else(|| vec![Violation::new("kind", format!("{name:?} is not a kind of {}", carryon_crds::GROUP))])?;
-        let mut violations = metadata(&object["metadata"]);
+        let mut found = metadata(&object["metadata"]);
         let object = apply_defaults(&kind.schema, &schema::drop_nulls(object));
-        violations.extend(kind.form(&object));
-        if violations.is_empty() {
-            violations.extend(kind.rules(&object, old));
+        found.extend(kind.form(&object));
+        match found.iter().map(|(stops, _)| *stops).max().unwrap_or(Stops::Nothing) {
+            Stops::All => found.retain(|(stops, _)| *stops == Stops::All),
+            Stops::Rules => {}
+            Stops::Nothing => found.extend(kind.rules(&object, old).into_iter().map(|violation| (Stops::Nothing, violation))),
         }
-        violations.sort();
-        violations.dedup();
-        if violations.is_empty() { Ok(object) } else { Err(violations) }
+        let violations: BTreeSet<Violation> = found.into_iter().map(|(_, violation)| violation).collect();
+        if violations.is_empty() { Ok(object) } else { Err(violations.into_iter().collect()) }
     }
 }
 
@@ -94,7 +96,7 @@ impl Kind {
         Ok(Self { schema, strict, context })
     }
 
-    fn form(&self, object: &Value) -> Vec<Violation> {
+    fn form(&self, object: &Value) -> Vec<(Stops, Violation)> {
         self.strict.iter_errors(object).flat_map(|error| schema::violations(&error)).collect()
     }
 
@@ -116,7 +118,7 @@ pub fn api_version() -> String {
 /// # Errors
 /// Every unknown field, or the first value of a wrong type.
 pub fn admit_built_in<K: DeserializeOwned + Serialize>(object: &Value) -> Result<K, Vec<Violation>> {
-    let mut violations = metadata(&object["metadata"]);
+    let mut violations: Vec<Violation> = metadata(&object["metadata"]).into_iter().map(|(_, violation)| violation).collect();
     let decoded: K = serde_json::from_value(object.clone()).map_err(|error| vec![Violation::new("", error.to_string())])?;
     let known = serde_json::to_value(&decoded).unwrap_or_default();
     schema::unknown_fields("", object, &known, &mut violations);
@@ -124,22 +126,20 @@ pub fn admit_built_in<K: DeserializeOwned + Serialize>(object: &Value) -> Result
 }
 
 /// Metadata: a name, in the form of a DNS subdomain, and no unknown fields.
-fn metadata(metadata: &Value) -> Vec<Violation> {
-    let mut violations = Vec::new();
-    match serde_json::from_value::<ObjectMeta>(metadata.clone()) {
-        Ok(decoded) => {
-            schema::unknown_fields("metadata", metadata, &json!(decoded), &mut violations);
-            match decoded.name.as_deref() {
-                None | Some("") => violations.push(Violation::new("metadata.name", "a name is needed")),
-                Some(name) if !is_subdomain(name) => {
-                    violations.push(Violation::new("metadata.name", format!("{name:?} is no DNS subdomain: use a-z, 0-9, '-' and '.'")));
-                }
-                Some(_) => {}
-            }
-        }
-        Err(error) => violations.push(Violation::new("metadata", error.to_string())),
-    }
-    violations
+fn metadata(metadata: &Value) -> Vec<(Stops, Violation)> {
+    let decoded = match serde_json::from_value::<ObjectMeta>(metadata.clone()) {
+        Ok(decoded) => decoded,
+        Err(error) => return vec![(Stops::All, Violation::new("metadata", error.to_string()))],
+    };
+    let mut unknown = Vec::new();
+    schema::unknown_fields("metadata", metadata, &json!(decoded), &mut unknown);
+    let wrong = match decoded.name.as_deref() {
+        None | Some("") => Some("a name is needed".to_owned()),
+        Some(name) if !is_subdomain(name) => Some(format!("{name:?} is no DNS subdomain: use a-z, 0-9, '-' and '.'")),
+        Some(_) => None,
+    };
+    let wrong = wrong.map(|reason| (Stops::Rules, Violation::new("metadata.name", reason)));
+    unknown.into_iter().map(|violation| (Stops::All, violation)).chain(wrong).collect()
 }
 
 fn is_subdomain(name: &str) -> bool {

@@ -48,18 +48,41 @@ pub fn drop_nulls(value: &Value) -> Value {
     }
 }
 
+/// What an API server does not look at any more once it has found a violation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stops {
+    /// It looks at everything.
+    Nothing,
+    /// CEL rules are not evaluated.
+    Rules,
+    /// Nothing but what else cannot be decoded is reported.
+    All,
+}
+
 /// What a JSON Schema error says, at the field it means.
-pub fn violations(error: &ValidationError<'_>) -> Vec<Violation> {
+pub fn violations(error: &ValidationError<'_>) -> Vec<(Stops, Violation)> {
     let at = field_path(error.instance_path().as_str());
     let below = |name: &str| if at.is_empty() { name.to_owned() } else { format!("{at}.{name}") };
     match error.kind() {
         ValidationErrorKind::AdditionalProperties { unexpected } => {
-            unexpected.iter().map(|name| Violation::new(below(name), "unknown field")).collect()
+            unexpected.iter().map(|name| (Stops::All, Violation::new(below(name), "unknown field"))).collect()
         }
         ValidationErrorKind::Required { property } => {
-            vec![Violation::new(below(property.as_str().unwrap_or_default()), "required field is missing")]
+            vec![(Stops::Rules, Violation::new(below(property.as_str().unwrap_or_default()), "required field is missing"))]
         }
-        _ => vec![Violation::new(at, error.to_string())],
+        ValidationErrorKind::UniqueItems => match error.instance().as_array() {
+            Some(items) => (1..items.len())
+                .filter(|index| items[..*index].contains(&items[*index]))
+                .map(|index| (Stops::Nothing, Violation::new(format!("{at}[{index}]"), format!("{} is there twice", items[index]))))
+                .collect(),
+            None => Vec::new(),
+        },
+        ValidationErrorKind::Minimum { .. }
+        | ValidationErrorKind::Maximum { .. }
+        | ValidationErrorKind::MinLength { .. }
+        | ValidationErrorKind::MinItems { .. }
+        | ValidationErrorKind::Pattern { .. } => vec![(Stops::Nothing, Violation::new(at, error.to_string()))],
+        _ => vec![(Stops::Rules, Violation::new(at, error.to_string()))],
     }
 }
 

@@ -28,18 +28,7 @@ pub fn raw(file: &str) -> Value {
 
 /// JSON merge patch.
 pub fn patched(mut value: Value, patch: &Value) -> Value {
-    let Value::Object(patch) = patch else { return patch.clone() };
-    if !value.is_object() {
-        value = serde_json::json!({});
-    }
-    for (key, patch) in patch {
-        if patch.is_null() {
-            value.as_object_mut().unwrap().remove(key);
-        } else {
-            let old = value.get(key).cloned().unwrap_or(Value::Null);
-            value[key] = patched(old, patch);
-        }
-    }
+    json_patch::merge(&mut value, patch);
     value
 }
 

@@ -1,0 +1,182 @@
+//! What a real API server says of objects, and that `local` says the same: verdicts, field paths, defaults; and how `kubectl` shows the three kinds.
+
+#![allow(clippy::unwrap_used)] // a test may fail by panicking, in its helpers too
+
+use std::collections::BTreeSet;
+
+use carryon_operator::admission::{Admission, api_version};
+use carryon_tests::cluster::TestCluster;
+use carryon_tests::{example, repository};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    kind: String,
+    old: Option<Value>,
+    patch: Value,
+}
+
+/// A cluster that knows the three kinds.
+fn cluster() -> Option<TestCluster> {
+    let cluster = TestCluster::api_server()?;
+    let file = repository().join("crds/crds.yaml");
+    cluster.kubectl(&["apply", "--server-side", "--filename", file.to_str().unwrap()]);
+    cluster.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]);
+    Some(cluster)
+}
+
+fn documents(text: &str) -> Vec<Value> {
+    serde_yaml::Deserializer::from_str(text).map(|document| Value::deserialize(document).unwrap()).collect()
+}
+
+fn merged(mut object: Value, patch: &Value) -> Value {
+    json_patch::merge(&mut object, patch);
+    object
+}
+
+/// Creates an object, or replaces the one of its name, as `kubectl` does: unknown fields are errors. The object as the server has it, or the fields at fault.
+fn submit(cluster: &TestCluster, object: &Value, stored: Option<&Value>, parameters: &str) -> Result<Value, BTreeSet<String>> {
+    let plural = format!("{}s", object["kind"].as_str().unwrap().to_lowercase());
+    let mut object = object.clone();
+    let (method, name) = match stored {
+        None => ("POST", String::new()),
+        Some(stored) => {
+            object["metadata"]["resourceVersion"] = stored["metadata"]["resourceVersion"].clone();
+            ("PUT", format!("/{}", stored["metadata"]["name"].as_str().unwrap()))
+        }
+    };
+    let uri = format!("/apis/{}/namespaces/default/{plural}{name}?fieldValidation=Strict{parameters}", api_version());
+    let request = http::Request::builder().method(method).uri(uri).header("content-type", "application/json");
+    let request = request.body(serde_json::to_vec(&object).unwrap()).unwrap();
+    match cluster.block_on(cluster.client().request::<Value>(request)) {
+        Ok(object) => Ok(object),
+        Err(kube::Error::Api(status)) => Err(fields(&status)),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// The fields that a refusal names.
+fn fields(status: &kube::core::Status) -> BTreeSet<String> {
+    // Strict decoding names its fields in the message alone.
+    if let Some((_, unknown)) = status.message.split_once("strict decoding error: ") {
+        return unknown.split(", ").map(|one| one.split('"').nth(1).unwrap_or(one).to_owned()).collect();
+    }
+    // So does decoding of what every object has, by the name of its Go type.
+    if status.message.contains("into Go struct field ObjectMeta.") {
+        return ["metadata".to_owned()].into();
+    }
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    // What is said of no field is of the name, or says that more would be looked at once the rest is mended. `.spec.replicas` is said by
+    // the scale subresource beside the schema.
+    let field = |cause: &kube::core::response::StatusCause| match cause.field.as_str() {
+        "<nil>" | "" => cause.message.contains("name must be").then(|| "metadata.name".to_owned()),
+        field => Some(field.trim_start_matches('.').to_owned()),
+    };
+    let fields: BTreeSet<String> = causes.filter_map(field).collect();
+    assert!(!fields.is_empty(), "{status:?}");
+    fields
+}
+
+/// The same value with every number as JSON's one kind of number: the server writes `1.0` as `1`.
+fn plain(value: &Value) -> Value {
+    match value {
+        Value::Number(number) => json!(number.as_f64()),
+        Value::Array(items) => items.iter().map(plain).collect(),
+        Value::Object(members) => members.iter().map(|(name, value)| (name.clone(), plain(value))).collect(),
+        other => other.clone(),
+    }
+}
+
+#[test]
+fn an_api_server_and_local_mode_give_the_same_verdict_of_the_same_fields_and_the_same_defaults() {
+    let Some(cluster) = cluster() else { return };
+    let admission = Admission::new().unwrap();
+    let cases = std::fs::read_to_string(repository().join("operator/tests/fixtures/bad_specs.yaml")).unwrap();
+    let cases: Vec<Case> = serde_yaml::from_str(&cases).unwrap();
+    let mut differences = Vec::new();
+    let mut refused = 0;
+    for case in &cases {
+        let manifest = documents(&example(&format!("quickstart/{}.yaml", case.kind))).remove(0);
+        let object = merged(manifest.clone(), &case.patch);
+        let old = case.old.as_ref().map(|patch| {
+            let old = merged(manifest, patch);
+            (submit(&cluster, &old, None, "").unwrap(), admission.admit(&old, None).unwrap())
+        });
+        let theirs = submit(&cluster, &object, old.as_ref().map(|(stored, _)| stored), "&dryRun=All");
+        let theirs = theirs.map(|object| plain(&object["spec"]));
+        let local = admission.admit(&object, old.as_ref().map(|(_, admitted)| admitted));
+        let local = local.map(|object| plain(&object["spec"]));
+        let local = local.map_err(|violations| violations.into_iter().map(|violation| violation.field).collect::<BTreeSet<String>>());
+        if let Some((stored, _)) = &old {
+            cluster.kubectl(&["delete", stored["kind"].as_str().unwrap(), stored["metadata"]["name"].as_str().unwrap()]);
+        }
+        refused += usize::from(theirs.is_err());
+        if theirs != local {
+            differences.push(format!("{}:\n  server {theirs:?}\n  local  {local:?}", case.name));
+        }
+    }
+    assert!(differences.is_empty(), "{} of {}:\n{}", differences.len(), cases.len(), differences.join("\n"));
+    assert!(refused >= 60, "{refused} refused objects are too few");
+}
+
+#[test]
+fn every_example_is_admitted_with_the_defaults_of_local_mode() {
+    let Some(cluster) = cluster() else { return };
+    let admission = Admission::new().unwrap();
+    let mut kinds = Vec::new();
+    for file in ["quickstart", "spam"].iter().flat_map(|example| ["pool", "job", "deployment"].map(|part| format!("{example}/{part}.yaml")))
+    {
+        for object in documents(&example(&file)) {
+            let theirs = submit(&cluster, &object, None, "&dryRun=All").unwrap_or_else(|fields| panic!("{file}: {fields:?}"));
+            assert_eq!(plain(&theirs["spec"]), plain(&admission.admit(&object, None).unwrap()["spec"]), "{file}");
+            kinds.push(object["kind"].clone());
+        }
+        let applied = cluster
+            .command("kubectl")
+            .args(["apply", "--dry-run=server", "--filename"])
+            .arg(repository().join("examples").join(&file))
+            .output();
+        assert!(applied.unwrap().status.success(), "{file}");
+    }
+    assert_eq!(kinds.len(), 6);
+    for volumes in ["quickstart", "spam"].map(|example| repository().join("examples").join(example).join("volumes.yaml")) {
+        cluster.kubectl(&["apply", "--dry-run=server", "--filename", volumes.to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn kubectl_shows_explains_and_scales_the_three_kinds() {
+    let Some(cluster) = cluster() else { return };
+    for manifest in ["pool", "job", "deployment"] {
+        cluster.apply("default", &example(&format!("quickstart/{manifest}.yaml")));
+    }
+    let columns = |name: &str| -> Vec<String> {
+        let shown = cluster.kubectl(&["get", name, "--output", "wide"]);
+        shown.lines().next().unwrap().split("  ").map(str::trim).filter(|column| !column.is_empty()).map(str::to_owned).collect()
+    };
+    assert_eq!(columns("bmp"), ["NAME", "READY", "REPLICAS", "MODEL", "STATUS", "AGE"]);
+    assert_eq!(columns("coj"), ["NAME", "READY", "STEP", "OF", "LOSS", "BASE", "STATUS", "AGE"]);
+    assert_eq!(columns("cod"), ["NAME", "READY", "URL", "HEAD", "STATUS", "AGE"]);
+    let category = cluster.kubectl(&["get", "carryon", "--output", "name"]);
+    assert_eq!(category.lines().count(), 3, "{category}");
+    // The server publishes the schemas a moment after it knows the kinds.
+    let explain = || cluster.command("kubectl").args(["explain", "carryonjob.spec.training.maxSteps"]).output().unwrap();
+    let explained = cluster.eventually("it explains", async || Some(explain()).filter(|explained| explained.status.success()));
+    let explained = String::from_utf8(explained.stdout).unwrap();
+    assert!(explained.contains("DESCRIPTION") && !explained.contains("<empty>"), "{explained}");
+    for scaled in ["bmp/smollm2", "cod/quickstart"] {
+        cluster.kubectl(&["scale", scaled, "--replicas=4"]);
+        assert_eq!(cluster.kubectl(&["get", scaled, "--output", "jsonpath={.spec.replicas}"]), "4");
+    }
+    let unscaled = cluster.command("kubectl").args(["scale", "coj/quickstart", "--replicas=2"]).output().unwrap();
+    assert!(!unscaled.status.success(), "a job has no scale");
+    let stored: Value = serde_json::from_str(&cluster.kubectl(&[
+        "get",
+        "--raw",
+        &format!("/apis/{}/namespaces/default/basemodelpools/smollm2/scale", api_version()),
+    ]))
+    .unwrap();
+    assert_eq!(stored["spec"], json!({ "replicas": 4 }));
+}
