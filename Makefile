@@ -94,7 +94,7 @@ cluster-e2e: build cluster-tools $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICK
 bench-operator: cluster-tools ## 1,000 objects on a real API server; writes target/bench-operator.json
 	cargo build --release --locked --bins --examples
 	mkdir -p target
-	cd tests && $(CARGO_TARGET_DIR)/release/examples/bench_operator --output ../target/bench-operator.json
+	cd tests && $(CARGO_TARGET_DIR)/release/examples/bench_operator ../target/bench-operator.json
 
 # What is downloaded -------------------------------------------------------------------------------------------------------
 

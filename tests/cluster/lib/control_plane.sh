@@ -31,7 +31,7 @@ start_controllers() {
         --authorization-kubeconfig="$PKI/kube-controller-manager.kubeconfig" --bind-address=127.0.0.1 \
         --use-service-account-credentials=true --service-account-private-key-file="$PKI/sa.key" --root-ca-file="$PKI/ca.crt" \
         --cluster-signing-cert-file="$PKI/ca.crt" --cluster-signing-key-file="$PKI/ca.key" \
-        --allocate-node-cidrs=false --service-cluster-ip-range=$SERVICES --node-monitor-grace-period=20s
+        --kube-api-qps=200 --kube-api-burst=400 --allocate-node-cidrs=false --service-cluster-ip-range=$SERVICES --node-monitor-grace-period=20s
 }
 
 start_scheduler() {

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
-/// A request that wrote something, or tried to. What does not apply is empty.
+/// A request that wrote something, or tried to, or was the operator's. What does not apply is empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditEntry {
-    /// `create`, `update`, `patch`, `delete` or `deletecollection`.
+    /// `create`, `update`, `patch`, `delete` or `deletecollection`; of what reads `get`, `list` or `watch`.
     pub verb: String,
     /// Who, or in whose name, such as `system:serviceaccount:NAMESPACE:NAME`.
     pub user: String,
@@ -25,6 +25,13 @@ pub struct AuditEntry {
     pub name: String,
     /// HTTP status of the answer.
     pub code: u64,
+}
+
+impl AuditEntry {
+    /// Whether it changes something, or tries to.
+    pub fn writes(&self) -> bool {
+        !["get", "list", "watch"].contains(&self.verb.as_str())
+    }
 }
 
 /// All entries of a log. A line still being written is left for the next time.

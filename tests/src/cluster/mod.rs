@@ -155,6 +155,14 @@ impl TestCluster {
     /// # Panics
     /// When the cluster is not ours.
     pub fn audit(&self) -> Vec<AuditEntry> {
+        self.requests().into_iter().filter(AuditEntry::writes).collect()
+    }
+
+    /// The same, and what an operator read that came with a token of its own account.
+    ///
+    /// # Panics
+    /// When the cluster is not ours.
+    pub fn requests(&self) -> Vec<AuditEntry> {
         audit::read(&self.ours().folder().join("audit.log"))
     }
 
