@@ -37,7 +37,7 @@ const OBJECTS: usize = NAMESPACES * (POOLS + JOBS + DEPLOYMENTS);
 const PERIOD: Duration = Duration::from_nanos(1_000_000_000 / 30);
 const STEADY: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(900);
-/// Where the operator shows its metrics; the usual port is a played pod's.
+/// Where the operator answers; the usual port is a played pod's.
 const LISTEN: &str = "127.0.0.1:18080";
 
 #[derive(Debug, Serialize)]
@@ -122,6 +122,7 @@ fn main() {
         cpu_s: cpu_seconds(operator.0.id()),
         cores: std::thread::available_parallelism().unwrap().get(),
     };
+    drop(operator); // before its API server
     let text = serde_json::to_string_pretty(&report).unwrap();
     println!("{text}");
     std::fs::write(format!("{output}.partial"), text).unwrap();
@@ -148,10 +149,9 @@ fn start_operator(cluster: &TestCluster) -> Process {
         .spawn()
         .unwrap();
     let operator = Process(operator);
-    let ready = || {
-        cluster.command("curl").args(["--silent", "--fail", "--noproxy", "*", &format!("http://{LISTEN}/metrics")]).output().unwrap().stdout
-    };
-    cluster.eventually("the operator works", async || (!ready().is_empty()).then_some(()));
+    let url = format!("http://{LISTEN}/readyz");
+    let answers = || cluster.command("curl").args(["--silent", "--fail", "--noproxy", "*", &url]).output().unwrap();
+    cluster.eventually("the operator answers", async || answers().status.success().then_some(()));
     std::fs::remove_file(&file).unwrap();
     operator
 }
