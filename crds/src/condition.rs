@@ -14,6 +14,8 @@ pub mod types {
     pub const COMPLETE: &str = "Complete";
     /// A job has given up; final.
     pub const FAILED: &str = "Failed";
+    /// No node of the cluster could hold a pod of the pool, were it empty. For information: an autoscaler may bring one.
+    pub const NO_NODE_FITS: &str = "NoNodeFits";
     /// A job is suspended by its spec.
     pub const SUSPENDED: &str = "Suspended";
 }

@@ -46,6 +46,8 @@ OPERATOR_RULES = [
     ("policy", ["poddisruptionbudgets"], READ + ["create", "patch"]),
     ("events.k8s.io", ["events"], ["create", "patch"]),
 ]
+# Of all namespaces only.
+NODE_RULES = [("", ["nodes"], READ)]
 LEASE_RULES = [("coordination.k8s.io", ["leases"], ["get", "create", "update", "patch"])]
 
 ACCEPTED = [
@@ -192,7 +194,7 @@ class Chart(unittest.TestCase):
                 self.assertEqual(group["properties"].keys(), values[key].keys(), key)
 
     def test_operator_may_do_what_its_interface_lists_and_nothing_else(self):
-        for arguments, kind, rules in [([], "ClusterRole", OPERATOR_RULES), (NAMESPACED, "Role", OPERATOR_RULES)]:
+        for arguments, kind, rules in [([], "ClusterRole", OPERATOR_RULES + NODE_RULES), (NAMESPACED, "Role", OPERATOR_RULES)]:
             documents = objects(*arguments)
             roles = {role["metadata"]["name"]: role for role in of_kind(documents, "Role", "ClusterRole")}
             bindings = {binding["metadata"]["name"]: binding for binding in of_kind(documents, "RoleBinding", "ClusterRoleBinding")}

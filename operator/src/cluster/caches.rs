@@ -8,7 +8,7 @@ use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
 use futures::StreamExt as _;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, NodeStatus, PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::PartialObjectMeta;
 use kube::core::{DeserializeGuard, NamespaceResourceScope};
@@ -95,6 +95,8 @@ pub struct Caches {
     pub data: Names<ConfigMap>,
     /// Secrets of users.
     pub secrets: Names<Secret>,
+    /// Nodes, with their labels and what they have to give; none when one namespace is looked after, which has no right to see them.
+    pub nodes: Option<Cache<Node>>,
 }
 
 impl Caches {
@@ -133,6 +135,7 @@ pub async fn start(
         claims: watches.names(|wake, caches, claim| wake.users_of_claim(caches, claim)),
         data: watches.names(|wake, caches, data| wake.users_of_data(caches, data)),
         secrets: watches.names(|wake, caches, secret| wake.users_of_secret(caches, secret)),
+        nodes: namespace.is_none().then(|| watches.nodes()),
     });
     let mut running = JoinSet::new();
     let mut ready = Vec::new();
@@ -183,6 +186,19 @@ impl Watches<'_> {
     {
         let api: Api<PartialObjectMeta<K>> = self.api();
         Names(self.add(short_name::<K>(), watcher(api, watcher::Config::default()), wakes))
+    }
+
+    /// A node says much that changes often and concerns nobody here.
+    fn nodes(&mut self) -> Cache<Node> {
+        let api: Api<Guarded<Node>> = Api::all(self.client.clone());
+        let nodes = watcher(api, watcher::Config::default()).modify(|node| {
+            if let Ok(node) = &mut node.0 {
+                let allocatable = node.status.take().and_then(|status| status.allocatable);
+                node.status = Some(NodeStatus { allocatable, ..NodeStatus::default() });
+                node.annotations_mut().clear();
+            }
+        });
+        Cache(self.add(short_name::<Node>(), nodes, |wake, caches, _| wake.unready_pools(caches)))
     }
 
     fn add<K>(

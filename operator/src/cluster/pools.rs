@@ -36,7 +36,7 @@ async fn observe(pool: &BaseModelPool, context: &Context) -> Observed {
     let claim = source.and_then(|path| caches.claims.claim(&namespace(pool), &path.claim_name));
     let pods = caches.pods_of(&Owner::of(pool, "pool"));
     let models = context.ask.models(pods.iter().filter(|pod| is_ready(pod))).await;
-    Observed { claim, pods, models }
+    Observed { claim, pods, models, nodes: caches.nodes.as_ref().map(|nodes| nodes.list(|_| true)) }
 }
 
 async fn apply(children: Children, context: &Context) -> Result<Applied, Unapplied> {

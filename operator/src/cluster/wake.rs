@@ -1,6 +1,8 @@
 //! Who has to look again: from an object that changed to the objects of the three kinds that it concerns.
 
 use carryon_crds::common::ClaimPath;
+use carryon_crds::condition::is_true;
+use carryon_crds::condition::types::READY;
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
 use kube::api::PartialObjectMeta;
@@ -51,6 +53,12 @@ impl Wake {
         send(&self.pools, &space, &name);
         self.jobs_that(caches, &space, |job| job.spec.pools.iter().any(|pool| pool.name == name));
         self.deployments_that(caches, &space, |deployment| deployment.spec.pools.iter().any(|pool| pool.name == name));
+    }
+
+    /// The pools that lack pods.
+    pub fn unready_pools(&self, caches: &Caches) {
+        let lacks = |pool: &BaseModelPool| pool.status.as_ref().is_none_or(|status| !is_true(&status.conditions, READY));
+        caches.pools.list(lacks).iter().for_each(|pool| send(&self.pools, &space(pool), &pool.name_any()));
     }
 
     /// A job, and the deployments that serve its head.

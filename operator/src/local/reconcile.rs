@@ -74,7 +74,7 @@ impl World<'_> {
             let said: Option<ModelDescription> = self.ask(pod, "/v1/model", MODEL_PERIOD);
             models.extend(said.map(|model| (pod.name_any(), model)));
         }
-        pool::Observed { claim, pods, models }
+        pool::Observed { claim, pods, models, nodes: None }
     }
 
     fn apply_pool(&mut self, children: pool::Children) -> io::Result<pool::Applied> {

@@ -1,6 +1,7 @@
 //! `BaseModelPool`: a StatefulSet of pods that each hold the whole model.
 
 pub mod build;
+pub mod capacity;
 pub mod observe;
 pub mod status;
 pub mod validate;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use carryon_crds::wire::ModelDescription;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
 
 /// The world around a pool at one moment.
 #[derive(Clone, Debug, Default)]
@@ -14,4 +14,6 @@ pub struct Observed {
     pub pods: Vec<Pod>,
     /// What ready pods say of their model, by pod name.
     pub models: BTreeMap<String, ModelDescription>,
+    /// The cluster's nodes; none when they are not watched.
+    pub nodes: Option<Vec<Node>>,
 }

@@ -1,11 +1,13 @@
 //! A pool's status: what its pods do, in ordered checks.
 
+use carryon_crds::condition::Verdict;
+use carryon_crds::condition::types::NO_NODE_FITS;
 use carryon_crds::pool::ModelStatus;
 use carryon_crds::wire::ModelDescription;
 use carryon_crds::{BaseModelPool, BaseModelPoolStatus, condition, names};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::{Applied, Observed, Validated};
+use super::{Applied, Observed, Validated, capacity};
 use crate::shared::Refusal;
 use crate::shared::kstatus::Standing;
 use crate::shared::meta::Owner;
@@ -28,13 +30,16 @@ pub fn status(
             (standing(applied, observed, model.as_ref()), image)
         }
     };
+    let mut verdicts = standing.verdicts();
+    let shortage = observed.nodes.as_ref().and_then(|nodes| capacity::shortage(&pool.spec.server, nodes));
+    verdicts.extend(shortage.map(|message| Verdict::yes(NO_NODE_FITS, "InsufficientCapacity", message)));
     // What was there before a refusal is there still.
     let (replicas, ready_replicas) = match outcome.map(|(_, applied)| applied.stateful_set.status.as_ref()) {
         Ok(status) => (status.map_or(0, |status| status.replicas), status.and_then(|status| status.ready_replicas).unwrap_or(0)),
         Err(_) => (previous.replicas, previous.ready_replicas),
     };
     BaseModelPoolStatus {
-        conditions: condition::set(&previous.conditions, &standing.verdicts(), pool.metadata.generation, now),
+        conditions: condition::set(&previous.conditions, &verdicts, pool.metadata.generation, now),
         observed_generation: pool.metadata.generation,
         replicas,
         ready_replicas,

@@ -1,11 +1,14 @@
 //! What goes wrong around the objects, and what their statuses say of it.
 
-use carryon_crds::condition::types::{FAILED, READY, STALLED};
+use carryon_crds::condition::types::{FAILED, NO_NODE_FITS, READY, STALLED};
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
 use carryon_tests::cluster::hollow::Fate;
 use carryon_tests::example;
 use carryon_tests::operator::Operator;
-use kube::api::{DeleteParams, ObjectMeta};
+use k8s_openapi::api::core::v1::Node;
+use kube::Api;
+use kube::api::{DeleteParams, ObjectMeta, PostParams};
+use serde_json::json;
 
 use super::world::{Conditions as _, World};
 
@@ -47,6 +50,26 @@ fn trainers_that_fail_are_told_of_in_numbers_that_json_has() {
     world.cluster.apply("words", &example("quickstart/job.yaml").replace("spec:\n", "spec:\n  backoffLimit: 0\n"));
     let job = world.until::<CarryOnJob>("words", "quickstart", FAILED, "True", "BackoffLimitExceeded");
     assert!(job.message(READY).contains("NaN"), "{}", job.message(READY));
+    world.no_refused_writes();
+}
+
+#[test]
+fn a_pool_that_no_node_could_hold_says_so_with_the_figures_until_one_comes() {
+    let Some(world) = World::start() else { return };
+    let node = json!({ "metadata": { "name": "gpu-1" } });
+    let nodes: Api<Node> = Api::all(world.cluster.client());
+    world.cluster.block_on(nodes.create(&PostParams::default(), &serde_json::from_value(node).unwrap())).unwrap();
+    world.cluster.add_extended_resource("gpu-1", "nvidia.com/gpu", 2);
+    world.hollow.fate("large", "smollm2", Fate::Waits("0/1 nodes are available: 1 Insufficient nvidia.com/gpu.".to_owned()));
+    let _operator = Operator::start(&world.cluster, None);
+    world.volumes("large");
+    let large = "  server:\n    resources:\n      limits: {nvidia.com/gpu: 4}\n";
+    world.cluster.apply("large", &(example("quickstart/pool.yaml") + large));
+    let pool = world.until::<BaseModelPool>("large", "smollm2", NO_NODE_FITS, "True", "InsufficientCapacity");
+    assert_eq!(pool.message(NO_NODE_FITS), "no node is large enough for a pod: gpu-1 has 2 of 4 nvidia.com/gpu");
+    world.until::<BaseModelPool>("large", "smollm2", STALLED, "False", "Unschedulable");
+    world.cluster.add_extended_resource("gpu-1", "nvidia.com/gpu", 8);
+    world.until_is::<BaseModelPool>("large", "smollm2", "may fit", &|pool| pool.message(NO_NODE_FITS).is_empty());
     world.no_refused_writes();
 }
 
