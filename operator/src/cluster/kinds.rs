@@ -30,6 +30,7 @@ use super::ask::Ask;
 use super::caches::{Caches, Guarded};
 use super::failure::{Failure, code};
 use super::metrics::{Metrics, Outcome};
+use super::queue::Queue;
 use crate::shared::Settings;
 
 /// Objects of a kind that are reconciled at the same time.
@@ -113,16 +114,24 @@ pub trait Kind:
     }
 }
 
-/// Reconciles the objects of a kind that come through `queue`, until the queue is closed.
-pub async fn run<K: Kind>(context: Arc<Context>, store: Store<Guarded<K>>, queue: UnboundedReceiver<ObjectRef<Guarded<K>>>) {
-    let queue = UnboundedReceiverStream::new(queue).map(Ok::<_, std::convert::Infallible>);
+/// Reconciles the objects of a kind that come out of `queue`, until it is closed.
+pub async fn run<K: Kind>(
+    context: Arc<Context>,
+    queue: Queue<K>,
+    store: Store<Guarded<K>>,
+    to_do: UnboundedReceiver<ObjectRef<Guarded<K>>>,
+) {
+    let to_do = UnboundedReceiverStream::new(to_do).map(Ok::<_, std::convert::Infallible>);
     let config = Config::default().concurrency(CONCURRENCY);
     let results = applier(
-        |object, context| Box::pin(reconcile::<K>(object, context)),
+        |object, context| {
+            queue.begun(&ObjectRef::from_obj(&*object));
+            Box::pin(reconcile::<K>(object, context))
+        },
         |object, failure: &Failure, context: Arc<Context>| back_off::<K>(&object, failure, &context),
         context,
         store,
-        queue,
+        to_do,
         config,
     );
     // Failures are logged and counted where they are backed off.

@@ -8,6 +8,7 @@ use kube::ResourceExt as _;
 use prometheus::{Encoder as _, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use super::caches::Caches;
+use super::wake::Wake;
 
 /// How a look at an object ended.
 #[derive(Clone, Copy)]
@@ -29,28 +30,32 @@ impl Outcome {
 
 /// The counters.
 pub struct Metrics {
+    wake: Wake,
     registry: Registry,
     reconciles: IntCounterVec,
     seconds: HistogramVec,
     errors: IntCounterVec,
+    queue: IntGaugeVec,
     objects: IntGaugeVec,
     progress: GaugeVec,
 }
 
 impl Metrics {
-    /// All at zero.
+    /// All at zero; `wake` has the queues.
     ///
     /// # Errors
     /// When a name is no name of a metric, which would be a defect.
-    pub fn new() -> prometheus::Result<Self> {
+    pub fn new(wake: Wake) -> prometheus::Result<Self> {
         let registry = Registry::new();
         let metrics = Self {
+            wake,
             reconciles: IntCounterVec::new(Opts::new("carryon_reconciles_total", "Looks at objects."), &["kind", "outcome"])?,
             seconds: HistogramVec::new(HistogramOpts::new("carryon_reconcile_seconds", "Seconds a look at an object took."), &["kind"])?,
             errors: IntCounterVec::new(
                 Opts::new("carryon_reconcile_errors_total", "Failed looks, by the step that failed."),
                 &["kind", "step"],
             )?,
+            queue: IntGaugeVec::new(Opts::new("carryon_queue_length", "Objects that wait to be looked at."), &["kind"])?,
             objects: IntGaugeVec::new(Opts::new("carryon_objects", "Objects for which a condition holds."), &["kind", "condition"])?,
             progress: GaugeVec::new(
                 Opts::new("carryon_job_progress_ratio", "Optimizer steps done over all steps, of unfinished jobs."),
@@ -61,6 +66,7 @@ impl Metrics {
         metrics.registry.register(Box::new(metrics.reconciles.clone()))?;
         metrics.registry.register(Box::new(metrics.seconds.clone()))?;
         metrics.registry.register(Box::new(metrics.errors.clone()))?;
+        metrics.registry.register(Box::new(metrics.queue.clone()))?;
         metrics.registry.register(Box::new(metrics.objects.clone()))?;
         metrics.registry.register(Box::new(metrics.progress.clone()))?;
         Ok(metrics)
@@ -84,6 +90,13 @@ impl Metrics {
     pub fn text(&self, caches: &Caches) -> prometheus::Result<Vec<u8>> {
         self.objects.reset();
         self.progress.reset();
+        for (kind, length) in [
+            ("BaseModelPool", self.wake.pools.length(&caches.pools.store())),
+            ("CarryOnJob", self.wake.jobs.length(&caches.jobs.store())),
+            ("CarryOnDeployment", self.wake.deployments.length(&caches.deployments.store())),
+        ] {
+            self.queue.with_label_values(&[kind]).set(i64::try_from(length).unwrap_or(i64::MAX));
+        }
         for pool in caches.pools.list(|_| true) {
             self.count_object("BaseModelPool", pool.status.as_ref().map_or(&[], |status| &status.conditions));
         }

@@ -15,6 +15,7 @@ pub mod kinds;
 mod leader;
 pub mod metrics;
 pub mod pools;
+pub mod queue;
 pub mod wake;
 pub mod written;
 
@@ -26,13 +27,13 @@ use anyhow::Context as _;
 use carryon_crds::names;
 use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
-use tokio::sync::mpsc::unbounded_channel;
 
 use self::apply::Applier;
 use self::ask::Ask;
 use self::endpoint::Endpoint;
 use self::kinds::Context;
 use self::metrics::Metrics;
+use self::queue::Queue;
 use self::wake::Wake;
 use self::written::Written;
 use crate::shared::Settings;
@@ -112,24 +113,24 @@ async fn work(args: RunArgs, client: Client, endpoint: Endpoint, leader: leader:
     let serving = endpoint.clone();
     let work = async move {
         leader.elected().await?;
-        let (pools, pool_queue) = unbounded_channel();
-        let (jobs, job_queue) = unbounded_channel();
-        let (deployments, deployment_queue) = unbounded_channel();
+        let (pools, pools_to_do) = Queue::new();
+        let (jobs, jobs_to_do) = Queue::new();
+        let (deployments, deployments_to_do) = Queue::new();
         let wake = Wake { pools, jobs, deployments };
         let written = Arc::<Written>::default();
-        let (caches, mut watches) = caches::start(&client, args.namespace.as_deref(), wake, written.clone()).await?;
+        let (caches, mut watches) = caches::start(&client, args.namespace.as_deref(), wake.clone(), written.clone()).await?;
         let reporter = Reporter { controller: names::MANAGER.to_owned(), instance: Some(args.identity.clone()) };
         let recorder = Recorder::new(client.clone(), reporter);
         let settings = Settings { worker_image: args.worker_image };
         let applier = Applier::new(client.clone(), written);
-        let context = Context::new(applier, client, caches.clone(), Ask::new()?, recorder, Metrics::new()?, settings);
+        let context = Context::new(applier, client, caches.clone(), Ask::new()?, recorder, Metrics::new(wake.clone())?, settings);
         let context = Arc::new(context);
         endpoint.ready(context.clone());
         tracing::info!("working as {}", args.identity);
         tokio::select! {
-            () = kinds::run(context.clone(), caches.pools.store(), pool_queue) => anyhow::bail!("the queue of pools has ended"),
-            () = kinds::run(context.clone(), caches.jobs.store(), job_queue) => anyhow::bail!("the queue of jobs has ended"),
-            () = kinds::run(context.clone(), caches.deployments.store(), deployment_queue) => anyhow::bail!("the queue of deployments has ended"),
+            () = kinds::run(context.clone(), wake.pools, caches.pools.store(), pools_to_do) => anyhow::bail!("the queue of pools has ended"),
+            () = kinds::run(context.clone(), wake.jobs, caches.jobs.store(), jobs_to_do) => anyhow::bail!("the queue of jobs has ended"),
+            () = kinds::run(context.clone(), wake.deployments, caches.deployments.store(), deployments_to_do) => anyhow::bail!("the queue of deployments has ended"),
             ended = watches.join_next() => anyhow::bail!("a watch has ended: {ended:?}"),
             lost = leader.lost() => Err(lost),
         }

@@ -6,15 +6,11 @@ use carryon_crds::condition::types::READY;
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
 use kube::api::PartialObjectMeta;
-use kube::runtime::reflector::ObjectRef;
 use kube::{Resource, ResourceExt as _};
-use tokio::sync::mpsc::UnboundedSender;
 
 use super::caches::{Cache, Caches, Guarded};
+use super::queue::Queue;
 use crate::deployment::referenced_claim;
-
-/// A queue of objects of one kind.
-pub type Queue<K> = UnboundedSender<ObjectRef<Guarded<K>>>;
 
 /// The queues of the three kinds.
 #[derive(Clone)]
@@ -27,11 +23,6 @@ pub struct Wake {
     pub deployments: Queue<CarryOnDeployment>,
 }
 
-/// Nobody listens any more when the operator is about to end.
-fn send<K: Resource<DynamicType = ()>>(queue: &Queue<K>, namespace: &str, name: &str) {
-    let _ = queue.send(ObjectRef::new(name).within(namespace));
-}
-
 fn space<K: Resource>(object: &K) -> String {
     object.namespace().unwrap_or_default()
 }
@@ -39,8 +30,8 @@ fn space<K: Resource>(object: &K) -> String {
 impl Wake {
     /// Everybody.
     pub fn all(&self, caches: &Caches) {
-        fn each<K: Resource<DynamicType = ()> + Clone>(queue: &Queue<K>, cache: &Cache<K>) {
-            cache.store().state().iter().for_each(|object| send(queue, &space(&**object), &object.name_any()));
+        fn each<K: Resource<DynamicType = ()> + Clone + 'static>(queue: &Queue<K>, cache: &Cache<K>) {
+            cache.store().state().iter().for_each(|object| queue.push(&space(&**object), &object.name_any()));
         }
         each(&self.pools, &caches.pools);
         each(&self.jobs, &caches.jobs);
@@ -50,7 +41,7 @@ impl Wake {
     /// A pool, the jobs that train on it and the deployments it serves.
     pub fn pool(&self, caches: &Caches, pool: &Guarded<BaseModelPool>) {
         let (space, name) = (space(pool), pool.name_any());
-        send(&self.pools, &space, &name);
+        self.pools.push(&space, &name);
         self.jobs_that(caches, &space, |job| job.spec.pools.iter().any(|pool| pool.name == name));
         self.deployments_that(caches, &space, |deployment| deployment.spec.pools.iter().any(|pool| pool.name == name));
     }
@@ -58,20 +49,20 @@ impl Wake {
     /// The pools that lack pods.
     pub fn unready_pools(&self, caches: &Caches) {
         let lacks = |pool: &BaseModelPool| pool.status.as_ref().is_none_or(|status| !is_true(&status.conditions, READY));
-        caches.pools.list(lacks).iter().for_each(|pool| send(&self.pools, &space(pool), &pool.name_any()));
+        caches.pools.list(lacks).iter().for_each(|pool| self.pools.push(&space(pool), &pool.name_any()));
     }
 
     /// A job, and the deployments that serve its head.
     pub fn job(&self, caches: &Caches, job: &Guarded<CarryOnJob>) {
         let (space, name) = (space(job), job.name_any());
-        send(&self.jobs, &space, &name);
+        self.jobs.push(&space, &name);
         self.deployments_that(caches, &space, |deployment| refers_to(deployment, &name));
     }
 
     /// A deployment, and the jobs that wait for it before they are removed.
     pub fn deployment(&self, caches: &Caches, deployment: &Guarded<CarryOnDeployment>) {
         let space = space(deployment);
-        send(&self.deployments, &space, &deployment.name_any());
+        self.deployments.push(&space, &deployment.name_any());
         self.jobs_that(caches, &space, |job| job.spec.ttl_seconds_after_finished.is_some());
     }
 
@@ -79,9 +70,9 @@ impl Wake {
     pub fn owner<K: Resource<DynamicType = ()>>(&self, _: &Caches, child: &Guarded<K>) {
         for owner in child.owner_references().iter().filter(|owner| owner.api_version.starts_with(carryon_crds::GROUP)) {
             match owner.kind.as_str() {
-                "BaseModelPool" => send(&self.pools, &space(child), &owner.name),
-                "CarryOnJob" => send(&self.jobs, &space(child), &owner.name),
-                "CarryOnDeployment" => send(&self.deployments, &space(child), &owner.name),
+                "BaseModelPool" => self.pools.push(&space(child), &owner.name),
+                "CarryOnJob" => self.jobs.push(&space(child), &owner.name),
+                "CarryOnDeployment" => self.deployments.push(&space(child), &owner.name),
                 _ => {}
             }
         }
@@ -92,9 +83,9 @@ impl Wake {
         let label = |key: &str| pod.labels().get(key).map(String::as_str).unwrap_or_default();
         let name = label("app.kubernetes.io/instance");
         match label("app.kubernetes.io/component") {
-            "pool" => send(&self.pools, &space(pod), name),
-            "trainer" => send(&self.jobs, &space(pod), name),
-            "gateway" => send(&self.deployments, &space(pod), name),
+            "pool" => self.pools.push(&space(pod), name),
+            "trainer" => self.jobs.push(&space(pod), name),
+            "gateway" => self.deployments.push(&space(pod), name),
             _ => {}
         }
     }
@@ -105,7 +96,7 @@ impl Wake {
         let names = |path: &ClaimPath| path.claim_name == name;
         for pool in caches.pools.list(|pool| pool.namespace().unwrap_or_default() == space) {
             if pool.spec.model.source.persistent_volume_claim.as_ref().is_some_and(names) {
-                send(&self.pools, &space, &pool.name_any());
+                self.pools.push(&space, &pool.name_any());
             }
         }
         self.jobs_that(caches, &space, |job| {
@@ -137,12 +128,12 @@ impl Wake {
 
     fn jobs_that(&self, caches: &Caches, space: &str, concerns: impl Fn(&CarryOnJob) -> bool) {
         let jobs = caches.jobs.list(|job| job.namespace().as_deref() == Some(space) && concerns(job));
-        jobs.iter().for_each(|job| send(&self.jobs, space, &job.name_any()));
+        jobs.iter().for_each(|job| self.jobs.push(space, &job.name_any()));
     }
 
     fn deployments_that(&self, caches: &Caches, space: &str, concerns: impl Fn(&CarryOnDeployment) -> bool) {
         let found = caches.deployments.list(|deployment| deployment.namespace().as_deref() == Some(space) && concerns(deployment));
-        found.iter().for_each(|deployment| send(&self.deployments, space, &deployment.name_any()));
+        found.iter().for_each(|deployment| self.deployments.push(space, &deployment.name_any()));
     }
 }
 
