@@ -59,11 +59,40 @@ pub struct ModelReference {
 /// Where the weights are; exactly one member is set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("has(self.persistentVolumeClaim)", "exactly one source must be set: persistentVolumeClaim"))]
+#[x_kube(validation = ("(has(self.persistentVolumeClaim) ? 1 : 0) + (has(self.image) ? 1 : 0) == 1", "exactly one of persistentVolumeClaim, image must be set"))]
 pub struct ModelSource {
     /// A GGUF file, or a folder in the Hugging Face layout (config.json, *.safetensors, tokenizer.json).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistent_volume_claim: Option<ClaimPath>,
+    /// The same in an OCI image, pulled with the server's imagePullSecrets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ModelImage>,
+}
+
+/// A model in an OCI image.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("!(self.path.startsWith('/') || self.path.split('/').exists(p, p == '' || p == '.' || p == '..'))", "path must be relative and plain: no '..', '.' or '//'"))]
+pub struct ModelImage {
+    /// The image; name it by digest, for a pod that is replaced pulls it anew.
+    #[schemars(length(min = 1, max = 512))]
+    pub reference: String,
+    /// File or folder in the image, from its root.
+    #[schemars(length(min = 1, max = 512))]
+    pub path: String,
+    /// How the files get into the pod.
+    #[serde(default)]
+    pub mount: ImageMount,
+}
+
+/// How the files of an image get into a pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ImageMount {
+    /// An init container runs the image's own `cp` into the pod's ephemeral storage. Works on every cluster; the default.
+    #[default]
+    Copy,
+    /// The image itself is mounted, without a copy: Kubernetes 1.35 or later (or feature gate ImageVolume), with containerd 2.1, CRI-O 1.31 or later.
+    Volume,
 }
 
 /// Number type, under PyTorch's names.

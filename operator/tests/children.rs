@@ -49,6 +49,22 @@ fn children_of_a_pool() {
 }
 
 #[test]
+fn a_model_in_an_image_is_copied_or_mounted() {
+    let mut pods = Vec::new();
+    for mount in ["Copy", "Volume"] {
+        let image = json!({"reference": "example.org/model@sha256:m", "path": "models/smollm2", "mount": mount});
+        let patch = json!({"spec": {"model": {"source": {"persistentVolumeClaim": null, "image": image}},
+            "server": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}});
+        let pool = serde_json::from_value(patched(value(&example::<BaseModelPool>("quickstart/pool.yaml")), &patch)).unwrap();
+        let validated = pool::validate(&pool, &pool::Observed::default(), &settings()).unwrap();
+        let pod = value(&pool::build(&validated).stateful_set)["spec"]["template"]["spec"].take();
+        let worker = &pod["containers"][0];
+        pods.push(json!({"args": worker["args"], "volumeMounts": worker["volumeMounts"], "initContainers": pod["initContainers"], "volumes": pod["volumes"]}));
+    }
+    snapshot("model-in-image", &pods);
+}
+
+#[test]
 fn children_of_a_job() {
     let claims = vec![claim("quickstart-data"), claim("quickstart-output")];
     let observed = job::Observed { pool: Some(loaded_pool()), claims, ..job::Observed::default() };

@@ -1,6 +1,7 @@
 #!/bin/bash
 # images.sh NAME… : makes the images' tars in $CARRYON_IMAGES, when older than what goes into them.
 # pause coredns shell: what every cluster needs, and a shell with a few programs for tests. worker operator: ours, from $CARRYON_BIN.
+# model: the file $CARRYON_MODEL as /models/NAME, and cp.
 . "$(dirname "$0")/lib/common.sh"
 bin=${CARRYON_BIN:-$CACHE/target/release}
 mkdir -p "$IMAGES"
@@ -30,6 +31,7 @@ for name in "$@"; do
         for program in dash cat sleep ls id getent touch mkdir; do programs+=("$(command -v $program)=/bin/${program/dash/sh}"); done
         image shell localhost/carry-on/shell:test "${programs[@]}"
         ;;
+    model) image model localhost/carry-on/model:test "$(command -v cp)=/bin/cp" "${CARRYON_MODEL:?names the file}=/models/${CARRYON_MODEL##*/}" ;;
     worker | operator)
         built "carryon-$name"
         image "$name" "localhost/carry-on/$name:test" "$bin/carryon-$name=/usr/local/bin/carryon-$name"

@@ -50,6 +50,7 @@ pub fn build(gateway: &Validated) -> Children {
         env: api_key(gateway),
         port: names::GATEWAY_PORT,
         mounts: vec![Mount { name: "head", path: names::HEAD_DIR, source: MountSource::Claim(gateway.claim.clone()), read_only: true }],
+        before: None,
         grace_seconds: GRACE_SECONDS,
         probes: Probes {
             startup: Some(http_probe("/readyz", 1, STARTUP_FAILURES)),

@@ -77,6 +77,7 @@ fn template(job: &Validated, config: &str, digest: &str) -> PodTemplateSpec {
             Mount { name: "output", path: names::OUTPUT_DIR, source: output, read_only: false },
             Mount { name: "data", path: names::DATA_DIR, source, read_only: true },
         ],
+        before: None,
         grace_seconds: GRACE_SECONDS,
         // A trainer that hangs is ended by the job's deadline, not by a probe: a long step is no reason to lose it.
         probes: Probes::default(),

@@ -23,6 +23,10 @@ pub fn violations(object: &Value, has_claim: &dyn Fn(&str, &str) -> bool) -> Vec
             "local mode runs the worker binary of this machine and no image: leave it out",
         ));
     }
+    if object["spec"]["model"]["source"]["image"].is_object() {
+        let reason = "local mode pulls no images: use persistentVolumeClaim";
+        violations.push(Violation::new("spec.model.source.image", reason));
+    }
     for list in ["requests", "limits"] {
         let names = pod["resources"][list].as_object().into_iter().flatten().map(|(name, _)| name);
         violations.extend(names.filter(|name| !RESOURCES.contains(&name.as_str())).map(|name| {

@@ -2,14 +2,16 @@
 //! and gives each pod the stable address that heads are pushed to.
 
 use carryon_crds::names;
+use carryon_crds::pool::{ImageMount, ModelImage};
 use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::Validated;
+use super::validate::Model;
 use crate::shared::meta;
-use crate::shared::pods::{self, LINGER_SECONDS, Mount, MountSource, Probes, Role, http_probe};
+use crate::shared::pods::{self, Before, LINGER_SECONDS, Mount, MountSource, Probes, Role, http_probe};
 
 /// Seconds between SIGTERM and SIGKILL: running requests are drained.
 const GRACE_SECONDS: i64 = 60;
@@ -41,21 +43,18 @@ pub fn build(pool: &Validated) -> Children {
     let owner = &pool.owner;
     let name = names::pool(&owner.name);
     let (config_map, digest) = meta::config_map(owner, &name, &pool.config);
+    let (source, model, before) = model(&pool.model);
     let template = pods::template(Role {
         owner,
         config: (&name, &digest),
         template: &pool.template,
         image: &pool.image,
         subcommand: "base",
-        args: vec![("--model", pods::inside(names::MODEL_DIR, pool.model.path.as_deref()))],
+        args: vec![("--model", model)],
         env: Vec::new(),
         port: names::POOL_PORT,
-        mounts: vec![Mount {
-            name: "model",
-            path: names::MODEL_DIR,
-            source: MountSource::Claim(pool.model.claim_name.clone()),
-            read_only: true,
-        }],
+        mounts: vec![Mount { name: "model", path: names::MODEL_DIR, source, read_only: true }],
+        before,
         grace_seconds: GRACE_SECONDS,
         probes: Probes {
             startup: Some(http_probe("/readyz", 1, STARTUP_FAILURES)),
@@ -90,5 +89,22 @@ pub fn build(pool: &Validated) -> Children {
         },
         service: meta::service(owner, &name, names::POOL_PORT, true),
         config_map,
+    }
+}
+
+/// The volume with the model, the model's path in the container, and what has to be done before.
+fn model(model: &Model) -> (MountSource, String, Option<Before>) {
+    match model {
+        Model::Claim(claim) => (MountSource::Claim(claim.claim_name.clone()), pods::inside(names::MODEL_DIR, claim.path.as_deref()), None),
+        Model::Image(ModelImage { reference, path, mount: ImageMount::Volume }) => {
+            (MountSource::Image(reference.clone()), pods::inside(names::MODEL_DIR, Some(path)), None)
+        }
+        Model::Image(ModelImage { reference, path, mount: ImageMount::Copy }) => {
+            let name = path.trim_matches('/').rsplit('/').next();
+            // -f: a copy that was cut off is replaced.
+            let command = ["cp", "-Rf", &pods::inside("", Some(path)), names::MODEL_DIR].map(str::to_owned).into();
+            let copy = Before { name: "model", image: reference.clone(), command, mount: "model" };
+            (MountSource::Empty, pods::inside(names::MODEL_DIR, name), Some(copy))
+        }
     }
 }

@@ -2,12 +2,22 @@
 
 use carryon_crds::BaseModelPool;
 use carryon_crds::common::{ClaimPath, PodTemplate};
+use carryon_crds::pool::ModelImage;
 use carryon_crds::wire::BaseConfig;
 use kube::ResourceExt as _;
 
 use super::Observed;
 use crate::shared::meta::Owner;
 use crate::shared::{Refusal, Settings};
+
+/// Where the weights are.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Model {
+    /// In a claim that exists.
+    Claim(ClaimPath),
+    /// In an image.
+    Image(ModelImage),
+}
 
 /// A pool that can be built.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,7 +27,7 @@ pub struct Validated {
     /// The worker's configuration.
     pub config: BaseConfig,
     /// Where the weights are.
-    pub model: ClaimPath,
+    pub model: Model,
     /// Pods.
     pub replicas: i32,
     /// The pods' template.
@@ -33,16 +43,16 @@ pub struct Validated {
 pub fn validate(pool: &BaseModelPool, observed: &Observed, settings: &Settings) -> Result<Validated, Refusal> {
     let owner = Owner::of(pool, "pool");
     let spec = &pool.spec;
-    let model = spec
-        .model
-        .source
-        .persistent_volume_claim
-        .clone()
-        .ok_or_else(|| Refusal::permanent("NoModelSource", "spec.model.source is empty: set persistentVolumeClaim"))?;
-    if observed.claim.is_none() {
-        let claim = format!("{}/{}", owner.namespace, model.claim_name);
-        return Err(Refusal::waiting("ClaimNotFound", format!("PersistentVolumeClaim {claim} (spec.model.source) not found: create it")));
-    }
+    let model = match (&spec.model.source.persistent_volume_claim, &spec.model.source.image) {
+        (Some(claim), _) if observed.claim.is_none() => {
+            let claim = format!("{}/{}", owner.namespace, claim.claim_name);
+            let message = format!("PersistentVolumeClaim {claim} (spec.model.source) not found: create it");
+            return Err(Refusal::waiting("ClaimNotFound", message));
+        }
+        (Some(claim), _) => Model::Claim(claim.clone()),
+        (None, Some(image)) => Model::Image(image.clone()),
+        (None, None) => return Err(Refusal::permanent("NoModelSource", "spec.model.source is empty: set persistentVolumeClaim or image")),
+    };
     Ok(Validated {
         config: BaseConfig { name: pool.name_any(), dtype: spec.dtype, engine: spec.engine.clone() },
         model,

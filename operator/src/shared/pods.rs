@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use carryon_crds::common::{LocalReference, PodTemplate, Resources};
 use carryon_crds::names;
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, HTTPGetAction, Lifecycle,
-    LifecycleHandler, LocalObjectReference, PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
-    ResourceClaim, ResourceRequirements, SeccompProfile, SecurityContext, SleepAction, Volume, VolumeMount,
+    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, HTTPGetAction, ImageVolumeSource,
+    Lifecycle, LifecycleHandler, LocalObjectReference, PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec,
+    Probe, ResourceClaim, ResourceRequirements, SeccompProfile, SecurityContext, SleepAction, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -38,6 +38,8 @@ pub struct Role<'a> {
     pub port: i32,
     /// Volumes beside configuration and `/tmp`.
     pub mounts: Vec<Mount>,
+    /// What runs before the worker.
+    pub before: Option<Before>,
     /// Seconds between SIGTERM and SIGKILL.
     pub grace_seconds: i64,
     /// Startup, readiness and liveness probes.
@@ -68,6 +70,22 @@ pub enum MountSource {
     Claim(String),
     /// A ConfigMap.
     ConfigMap(String),
+    /// An image.
+    Image(String),
+    /// Nowhere: it is empty at first.
+    Empty,
+}
+
+/// A container that fills one of the mounts before the worker starts.
+pub struct Before {
+    /// Name of the container.
+    pub name: &'static str,
+    /// Its image.
+    pub image: String,
+    /// What it runs.
+    pub command: Vec<String>,
+    /// Name of the mount that it writes to.
+    pub mount: &'static str,
 }
 
 /// Probes of a role.
@@ -123,6 +141,20 @@ pub fn template(role: Role<'_>) -> PodTemplateSpec {
         }
         mounts.push(mount(&name, path, *read_only));
     }
+    let before = role.before.as_ref().map(|before| {
+        let target = role.mounts.iter().find(|target| target.name == before.mount);
+        vec![Container {
+            name: before.name.to_owned(),
+            image: Some(before.image.clone()),
+            command: Some(before.command.clone()),
+            // As much as the worker's: it costs nothing, and quotas ask for some.
+            resources: resources(role.template),
+            security_context: Some(container_security()),
+            termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
+            volume_mounts: target.map(|target| vec![mount(target.name, target.path, false)]),
+            ..Container::default()
+        }]
+    });
     let scheduling = role.template.scheduling.clone();
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
@@ -145,6 +177,7 @@ pub fn template(role: Role<'_>) -> PodTemplateSpec {
             termination_grace_period_seconds: Some(role.grace_seconds),
             restart_policy: Some(role.restart_policy.to_owned()),
             volumes: Some(volumes),
+            init_containers: before,
             containers: vec![container(role, mounts)],
             ..PodSpec::default()
         }),
@@ -171,12 +204,7 @@ fn container(role: Role<'_>, mounts: Vec<VolumeMount>) -> Container {
             ..ContainerPort::default()
         }]),
         resources: resources(role.template),
-        security_context: Some(SecurityContext {
-            allow_privilege_escalation: Some(false),
-            read_only_root_filesystem: Some(true),
-            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
-            ..SecurityContext::default()
-        }),
+        security_context: Some(container_security()),
         startup_probe: role.probes.startup,
         readiness_probe: role.probes.readiness,
         liveness_probe: role.probes.liveness,
@@ -228,6 +256,15 @@ fn pod_security(fs_group: Option<i64>) -> PodSecurityContext {
     }
 }
 
+fn container_security() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        read_only_root_filesystem: Some(true),
+        capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+        ..SecurityContext::default()
+    }
+}
+
 fn mount(name: &str, path: &str, read_only: bool) -> VolumeMount {
     VolumeMount { name: name.to_owned(), mount_path: path.to_owned(), read_only: read_only.then_some(true), ..VolumeMount::default() }
 }
@@ -241,6 +278,11 @@ fn volume(name: &str, source: &MountSource) -> Volume {
             ..Volume::default()
         },
         MountSource::ConfigMap(config_map) => Volume { name, config_map: Some(config_map_volume(config_map)), ..Volume::default() },
+        MountSource::Image(reference) => {
+            let image = ImageVolumeSource { reference: Some(reference.clone()), pull_policy: None };
+            Volume { name, image: Some(image), ..Volume::default() }
+        }
+        MountSource::Empty => Volume { name, empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() },
     }
 }
 

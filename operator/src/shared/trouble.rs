@@ -1,7 +1,7 @@
 //! What is wrong with pods, in the words of the scheduler, the kubelet and the worker itself.
 
 use carryon_crds::wire::ExitCode;
-use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod};
 use kube::ResourceExt as _;
 
 /// The first thing wrong with a set of pods, in the order of their names.
@@ -32,11 +32,14 @@ pub fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
 }
 
-/// How the pod's only container ended, this time or the time before.
+/// How the worker's container ended, this time or the time before.
 pub fn last_end(pod: &Pod) -> Option<&ContainerStateTerminated> {
-    let status = container(pod)?;
-    let of = |state: &'_ Option<k8s_openapi::api::core::v1::ContainerState>| state.as_ref().is_some_and(|state| state.terminated.is_some());
-    if of(&status.state) { status.state.as_ref()?.terminated.as_ref() } else { status.last_state.as_ref()?.terminated.as_ref() }
+    container(pod).and_then(end)
+}
+
+fn end(status: &ContainerStatus) -> Option<&ContainerStateTerminated> {
+    let ended = |state: &'_ Option<ContainerState>| state.as_ref().is_some_and(|state| state.terminated.is_some());
+    if ended(&status.state) { status.state.as_ref()?.terminated.as_ref() } else { status.last_state.as_ref()?.terminated.as_ref() }
 }
 
 /// `exit code 1` or `signal 9`, as shells count them.
@@ -55,6 +58,15 @@ fn container(pod: &Pod) -> Option<&ContainerStatus> {
     pod.status.as_ref()?.container_statuses.as_ref()?.first()
 }
 
+/// The container that the pod is at, and what to call it: one that runs before the worker until it is done, then the worker's.
+fn current(pod: &Pod) -> Option<(&ContainerStatus, String)> {
+    let before = pod.status.as_ref()?.init_container_statuses.iter().flatten().find(|status| !status.ready);
+    match before {
+        Some(before) => Some((before, format!("container {} of pod {}", before.name, pod.name_any()))),
+        None => Some((container(pod)?, format!("pod {}", pod.name_any()))),
+    }
+}
+
 fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<(&'a str, &'a str)> {
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
     let condition = conditions.iter().find(|condition| condition.type_ == type_)?;
@@ -62,27 +74,27 @@ fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<(&'a str, &'a str)> {
 }
 
 fn crashing(pod: &Pod) -> Option<Trouble> {
-    let status = container(pod)?;
+    let (status, name) = current(pod)?;
     if status.ready || status.restart_count == 0 {
         return None;
     }
-    let end = last_end(pod)?;
-    let name = pod.name_any();
+    let end = end(status)?;
     let said = end.message.as_deref().map(last_line).filter(|line| !line.is_empty());
     let said = said.map_or_else(|| "see its log".to_owned(), |line| format!("it said: {line}"));
     let permanent = [ExitCode::Data as i32, ExitCode::Configuration as i32].contains(&end.exit_code);
     Some(Trouble {
         reason: if permanent { "WorkerRefused" } else { "PodCrashing" },
-        message: format!("pod {name} ended with {} and was restarted {}; {said}", exit_text(end.exit_code), times(status.restart_count)),
+        message: format!("{name} ended with {} and was restarted {}; {said}", exit_text(end.exit_code), times(status.restart_count)),
         permanent,
     })
 }
 
 fn waiting(pod: &Pod) -> Option<Trouble> {
-    let waiting = container(pod)?.state.as_ref()?.waiting.as_ref()?;
+    let (status, name) = current(pod)?;
+    let waiting = status.state.as_ref()?.waiting.as_ref()?;
     let reason = waiting.reason.as_deref().filter(|reason| !["ContainerCreating", "PodInitializing"].contains(reason))?;
     let detail = waiting.message.as_deref().unwrap_or("no message");
-    Some(Trouble { reason: "PodWaiting", message: format!("pod {} waits: {reason}: {detail}", pod.name_any()), permanent: false })
+    Some(Trouble { reason: "PodWaiting", message: format!("{name} waits: {reason}: {detail}"), permanent: false })
 }
 
 /// A node that does not answer: its container is ready by the kubelet's last word, the pod is not, by that of others.

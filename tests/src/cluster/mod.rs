@@ -166,13 +166,14 @@ impl TestCluster {
         audit::read(&self.ours().folder().join("audit.log"))
     }
 
-    /// Imports `localhost/carry-on/worker:test` and `localhost/carry-on/operator:test` into every node. A cluster that is not ours must have them.
+    /// Imports `localhost/carry-on/worker:test`, `operator:test` and `model:test`, which holds the quick start's model in `/models`, into
+    /// every node. A cluster that is not ours must have them.
     ///
     /// # Panics
     /// When the binaries are not built.
     pub fn load_images(&self) {
         if let Some(own) = &self.own {
-            own.load_images(&["worker", "operator"]);
+            own.load_images(&["worker", "operator", "model"]);
         }
     }
 

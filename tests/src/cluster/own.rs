@@ -6,7 +6,7 @@ use std::process::{ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::network::Visit;
-use crate::{binary, place, repository};
+use crate::{binary, model, place, repository};
 
 /// Whether this machine can have a cluster; what it lacks when not.
 pub fn possible() -> Result<(), String> {
@@ -90,7 +90,7 @@ impl Own {
     pub fn load_images(&self, names: &[&str]) {
         let binaries = binary("carryon-worker").with_file_name("");
         let mut make = self.script("images.sh").args(names);
-        make.0.env("CARRYON_BIN", binaries);
+        make.0.env("CARRYON_BIN", binaries).env("CARRYON_MODEL", model());
         make.run();
         self.script("load.sh").args(names.iter().map(|name| images().join(format!("{name}.tar")))).run();
     }
