@@ -63,8 +63,7 @@ impl TestCluster {
         } else {
             if let Err(missing) = own::possible() {
                 assert!(wish != "required" && std::env::var_os("CI").is_none(), "no test cluster: {missing}");
-                println!("SKIPPED, NOT TESTED: no test cluster here: {missing}");
-                eprintln!("SKIPPED, NOT TESTED: no test cluster here: {missing}");
+                skipped(&format!("no test cluster here: {missing}"));
                 return None;
             }
             Some(Own::up(arguments))
@@ -240,14 +239,22 @@ impl TestCluster {
         self.ours().script("down.sh").args(["--node", &number.to_string()]).run();
     }
 
-    /// Whether this test made it, and may read its audit log, fill its claims and kill its nodes.
-    pub fn is_ours(&self) -> bool {
-        self.own.is_some()
+    /// This cluster if the test made it, and may read its audit log, look into its volumes and kill its nodes; else none, and a word about it.
+    pub fn ours_only(self) -> Option<Self> {
+        if self.own.is_none() {
+            skipped("this needs a cluster of its own, and was given one");
+        }
+        self.own.is_some().then_some(self)
     }
 
     fn ours(&self) -> &Own {
         self.own.as_ref().expect("only a cluster of our own can do that: unset CARRYON_E2E")
     }
+}
+
+fn skipped(why: &str) {
+    println!("SKIPPED, NOT TESTED: {why}");
+    eprintln!("SKIPPED, NOT TESTED: {why}");
 }
 
 async fn config(own: Option<&Own>) -> kube::Config {

@@ -58,7 +58,7 @@ fn ready(node: &Node) -> Option<String> {
 
 #[test]
 fn two_nodes_share_names_and_volumes_and_leave_nothing() {
-    let Some(cluster) = TestCluster::start(2).filter(TestCluster::is_ours) else { return };
+    let Some(cluster) = TestCluster::start(2).and_then(TestCluster::ours_only) else { return };
     let traces = traces::of(&cluster);
     let nodes: Api<Node> = Api::all(cluster.client());
     let found = cluster.block_on(nodes.list(&Default::default())).unwrap();
@@ -104,7 +104,7 @@ fn two_nodes_share_names_and_volumes_and_leave_nothing() {
 #[test]
 fn an_api_server_alone_tells_who_wrote_and_collects_garbage_when_asked() {
     let controllers = ["garbage-collector-controller"];
-    let Some(cluster) = TestCluster::api_server_with(&controllers).filter(TestCluster::is_ours) else { return };
+    let Some(cluster) = TestCluster::api_server_with(&controllers).and_then(TestCluster::ours_only) else { return };
     let traces = traces::of(&cluster);
     let maps: Api<ConfigMap> = Api::default_namespaced(cluster.client());
     let map = |name: &str, owner: Option<&ConfigMap>| {

@@ -32,7 +32,7 @@ impl<K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std
 impl World {
     /// None, after a word about it, when this machine cannot have one.
     pub fn start() -> Option<Self> {
-        let cluster = TestCluster::api_server_with(&CONTROLLERS).filter(TestCluster::is_ours)?;
+        let cluster = TestCluster::api_server_with(&CONTROLLERS).and_then(TestCluster::ours_only)?;
         Operator::install(&cluster);
         let hollow = Hollow::start(&cluster);
         Some(Self { cluster, hollow })

@@ -1,6 +1,7 @@
 //! Carry-On on real nodes: the chart installed, the real model trained on and served, and parts of it lost on the way.
 #![allow(clippy::unwrap_used)]
 
+mod anywhere;
 mod load;
 mod operations;
 mod quickstart;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::Instant;
 
-use carryon_crds::{BaseModelPool, CarryOnDeployment};
+use carryon_crds::CarryOnDeployment;
 use carryon_tests::{binary, example, model, python, quickstart_data, repository};
 use kube::ResourceExt as _;
 use serde_json::json;
@@ -122,30 +122,6 @@ fn unbroken(world: &World) -> String {
     url
 }
 
-/// The same model from an image is the same model; a file that the image does not have is named.
-fn from_image(world: &World) {
-    let file = model().file_name().unwrap().to_string_lossy().into_owned();
-    let pool = |name: &str, file: &str| {
-        let source = json!({ "image": { "reference": "localhost/carry-on/model:test", "path": format!("models/{file}") } });
-        let spec = json!({ "model": { "source": source }, "engine": { "maxModelLen": 2048 } });
-        json!({ "apiVersion": "carryon.dev/v1alpha1", "kind": "BaseModelPool", "metadata": { "name": name }, "spec": spec }).to_string()
-    };
-    world.cluster.apply("unbroken", &pool("from-image", &file));
-    world.cluster.apply("unbroken", &pool("amiss", "none.gguf"));
-    let identity = |name: &str| {
-        let pool: BaseModelPool = world.get("unbroken", name);
-        pool.status.and_then(|status| status.model).map(|model| model.identity_digest)
-    };
-    world.wait("a pool from an image", || identity("from-image").is_some());
-    assert_eq!(identity("from-image"), identity("smollm2"));
-    let said = "container model of pod amiss-pool-0 ended with exit code 1";
-    world.wait("the missing file is named", || {
-        let (_, message) = world.condition("unbroken", "bmp/amiss", "Ready");
-        message.contains(said) && message.ends_with("cannot stat '/models/none.gguf': No such file or directory")
-    });
-    world.cluster.kubectl(&["--namespace", "unbroken", "delete", "bmp", "from-image", "amiss"]);
-}
-
 /// What the operator says of itself.
 fn metrics(world: &World) {
     let pod = world.cluster.kubectl(&["--namespace", HOME, "get", "pods", "--output", "name"]);
@@ -252,7 +228,6 @@ fn the_quick_start_is_served_from_two_nodes_with_the_bits_of_a_local_run() {
     world.install("install", "carry-on", &[]);
     let url = unbroken(&world);
     metrics(&world);
-    from_image(&world);
     let head = world.head("unbroken");
     let broken_url = broken(&world);
     assert!(world.head("broken") == head, "the head of the broken run has other bits");

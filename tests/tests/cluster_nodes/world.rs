@@ -18,9 +18,17 @@ pub struct World {
 }
 
 impl World {
-    /// None, after a word about it, when this machine cannot have one.
+    /// Two nodes of our own; none, after a word about it, when this machine cannot have them.
     pub fn start() -> Option<Self> {
-        let cluster = TestCluster::start(2).filter(TestCluster::is_ours)?;
+        Self::of(TestCluster::start(2).and_then(TestCluster::ours_only)?)
+    }
+
+    /// A node of our own, or the cluster that the caller of the test has named.
+    pub fn anywhere() -> Option<Self> {
+        Self::of(TestCluster::start(1)?)
+    }
+
+    fn of(cluster: TestCluster) -> Option<Self> {
         cluster.load_images();
         Some(Self { cluster })
     }
