@@ -1,4 +1,5 @@
 //! Worker configuration: rendered by the operator into a ConfigMap, read by the worker at start.
+//! A worker ignores members that it does not know: an upgraded operator goes on with the images its objects were started with.
 //! Places (folders, addresses) are arguments, never here, so that they can be mapped.
 
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,7 @@ use crate::pool::{Dtype, Engine};
 
 /// `carryon-worker base --config FILE --model PATH --listen ADDRESS`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct BaseConfig {
     /// Name of the pool.
     pub name: String,
@@ -21,7 +22,7 @@ pub struct BaseConfig {
 
 /// `carryon-worker train --config FILE --pool URL --data DIR --output DIR --listen ADDRESS`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct TrainConfig {
     /// Name of the job.
     pub name: String,
@@ -52,7 +53,7 @@ pub struct TrainConfig {
 
 /// `carryon-worker serve --config FILE --pool URL --head DIR --listen ADDRESS`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ServeConfig {
     /// Model name of the head in the OpenAI API.
     pub served_model_name: String,

@@ -11,3 +11,4 @@ mod interrupted;
 mod refusals;
 mod shutdown;
 mod trainers;
+mod versions;

@@ -1,0 +1,85 @@
+//! What workers and operators of the first version say, word by word: a later pool understands a trainer of that version, and answers so that
+//! the trainer does. Members that the first version does not have are ignored.
+
+use std::collections::HashMap;
+
+use carryon_crds::pool::Dtype;
+use carryon_crds::wire::{BaseConfig, ServeConfig, TrainConfig};
+use reqwest::Response;
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype as WireDtype, TensorView};
+use serde_json::{Value, json};
+
+use crate::harness::{ENGINE, Pool};
+
+async fn post(pool: &Pool, path: &str, body: impl Into<reqwest::Body>) -> Response {
+    let expected = pool.description.identity.digest();
+    reqwest::Client::new().post(format!("{}{path}", pool.url)).header("x-carryon-identity", expected).body(body).send().await.unwrap()
+}
+
+/// Names, number types and shapes of a safetensors file.
+fn tensors(bytes: &[u8]) -> Vec<(String, WireDtype, Vec<usize>)> {
+    let file = SafeTensors::deserialize(bytes).unwrap();
+    let mut tensors: Vec<_> = file.tensors().into_iter().map(|(name, tensor)| (name, tensor.dtype(), tensor.shape().to_vec())).collect();
+    tensors.sort_by(|left, right| left.0.cmp(&right.0));
+    tensors
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trainer_of_the_first_version_is_understood() {
+    let pool = Pool::tiny(Dtype::Bfloat16, ENGINE).await;
+
+    let model: Value = reqwest::get(format!("{}/v1/model", pool.url)).await.unwrap().json().await.unwrap();
+    assert_eq!(model["format_version"], 1);
+    let paths = ["/identity/weights", "/identity/tokenizer", "/identity/chat_template", "/identity/norm_point", "/numerics/device"];
+    for path in [&paths[..], &["/name", "/model_type", "/instance", "/numerics/dtype", "/numerics/kernel"]].concat() {
+        assert!(model.pointer(path).is_some_and(Value::is_string), "{path}: {model}");
+    }
+    let paths = ["/hidden_size", "/num_hidden_layers", "/vocab_size", "/limits/max_model_len", "/limits/max_sequences"];
+    for path in [&paths[..], &["/limits/max_request_tokens", "/limits/max_body_bytes"]].concat() {
+        assert!(model.pointer(path).is_some_and(Value::is_u64), "{path}: {model}");
+    }
+
+    let asked = r#"{"sequences": [[5, 6, 7]], "taps": {"layers": [1, 3], "final": true}, "later": {"member": 1}}"#;
+    let states = post(&pool, "/v1/hidden-states", asked).await;
+    assert_eq!(states.status(), 200);
+    for header in ["x-carryon-identity", "x-carryon-numerics", "x-carryon-instance"] {
+        assert!(states.headers().contains_key(header), "{header}");
+    }
+    let states = states.bytes().await.unwrap();
+    let tap = |name: &str| (name.to_owned(), WireDtype::BF16, vec![3, 40]);
+    assert_eq!(tensors(&states), [tap("final"), tap("layer.1"), tap("layer.3")]);
+    let (_, header) = SafeTensors::read_metadata(&states).unwrap();
+    assert_eq!(header.metadata().as_ref().unwrap()["index"], "0");
+
+    let delta: Vec<u8> = [0.25f32; 80].iter().flat_map(|value| value.to_le_bytes()).collect();
+    let (x, targets) = ([0u8; 160], [9u8, 0, 0, 0, 11, 0, 0, 0]);
+    let request = [
+        ("x", TensorView::new(WireDtype::BF16, vec![2, 40], &x).unwrap()),
+        ("delta", TensorView::new(WireDtype::F32, vec![2, 40], &delta).unwrap()),
+        ("targets", TensorView::new(WireDtype::U32, vec![2], &targets).unwrap()),
+    ];
+    let metadata = [("gradient", "true"), ("later", "member")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let request = safetensors::serialize(request, Some(HashMap::from(metadata))).unwrap();
+    let losses = post(&pool, "/v1/loss", request).await;
+    assert_eq!(losses.status(), 200);
+    let wanted = [("gradient".to_owned(), WireDtype::F32, vec![2, 40]), ("loss".to_owned(), WireDtype::F32, vec![2])];
+    assert_eq!(tensors(&losses.bytes().await.unwrap()), wanted);
+
+    let refused = post(&pool, "/v1/hidden-states", r#"{"sequences": [[101]], "taps": {"layers": [1], "final": false}}"#).await;
+    assert_eq!(refused.status(), 400);
+    assert_eq!(refused.json::<Value>().await.unwrap()["error"]["code"], "invalid_request");
+}
+
+#[test]
+fn a_worker_reads_the_configuration_of_a_later_operator() {
+    let base = json!({ "name": "p", "dtype": "bfloat16", "later": 1,
+        "engine": { "maxModelLen": 2048, "maxNumSeqs": 32, "maxNumBatchedTokens": 2048, "later": 1 } });
+    assert_eq!(serde_json::from_value::<BaseConfig>(base).unwrap().engine.max_model_len, 2048);
+    let train = json!({ "name": "j", "namespace": "n", "task": "CausalLM", "head": { "width": 64, "later": 1 }, "format": "Auto",
+        "split": { "train": "train.jsonl" }, "maxLength": 320, "overlong": "Truncate", "training": { "maxSteps": 20, "later": 1 },
+        "evaluation": {}, "checkpoint": {}, "later": 1 });
+    assert_eq!(serde_json::from_value::<TrainConfig>(train).unwrap().training.max_steps, Some(20));
+    let serve = json!({ "servedModelName": "m", "digest": "sha256:h", "later": 1 });
+    assert_eq!(serde_json::from_value::<ServeConfig>(serve).unwrap().digest, "sha256:h");
+}
