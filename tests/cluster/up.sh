@@ -68,4 +68,5 @@ wait_for_controllers
 wait_for_scheduler
 each wait_for_agents
 wait_for 60 1 kubelet kubectl_admin -n kube-system wait --for=condition=Available deployment/coredns --timeout=1s
+each wait_for_dns
 say "$nodes nodes ready after $(elapsed): KUBECONFIG=$KUBECONFIG, reached by $HERE/exec.sh"

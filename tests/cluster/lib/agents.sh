@@ -92,3 +92,6 @@ wait_for_agents() { # node
     wait_for 60 "$1" kubelet kubectl_admin wait --for=condition=Ready "node/node$1" --timeout=1s
     wait_for 30 "$1" kube-proxy inside "$1" curl -fs http://127.0.0.1:10256/healthz
 }
+
+# The proxies learn of the pod that answers a moment after it is ready; a name asked for before that is not found.
+wait_for_dns() { wait_for 30 "$1" kube-proxy inside "$1" timeout 1 bash -c ": <>/dev/tcp/$DNS/53"; } # node
