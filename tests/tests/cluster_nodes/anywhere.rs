@@ -7,7 +7,7 @@ use carryon_tests::{example, model, quickstart_data};
 use http::Request;
 use serde_json::{Value, json};
 
-use super::world::{HOME, World, job};
+use super::world::{HOME, World, job, replaced};
 
 const OUTPUT: &str = "
 apiVersion: v1
@@ -15,12 +15,6 @@ kind: PersistentVolumeClaim
 metadata: {name: quickstart-output}
 spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}
 ";
-
-/// The text with `from` in place of `to`, which it must have.
-fn replaced(text: &str, from: &str, to: &str) -> String {
-    assert!(text.contains(from), "there is no {from:?} any more in\n{text}");
-    text.replace(from, to)
-}
 
 fn pool(file: &str) -> String {
     let file_name = model().file_name().unwrap().to_string_lossy().into_owned();

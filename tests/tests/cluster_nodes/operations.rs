@@ -4,7 +4,7 @@ use carryon_tests::example;
 use kube::ResourceExt as _;
 
 use super::load::{Outcome, ask};
-use super::world::{World, job};
+use super::world::{World, job, replaced};
 
 /// Scheduling that likes the second node.
 fn likes_the_second_node(field: &str) -> String {
@@ -32,8 +32,8 @@ fn a_running_job_outlives_upgrades_a_reinstallation_and_its_node() {
     world.install("install", "carry-on", &here);
     world.volumes("ops");
     world.cluster.apply("ops", &(example("quickstart/pool.yaml") + &likes_the_second_node("server")));
-    world.cluster.apply("ops", &(job(150) + &likes_the_second_node("trainer")));
-    world.cluster.apply("ops", &example("quickstart/deployment.yaml"));
+    // More steps than any machine makes meanwhile.
+    world.cluster.apply("ops", &(job(2000) + &likes_the_second_node("trainer")));
     world.until_step("ops", 4);
     let identities = || ["pool", "trainer"].map(|component| world.pod("ops", component).uid().unwrap());
     let first = identities();
@@ -67,8 +67,15 @@ fn a_running_job_outlives_upgrades_a_reinstallation_and_its_node() {
     assert_eq!((on("pool").as_str(), on("trainer").as_str()), ("node1", "node1"));
     let step = world.step("ops");
     assert!(step + 8 >= reached, "the job was at step {reached} and is at {step}: its checkpoint was lost");
+    let long = world.job("ops").status.unwrap();
+    assert_eq!((long.attempt, long.failures), (1, 0), "{long:#?}");
+
+    // What the first node has taken over serves what comes now.
+    world.cluster.kubectl(&["--namespace", "ops", "delete", "coj", "quickstart"]);
+    world.cluster.apply("ops", &replaced(&job(4), "name: quickstart\n", "name: short\n"));
+    world
+        .cluster
+        .apply("ops", &replaced(&example("quickstart/deployment.yaml"), "jobRef:\n      name: quickstart", "jobRef:\n      name: short"));
     let url = world.until_served("ops");
     assert!(matches!(world.cluster.block_on(ask(&url, 4)), Outcome::Answered(_)));
-    let job = world.job("ops").status.unwrap();
-    assert_eq!((job.attempt, job.failures), (1, 0), "{job:#?}");
 }

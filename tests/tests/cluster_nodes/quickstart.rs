@@ -11,7 +11,7 @@ use kube::ResourceExt as _;
 use serde_json::json;
 
 use super::load::{Load, Outcome, ask};
-use super::world::{HOME, World, job};
+use super::world::{HOME, World, job, replaced};
 
 const STEPS: u32 = 20;
 
@@ -139,7 +139,7 @@ fn metrics(world: &World) {
     }
 }
 
-/// Every pod is deleted on the way, the operator's three times; pool and trainer are on different GPU nodes.
+/// The operator is killed after three of its writes and once in between, every other pod deleted; pool and trainer are on different GPU nodes.
 fn broken(world: &World) -> String {
     world.cluster.add_extended_resource("node1", "nvidia.com/gpu", 8);
     world.cluster.add_extended_resource("node2", "nvidia.com/gpu", 1);
@@ -149,25 +149,33 @@ fn broken(world: &World) -> String {
     world.cluster.apply("broken", &format!("{}  trainer:\n{}", job(STEPS), gpus(1)));
     world.cluster.apply("broken", &example("quickstart/deployment.yaml"));
     let node = |component: &str| world.pod("broken", component).spec.unwrap().node_name.unwrap();
-    let operator = || world.cluster.kubectl(&["--namespace", HOME, "delete", "pod", "--all", "--grace-period=0", "--force"]);
+    let kill_operator = || world.cluster.kubectl(&["--namespace", HOME, "delete", "pod", "--all", "--grace-period=0", "--force"]);
+    let kill_operator_after = |child: &str| {
+        world.wait(&format!("{child} is written"), || world.children("broken").contains(child));
+        kill_operator();
+    };
 
+    kill_operator_after("statefulset.apps/smollm2-pool");
+    kill_operator_after("job.batch/quickstart-1");
     world.until_step("broken", 1);
     assert_eq!((node("pool").as_str(), node("trainer").as_str()), ("node1", "node2"));
-    operator();
     world.until_step("broken", 5);
     world.delete_pod("broken", "trainer");
     world.wait("another trainer", || world.step("broken") < 5);
     world.until_step("broken", 6);
-    operator();
+    kill_operator();
     world.delete_pod("broken", "pool");
-    world.until_step("broken", 12);
-    operator();
+    kill_operator_after("deployment.apps/quickstart-gateway");
     let url = world.until_served("broken");
     world.delete_pod("broken", "gateway");
     answered(world, &url);
+
     let job = world.job("broken").status.unwrap();
     println!("broken: {} attempts, {} counted failures", job.attempt, job.failures);
     assert_eq!(job.failures, 0, "{job:#?}");
+    let mut expected = world.children("unbroken");
+    expected.extend((2..=job.attempt).map(|attempt| format!("job.batch/quickstart-{attempt}")));
+    assert_eq!(world.children("broken"), expected, "children are missing, or there are too many");
     url
 }
 
@@ -200,7 +208,7 @@ fn killed_under_load(world: &World, url: &str) {
 
 /// A second head takes the first one's place while clients ask; none of them notices anything but other answers.
 fn rolled(world: &World, url: &str) {
-    let second = job(4).replace("name: quickstart\n", "name: second\n");
+    let second = replaced(&job(4), "name: quickstart\n", "name: second\n");
     world.cluster.apply("unbroken", &second);
     world.wait("the second head", || world.condition("unbroken", "coj/second", "Complete").0 == "Complete");
     let load = Load::start(&world.cluster, url, 2, 4);

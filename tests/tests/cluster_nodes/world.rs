@@ -1,9 +1,10 @@
 //! Two nodes, the chart, and the quick start with few steps.
 
+use std::collections::BTreeSet;
 use std::process::Output;
 
 use carryon_crds::condition::is_true;
-use carryon_crds::{CarryOnDeployment, CarryOnJob};
+use carryon_crds::{CarryOnDeployment, CarryOnJob, names};
 use carryon_tests::cluster::TestCluster;
 use carryon_tests::{example, model, quickstart_data, repository};
 use k8s_openapi::api::core::v1::Pod;
@@ -12,6 +13,8 @@ use kube::{Api, ResourceExt as _};
 use serde_json::Value;
 
 pub const HOME: &str = "carry-on-system";
+/// Longest wait: machines differ fivefold in how long training takes.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(480);
 
 pub struct World {
     pub cluster: TestCluster,
@@ -96,6 +99,14 @@ impl World {
         pods.remove(0)
     }
 
+    /// What the operator has made, as `kubectl` names it.
+    pub fn children(&self, namespace: &str) -> BTreeSet<String> {
+        let kinds = "statefulsets,deployments,jobs,services,configmaps,poddisruptionbudgets";
+        let ours = format!("--selector=app.kubernetes.io/managed-by={}", names::MANAGER);
+        let found = self.cluster.kubectl(&["--namespace", namespace, "get", kinds, &ours, "--output=name"]);
+        found.lines().map(str::to_owned).collect()
+    }
+
     pub fn delete_pod(&self, namespace: &str, component: &str) {
         for pod in self.pods(namespace, component) {
             self.cluster.kubectl(&["--namespace", namespace, "delete", "pod", &pod.name_any(), "--wait=false"]);
@@ -123,9 +134,9 @@ impl World {
     }
 
     pub fn wait(&self, what: &str, reached: impl Fn() -> bool) {
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(240);
+        let deadline = std::time::Instant::now() + PATIENCE;
         while !reached() {
-            assert!(std::time::Instant::now() < deadline, "{what}: not after 240 s");
+            assert!(std::time::Instant::now() < deadline, "{what}: not after {PATIENCE:?}");
             std::thread::park_timeout(std::time::Duration::from_millis(200));
         }
     }
@@ -164,13 +175,14 @@ impl World {
     }
 }
 
+/// The text with `to` in place of `from`, which it must have.
+pub fn replaced(text: &str, from: &str, to: &str) -> String {
+    assert!(text.contains(from), "there is no {from:?} any more in\n{text}");
+    text.replace(from, to)
+}
+
 /// The quick start's job with so many steps, checkpointed every fourth.
 pub fn job(steps: u32) -> String {
-    let mut text = example("quickstart/job.yaml");
-    let training = format!("maxSteps: {steps}\n    warmupSteps: 2");
-    for (from, to) in [("numTrainEpochs: 2", training.as_str()), ("  output:", "  checkpoint:\n    saveSteps: 4\n  output:")] {
-        assert!(text.contains(from), "job.yaml has no {from:?} any more");
-        text = text.replace(from, to);
-    }
-    text
+    let text = replaced(&example("quickstart/job.yaml"), "numTrainEpochs: 2", &format!("maxSteps: {steps}\n    warmupSteps: 2"));
+    replaced(&text, "  output:", "  checkpoint:\n    saveSteps: 4\n  output:")
 }
