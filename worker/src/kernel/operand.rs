@@ -56,6 +56,18 @@ vectorised! {
     }
 }
 
+vectorised! {
+    /// Spreads bf16 words out to f32 words, twice as many: of each `run` words first the low halves, then the high ones.
+    pub(super) fn widen(words: &[u32], run: usize, wide: &mut [u32]) {
+        for (words, wide) in words.chunks_exact(run).zip(wide.chunks_exact_mut(2 * run)) {
+            let (low, high) = wide.split_at_mut(run);
+            for ((word, low), high) in words.iter().zip(low).zip(high) {
+                (*low, *high) = (word << 16, word & 0xffff_0000);
+            }
+        }
+    }
+}
+
 /// The inverse of [`pack_row`]: the values as rounded.
 pub fn unpack_row(precision: Precision, words: &[u32], row: &mut [f32]) {
     match precision {

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use super::Precision;
 use super::cpu::vectorised;
-use super::operand::{pack_into, pack_row, words};
+use super::operand::{pack_into, pack_row, widen, words};
 use super::panels::Panels;
 use super::rows::{normalise, silu};
 use super::threads::{Disjoint, Threads};
@@ -84,19 +84,51 @@ fn share(total: usize, parts: usize, index: usize) -> usize {
 }
 
 fn multiply_block(left: &[u32], m: usize, right: &Panels, panels: std::ops::Range<usize>, write: impl Fn(usize, usize, usize, &[f32])) {
-    let stride = words(right.precision(), right.cols());
+    if right.precision() == Precision::Bf16 && m > ROWS && !tile::multiplies_bf16() {
+        return multiply_widened(left, m, right, panels, write);
+    }
     let together = tile::panels_together(m);
-    let mut output = [0.0; OUTPUT];
     for first in panels.clone().step_by(together) {
         let count = together.min(panels.end - first);
-        for row in (0..m).step_by(ROWS) {
-            let rows = ROWS.min(m - row);
-            // Only a block of few rows walks several panels at once; the last rows of a large one take them singly.
-            let left = tile::Left { words: &left[row * stride..], stride, rows };
-            tile::multiply(right.precision(), left, right.panel(first), count, &mut output);
-            for (panel, tile) in output.chunks(rows * COLUMNS).take(count).enumerate() {
-                write(row, (first + panel) * COLUMNS, rows, tile);
-            }
+        multiply_panels(right.precision(), left, m, right.panel(first), count, |row, panel, rows, tile| {
+            write(row, (first + panel) * COLUMNS, rows, tile);
+        });
+    }
+}
+
+/// bf16 values are f32 values, and their products have the same chain: for many rows one that knows no bf16 is faster with them spread out first.
+fn multiply_widened(left: &[u32], m: usize, right: &Panels, panels: std::ops::Range<usize>, write: impl Fn(usize, usize, usize, &[f32])) {
+    WIDE.with_borrow_mut(|(wide, wide_panel)| {
+        wide.resize(2 * left.len(), 0);
+        widen(left, 1, wide);
+        for panel in panels {
+            let narrow = right.panel(panel);
+            wide_panel.resize(2 * narrow.panel_stride, 0);
+            widen(&narrow.words[..narrow.panel_stride], COLUMNS, wide_panel);
+            let right = tile::Right { words: wide_panel, panel_stride: 2 * narrow.panel_stride, steps: 2 * narrow.steps, ..narrow };
+            multiply_panels(Precision::F32, wide, m, right, 1, |row, _, rows, tile| write(row, panel * COLUMNS, rows, tile));
+        }
+    });
+}
+
+/// All rows times `count` panels, which no more rows than [`tile::panels_together`] allows may walk together.
+fn multiply_panels(
+    precision: Precision,
+    left: &[u32],
+    m: usize,
+    right: tile::Right<'_>,
+    count: usize,
+    write: impl Fn(usize, usize, usize, &[f32]),
+) {
+    let stride = right.steps * right.segments;
+    let mut output = [0.0; OUTPUT];
+    for row in (0..m).step_by(ROWS) {
+        let rows = ROWS.min(m - row);
+        // Only a block of few rows walks several panels at once; the last rows of a large one take them singly.
+        let left = tile::Left { words: &left[row * stride..], stride, rows };
+        tile::multiply(precision, left, right, count, &mut output);
+        for (panel, tile) in output.chunks(rows * COLUMNS).take(count).enumerate() {
+            write(row, panel, rows, tile);
         }
     }
 }
@@ -104,6 +136,8 @@ fn multiply_block(left: &[u32], m: usize, right: &Panels, panels: std::ops::Rang
 thread_local! {
     /// The packed rows of the block at hand, and one row of f32.
     static SCRATCH: RefCell<(Vec<u32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+    /// The rows of the block at hand and one panel, widened.
+    static WIDE: RefCell<(Vec<u32>, Vec<u32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
 /// Calls `run` with rows `first..first + rows` of the left side, packed.
@@ -256,6 +290,24 @@ mod tests {
                 }
                 assert_eq!(rounded, out);
             }
+        }
+    }
+
+    #[test]
+    fn widened_rows_have_the_same_products() {
+        let (m, n, k) = (40, 70, 33);
+        let values = |count: usize| (0..count).map(|i| ((i * 7919 % 1009) as f32 - 500.0) / 300.0).collect::<Vec<f32>>();
+        let (weight, mut left) = (Panels::pack(&values(n * k), n, k, Precision::Bf16), vec![0; m * words(Precision::Bf16, k)]);
+        for (row, words) in values(m * k).chunks(k).zip(left.chunks_mut(words(Precision::Bf16, k))) {
+            pack_row(Precision::Bf16, row, words);
+        }
+        let [mut direct, mut widened] = [(); 2].map(|()| vec![0.0; m * n]);
+        product(&Threads::new(1), m, Left::Packed(&left), &weight, Sink::Store(&mut direct));
+        let mut sink = Sink::Store(&mut widened);
+        let target = Target::new(&mut sink, &weight);
+        multiply_widened(&left, m, &weight, 0..weight.count(), |row, column, rows, tile| target.write(row, column, rows, tile));
+        for (direct, widened) in direct.iter().zip(&widened) {
+            assert!((direct - widened).abs() <= 1e-5 * direct.abs().max(1.0), "{direct} {widened}");
         }
     }
 }

@@ -40,6 +40,11 @@ pub(super) fn panels_together(rows: usize) -> usize {
     }
 }
 
+/// Whether this machine multiplies bf16 as it is, and not as f32.
+pub(super) fn multiplies_bf16() -> bool {
+    isa() == Isa::Avx512Bf16
+}
+
 /// `output[panel][row][column] = Σ left · right` for the first `panels` panels (at most [`panels_together`]) of `right`.
 pub(super) fn multiply(precision: Precision, left: Left<'_>, right: Right<'_>, panels: usize, output: &mut [f32; OUTPUT]) {
     multiply_with(isa(), precision, left, right, panels, output);
@@ -53,8 +58,8 @@ fn multiply_with(isa: Isa, precision: Precision, left: Left<'_>, right: Right<'_
         (Isa::Avx512Bf16, Precision::Bf16) => return unsafe { avx512_bf16::dispatch(left, right, panels, output) },
         // SAFETY: as above.
         (Isa::Avx512Bf16 | Isa::Avx512, Precision::F32) => return unsafe { avx512_f32::dispatch(left, right, panels, output) },
-        // SAFETY: the features were detected.
-        (Isa::Avx512 | Isa::Avx2, _) => return unsafe { portable_avx2(precision, left, right, panels, output) },
+        // SAFETY: as above.
+        (Isa::Avx512 | Isa::Avx2, _) => return unsafe { avx2::dispatch(precision, left, right, panels, output) },
         (Isa::Portable, _) => {}
     }
     let _ = isa;
@@ -169,15 +174,107 @@ avx512_tiles!(avx512_bf16, "avx512f,avx512bw,avx512bf16", |sum, left, right| {
 #[cfg(target_arch = "x86_64")]
 avx512_tiles!(avx512_f32, "avx512f", |sum, left, right| _mm512_fmadd_ps(_mm512_castsi512_ps(left), _mm512_castsi512_ps(right), sum));
 
-/// # Safety
-/// The CPU has AVX2 and FMA.
+/// Twelve sums, and what one step reads, fill AVX2's sixteen registers: up to three rows of a whole panel, or six of half a panel.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn portable_avx2(precision: Precision, left: Left<'_>, right: Right<'_>, panels: usize, output: &mut [f32; OUTPUT]) {
-    portable(precision, left, right, panels, output);
+mod avx2 {
+    use std::arch::x86_64::*;
+
+    use super::{COLUMNS, Left, OUTPUT, Precision, Right};
+
+    const LANES: usize = 8;
+
+    /// # Safety
+    /// The CPU has the features; `R` rows from `rows` on and the panel from `panel` on are as `check` wants them, `output` holds `R` rows.
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn tile<const R: usize, const V: usize, const BF16: bool>(
+        rows: *const u32,
+        stride: usize,
+        panel: *const u32,
+        right: &Right<'_>,
+        output: *mut f32,
+    ) {
+        let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+        for part in (0..COLUMNS).step_by(V * LANES) {
+            let mut sums = [[_mm256_setzero_ps(); V]; R];
+            let mut a = rows;
+            for segment in 0..right.segments {
+                // SAFETY: all offsets stay inside the slices: the caller's.
+                unsafe {
+                    let mut b = panel.add(segment * right.segment_stride + part);
+                    for _ in 0..right.steps {
+                        let mut columns = [_mm256_setzero_si256(); V];
+                        for (vector, columns) in columns.iter_mut().enumerate() {
+                            *columns = _mm256_loadu_si256(b.add(vector * LANES).cast());
+                        }
+                        for (row, sums) in sums.iter_mut().enumerate() {
+                            let left = _mm256_set1_epi32(*a.add(row * stride) as i32);
+                            for (sum, right) in sums.iter_mut().zip(columns) {
+                                let (left, right) =
+                                    if BF16 { (_mm256_slli_epi32(left, 16), _mm256_slli_epi32(right, 16)) } else { (left, right) };
+                                *sum = _mm256_fmadd_ps(_mm256_castsi256_ps(left), _mm256_castsi256_ps(right), *sum);
+                            }
+                        }
+                        if BF16 {
+                            for (row, sums) in sums.iter_mut().enumerate() {
+                                let left = _mm256_and_si256(_mm256_set1_epi32(*a.add(row * stride) as i32), high);
+                                for (sum, right) in sums.iter_mut().zip(columns) {
+                                    let right = _mm256_and_si256(right, high);
+                                    *sum = _mm256_fmadd_ps(_mm256_castsi256_ps(left), _mm256_castsi256_ps(right), *sum);
+                                }
+                            }
+                        }
+                        a = a.add(1);
+                        b = b.add(COLUMNS);
+                    }
+                }
+            }
+            for (row, sums) in sums.iter().enumerate() {
+                for (vector, sums) in sums.iter().enumerate() {
+                    // SAFETY: R · 32 floats fit into `output`.
+                    unsafe { _mm256_storeu_ps(output.add(row * COLUMNS + part + vector * LANES), *sums) };
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// The CPU has the features and `check` passed.
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn tiles<const BF16: bool>(left: Left<'_>, right: &Right<'_>, panels: usize, output: *mut f32) {
+        for panel in 0..panels {
+            let columns = right.words.as_ptr().wrapping_add(panel * right.panel_stride);
+            for row in (0..left.rows).step_by(6) {
+                let rows = left.words.as_ptr().wrapping_add(row * left.stride);
+                // SAFETY: the caller's.
+                unsafe {
+                    let output = output.add((panel * left.rows + row) * COLUMNS);
+                    match left.rows - row {
+                        1 => tile::<1, 4, BF16>(rows, left.stride, columns, right, output),
+                        2 => tile::<2, 4, BF16>(rows, left.stride, columns, right, output),
+                        3 => tile::<3, 4, BF16>(rows, left.stride, columns, right, output),
+                        4 => tile::<4, 2, BF16>(rows, left.stride, columns, right, output),
+                        5 => tile::<5, 2, BF16>(rows, left.stride, columns, right, output),
+                        _ => tile::<6, 2, BF16>(rows, left.stride, columns, right, output),
+                    }
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for [`tiles`].
+    #[target_feature(enable = "avx2,fma")]
+    pub unsafe fn dispatch(precision: Precision, left: Left<'_>, right: Right<'_>, panels: usize, output: &mut [f32; OUTPUT]) {
+        // SAFETY: the caller's.
+        unsafe {
+            match precision {
+                Precision::F32 => tiles::<false>(left, &right, panels, output.as_mut_ptr()),
+                Precision::Bf16 => tiles::<true>(left, &right, panels, output.as_mut_ptr()),
+            }
+        }
+    }
 }
 
-#[inline(always)]
 fn portable(precision: Precision, left: Left<'_>, right: Right<'_>, panels: usize, output: &mut [f32; OUTPUT]) {
     for panel in 0..panels {
         for row in 0..left.rows {
