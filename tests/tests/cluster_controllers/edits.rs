@@ -3,7 +3,7 @@
 use carryon_crds::condition::types::READY;
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
 use carryon_tests::cluster::hollow::Fate;
-use carryon_tests::operator::{ACCOUNT, Operator};
+use carryon_tests::operator::Operator;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
@@ -114,8 +114,9 @@ fn a_job_is_suspended_and_resumed_ten_times_while_a_queue_places_its_attempts() 
     let status = job.status.unwrap();
     assert_eq!((status.attempt, status.failures), (11, 0));
     world.no_refused_writes();
-    let audit = world.cluster.audit();
-    let of_jobs = audit.iter().filter(|entry| entry.user == ACCOUNT && entry.group == "batch");
+    // A look that came before its own write was seen asks for the same attempt once more, and is told that it is there.
+    let written = world.written();
+    let of_jobs = written.iter().filter(|entry| entry.group == "batch" && entry.code < 400);
     let mut verbs: Vec<&str> = of_jobs.map(|entry| entry.verb.as_str()).collect();
     verbs.sort_unstable();
     assert_eq!(verbs, [vec!["create"; 11], vec!["delete"; 10]].concat());

@@ -3,11 +3,11 @@
 
 use carryon_crds::condition::is_true;
 use carryon_crds::{BaseModelPool, CarryOnDeployment};
-use carryon_tests::{example, model, quickstart_data};
+use carryon_tests::{example, model};
 use http::Request;
 use serde_json::{Value, json};
 
-use super::world::{HOME, World, job, replaced};
+use super::world::{HOME, World, replaced, short_job};
 
 const OUTPUT: &str = "
 apiVersion: v1
@@ -31,7 +31,7 @@ fn any_cluster_with_the_images_trains_and_serves() {
     let space = &format!("carry-on-test-{}", std::process::id());
     world.cluster.kubectl(&["create", "namespace", space]);
     world.cluster.kubectl(&["label", "namespace", space, "pod-security.kubernetes.io/enforce=restricted"]);
-    let [train, eval] = ["train.jsonl", "eval.jsonl"].map(|file| format!("--from-file={}", quickstart_data(file).display()));
+    let [train, eval] = ["train.jsonl", "eval.jsonl"].map(|file| format!("--from-file={}", world.data().join(file).display()));
     world.cluster.kubectl(&["--namespace", space, "create", "configmap", "quickstart-data", &train, &eval]);
     world.cluster.apply(space, OUTPUT);
 
@@ -45,7 +45,7 @@ fn any_cluster_with_the_images_trains_and_serves() {
 
     let data = ("persistentVolumeClaim:\n        claimName: quickstart-data", "configMap:\n        name: quickstart-data");
     world.cluster.apply(space, &pool(&model().file_name().unwrap().to_string_lossy()));
-    world.cluster.apply(space, &replaced(&job(8), data.0, data.1));
+    world.cluster.apply(space, &replaced(&short_job("quickstart", 8), data.0, data.1));
     world.cluster.apply(space, &example("quickstart/deployment.yaml"));
     world.wait("it is served", || {
         let deployment: CarryOnDeployment = world.get(space, "quickstart");

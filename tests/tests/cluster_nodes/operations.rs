@@ -1,13 +1,13 @@
-//! What a platform team does to a cluster while a job runs: upgrades, rolls back, reinstalls, loses a node.
+//! What a platform team does to a cluster while a job runs: upgrades, rolls back, reinstalls, loses nodes.
 
 use carryon_tests::example;
 use kube::ResourceExt as _;
 
 use super::load::{Outcome, ask};
-use super::world::{World, job, replaced};
+use super::world::{World, job, replaced, short_job};
 
-/// Scheduling that likes the second node.
-fn likes_the_second_node(field: &str) -> String {
+/// Scheduling that likes a node.
+fn likes(node: &str, field: &str) -> String {
     format!(
         "  {field}:
     scheduling:
@@ -17,23 +17,23 @@ fn likes_the_second_node(field: &str) -> String {
           - weight: 100
             preference:
               matchExpressions:
-              - {{key: kubernetes.io/hostname, operator: In, values: [node2]}}
+              - {{key: kubernetes.io/hostname, operator: In, values: [{node}]}}
 "
     )
 }
 
 #[test]
-fn a_running_job_outlives_upgrades_a_reinstallation_and_its_node() {
-    let Some(world) = World::start() else { return };
+fn a_running_job_outlives_upgrades_a_reinstallation_and_its_nodes() {
+    let Some(world) = World::start(3) else { return };
     for image in ["localhost/carry-on/operator", "localhost/carry-on/worker"] {
-        world.cluster.tag_image(2, image, "next");
+        world.cluster.tag_image(3, image, "next");
     }
     let here = ["--set", "nodeSelector.kubernetes\\.io/hostname=node1"];
     world.install("install", "carry-on", &here);
     world.volumes("ops");
-    world.cluster.apply("ops", &(example("quickstart/pool.yaml") + &likes_the_second_node("server")));
+    world.cluster.apply("ops", &(example("quickstart/pool.yaml") + &likes("node2", "server")));
     // More steps than any machine makes meanwhile.
-    world.cluster.apply("ops", &(job(2000) + &likes_the_second_node("trainer")));
+    world.cluster.apply("ops", &(job(2000) + &likes("node3", "trainer")));
     world.until_step("ops", 4);
     let identities = || ["pool", "trainer"].map(|component| world.pod("ops", component).uid().unwrap());
     let first = identities();
@@ -51,18 +51,19 @@ fn a_running_job_outlives_upgrades_a_reinstallation_and_its_node() {
     assert_eq!(reason, "Running", "{message}");
 
     let on = |component: &str| world.pod("ops", component).spec.unwrap().node_name.unwrap();
-    assert_eq!((on("pool").as_str(), on("trainer").as_str()), ("node2", "node2"));
+    assert_eq!((on("pool").as_str(), on("trainer").as_str()), ("node2", "node3"));
     let reached = world.step("ops");
     world.cluster.kill_node(2);
-    world.wait("the pool says that its node is lost", || {
-        let (reason, message) = world.condition("ops", "bmp/smollm2", "Ready");
-        reason == "NodeLost" && message.contains("node2") && message.contains("out-of-service")
-    });
-    world.wait("the job says that its node is lost", || {
-        let (reason, message) = world.condition("ops", "coj/quickstart", "Ready");
-        reason == "NodeLost" && message.contains("node2")
-    });
+    world.cluster.kill_node(3);
+    for (object, node) in [("bmp/smollm2", "node2"), ("coj/quickstart", "node3")] {
+        world.wait(&format!("{object} says that its node is lost"), || {
+            let (reason, message) = world.condition("ops", object, "Ready");
+            reason == "NodeLost" && message.contains(node) && message.contains("out-of-service")
+        });
+    }
+    // The two ways out of it.
     world.cluster.kubectl(&["delete", "node", "node2"]);
+    world.cluster.kubectl(&["taint", "node", "node3", "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"]);
     world.wait("a trainer on the first node", || world.step("ops") > 0);
     assert_eq!((on("pool").as_str(), on("trainer").as_str()), ("node1", "node1"));
     let step = world.step("ops");
@@ -72,7 +73,7 @@ fn a_running_job_outlives_upgrades_a_reinstallation_and_its_node() {
 
     // What the first node has taken over serves what comes now.
     world.cluster.kubectl(&["--namespace", "ops", "delete", "coj", "quickstart"]);
-    world.cluster.apply("ops", &replaced(&job(4), "name: quickstart\n", "name: short\n"));
+    world.cluster.apply("ops", &short_job("short", 4));
     world
         .cluster
         .apply("ops", &replaced(&example("quickstart/deployment.yaml"), "jobRef:\n      name: quickstart", "jobRef:\n      name: short"));

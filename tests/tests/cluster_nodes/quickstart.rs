@@ -6,12 +6,13 @@ use std::process::{Child, Command};
 use std::time::Instant;
 
 use carryon_crds::CarryOnDeployment;
-use carryon_tests::{binary, example, model, python, quickstart_data, repository};
+use carryon_tests::{binary, example, model, python, repository};
 use kube::ResourceExt as _;
 use serde_json::json;
+use tempfile::TempDir;
 
 use super::load::{Load, Outcome, ask};
-use super::world::{HOME, World, job, replaced};
+use super::world::{HOME, World, job, short_job};
 
 const STEPS: u32 = 20;
 
@@ -41,14 +42,10 @@ impl Watch {
 }
 
 /// The same manifests and data by `carryon-operator local`: the head's bytes.
-fn local_head() -> Vec<u8> {
-    let root = std::env::temp_dir().join(format!("carryon-same-{}", std::process::id()));
-    let (manifests, data, state) = (root.join("manifests"), root.join("data"), root.join("state"));
-    std::fs::create_dir_all(&manifests).unwrap();
-    std::fs::create_dir_all(&data).unwrap();
-    for file in ["train.jsonl", "eval.jsonl"] {
-        std::fs::copy(quickstart_data(file), data.join(file)).unwrap();
-    }
+fn local_head(world: &World) -> Vec<u8> {
+    let root = TempDir::new().unwrap();
+    let (manifests, state) = (root.path().join("manifests"), root.path().join("state"));
+    std::fs::create_dir(&manifests).unwrap();
     for (file, text) in
         [("pool.yaml", example("quickstart/pool.yaml")), ("job.yaml", job(STEPS)), ("volumes.yaml", example("quickstart/volumes.yaml"))]
     {
@@ -59,19 +56,18 @@ fn local_head() -> Vec<u8> {
         operator.arg("local").args(arguments).arg("--state-dir").arg(&state);
         operator
     };
-    let mut up = local(&["up", "--detach", "--until", "complete", "--timeout", "300"]);
+    let mut up = local(&["up", "--detach", "--until", "complete", "--timeout", "480"]);
     up.arg("-f").arg(&manifests).arg("--worker").arg(binary("carryon-worker"));
     up.args([
         "--volume",
         &format!("models={}", model().parent().unwrap().display()),
         "--volume",
-        &format!("quickstart-data={}", data.display()),
+        &format!("quickstart-data={}", world.data().display()),
     ]);
     let output = up.output().unwrap();
     let head = std::fs::read(state.join("volumes/quickstart-output/quickstart/head/head.safetensors"));
     assert!(local(&["down"]).status().unwrap().success());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    std::fs::remove_dir_all(&root).unwrap();
     head.unwrap()
 }
 
@@ -208,8 +204,7 @@ fn killed_under_load(world: &World, url: &str) {
 
 /// A second head takes the first one's place while clients ask; none of them notices anything but other answers.
 fn rolled(world: &World, url: &str) {
-    let second = replaced(&job(4), "name: quickstart\n", "name: second\n");
-    world.cluster.apply("unbroken", &second);
+    world.cluster.apply("unbroken", &short_job("second", 4));
     world.wait("the second head", || world.condition("unbroken", "coj/second", "Complete").0 == "Complete");
     let load = Load::start(&world.cluster, url, 2, 4);
     world.wait("answers of the first head", || load.answered() >= 4);
@@ -232,7 +227,7 @@ fn rolled(world: &World, url: &str) {
 
 #[test]
 fn the_quick_start_is_served_from_two_nodes_with_the_bits_of_a_local_run() {
-    let Some(world) = World::start() else { return };
+    let Some(world) = World::start(2) else { return };
     world.install("install", "carry-on", &[]);
     let url = unbroken(&world);
     metrics(&world);
@@ -242,5 +237,5 @@ fn the_quick_start_is_served_from_two_nodes_with_the_bits_of_a_local_run() {
     killed_under_load(&world, &broken_url);
     world.cluster.kubectl(&["delete", "namespace", "broken", "--wait=false"]);
     rolled(&world, &url);
-    assert!(local_head() == head, "the head of the local run has other bits");
+    assert!(local_head(&world) == head, "the head of the local run has other bits");
 }

@@ -1,6 +1,7 @@
-//! Two nodes, the chart, and the quick start with few steps.
+//! Real nodes, the chart, and the quick start with few steps.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Output;
 
 use carryon_crds::condition::is_true;
@@ -11,19 +12,23 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::Value;
+use tempfile::TempDir;
 
 pub const HOME: &str = "carry-on-system";
 /// Longest wait: machines differ fivefold in how long training takes.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(480);
+/// Samples a head is evaluated on: half the time of a short run would go into all fifty.
+const EVALUATED: usize = 10;
 
 pub struct World {
     pub cluster: TestCluster,
+    data: TempDir,
 }
 
 impl World {
-    /// Two nodes of our own; none, after a word about it, when this machine cannot have them.
-    pub fn start() -> Option<Self> {
-        Self::of(TestCluster::start(2).and_then(TestCluster::ours_only)?)
+    /// Nodes of our own; none, after a word about it, when this machine cannot have them.
+    pub fn start(nodes: usize) -> Option<Self> {
+        Self::of(TestCluster::start(nodes).and_then(TestCluster::ours_only)?)
     }
 
     /// A node of our own, or the cluster that the caller of the test has named.
@@ -33,7 +38,16 @@ impl World {
 
     fn of(cluster: TestCluster) -> Option<Self> {
         cluster.load_images();
-        Some(Self { cluster })
+        let data = TempDir::new().unwrap();
+        std::fs::copy(quickstart_data("train.jsonl"), data.path().join("train.jsonl")).unwrap();
+        let samples = std::fs::read_to_string(quickstart_data("eval.jsonl")).unwrap();
+        std::fs::write(data.path().join("eval.jsonl"), samples.split_inclusive('\n').take(EVALUATED).collect::<String>()).unwrap();
+        Some(Self { cluster, data })
+    }
+
+    /// Folder of the quick start's data, with fewer samples to evaluate on.
+    pub fn data(&self) -> &Path {
+        self.data.path()
     }
 
     pub fn helm(&self, arguments: &[&str]) -> Output {
@@ -54,7 +68,7 @@ impl World {
         self.cluster.kubectl(&["create", "namespace", namespace]);
         self.cluster.kubectl(&["label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted"]);
         self.cluster.claim(namespace, "models", &[("SmolLM2-135M-Instruct.Q4_1.gguf", &model())]);
-        let [train, eval] = ["train.jsonl", "eval.jsonl"].map(quickstart_data);
+        let [train, eval] = ["train.jsonl", "eval.jsonl"].map(|file| self.data().join(file));
         self.cluster.claim(namespace, "quickstart-data", &[("train.jsonl", &train), ("eval.jsonl", &eval)]);
         self.cluster.apply(namespace, &example("quickstart/volumes.yaml"));
     }
@@ -179,6 +193,12 @@ impl World {
 pub fn replaced(text: &str, from: &str, to: &str) -> String {
     assert!(text.contains(from), "there is no {from:?} any more in\n{text}");
     text.replace(from, to)
+}
+
+/// A job like the quick start's, soon done.
+pub fn short_job(name: &str, steps: u32) -> String {
+    let text = replaced(&job(steps), "perDeviceTrainBatchSize: 8", "perDeviceTrainBatchSize: 2");
+    replaced(&text, "name: quickstart\n", &format!("name: {name}\n"))
 }
 
 /// The quick start's job with so many steps, checkpointed every fourth.
