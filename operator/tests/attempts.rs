@@ -86,7 +86,7 @@ fn a_job_completes_and_stays_complete_when_its_child_is_gone() {
     assert_eq!(scene.reconcile(), named("quickstart-1"));
     assert_eq!(scene.says(), "Reconciling AttemptStarting: attempt 1: its pod is made");
     scene.reconcile();
-    assert_eq!(scene.says(), "Ready Running: attempt 1 on BaseModelPool default/smollm2: starting");
+    assert_eq!(scene.says(), "Ready Running: attempt 1 on BaseModelPool default/smollm2: its pod runs");
     assert_eq!(scene.ends(0, &done()), (None, None));
     assert_eq!(scene.says(), "Ready+Complete Complete: the head is written; status.artifact names it");
     let artifact = scene.job.status.as_ref().unwrap().artifact.clone().unwrap();

@@ -87,7 +87,8 @@ fn attempt(job: &Validated, number: u32, observed: &Observed) -> Standing {
     if !observed.pods.iter().any(|pod| phase(pod) == "Running") {
         return Standing::in_progress("AttemptStarting", format!("attempt {number}: waiting for its pod to run"));
     }
-    let phase = observed.progress.as_ref().map_or("starting", |progress| progress.phase.as_str());
+    // A trainer that only starts, or has no more to say, does not answer.
+    let phase = observed.progress.as_ref().map_or("its pod runs", |progress| progress.phase.as_str());
     let pool = format!("{}/{}", job.owner.namespace, job.pool);
     Standing::current("Running", format!("attempt {number} on BaseModelPool {pool}: {phase}"))
 }

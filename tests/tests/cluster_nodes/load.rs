@@ -1,6 +1,6 @@
 //! Clients of a gateway that never stop asking.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use carryon_tests::cluster::TestCluster;
@@ -19,24 +19,30 @@ pub enum Outcome {
 /// So many clients, each with one request at a time.
 pub struct Load {
     ends: Arc<AtomicBool>,
+    begun: Arc<AtomicUsize>,
     outcomes: Arc<Mutex<Vec<Outcome>>>,
     clients: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Load {
     pub fn start(cluster: &TestCluster, url: &str, clients: usize, tokens: u32) -> Self {
-        let (ends, outcomes) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Vec<Outcome>>>::default());
+        let (ends, begun, outcomes) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default(), Arc::<Mutex<Vec<Outcome>>>::default());
         let clients = (0..clients).map(|_| {
-            let (url, ends, outcomes) = (url.to_owned(), ends.clone(), outcomes.clone());
+            let (url, ends, begun, outcomes) = (url.to_owned(), ends.clone(), begun.clone(), outcomes.clone());
             cluster.spawn(async move {
                 while !ends.load(Ordering::Relaxed) {
-                    let outcome = ask(&url, tokens).await;
+                    let outcome = outcome(stream(&url, tokens, || _ = begun.fetch_add(1, Ordering::Relaxed)).await);
                     outcomes.lock().unwrap().push(outcome);
                 }
             })
         });
         let clients = clients.collect();
-        Self { ends, outcomes, clients }
+        Self { ends, begun, outcomes, clients }
+    }
+
+    /// Streams of which a first piece has come.
+    pub fn begun(&self) -> usize {
+        self.begun.load(Ordering::Relaxed)
     }
 
     pub fn answered(&self) -> usize {
@@ -57,10 +63,16 @@ impl Load {
 
 /// Streams one completion, over a connection of its own.
 pub async fn ask(url: &str, tokens: u32) -> Outcome {
-    stream(url, tokens).await.map_or_else(|error| Outcome::Failed(format!("{error:#?}")), Outcome::Answered)
+    outcome(stream(url, tokens, || ()).await)
 }
 
-async fn stream(url: &str, tokens: u32) -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+fn outcome(answer: Result<String, Error>) -> Outcome {
+    answer.map_or_else(|error| Outcome::Failed(format!("{error:#?}")), Outcome::Answered)
+}
+
+async fn stream(url: &str, tokens: u32, begins: impl Fn()) -> Result<String, Error> {
     let client = reqwest::Client::builder().no_proxy().timeout(std::time::Duration::from_secs(60)).build()?;
     let asked = json!({ "model": "quickstart", "prompt": "Tom has 3 apples and buys 4 more.", "max_tokens": tokens, "temperature": 0, "stream": true });
     let answer = client.post(format!("{url}/completions")).json(&asked).send().await?;
@@ -69,6 +81,9 @@ async fn stream(url: &str, tokens: u32) -> Result<String, Box<dyn std::error::Er
     }
     let (mut pieces, mut bytes) = (answer.bytes_stream(), Vec::new());
     while let Some(piece) = pieces.next().await {
+        if bytes.is_empty() {
+            begins();
+        }
         bytes.extend(piece?);
     }
     let (mut text, mut done) = (String::new(), false);

@@ -341,7 +341,8 @@ mod tests {
                     multiply_with(Isa::Portable, precision, left, right, panels, &mut portable);
                     for isa in [Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16].into_iter().filter(|i| *i <= isa()) {
                         multiply_with(isa, precision, left, right, panels, &mut fast);
-                        if precision == Precision::F32 {
+                        // Only the instruction for bf16 rounds in its own way.
+                        if precision == Precision::F32 || isa != Isa::Avx512Bf16 {
                             assert_eq!(portable, fast, "{isa:?} {rows} rows {panels} panels");
                         }
                         for (a, b) in portable.iter().zip(&fast) {

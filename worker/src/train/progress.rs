@@ -67,8 +67,9 @@ impl Default for Console {
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
-        let last_line = Instant::now();
-        Self { snapshot: Snapshot::default(), bar, phase: Phase::Connecting, unit: "", last_line, pace: None }
+        let phase = Phase::Connecting;
+        let snapshot = Arc::new(Mutex::new(Progress { phase: phase.name().to_owned(), ..Progress::default() }));
+        Self { snapshot, bar, phase, unit: "", last_line: Instant::now(), pace: None }
     }
 }
 
