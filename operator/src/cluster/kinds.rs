@@ -22,8 +22,6 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc::UnboundedReceiver;
-use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::apply::Applier;
 use super::ask::Ask;
@@ -114,24 +112,24 @@ pub trait Kind:
     }
 }
 
-/// Reconciles the objects of a kind that come out of `queue`, until it is closed.
-pub async fn run<K: Kind>(
-    context: Arc<Context>,
-    queue: Queue<K>,
-    store: Store<Guarded<K>>,
-    to_do: UnboundedReceiver<ObjectRef<Guarded<K>>>,
-) {
-    let to_do = UnboundedReceiverStream::new(to_do).map(Ok::<_, std::convert::Infallible>);
+/// Reconciles the objects of a kind that come out of `queue`.
+pub async fn run<K: Kind>(context: Arc<Context>, queue: Queue<K>, store: Store<Guarded<K>>) {
+    let objects = queue.objects(store.clone()).map(Ok::<_, std::convert::Infallible>);
     let config = Config::default().concurrency(CONCURRENCY);
     let results = applier(
-        |object, context| {
-            queue.begun(&ObjectRef::from_obj(&*object));
-            Box::pin(reconcile::<K>(object, context))
+        |object: Arc<Guarded<K>>, context| {
+            let (queue, reference) = (queue.clone(), ObjectRef::from_obj(&*object));
+            queue.begun(&reference);
+            Box::pin(async move {
+                let action = reconcile::<K>(object, context).await;
+                queue.ended(&reference);
+                action
+            })
         },
         |object, failure: &Failure, context: Arc<Context>| back_off::<K>(&object, failure, &context),
         context,
         store,
-        to_do,
+        objects,
         config,
     );
     // Failures are logged and counted where they are backed off.

@@ -113,10 +113,7 @@ async fn work(args: RunArgs, client: Client, endpoint: Endpoint, leader: leader:
     let serving = endpoint.clone();
     let work = async move {
         leader.elected().await?;
-        let (pools, pools_to_do) = Queue::new();
-        let (jobs, jobs_to_do) = Queue::new();
-        let (deployments, deployments_to_do) = Queue::new();
-        let wake = Wake { pools, jobs, deployments };
+        let wake = Wake { pools: Queue::default(), jobs: Queue::default(), deployments: Queue::default() };
         let written = Arc::<Written>::default();
         let (caches, mut watches) = caches::start(&client, args.namespace.as_deref(), wake.clone(), written.clone()).await?;
         let reporter = Reporter { controller: names::MANAGER.to_owned(), instance: Some(args.identity.clone()) };
@@ -128,9 +125,9 @@ async fn work(args: RunArgs, client: Client, endpoint: Endpoint, leader: leader:
         endpoint.ready(context.clone());
         tracing::info!("working as {}", args.identity);
         tokio::select! {
-            () = kinds::run(context.clone(), wake.pools, caches.pools.store(), pools_to_do) => anyhow::bail!("the queue of pools has ended"),
-            () = kinds::run(context.clone(), wake.jobs, caches.jobs.store(), jobs_to_do) => anyhow::bail!("the queue of jobs has ended"),
-            () = kinds::run(context.clone(), wake.deployments, caches.deployments.store(), deployments_to_do) => anyhow::bail!("the queue of deployments has ended"),
+            () = kinds::run(context.clone(), wake.pools, caches.pools.store()) => anyhow::bail!("the queue of pools has ended"),
+            () = kinds::run(context.clone(), wake.jobs, caches.jobs.store()) => anyhow::bail!("the queue of jobs has ended"),
+            () = kinds::run(context.clone(), wake.deployments, caches.deployments.store()) => anyhow::bail!("the queue of deployments has ended"),
             ended = watches.join_next() => anyhow::bail!("a watch has ended: {ended:?}"),
             lost = leader.lost() => Err(lost),
         }

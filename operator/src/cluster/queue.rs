@@ -1,62 +1,120 @@
-//! A queue of objects of one kind, and how long it is.
+//! A queue of objects of one kind: first in, first out, however long it gets.
+//!
+//! kube's runner starts what it holds in no order, so that some objects would wait for as long as others come. It is handed one at a time,
+//! when it can start one, and none that it is at work on: such an object goes to the end of the queue when the work is done.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures::Stream;
 use kube::Resource;
 use kube::runtime::reflector::{ObjectRef, Store};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::Notify;
 
 use super::caches::Guarded;
 
 /// Objects that somebody has to look at.
-pub struct Queue<K: Resource<DynamicType = ()>> {
-    sender: UnboundedSender<ObjectRef<Guarded<K>>>,
-    waiting: Arc<Mutex<HashSet<ObjectRef<Guarded<K>>>>>,
+pub struct Queue<K: Resource<DynamicType = ()>>(Arc<Shared<K>>);
+
+struct Shared<K: Resource<DynamicType = ()>> {
+    state: Mutex<State<K>>,
+    changed: Notify,
+}
+
+struct State<K: Resource<DynamicType = ()>> {
+    /// Those of `waiting` that nobody is at work on, and some that a timer has started since.
+    order: VecDeque<ObjectRef<Guarded<K>>>,
+    waiting: HashSet<ObjectRef<Guarded<K>>>,
+    running: HashSet<ObjectRef<Guarded<K>>>,
+    /// Came out and is not begun.
+    handed: Option<ObjectRef<Guarded<K>>>,
 }
 
 impl<K: Resource<DynamicType = ()>> Clone for Queue<K> {
     fn clone(&self) -> Self {
-        Self { sender: self.sender.clone(), waiting: self.waiting.clone() }
+        Self(self.0.clone())
+    }
+}
+
+impl<K: Resource<DynamicType = ()>> Default for Queue<K> {
+    fn default() -> Self {
+        let state = State { order: VecDeque::new(), waiting: HashSet::new(), running: HashSet::new(), handed: None };
+        Self(Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() }))
     }
 }
 
 impl<K: Resource<DynamicType = ()> + Clone + 'static> Queue<K> {
-    /// An empty queue, and where its objects come out.
-    pub fn new() -> (Self, UnboundedReceiver<ObjectRef<Guarded<K>>>) {
-        let (sender, receiver) = unbounded_channel();
-        (Self { sender, waiting: Arc::default() }, receiver)
-    }
-
-    /// Puts an object in.
+    /// Puts an object in, unless it waits already.
     pub fn push(&self, namespace: &str, name: &str) {
         let object = ObjectRef::new(name).within(namespace);
-        self.waiting().insert(object.clone());
-        // Nobody listens any more when the operator is about to end.
-        let _ = self.sender.send(object);
+        let mut state = self.state();
+        if state.waiting.insert(object.clone()) && !state.running.contains(&object) {
+            state.order.push_back(object);
+        }
+        self.0.changed.notify_one();
     }
 
-    /// Somebody looks at the object now.
+    /// Somebody looks at the object now, asked by the queue or by a timer.
     pub fn begun(&self, object: &ObjectRef<Guarded<K>>) {
-        self.waiting().remove(object);
+        let mut state = self.state();
+        state.waiting.remove(object);
+        state.running.insert(object.clone());
+        state.handed.take_if(|handed| handed == object);
+        self.0.changed.notify_one();
+    }
+
+    /// The look is over.
+    pub fn ended(&self, object: &ObjectRef<Guarded<K>>) {
+        let mut state = self.state();
+        state.running.remove(object);
+        if state.waiting.contains(object) {
+            state.order.push_back(object.clone());
+        }
+        self.0.changed.notify_one();
+    }
+
+    /// The objects to look at, each when the one before it is begun or gone.
+    pub fn objects(&self, store: Store<Guarded<K>>) -> impl Stream<Item = ObjectRef<Guarded<K>>> + use<K> {
+        futures::stream::unfold((self.clone(), store), async |(queue, store)| {
+            loop {
+                if let Some(object) = queue.hand_out(&store) {
+                    return Some((object, (queue, store)));
+                }
+                queue.0.changed.notified().await;
+            }
+        })
+    }
+
+    fn hand_out(&self, store: &Store<Guarded<K>>) -> Option<ObjectRef<Guarded<K>>> {
+        let mut state = self.state();
+        // Nobody ever looks at one that is gone.
+        state.handed.take_if(|handed| store.get(handed).is_none());
+        while state.handed.is_none() {
+            let object = state.order.pop_front()?;
+            if store.get(&object).is_none() {
+                state.waiting.remove(&object);
+            } else if state.waiting.contains(&object) && !state.running.contains(&object) {
+                state.handed = Some(object.clone());
+                return Some(object);
+            }
+        }
+        None
     }
 
     /// Objects that exist and wait.
     pub fn length(&self, store: &Store<Guarded<K>>) -> usize {
-        let mut waiting = self.waiting();
-        // Nobody ever looks at one that is gone.
-        waiting.retain(|object| store.get(object).is_some());
-        waiting.len()
+        self.state().waiting.iter().filter(|object| store.get(object).is_some()).count()
     }
 
-    fn waiting(&self) -> MutexGuard<'_, HashSet<ObjectRef<Guarded<K>>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State<K>> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use carryon_crds::BaseModelPool;
+    use futures::{FutureExt as _, StreamExt as _};
     use kube::core::DeserializeGuard;
     use kube::runtime::reflector::store;
     use kube::runtime::watcher::Event;
@@ -65,17 +123,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_object_waits_once_until_it_is_looked_at_or_gone() {
+    fn objects_come_out_in_order_once_and_not_while_they_are_looked_at() {
         let (reader, mut writer) = store();
-        for name in ["a", "b"] {
+        let pool = |name: &str| {
             let pool = json!({"metadata": {"name": name, "namespace": "space"}, "spec": {"model": {"source": {}}}});
-            writer.apply_watcher_event(&Event::Apply(serde_json::from_value::<DeserializeGuard<BaseModelPool>>(pool).unwrap()));
-        }
-        let (queue, mut to_do) = Queue::<BaseModelPool>::new();
-        ["a", "b", "a", "gone"].iter().for_each(|name| queue.push("space", name));
-        assert_eq!(queue.length(&reader), 2);
-        queue.begun(&to_do.try_recv().unwrap());
-        assert_eq!(queue.length(&reader), 1);
-        assert_eq!(to_do.len(), 3);
+            serde_json::from_value::<DeserializeGuard<BaseModelPool>>(pool).unwrap()
+        };
+        ["a", "b", "c", "d"].iter().for_each(|name| writer.apply_watcher_event(&Event::Apply(pool(name))));
+        let queue = Queue::<BaseModelPool>::default();
+        let mut objects = queue.objects(reader.clone()).boxed();
+        let mut next = || objects.next().now_or_never().map(|object| object.unwrap().name);
+        ["gone", "c", "a", "c", "b", "d"].iter().for_each(|name| queue.push("space", name));
+        assert_eq!(queue.length(&reader), 4);
+
+        let object = |name: &str| ObjectRef::new(name).within("space");
+        assert_eq!((next().as_deref(), next()), (Some("c"), None));
+        queue.begun(&object("c"));
+        queue.push("space", "c");
+        assert_eq!(queue.length(&reader), 4);
+        // A timer is quicker than the queue.
+        queue.begun(&object("a"));
+        queue.ended(&object("a"));
+        assert_eq!((next().as_deref(), next()), (Some("b"), None));
+        queue.begun(&object("b"));
+        queue.ended(&object("c"));
+        assert_eq!((next().as_deref(), next()), (Some("d"), None));
+        writer.apply_watcher_event(&Event::Delete(pool("d")));
+        assert_eq!((next().as_deref(), next()), (Some("c"), None));
+        queue.begun(&object("c"));
+        assert_eq!((next(), queue.length(&reader)), (None, 0));
     }
 }
