@@ -48,7 +48,10 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Queue<K> {
     pub fn push(&self, namespace: &str, name: &str) {
         let object = ObjectRef::new(name).within(namespace);
         let mut state = self.state();
-        if state.waiting.insert(object.clone()) && !state.running.contains(&object) {
+        if state.handed.take_if(|handed| *handed == object).is_some() {
+            // It may have been gone, and be another now: then nobody begins what was handed out.
+            state.order.push_front(object);
+        } else if state.waiting.insert(object.clone()) && !state.running.contains(&object) {
             state.order.push_back(object);
         }
         self.0.changed.notify_one();
@@ -73,7 +76,7 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Queue<K> {
         self.0.changed.notify_one();
     }
 
-    /// The objects to look at, each when the one before it is begun or gone.
+    /// The objects to look at, each when the one before it is begun, or pushed again because it is gone.
     pub fn objects(&self, store: Store<Guarded<K>>) -> impl Stream<Item = ObjectRef<Guarded<K>>> + use<K> {
         futures::stream::unfold((self.clone(), store), async |(queue, store)| {
             loop {
@@ -87,11 +90,10 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Queue<K> {
 
     fn hand_out(&self, store: &Store<Guarded<K>>) -> Option<ObjectRef<Guarded<K>>> {
         let mut state = self.state();
-        // Nobody ever looks at one that is gone.
-        state.handed.take_if(|handed| store.get(handed).is_none());
         while state.handed.is_none() {
             let object = state.order.pop_front()?;
             if store.get(&object).is_none() {
+                // Nobody ever looks at one that is gone.
                 state.waiting.remove(&object);
             } else if state.waiting.contains(&object) && !state.running.contains(&object) {
                 state.handed = Some(object.clone());
@@ -148,9 +150,18 @@ mod tests {
         queue.begun(&object("b"));
         queue.ended(&object("c"));
         assert_eq!((next().as_deref(), next()), (Some("d"), None));
+        // Each change of an object pushes it, its deletion too.
         writer.apply_watcher_event(&Event::Delete(pool("d")));
+        queue.push("space", "d");
         assert_eq!((next().as_deref(), next()), (Some("c"), None));
         queue.begun(&object("c"));
+        assert_eq!((next(), queue.length(&reader)), (None, 0));
+        writer.apply_watcher_event(&Event::Apply(pool("d")));
+        queue.push("space", "d");
+        assert_eq!((next().as_deref(), next()), (Some("d"), None));
+        queue.push("space", "d");
+        assert_eq!((next().as_deref(), next()), (Some("d"), None));
+        queue.begun(&object("d"));
         assert_eq!((next(), queue.length(&reader)), (None, 0));
     }
 }
