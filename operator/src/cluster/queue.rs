@@ -76,7 +76,7 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Queue<K> {
         self.0.changed.notify_one();
     }
 
-    /// The objects to look at, each when the one before it is begun, or pushed again because it is gone.
+    /// The objects to look at, each when the one before it is begun or gone.
     pub fn objects(&self, store: Store<Guarded<K>>) -> impl Stream<Item = ObjectRef<Guarded<K>>> + use<K> {
         futures::stream::unfold((self.clone(), store), async |(queue, store)| {
             loop {
@@ -90,6 +90,10 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Queue<K> {
 
     fn hand_out(&self, store: &Store<Guarded<K>>) -> Option<ObjectRef<Guarded<K>>> {
         let mut state = self.state();
+        // Deleted while nobody watched: nothing pushes it again, and nobody begins it.
+        if let Some(gone) = state.handed.take_if(|handed| store.get(handed).is_none()) {
+            state.order.push_front(gone);
+        }
         while state.handed.is_none() {
             let object = state.order.pop_front()?;
             if store.get(&object).is_none() {
@@ -150,7 +154,19 @@ mod tests {
         queue.begun(&object("b"));
         queue.ended(&object("c"));
         assert_eq!((next().as_deref(), next()), (Some("d"), None));
+        // Deleted while nobody watched; the next change of any object is noticed.
+        writer.apply_watcher_event(&Event::Delete(pool("d")));
+        queue.push("space", "a");
+        assert_eq!((next().as_deref(), next()), (Some("c"), None));
+        queue.begun(&object("c"));
+        queue.ended(&object("c"));
+        assert_eq!((next().as_deref(), next()), (Some("a"), None));
+        queue.begun(&object("a"));
+        queue.ended(&object("a"));
         // Each change of an object pushes it, its deletion too.
+        writer.apply_watcher_event(&Event::Apply(pool("d")));
+        ["d", "c"].iter().for_each(|name| queue.push("space", name));
+        assert_eq!((next().as_deref(), next()), (Some("d"), None));
         writer.apply_watcher_event(&Event::Delete(pool("d")));
         queue.push("space", "d");
         assert_eq!((next().as_deref(), next()), (Some("c"), None));
