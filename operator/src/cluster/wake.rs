@@ -3,9 +3,10 @@
 use carryon_crds::common::ClaimPath;
 use carryon_crds::condition::is_true;
 use carryon_crds::condition::types::READY;
-use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
+use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
 use kube::api::PartialObjectMeta;
+use kube::core::object::HasStatus;
 use kube::{Resource, ResourceExt as _};
 
 use super::caches::{Cache, Caches, Guarded};
@@ -27,6 +28,16 @@ fn space<K: Resource>(object: &K) -> String {
     object.namespace().unwrap_or_default()
 }
 
+/// An object that changed itself: ahead of the others when nobody has looked at its spec.
+fn own<K>(queue: &Queue<K>, object: &Guarded<K>, observed: impl Fn(&K::Status) -> Option<i64>)
+where
+    K: Resource<DynamicType = ()> + HasStatus + Clone + 'static,
+{
+    let (space, name) = (space(object), object.name_any());
+    let new = object.0.as_ref().is_ok_and(|object| object.status().and_then(observed) != object.meta().generation);
+    if new { queue.push_ahead(&space, &name) } else { queue.push(&space, &name) }
+}
+
 impl Wake {
     /// Everybody.
     pub fn all(&self, caches: &Caches) {
@@ -41,7 +52,7 @@ impl Wake {
     /// A pool, the jobs that train on it and the deployments it serves.
     pub fn pool(&self, caches: &Caches, pool: &Guarded<BaseModelPool>) {
         let (space, name) = (space(pool), pool.name_any());
-        self.pools.push(&space, &name);
+        own(&self.pools, pool, |status| status.observed_generation);
         self.jobs_that(caches, &space, |job| job.spec.pools.iter().any(|pool| pool.name == name));
         self.deployments_that(caches, &space, |deployment| deployment.spec.pools.iter().any(|pool| pool.name == name));
     }
@@ -55,14 +66,14 @@ impl Wake {
     /// A job, and the deployments that serve its head.
     pub fn job(&self, caches: &Caches, job: &Guarded<CarryOnJob>) {
         let (space, name) = (space(job), job.name_any());
-        self.jobs.push(&space, &name);
+        own(&self.jobs, job, |status| status.observed_generation);
         self.deployments_that(caches, &space, |deployment| refers_to(deployment, &name));
     }
 
     /// A deployment, and the jobs that wait for it before they are removed.
     pub fn deployment(&self, caches: &Caches, deployment: &Guarded<CarryOnDeployment>) {
         let space = space(deployment);
-        self.deployments.push(&space, &deployment.name_any());
+        own(&self.deployments, deployment, |status| status.observed_generation);
         self.jobs_that(caches, &space, |job| job.spec.ttl_seconds_after_finished.is_some());
     }
 
@@ -108,12 +119,8 @@ impl Wake {
         });
     }
 
-    /// The jobs whose data are in the ConfigMap.
+    /// The jobs whose data are in the ConfigMap. Our own are watched as children.
     pub fn users_of_data(&self, caches: &Caches, data: &PartialObjectMeta<ConfigMap>) {
-        // Our own ConfigMaps are watched as children.
-        if data.labels().get("app.kubernetes.io/managed-by").is_some_and(|manager| manager == names::MANAGER) {
-            return;
-        }
         let name = data.name_any();
         self.jobs_that(caches, &space(data), |job| job.spec.data.source.config_map.as_ref().is_some_and(|source| source.name == name));
     }
