@@ -84,7 +84,7 @@ fn named(name: &str) -> (Option<String>, Option<String>) {
 fn a_job_completes_and_stays_complete_when_its_child_is_gone() {
     let mut scene = Scene::new(json!({}));
     assert_eq!(scene.reconcile(), named("quickstart-1"));
-    assert_eq!(scene.says(), "Reconciling AttemptStarting: attempt 1: its pod is made");
+    assert_eq!(scene.says(), "Reconciling AttemptStarting: attempt 1: waiting for its pod to run");
     scene.reconcile();
     assert_eq!(scene.says(), "Ready Running: attempt 1 on BaseModelPool default/smollm2: its pod runs");
     assert_eq!(scene.ends(0, &done()), (None, None));
@@ -114,7 +114,7 @@ fn a_deleted_pod_leaves_its_exit_code_in_the_batch_jobs_words() {
 #[test]
 fn exit_codes_decide_what_comes_next() {
     let cases = [
-        (75, "checkpointed", named("quickstart-2"), 0, "Reconciling AttemptStarting: attempt 2: its pod is made"),
+        (75, "checkpointed", named("quickstart-2"), 0, "Reconciling AttemptStarting: attempt 2: waiting for its pod to run"),
         (
             1,
             "no memory",

@@ -38,6 +38,8 @@ const RESYNC: Duration = Duration::from_secs(600);
 /// Wait after the first failure; doubled by each further one.
 const BACK_OFF: Duration = Duration::from_millis(500);
 const BACK_OFF_LIMIT: Duration = Duration::from_secs(120);
+/// How long a status that was written is remembered; the cache sees it long before.
+const FRESH: Duration = Duration::from_secs(60);
 /// How often an object that the cluster refuses, or that waits for something nobody watches, is tried again.
 const RETRY: Duration = Duration::from_secs(30);
 
@@ -59,8 +61,15 @@ pub struct Context {
     pub settings: Settings,
     /// Failures in a row, by kind and path.
     failures: Mutex<HashMap<String, u32>>,
-    /// When a status was last written, by kind and path.
-    written: Mutex<HashMap<String, Instant>>,
+    /// The statuses written of late, by kind and path.
+    written: Mutex<HashMap<String, Written>>,
+}
+
+/// A status that was written.
+struct Written {
+    at: Instant,
+    /// The version of the object that it has replaced, and that a cache may still hold.
+    replaced: Option<String>,
 }
 
 impl Context {
@@ -149,6 +158,9 @@ async fn reconcile<K: Kind>(object: Arc<Guarded<K>>, context: Arc<Context>) -> R
             return Ok(Action::await_change());
         }
     };
+    if is_outdated(object, &context) {
+        return Ok(Action::await_change());
+    }
     let started = Instant::now();
     let now = Time(Timestamp::now());
     let action = match object.turn(&context, &now).await? {
@@ -168,7 +180,7 @@ async fn conclude<K: Kind>(object: &K, turn: Turn<K::Status>, context: &Context)
         return Ok(action);
     }
     let figures = object.status().is_some_and(|old| K::differs_in_figures_only(old, &turn.status));
-    let last = lock(&context.written).get(&path(object)).copied();
+    let last = lock(&context.written).get(&path(object)).map(|written| written.at);
     if let (true, Some(quiet), Some(last)) = (figures, turn.quiet, last)
         && last.elapsed() < quiet
     {
@@ -179,8 +191,8 @@ async fn conclude<K: Kind>(object: &K, turn: Turn<K::Status>, context: &Context)
     let api: Api<K> = Api::namespaced(context.client.clone(), &object.namespace().unwrap_or_default());
     let parameters = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
     match api.replace_status(&object.name_any(), &parameters, &wanted).await {
-        Ok(_) => {
-            lock(&context.written).insert(path(object), Instant::now());
+        Ok(new) => {
+            remember(object, &new, context);
             announce(object, &turn.status, context).await;
             Ok(action)
         }
@@ -190,6 +202,20 @@ async fn conclude<K: Kind>(object: &K, turn: Turn<K::Status>, context: &Context)
         Err(error) if code(&error) == 409 => Ok(Action::requeue(Duration::from_secs(1))),
         Err(error) => Err(Failure::Api { step: "write the status of", what: path(object), source: Box::new(error) }),
     }
+}
+
+fn remember<K: Kind>(object: &K, new: &K, context: &Context) {
+    let replaced = object.resource_version().filter(|_| new.resource_version() != object.resource_version());
+    let mut written = lock(&context.written);
+    written.retain(|_, written| written.at.elapsed() < FRESH);
+    written.insert(path(object), Written { at: Instant::now(), replaced });
+}
+
+/// Whether the cache has yet to see the status we wrote last: it will, and wakes us. What we would do on an older one is done already.
+fn is_outdated<K: Kind>(object: &K, context: &Context) -> bool {
+    let written = lock(&context.written);
+    let last = written.get(&path(object)).filter(|written| written.at.elapsed() < FRESH);
+    last.is_some_and(|written| written.replaced.is_some() && written.replaced == object.resource_version())
 }
 
 /// An event for each transition of Ready: its status or its reason.

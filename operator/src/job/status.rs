@@ -66,9 +66,13 @@ fn standing(job: &Validated, ledger: &Ledger, observed: &Observed) -> (Standing,
             let next = ledger.attempts.last().map_or(1, |attempt| attempt.number + 1);
             (Standing::in_progress("BackOff", format!("{last}; attempt {next} starts at {:.0}", until.0)), Vec::new())
         }
-        Plan::Start(number) => (Standing::in_progress("AttemptStarting", format!("attempt {number}: its pod is made")), Vec::new()),
+        Plan::Start(number) => (starting(*number), Vec::new()),
         Plan::Keep(number) => (attempt(job, *number, observed), Vec::new()),
     }
+}
+
+fn starting(number: u32) -> Standing {
+    Standing::in_progress("AttemptStarting", format!("attempt {number}: waiting for its pod to run"))
 }
 
 fn attempt(job: &Validated, number: u32, observed: &Observed) -> Standing {
@@ -85,7 +89,7 @@ fn attempt(job: &Validated, number: u32, observed: &Observed) -> Standing {
         return Standing::current("AttemptEnding", format!("attempt {number}: its pod has ended"));
     }
     if !observed.pods.iter().any(|pod| phase(pod) == "Running") {
-        return Standing::in_progress("AttemptStarting", format!("attempt {number}: waiting for its pod to run"));
+        return starting(number);
     }
     // A trainer that only starts, or has no more to say, does not answer.
     let phase = observed.progress.as_ref().map_or("its pod runs", |progress| progress.phase.as_str());

@@ -98,7 +98,7 @@ fn unbroken(world: &World) -> String {
     println!("{pool}{job}{deployment}");
     for (table, states) in [
         (pool, &["0 of 1 pods are ready", "1 of 1 pods serve"][..]),
-        (job, &["waiting for BaseModelPool", "its pod is made", "training", "the head is written"]),
+        (job, &["waiting for BaseModelPool", "waiting for its pod to run", "training", "the head is written"]),
         (deployment, &["waiting for CarryOnJob", "0 of 1 gateways are ready", "1 of 1 gateways serve"]),
     ] {
         let mut rest = table.as_str();
