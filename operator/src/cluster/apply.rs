@@ -51,8 +51,14 @@ pub struct Applier {
 }
 
 /// What a child is, in Rust.
-pub trait Child: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned {}
-impl<K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned> Child for K {}
+pub trait Child:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + Send + 'static
+{
+}
+impl<K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + Send + 'static> Child
+    for K
+{
+}
 
 impl Applier {
     /// Remembers in `written` what the caches are still to see.
@@ -95,9 +101,9 @@ impl Applier {
             }
             other => other,
         };
-        let applied = applied.map_err(|error| failed("apply", &wanted, error))?;
-        let object = serde_json::to_value(&applied).expect("a child is JSON");
-        self.written.insert(&applied, digest, object);
+        let mut applied = applied.map_err(|error| failed("apply", &wanted, error))?;
+        applied.managed_fields_mut().clear();
+        self.written.insert(applied.clone(), digest);
         Ok(applied)
     }
 

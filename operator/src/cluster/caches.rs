@@ -8,7 +8,9 @@ use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
 use futures::StreamExt as _;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, NodeStatus, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, Node, NodeStatus, PersistentVolumeClaim, Pod, PodSpec, PodTemplateSpec, Secret, Service,
+};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::PartialObjectMeta;
 use kube::core::{DeserializeGuard, NamespaceResourceScope};
@@ -22,6 +24,9 @@ use tokio::task::JoinSet;
 use super::wake::Wake;
 use super::written::Written;
 use crate::shared::meta::{Owner, namespace};
+
+/// Where `kubectl apply` keeps a copy of the whole object.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// An object, or what is known of one that cannot be decoded: it must not stop the watch of its kind.
 pub type Guarded<K> = DeserializeGuard<K>;
@@ -119,22 +124,23 @@ pub async fn start(
     written: Arc<Written>,
 ) -> anyhow::Result<(Arc<Caches>, JoinSet<&'static str>)> {
     let ours = watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={}", names::MANAGER));
+    let others = watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by!={}", names::MANAGER));
     let any = watcher::Config::default();
     let mut watches = Watches { client, namespace, written, tasks: Vec::new() };
     let caches = Arc::new(Caches {
-        pools: watches.kind(&any, Wake::pool),
-        jobs: watches.kind(&any, Wake::job),
-        deployments: watches.kind(&any, Wake::deployment),
-        stateful_sets: watches.kind(&ours, Wake::owner),
-        workloads: watches.kind(&ours, Wake::owner),
-        attempts: watches.kind(&ours, Wake::owner),
-        pods: watches.kind(&ours, Wake::instance),
-        services: watches.kind(&ours, Wake::owner),
-        config_maps: watches.kind(&ours, Wake::owner),
-        budgets: watches.kind(&ours, Wake::owner),
-        claims: watches.names(|wake, caches, claim| wake.users_of_claim(caches, claim)),
-        data: watches.names(|wake, caches, data| wake.users_of_data(caches, data)),
-        secrets: watches.names(|wake, caches, secret| wake.users_of_secret(caches, secret)),
+        pools: watches.kind(&any, whole, Wake::pool),
+        jobs: watches.kind(&any, whole, Wake::job),
+        deployments: watches.kind(&any, whole, Wake::deployment),
+        stateful_sets: watches.kind(&ours, whole, Wake::owner),
+        workloads: watches.kind(&ours, whole, Wake::owner),
+        attempts: watches.kind(&ours, without_template, Wake::owner),
+        pods: watches.kind(&ours, without_containers, Wake::instance),
+        services: watches.kind(&ours, whole, Wake::owner),
+        config_maps: watches.kind(&ours, whole, Wake::owner),
+        budgets: watches.kind(&ours, whole, Wake::owner),
+        claims: watches.names(any.clone(), |wake, caches, claim| wake.users_of_claim(caches, claim)),
+        data: watches.names(others, |wake, caches, data| wake.users_of_data(caches, data)),
+        secrets: watches.names(any.clone(), |wake, caches, secret| wake.users_of_secret(caches, secret)),
         nodes: namespace.is_none().then(|| watches.nodes()),
     });
     let mut running = JoinSet::new();
@@ -172,32 +178,32 @@ impl Watches<'_> {
         }
     }
 
-    fn kind<K>(&mut self, config: &watcher::Config, wakes: impl Fn(&Wake, &Caches, &Guarded<K>) + Send + 'static) -> Cache<K>
+    /// A type of which only what `trim` leaves is kept.
+    fn kind<K>(
+        &mut self,
+        config: &watcher::Config,
+        trim: impl Fn(&mut K) + Send + 'static,
+        wakes: impl Fn(&Wake, &Caches, &Guarded<K>) + Send + 'static,
+    ) -> Cache<K>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     {
         let api: Api<Guarded<K>> = self.api();
-        Cache(self.add(short_name::<K>(), watcher(api, config.clone()), wakes))
+        let events = watcher(api, config.clone()).modify(move |object| object.0.iter_mut().for_each(&trim));
+        Cache(self.add(short_name::<K>(), events, wakes))
     }
 
-    fn names<K>(&mut self, wakes: impl Fn(&Wake, &Caches, &PartialObjectMeta<K>) + Send + 'static) -> Names<K>
+    fn names<K>(&mut self, config: watcher::Config, wakes: impl Fn(&Wake, &Caches, &PartialObjectMeta<K>) + Send + 'static) -> Names<K>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     {
         let api: Api<PartialObjectMeta<K>> = self.api();
-        Names(self.add(short_name::<K>(), watcher(api, watcher::Config::default()), wakes))
+        Names(self.add(short_name::<K>(), watcher(api, config), wakes))
     }
 
-    /// A node says much that changes often and concerns nobody here.
     fn nodes(&mut self) -> Cache<Node> {
         let api: Api<Guarded<Node>> = Api::all(self.client.clone());
-        let nodes = watcher(api, watcher::Config::default()).modify(|node| {
-            if let Ok(node) = &mut node.0 {
-                let allocatable = node.status.take().and_then(|status| status.allocatable);
-                node.status = Some(NodeStatus { allocatable, ..NodeStatus::default() });
-                node.annotations_mut().clear();
-            }
-        });
+        let nodes = watcher(api, watcher::Config::default()).modify(|node| node.0.iter_mut().for_each(allocatable));
         Cache(self.add(short_name::<Node>(), nodes, |wake, caches, _| wake.unready_pools(caches)))
     }
 
@@ -216,7 +222,10 @@ impl Watches<'_> {
         let run: Run = Box::new(move |caches, wake| {
             Box::pin(async move {
                 let mut saw = Some(saw);
-                let events = events.default_backoff().modify(|object| object.managed_fields_mut().clear());
+                let events = events.default_backoff().modify(|object| {
+                    object.managed_fields_mut().clear();
+                    object.annotations_mut().remove(LAST_APPLIED);
+                });
                 let mut events = std::pin::pin!(events);
                 while let Some(event) = events.next().await {
                     let event = match event {
@@ -248,6 +257,28 @@ impl Watches<'_> {
         self.tasks.push(Watch { name, run, seen });
         reader
     }
+}
+
+fn whole<K>(_: &mut K) {}
+
+/// An attempt is never written again: nothing is compared with its template, which is its greatest part.
+fn without_template(attempt: &mut Job) {
+    attempt.spec.iter_mut().for_each(|spec| spec.template = PodTemplateSpec::default());
+}
+
+/// Of a pod's spec, its node and the ports by which it is asked.
+fn without_containers(pod: &mut Pod) {
+    let Some(spec) = pod.spec.take() else { return };
+    let ports = |container: Container| Container { name: container.name, ports: container.ports, ..Container::default() };
+    let containers = spec.containers.into_iter().map(ports).collect();
+    pod.spec = Some(PodSpec { containers, node_name: spec.node_name, ..PodSpec::default() });
+}
+
+/// A node says much that changes often and concerns nobody here.
+fn allocatable(node: &mut Node) {
+    let allocatable = node.status.take().and_then(|status| status.allocatable);
+    node.status = Some(NodeStatus { allocatable, ..NodeStatus::default() });
+    node.annotations_mut().clear();
 }
 
 fn short_name<K>() -> &'static str {

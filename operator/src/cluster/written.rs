@@ -1,12 +1,11 @@
 //! What was written a moment ago, for as long as the caches have not seen it.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use kube::{Resource, ResourceExt as _};
-use serde::de::DeserializeOwned;
-use serde_json::Value;
 
 /// How long what was written stands in for a cache that has not seen it yet.
 const FRESH: Duration = Duration::from_secs(15);
@@ -18,22 +17,23 @@ pub struct Written(Mutex<BTreeMap<String, Entry>>);
 struct Entry {
     digest: String,
     uid: Option<String>,
-    object: Value,
+    object: Box<dyn Any + Send>,
     at: Instant,
 }
 
 impl Written {
     /// `object` was the answer to a write of what has this digest.
-    pub fn insert<K: Resource<DynamicType = ()>>(&self, object: &K, digest: String, value: Value) {
-        self.lock().insert(key(object), Entry { digest, uid: object.uid(), object: value, at: Instant::now() });
+    pub fn insert<K: Resource<DynamicType = ()> + Send + 'static>(&self, object: K, digest: String) {
+        let (key, uid) = (key(&object), object.uid());
+        self.lock().insert(key, Entry { digest, uid, object: Box::new(object), at: Instant::now() });
     }
 
     /// The answer to the last write of `wanted`, when that had this digest and the caches may not have seen it yet.
-    pub fn get<K: Resource<DynamicType = ()> + DeserializeOwned>(&self, wanted: &K, digest: &str) -> Option<K> {
+    pub fn get<K: Resource<DynamicType = ()> + Clone + 'static>(&self, wanted: &K, digest: &str) -> Option<K> {
         let mut entries = self.lock();
         entries.retain(|_, entry| entry.at.elapsed() < FRESH);
         let found = entries.get(&key(wanted)).filter(|entry| entry.digest == digest)?;
-        serde_json::from_value(found.object.clone()).ok()
+        found.object.downcast_ref().cloned()
     }
 
     /// The cache has seen it.
@@ -75,7 +75,7 @@ mod tests {
             serde_json::from_value(json!({ "metadata": { "name": "a", "namespace": "b", "uid": uid } })).unwrap()
         };
         let written = Written::default();
-        let write = |uid: &str| written.insert(&of(uid), "digest".to_owned(), json!(of(uid)));
+        let write = |uid: &str| written.insert(of(uid), "digest".to_owned());
         write("1");
         assert!(written.get(&of(""), "digest").is_some());
         assert!(written.get(&of(""), "another").is_none());
