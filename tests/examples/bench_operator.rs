@@ -1,9 +1,10 @@
-//! `bench_operator FILE`: the operator with 1,000 objects of the three kinds, on a real API server with Kubernetes' own controllers; kubelets are played.
+//! `bench_operator FILE`: the operator with 1,000 objects of the three kinds, on a real API server; what Kubernetes' controllers and kubelets do is played.
 //!
 //! They are created at 30 a second in three waves, each when what the next refers to is there: pools, jobs, deployments. Then nothing happens for a minute.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use carryon_crds::condition::is_true;
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
 use carryon_tests::cluster::TestCluster;
-use carryon_tests::cluster::hollow::{CONTROLLERS, Hollow};
+use carryon_tests::cluster::played;
 use carryon_tests::operator::{ACCOUNT, Operator};
 use carryon_tests::{binary, example};
 use futures::StreamExt as _;
@@ -71,17 +72,17 @@ impl Drop for Process {
 
 struct Bench {
     cluster: TestCluster,
-    /// When an object was sent, by uid.
-    sent: HashMap<String, Instant>,
+    /// Uid and kind of each object, and when it was sent.
+    sent: Vec<(String, String, Instant)>,
     /// When its first child was seen, by the owner's uid.
     seen: Arc<Mutex<HashMap<String, Instant>>>,
 }
 
 fn main() {
     let output = std::env::args().nth(1).expect("bench_operator FILE");
-    let cluster = TestCluster::api_server_with(&CONTROLLERS).expect("this machine can have a cluster");
+    let cluster = TestCluster::api_server().expect("this machine can have a cluster");
     Operator::install(&cluster);
-    let _hollow = Hollow::start(&cluster);
+    played::play(&cluster);
     let operator = start_operator(&cluster);
     let seen = Arc::<Mutex<HashMap<String, Instant>>>::default();
     watch(&cluster, &seen);
@@ -89,7 +90,7 @@ fn main() {
         cluster.kubectl(&["create", "namespace", &space]);
         cluster.apply(&space, &example("quickstart/volumes.yaml"));
     }
-    let mut bench = Bench { cluster, sent: HashMap::new(), seen };
+    let mut bench = Bench { cluster, sent: Vec::new(), seen };
     bench.wave::<BaseModelPool>("quickstart/pool.yaml", POOLS, |number| json!({ "metadata": { "name": format!("pool-{number}") } }));
     bench.until::<BaseModelPool>("Ready", |pool| pool.status.as_ref().map(|status| status.conditions.as_slice()));
     let pools = |number: usize| json!([{ "name": format!("pool-{}", number % POOLS) }]);
@@ -109,7 +110,8 @@ fn main() {
     eprintln!("a minute of rest");
     std::thread::sleep(STEADY);
     let steady = bench.requests().1 - writes;
-    let (p50, p99) = bench.to_children();
+    bench.explain();
+    let (p50, p99) = bench.to_children(None);
     let per_object = |count: usize| count as f64 / OBJECTS as f64;
     let report = Report {
         objects: OBJECTS,
@@ -189,7 +191,7 @@ impl Bench {
                 let object: Value = object;
                 let api: Api<K> = Api::namespaced(client.clone(), &space);
                 let object = api.create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await.unwrap();
-                sent.push((object.uid().unwrap(), at));
+                sent.push((object.uid().unwrap(), K::kind(&()).into_owned(), at));
             }
             sent
         });
@@ -235,11 +237,27 @@ impl Bench {
         ours.fold((0, 0), |(calls, writes), entry| (calls + 1, writes + usize::from(entry.writes())))
     }
 
+    /// What the operator's requests were, the most frequent first, and how long each kind waited.
+    fn explain(&self) {
+        let mut counts = BTreeMap::<String, usize>::new();
+        for entry in self.cluster.requests().iter().filter(|entry| entry.user == ACCOUNT) {
+            let resource = [entry.resource.as_str(), &entry.subresource].join("/");
+            *counts.entry(format!("{} {} {}", entry.verb, resource.trim_end_matches('/'), entry.code)).or_default() += 1;
+        }
+        let mut counts: Vec<_> = counts.into_iter().collect();
+        counts.sort_by_key(|(_, count)| Reverse(*count));
+        counts.iter().for_each(|(request, count)| eprintln!("{count:6} {request}"));
+        for kind in ["BaseModelPool", "CarryOnJob", "CarryOnDeployment"] {
+            let (p50, p99) = self.to_children(Some(kind));
+            eprintln!("{kind}: first child after {p50:.2} s (p50), {p99:.2} s (p99)");
+        }
+    }
+
     /// Seconds from sending an object to its first child, at the 50th and the 99th of 100.
-    fn to_children(&self) -> (f64, f64) {
+    fn to_children(&self, kind: Option<&str>) -> (f64, f64) {
         let seen = self.seen.lock().unwrap();
-        let waits = self.sent.iter().map(|(uid, at)| seen[uid].duration_since(*at).as_secs_f64());
-        let mut waits: Vec<f64> = waits.collect();
+        let sent = self.sent.iter().filter(|(_, of, _)| kind.is_none_or(|kind| of == kind));
+        let mut waits: Vec<f64> = sent.map(|(uid, _, at)| seen[uid].duration_since(*at).as_secs_f64()).collect();
         waits.sort_by(f64::total_cmp);
         let at = |percent: usize| waits[(waits.len() * percent).div_ceil(100) - 1];
         (at(50), at(99))

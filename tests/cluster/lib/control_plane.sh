@@ -8,9 +8,9 @@ start_etcd() {
     wait_for 20 1 etcd inside 1 curl -fs $client/health
 }
 
-# start_api_server FLAG…
+# start_api_server FLAG… : it shares the cores with everything else, and takes memory to collect less often.
 start_api_server() {
-    start 1 kube-apiserver kube-apiserver --etcd-servers=http://127.0.0.1:2379 \
+    start 1 kube-apiserver env GOGC=300 kube-apiserver --etcd-servers=http://127.0.0.1:2379 \
         --bind-address=0.0.0.0 --advertise-address=10.200.0.1 --secure-port=6443 \
         --tls-cert-file="$PKI/apiserver.crt" --tls-private-key-file="$PKI/apiserver.key" --client-ca-file="$PKI/ca.crt" \
         --service-account-issuer=https://kubernetes.default.svc \

@@ -69,8 +69,7 @@ impl Hollow {
         let hollow = Self { client: cluster.client(), fates: Arc::new(watch::Sender::default()) };
         let player = hollow.clone();
         cluster.block_on(async {
-            serve(names::POOL_PORT, "/v1/model", model()).await;
-            serve(names::TRAINER_PORT, "/progress", progress(7)).await;
+            answer().await;
             tokio::spawn(player.play());
         });
         hollow
@@ -153,6 +152,12 @@ fn progress(step: u64) -> Progress {
     Progress { phase: "training".to_owned(), step, total_steps: 20, train_loss: Some(0.5), ..Progress::default() }
 }
 
+/// What all pools and trainers say.
+pub(super) async fn answer() {
+    serve(names::POOL_PORT, "/v1/model", model()).await;
+    serve(names::TRAINER_PORT, "/progress", progress(7)).await;
+}
+
 async fn serve<T: serde::Serialize + Clone + Send + Sync + 'static>(port: i32, path: &str, answer: T) {
     let listener = tokio::net::TcpListener::bind(format!("{ADDRESS}:{port}")).await.expect("the port is free");
     let router = Router::new().route(path, get(move || std::future::ready(Json(answer.clone()))));
@@ -167,14 +172,14 @@ fn waiting(words: &str) -> Value {
     json!({ "phase": "Pending", "conditions": [condition("PodScheduled", "False", "Unschedulable", words)] })
 }
 
-fn running(pod: &Pod) -> Value {
+pub(super) fn running(pod: &Pod) -> Value {
     let conditions = ["PodScheduled", "Initialized", "ContainersReady", "Ready"].map(|type_| condition(type_, "True", "", ""));
     let state = json!({ "running": { "startedAt": "2026-01-01T00:00:00Z" } });
     json!({ "phase": "Running", "podIP": ADDRESS, "podIPs": [{ "ip": ADDRESS }], "conditions": conditions,
         "containerStatuses": [container(pod, true, &state)] })
 }
 
-fn ended(pod: &Pod, code: i32, words: &str) -> Value {
+pub(super) fn ended(pod: &Pod, code: i32, words: &str) -> Value {
     let conditions = ["ContainersReady", "Ready"].map(|type_| condition(type_, "False", "PodCompleted", ""));
     let state = json!({ "terminated": { "exitCode": code, "message": words, "finishedAt": "2026-01-01T00:00:10Z" } });
     json!({ "phase": if code == 0 { "Succeeded" } else { "Failed" }, "conditions": conditions,

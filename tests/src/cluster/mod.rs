@@ -5,6 +5,7 @@ mod audit;
 pub mod hollow;
 mod network;
 mod own;
+pub mod played;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

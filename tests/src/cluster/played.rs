@@ -1,0 +1,105 @@
+//! Workloads without controllers and nodes: each gets its pods, and they and it the statuses of a good life.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, Client, Resource, ResourceExt as _};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::TestCluster;
+use super::hollow::{Fate, answer, ended, model, running};
+use carryon_crds::names;
+
+/// How long a trainer runs.
+const TRAINING: Duration = Duration::from_secs(1);
+
+/// Plays the pods of StatefulSets and Deployments, which stay, and of Jobs, which end well, until the cluster is dropped.
+pub fn play(cluster: &TestCluster) {
+    cluster.block_on(answer());
+    cluster.spawn(follow::<StatefulSet>(cluster.client()));
+    cluster.spawn(follow::<Deployment>(cluster.client()));
+    cluster.spawn(follow::<Job>(cluster.client()));
+}
+
+/// What a workload is, in Rust.
+trait Workload:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static
+{
+}
+impl<K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static>
+    Workload for K
+{
+}
+
+async fn follow<K: Workload>(client: Client) {
+    let ours = watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={}", names::MANAGER));
+    let mut known = BTreeSet::new();
+    let workloads = watcher(Api::<K>::all(client.clone()), ours).default_backoff().applied_objects();
+    workloads
+        .for_each(|workload| {
+            if let Ok(workload) = workload
+                && known.insert(workload.uid())
+            {
+                let client = client.clone();
+                tokio::spawn(async move { live(&client, &workload).await.expect("what is played is taken") });
+            }
+            std::future::ready(())
+        })
+        .await;
+}
+
+async fn live<K: Workload>(client: &Client, workload: &K) -> kube::Result<()> {
+    let space = workload.namespace().unwrap_or_default();
+    let (pods, workloads) = (Api::<Pod>::namespaced(client.clone(), &space), Api::<K>::namespaced(client.clone(), &space));
+    let set = async |status: Value| {
+        workloads.patch_status(&workload.name_any(), &PatchParams::default(), &Patch::Merge(json!({ "status": status }))).await
+    };
+    let object = json!(workload);
+    let replicas = object["spec"]["replicas"].as_u64().unwrap_or(1);
+    let mut made = Vec::new();
+    for number in 0..replicas {
+        let pod = pod(workload, &object["spec"]["template"], number);
+        made.push(pods.create(&PostParams::default(), &pod).await?);
+    }
+    for pod in &made {
+        patch(&pods, pod, &running(pod)).await?;
+    }
+    if K::kind(&()) != "Job" {
+        let generation = workload.meta().generation;
+        set(json!({ "replicas": replicas, "readyReplicas": replicas, "updatedReplicas": replicas, "observedGeneration": generation }))
+            .await?;
+        return Ok(());
+    }
+    tokio::time::sleep(TRAINING).await;
+    let Fate::Ends(code, words) = Fate::complete(&model().identity.digest()) else { unreachable!("a good end is an end") };
+    for pod in &made {
+        patch(&pods, pod, &ended(pod, code, &words)).await?;
+    }
+    let now = json!(k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+    let condition = |type_: &str| json!({ "type": type_, "status": "True", "lastProbeTime": now, "lastTransitionTime": now });
+    let conditions = ["SuccessCriteriaMet", "Complete"].map(condition);
+    set(json!({ "startTime": now, "completionTime": now, "succeeded": replicas, "conditions": conditions })).await?;
+    Ok(())
+}
+
+fn pod<K: Workload>(workload: &K, template: &Value, number: u64) -> Pod {
+    let mut pod = template.clone();
+    let name = format!("{}-{number}", workload.name_any());
+    json_patch::merge(&mut pod, &json!({ "metadata": { "name": name, "ownerReferences": [workload.controller_owner_ref(&())] } }));
+    serde_json::from_value(pod).expect("a template makes a pod")
+}
+
+async fn patch(pods: &Api<Pod>, pod: &Pod, status: &Value) -> kube::Result<Pod> {
+    pods.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(json!({ "status": status }))).await
+}
