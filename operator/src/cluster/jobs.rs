@@ -107,7 +107,8 @@ async fn pods(attempt: &Job, space: &str, context: &Context) -> Result<Vec<Pod>,
 async fn data(job: &CarryOnJob, space: &str, context: &Context) -> Result<Option<ConfigMap>, Failure> {
     let Some(source) = &job.spec.data.source.config_map else { return Ok(None) };
     let starts = job.status.as_ref().and_then(|status| status.attempts.last()).is_none_or(|last| last.result.is_some());
-    if !starts || context.caches.data.get(space, &source.name).is_none() {
+    let caches = &context.caches;
+    if !starts || (caches.data.get(space, &source.name).is_none() && caches.config_maps.get(space, &source.name).is_none()) {
         return Ok(None);
     }
     let found = Api::<ConfigMap>::namespaced(context.client.clone(), space).get_opt(&source.name).await;

@@ -16,9 +16,8 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::core::NamespaceResourceScope;
 use kube::core::object::HasStatus;
-use kube::runtime::controller::{Action, Config, applier};
 use kube::runtime::events::{Event, EventType, Recorder};
-use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::reflector::Store;
 use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -32,7 +31,7 @@ use super::queue::Queue;
 use crate::shared::Settings;
 
 /// Objects of a kind that are reconciled at the same time.
-const CONCURRENCY: u16 = 16;
+const CONCURRENCY: usize = 16;
 /// How often an object is looked at when nothing happens; spread so that not all are looked at together.
 const RESYNC: Duration = Duration::from_secs(600);
 /// Wait after the first failure; doubled by each further one.
@@ -40,6 +39,8 @@ const BACK_OFF: Duration = Duration::from_millis(500);
 const BACK_OFF_LIMIT: Duration = Duration::from_secs(120);
 /// How long a status that was written is remembered; the cache sees it long before.
 const FRESH: Duration = Duration::from_secs(60);
+/// Wait for a change that the cache has yet to see; it ends when it does.
+const CONFLICT: Duration = Duration::from_secs(1);
 /// How often an object that the cluster refuses, or that waits for something nobody watches, is tried again.
 const RETRY: Duration = Duration::from_secs(30);
 
@@ -121,70 +122,63 @@ pub trait Kind:
     }
 }
 
-/// Reconciles the objects of a kind that come out of `queue`.
+/// Reconciles the objects of a kind that come out of `queue`, without end.
 pub async fn run<K: Kind>(context: Arc<Context>, queue: Queue<K>, store: Store<Guarded<K>>) {
-    let objects = queue.objects(store.clone()).map(Ok::<_, std::convert::Infallible>);
-    let config = Config::default().concurrency(CONCURRENCY);
-    let results = applier(
-        |object: Arc<Guarded<K>>, context| {
-            let (queue, reference) = (queue.clone(), ObjectRef::from_obj(&*object));
-            queue.begun(&reference);
-            Box::pin(async move {
-                let action = reconcile::<K>(object, context).await;
-                queue.ended(&reference);
-                action
-            })
-        },
-        |object, failure: &Failure, context: Arc<Context>| back_off::<K>(&object, failure, &context),
-        context,
-        store,
-        objects,
-        config,
-    );
-    // Failures are logged and counted where they are backed off.
-    results.for_each(|_| std::future::ready(())).await;
+    let (context, queue, store) = (&*context, &queue, &store);
+    let looks = queue.objects().for_each_concurrent(CONCURRENCY, |reference| async move {
+        let again = match store.get(&reference) {
+            Some(object) => reconcile(&object, context).await.unwrap_or_else(|failure| Some(back_off(&*object, &failure, context))),
+            // Deleted, as its children will be.
+            None => {
+                lock(&context.failures).remove(&path_of::<K>(reference.namespace.as_deref(), &reference.name));
+                None
+            }
+        };
+        queue.ended(reference, again);
+    });
+    looks.await;
 }
 
-async fn reconcile<K: Kind>(object: Arc<Guarded<K>>, context: Arc<Context>) -> Result<Action, Failure> {
-    let kind = K::kind(&()).into_owned();
+/// Looks at an object; how long until the next look when nothing happens.
+async fn reconcile<K: Kind>(object: &Guarded<K>, context: &Context) -> Result<Option<Duration>, Failure> {
+    let kind = K::kind(&());
     let object = match &object.0 {
-        Ok(object) if object.meta().deletion_timestamp.is_some() => return Ok(Action::await_change()),
+        Ok(object) if object.meta().deletion_timestamp.is_some() => return Ok(None),
         Ok(object) => object,
         Err(invalid) => {
             let name = invalid.metadata.name.as_deref().unwrap_or_default();
             let space = invalid.metadata.namespace.as_deref().unwrap_or_default();
             tracing::error!("{kind} {space}/{name} cannot be decoded and is left alone: {}", invalid.error);
             context.metrics.count(&kind, Outcome::Undecodable, Duration::ZERO);
-            return Ok(Action::await_change());
+            return Ok(None);
         }
     };
-    if is_outdated(object, &context) {
-        return Ok(Action::await_change());
+    if is_outdated(object, context) {
+        return Ok(Some(CONFLICT));
     }
     let started = Instant::now();
     let now = Time(Timestamp::now());
-    let action = match object.turn(&context, &now).await? {
-        Some(turn) => conclude(object, turn, &context).await?,
-        None => Action::await_change(),
+    let again = match object.turn(context, &now).await? {
+        Some(turn) => conclude(object, turn, context).await?,
+        None => None,
     };
     lock(&context.failures).remove(&path(object));
     context.metrics.count(&kind, Outcome::Done, started.elapsed());
-    Ok(action)
+    Ok(again)
 }
 
 /// Writes the status when it is news, and says when to look again.
-async fn conclude<K: Kind>(object: &K, turn: Turn<K::Status>, context: &Context) -> Result<Action, Failure> {
-    let again = turn.again.unwrap_or(RESYNC).min(RESYNC);
-    let action = Action::requeue(if turn.again.is_some() { again } else { spread(again, &path(object)) });
+async fn conclude<K: Kind>(object: &K, turn: Turn<K::Status>, context: &Context) -> Result<Option<Duration>, Failure> {
+    let again = Some(turn.again.map_or_else(|| spread(RESYNC, &path(object)), |again| again.min(RESYNC)));
     if object.status() == Some(&turn.status) {
-        return Ok(action);
+        return Ok(again);
     }
     let figures = object.status().is_some_and(|old| K::differs_in_figures_only(old, &turn.status));
     let last = lock(&context.written).get(&path(object)).map(|written| written.at);
     if let (true, Some(quiet), Some(last)) = (figures, turn.quiet, last)
         && last.elapsed() < quiet
     {
-        return Ok(action);
+        return Ok(again);
     }
     let mut wanted = object.clone();
     *wanted.status_mut() = Some(turn.status.clone());
@@ -194,12 +188,12 @@ async fn conclude<K: Kind>(object: &K, turn: Turn<K::Status>, context: &Context)
         Ok(new) => {
             remember(object, &new, context);
             announce(object, &turn.status, context).await;
-            Ok(action)
+            Ok(again)
         }
         // Deleted meanwhile.
-        Err(error) if code(&error) == 404 => Ok(Action::await_change()),
+        Err(error) if code(&error) == 404 => Ok(None),
         // Changed meanwhile: the change is on its way to the cache and wakes us.
-        Err(error) if code(&error) == 409 => Ok(Action::requeue(Duration::from_secs(1))),
+        Err(error) if code(&error) == 409 => Ok(Some(CONFLICT)),
         Err(error) => Err(Failure::Api { step: "write the status of", what: path(object), source: Box::new(error) }),
     }
 }
@@ -239,7 +233,7 @@ async fn announce<K: Kind>(object: &K, status: &K::Status, context: &Context) {
     }
 }
 
-fn back_off<K: Kind>(object: &Guarded<K>, failure: &Failure, context: &Context) -> Action {
+fn back_off<K: Kind>(object: &Guarded<K>, failure: &Failure, context: &Context) -> Duration {
     let kind = K::kind(&());
     let key = path(object);
     let times = {
@@ -250,7 +244,7 @@ fn back_off<K: Kind>(object: &Guarded<K>, failure: &Failure, context: &Context) 
     };
     tracing::warn!("{key}: {failure}");
     context.metrics.count_error(&kind, failure.step());
-    Action::requeue((BACK_OFF * 2u32.pow((times - 1).min(10))).min(BACK_OFF_LIMIT))
+    (BACK_OFF * 2u32.pow((times - 1).min(10))).min(BACK_OFF_LIMIT)
 }
 
 /// Wait before something that nobody watches is looked at again.
@@ -259,7 +253,11 @@ pub fn retry(refused: bool) -> Option<Duration> {
 }
 
 fn path<K: Resource<DynamicType = ()>>(object: &K) -> String {
-    format!("{} {}/{}", K::kind(&()), object.namespace().unwrap_or_default(), object.name_any())
+    path_of::<K>(object.meta().namespace.as_deref(), &object.name_any())
+}
+
+fn path_of<K: Resource<DynamicType = ()>>(namespace: Option<&str>, name: &str) -> String {
+    format!("{} {}/{name}", K::kind(&()), namespace.unwrap_or_default())
 }
 
 /// Between one and one and a half times `wait`, by the object's name.

@@ -1,28 +1,26 @@
-//! A queue of objects of one kind: first in, first out, however long it gets; but those whose spec nobody has looked at yet,
-//! for which somebody waits, come before those whose children have changed.
+//! A queue of objects of one kind: first in, first out, however long it gets. Objects whose spec nobody has looked at yet, for which
+//! somebody waits, come before those whose children have changed, but take no more than three turns of four.
 //!
-//! kube's runner starts what it holds in no order, so that some objects would wait for as long as others come. It is handed one at a time,
-//! when it can start one, and none that it is at work on: such an object goes to the end of the queue when the work is done.
+//! kube's own runner takes what it holds in no order: with a backlog, some objects would wait for as long as others come.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use futures::Stream;
 use kube::Resource;
 use kube::runtime::reflector::{ObjectRef, Store};
-use tokio::sync::Notify;
+use tokio_util::time::{DelayQueue, delay_queue};
 
 use super::caches::Guarded;
 
+/// How many objects may come out of the first lane in a row while others wait in the second.
+const IN_A_ROW: usize = 3;
+
 /// Objects that somebody has to look at.
-pub struct Queue<K: Resource<DynamicType = ()>>(Arc<Shared<K>>);
+pub struct Queue<K: Resource<DynamicType = ()>>(Arc<Mutex<State<K>>>);
 
-struct Shared<K: Resource<DynamicType = ()>> {
-    state: Mutex<State<K>>,
-    changed: Notify,
-}
-
-/// Those in an earlier lane come first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Lane {
     /// Nobody has looked at the spec.
@@ -32,12 +30,18 @@ enum Lane {
 }
 
 struct State<K: Resource<DynamicType = ()>> {
-    /// By lane, those of `waiting` that nobody is at work on, and some that were begun from elsewhere since.
-    order: [VecDeque<ObjectRef<Guarded<K>>>; 2],
+    /// The lane of each object that waits.
     waiting: HashMap<ObjectRef<Guarded<K>>, Lane>,
+    /// Those that wait, in order, and are not looked at; also some that have changed the lane, or come out, since.
+    lanes: [VecDeque<ObjectRef<Guarded<K>>>; 2],
+    /// Came out of the first lane one after another.
+    in_a_row: usize,
+    /// Somebody looks at these.
     running: HashSet<ObjectRef<Guarded<K>>>,
-    /// Came out and is not begun.
-    handed: Option<ObjectRef<Guarded<K>>>,
+    /// These wait for their time.
+    later: DelayQueue<ObjectRef<Guarded<K>>>,
+    keys: HashMap<ObjectRef<Guarded<K>>, delay_queue::Key>,
+    waker: Option<Waker>,
 }
 
 impl<K: Resource<DynamicType = ()>> Clone for Queue<K> {
@@ -48,86 +52,55 @@ impl<K: Resource<DynamicType = ()>> Clone for Queue<K> {
 
 impl<K: Resource<DynamicType = ()>> Default for Queue<K> {
     fn default() -> Self {
-        let state = State { order: Default::default(), waiting: HashMap::new(), running: HashSet::new(), handed: None };
-        Self(Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() }))
+        Self(Arc::new(Mutex::new(State {
+            waiting: HashMap::new(),
+            lanes: Default::default(),
+            in_a_row: 0,
+            running: HashSet::new(),
+            later: DelayQueue::new(),
+            keys: HashMap::new(),
+            waker: None,
+        })))
     }
 }
 
 impl<K: Resource<DynamicType = ()> + Clone + 'static> Queue<K> {
     /// Puts an object in, unless it waits already.
     pub fn push(&self, namespace: &str, name: &str) {
-        self.enter(namespace, name, Lane::World);
+        self.state().enter(ObjectRef::new(name).within(namespace), Lane::World);
     }
 
     /// Puts an object in whose spec nobody has looked at.
     pub fn push_ahead(&self, namespace: &str, name: &str) {
-        self.enter(namespace, name, Lane::Spec);
+        self.state().enter(ObjectRef::new(name).within(namespace), Lane::Spec);
     }
 
-    fn enter(&self, namespace: &str, name: &str, lane: Lane) {
-        let object = ObjectRef::new(name).within(namespace);
-        let mut state = self.state();
-        let waits = state.waiting.get(&object).copied();
-        if state.handed.take_if(|handed| *handed == object).is_some() {
-            // It may have been gone, and be another now: then nobody begins what was handed out.
-            state.order[Lane::Spec as usize].push_front(object);
-        } else if waits.is_none_or(|waits| lane < waits) {
-            state.waiting.insert(object.clone(), lane);
-            if !state.running.contains(&object) {
-                state.order[lane as usize].push_back(object);
+    /// The objects to look at, each when the look before it has [ended](Self::ended); without end.
+    pub fn objects(&self) -> impl Stream<Item = ObjectRef<Guarded<K>>> + use<K> {
+        let queue = self.clone();
+        futures::stream::poll_fn(move |context| {
+            let mut state = queue.state();
+            while let Poll::Ready(Some(due)) = state.later.poll_expired(context) {
+                let object = due.into_inner();
+                state.keys.remove(&object);
+                state.enter(object, Lane::World);
             }
-        }
-        self.0.changed.notify_one();
-    }
-
-    /// Somebody looks at the object now, asked by the queue or by a timer.
-    pub fn begun(&self, object: &ObjectRef<Guarded<K>>) {
-        let mut state = self.state();
-        state.waiting.remove(object);
-        state.running.insert(object.clone());
-        state.handed.take_if(|handed| handed == object);
-        self.0.changed.notify_one();
-    }
-
-    /// The look is over.
-    pub fn ended(&self, object: &ObjectRef<Guarded<K>>) {
-        let mut state = self.state();
-        state.running.remove(object);
-        if let Some(lane) = state.waiting.get(object).copied() {
-            state.order[lane as usize].push_back(object.clone());
-        }
-        self.0.changed.notify_one();
-    }
-
-    /// The objects to look at, each when the one before it is begun or gone.
-    pub fn objects(&self, store: Store<Guarded<K>>) -> impl Stream<Item = ObjectRef<Guarded<K>>> + use<K> {
-        futures::stream::unfold((self.clone(), store), async |(queue, store)| {
-            loop {
-                if let Some(object) = queue.hand_out(&store) {
-                    return Some((object, (queue, store)));
-                }
-                queue.0.changed.notified().await;
-            }
+            state.waker = Some(context.waker().clone());
+            state.next().map_or(Poll::Pending, |object| Poll::Ready(Some(object)))
         })
     }
 
-    fn hand_out(&self, store: &Store<Guarded<K>>) -> Option<ObjectRef<Guarded<K>>> {
+    /// The look at an object that came out is over; it comes out again after that time, or when it is put in.
+    pub fn ended(&self, object: ObjectRef<Guarded<K>>, again: Option<Duration>) {
         let mut state = self.state();
-        // Deleted while nobody watched: nothing pushes it again, and nobody begins it.
-        if let Some(gone) = state.handed.take_if(|handed| store.get(handed).is_none()) {
-            state.order[Lane::Spec as usize].push_front(gone);
+        state.running.remove(&object);
+        if let Some(lane) = state.waiting.get(&object).copied() {
+            state.lanes[lane as usize].push_back(object);
+        } else if let Some(again) = again {
+            let key = state.later.insert(object.clone(), again);
+            state.keys.insert(object, key);
         }
-        while state.handed.is_none() {
-            let object = state.order.iter_mut().find_map(VecDeque::pop_front)?;
-            if store.get(&object).is_none() {
-                // Nobody ever looks at one that is gone.
-                state.waiting.remove(&object);
-            } else if state.waiting.contains_key(&object) && !state.running.contains(&object) {
-                state.handed = Some(object.clone());
-                return Some(object);
-            }
-        }
-        None
+        state.wake();
     }
 
     /// Objects that exist and wait.
@@ -136,7 +109,45 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Queue<K> {
     }
 
     fn state(&self) -> MutexGuard<'_, State<K>> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Resource<DynamicType = ()> + Clone + 'static> State<K> {
+    fn enter(&mut self, object: ObjectRef<Guarded<K>>, lane: Lane) {
+        if self.waiting.get(&object).is_some_and(|present| *present <= lane) {
+            return;
+        }
+        self.waiting.insert(object.clone(), lane);
+        if !self.running.contains(&object) {
+            self.lanes[lane as usize].push_back(object);
+            self.wake();
+        }
+    }
+
+    fn next(&mut self) -> Option<ObjectRef<Guarded<K>>> {
+        let order = if self.in_a_row < IN_A_ROW { [Lane::Spec, Lane::World] } else { [Lane::World, Lane::Spec] };
+        let (lane, object) = order.into_iter().find_map(|lane| Some((lane, self.first(lane)?)))?;
+        self.in_a_row = if lane == Lane::Spec { self.in_a_row + 1 } else { 0 };
+        self.waiting.remove(&object);
+        self.running.insert(object.clone());
+        if let Some(key) = self.keys.remove(&object) {
+            self.later.remove(&key);
+        }
+        Some(object)
+    }
+
+    fn first(&mut self, lane: Lane) -> Option<ObjectRef<Guarded<K>>> {
+        loop {
+            let object = self.lanes[lane as usize].pop_front()?;
+            if self.waiting.get(&object) == Some(&lane) && !self.running.contains(&object) {
+                return Some(object);
+            }
+        }
+    }
+
+    fn wake(&mut self) {
+        self.waker.take().into_iter().for_each(Waker::wake);
     }
 }
 
@@ -150,88 +161,76 @@ mod tests {
 
     use super::*;
 
-    fn pool(name: &str) -> Guarded<BaseModelPool> {
-        let pool = json!({"metadata": {"name": name, "namespace": "space"}, "spec": {"model": {"source": {}}}});
-        serde_json::from_value(pool).unwrap()
-    }
-
     fn object(name: &str) -> ObjectRef<Guarded<BaseModelPool>> {
         ObjectRef::new(name).within("space")
     }
 
-    #[test]
-    fn objects_come_out_in_order_once_and_not_while_they_are_looked_at() {
-        let (reader, mut writer) = store();
-        ["a", "b", "c", "d"].iter().for_each(|name| writer.apply_watcher_event(&Event::Apply(pool(name))));
-        let queue = Queue::<BaseModelPool>::default();
-        let mut objects = queue.objects(reader.clone()).boxed();
-        let mut next = || objects.next().now_or_never().map(|object| object.unwrap().name);
-        ["gone", "c", "a", "c", "b", "d"].iter().for_each(|name| queue.push("space", name));
-        assert_eq!(queue.length(&reader), 4);
+    /// What comes out now, each name once.
+    fn all(objects: &mut (impl Stream<Item = ObjectRef<Guarded<BaseModelPool>>> + Unpin)) -> Vec<String> {
+        std::iter::from_fn(|| objects.next().now_or_never().flatten()).map(|object| object.name).collect()
+    }
 
-        assert_eq!((next().as_deref(), next()), (Some("c"), None));
-        queue.begun(&object("c"));
-        queue.push("space", "c");
-        assert_eq!(queue.length(&reader), 4);
-        // A timer is quicker than the queue.
-        queue.begun(&object("a"));
-        queue.ended(&object("a"));
-        assert_eq!((next().as_deref(), next()), (Some("b"), None));
-        queue.begun(&object("b"));
-        queue.ended(&object("c"));
-        assert_eq!((next().as_deref(), next()), (Some("d"), None));
-        // Deleted while nobody watched; the next change of any object is noticed.
-        writer.apply_watcher_event(&Event::Delete(pool("d")));
+    #[tokio::test]
+    async fn objects_come_out_in_order_once_and_not_while_they_are_looked_at() {
+        let queue = Queue::<BaseModelPool>::default();
+        let mut objects = queue.objects().boxed();
+        ["c", "a", "c", "b"].iter().for_each(|name| queue.push("space", name));
+        assert_eq!(all(&mut objects), ["c", "a", "b"]);
         queue.push("space", "a");
-        assert_eq!((next().as_deref(), next()), (Some("c"), None));
-        queue.begun(&object("c"));
-        queue.ended(&object("c"));
-        assert_eq!((next().as_deref(), next()), (Some("a"), None));
-        queue.begun(&object("a"));
-        queue.ended(&object("a"));
-        // Each change of an object pushes it, its deletion too.
-        writer.apply_watcher_event(&Event::Apply(pool("d")));
-        ["d", "c"].iter().for_each(|name| queue.push("space", name));
-        assert_eq!((next().as_deref(), next()), (Some("d"), None));
-        writer.apply_watcher_event(&Event::Delete(pool("d")));
-        queue.push("space", "d");
-        assert_eq!((next().as_deref(), next()), (Some("c"), None));
-        queue.begun(&object("c"));
-        assert_eq!((next(), queue.length(&reader)), (None, 0));
-        writer.apply_watcher_event(&Event::Apply(pool("d")));
-        queue.push("space", "d");
-        assert_eq!((next().as_deref(), next()), (Some("d"), None));
-        queue.push("space", "d");
-        assert_eq!((next().as_deref(), next()), (Some("d"), None));
-        queue.begun(&object("d"));
-        assert_eq!((next(), queue.length(&reader)), (None, 0));
+        queue.push("space", "c");
+        queue.push("space", "a");
+        assert_eq!(all(&mut objects), [""; 0]);
+        queue.ended(object("b"), None);
+        queue.ended(object("a"), None);
+        queue.push("space", "b");
+        queue.ended(object("c"), None);
+        assert_eq!(all(&mut objects), ["a", "b", "c"]);
+    }
+
+    #[tokio::test]
+    async fn those_with_a_new_spec_come_first_but_do_not_keep_the_others_from_coming() {
+        let queue = Queue::<BaseModelPool>::default();
+        let mut objects = queue.objects().boxed();
+        ["w1", "w2", "s1", "w3"].iter().for_each(|name| queue.push("space", name));
+        ["s1", "s2", "s3", "s4", "s5"].iter().for_each(|name| queue.push_ahead("space", name));
+        queue.push("space", "s5");
+        assert_eq!(all(&mut objects), ["s1", "s2", "s3", "w1", "s4", "s5", "w2", "w3"]);
+        queue.push("space", "w1");
+        queue.push_ahead("space", "w1");
+        queue.push("space", "s1");
+        queue.ended(object("s1"), None);
+        queue.ended(object("w1"), None);
+        assert_eq!(all(&mut objects), ["w1", "s1"]);
+    }
+
+    #[tokio::test]
+    async fn an_object_comes_out_when_its_time_has_come_or_before_when_it_is_put_in() {
+        let queue = Queue::<BaseModelPool>::default();
+        let mut objects = queue.objects().boxed();
+        ["a", "b", "c"].iter().for_each(|name| queue.push("space", name));
+        assert_eq!(all(&mut objects), ["a", "b", "c"]);
+        queue.ended(object("b"), Some(Duration::from_secs(3600)));
+        // Put in while it was looked at: the next look says when the one after it is due.
+        queue.push("space", "c");
+        queue.ended(object("c"), Some(Duration::from_secs(3600)));
+        assert_eq!(all(&mut objects), ["c"]);
+        queue.ended(object("a"), Some(Duration::from_millis(20)));
+        assert_eq!(objects.next().await.unwrap().name, "a");
+        queue.push("space", "b");
+        assert_eq!(all(&mut objects), ["b"]);
+        let waits = tokio::spawn(async move { objects.next().await.unwrap().name });
+        tokio::task::yield_now().await;
+        queue.ended(object("a"), Some(Duration::from_millis(1)));
+        assert_eq!(waits.await.unwrap(), "a");
     }
 
     #[test]
-    fn those_with_a_new_spec_come_first() {
+    fn only_what_exists_is_counted() {
         let (reader, mut writer) = store();
-        ["a", "b", "c", "d"].iter().for_each(|name| writer.apply_watcher_event(&Event::Apply(pool(name))));
+        let pool = json!({"metadata": {"name": "a", "namespace": "space"}, "spec": {"model": {"source": {}}}});
+        writer.apply_watcher_event(&Event::Apply(serde_json::from_value(pool).unwrap()));
         let queue = Queue::<BaseModelPool>::default();
-        let mut objects = queue.objects(reader.clone()).boxed();
-        let mut look = || {
-            let next = objects.next().now_or_never().map(|object| object.unwrap().name);
-            next.inspect(|name| {
-                queue.begun(&object(name));
-                queue.ended(&object(name));
-            })
-        };
-        queue.push("space", "a");
-        queue.push("space", "b");
-        queue.push_ahead("space", "c");
-        queue.push_ahead("space", "b");
-        queue.push("space", "c");
-        assert_eq!([look(), look(), look(), look()].map(Option::unwrap_or_default), ["c", "b", "a", ""]);
-
-        queue.begun(&object("d"));
-        queue.push("space", "a");
-        queue.push("space", "d");
-        queue.push_ahead("space", "d");
-        queue.ended(&object("d"));
-        assert_eq!([look(), look(), look()].map(Option::unwrap_or_default), ["d", "a", ""]);
+        ["a", "gone", "a"].iter().for_each(|name| queue.push("space", name));
+        assert_eq!(queue.length(&reader), 1);
     }
 }

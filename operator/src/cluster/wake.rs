@@ -9,7 +9,7 @@ use kube::api::PartialObjectMeta;
 use kube::core::object::HasStatus;
 use kube::{Resource, ResourceExt as _};
 
-use super::caches::{Cache, Caches, Guarded};
+use super::caches::{Caches, Guarded};
 use super::queue::Queue;
 use crate::deployment::referenced_claim;
 
@@ -28,7 +28,7 @@ fn space<K: Resource>(object: &K) -> String {
     object.namespace().unwrap_or_default()
 }
 
-/// An object that changed itself: ahead of the others when nobody has looked at its spec.
+/// An object that changed itself, or may have: ahead of the others when nobody has looked at its spec.
 fn own<K>(queue: &Queue<K>, object: &Guarded<K>, observed: impl Fn(&K::Status) -> Option<i64>)
 where
     K: Resource<DynamicType = ()> + HasStatus + Clone + 'static,
@@ -41,12 +41,10 @@ where
 impl Wake {
     /// Everybody.
     pub fn all(&self, caches: &Caches) {
-        fn each<K: Resource<DynamicType = ()> + Clone + 'static>(queue: &Queue<K>, cache: &Cache<K>) {
-            cache.store().state().iter().for_each(|object| queue.push(&space(&**object), &object.name_any()));
-        }
-        each(&self.pools, &caches.pools);
-        each(&self.jobs, &caches.jobs);
-        each(&self.deployments, &caches.deployments);
+        caches.pools.store().state().iter().for_each(|pool| own(&self.pools, pool, |status| status.observed_generation));
+        caches.jobs.store().state().iter().for_each(|job| own(&self.jobs, job, |status| status.observed_generation));
+        let deployments = caches.deployments.store().state();
+        deployments.iter().for_each(|deployment| own(&self.deployments, deployment, |status| status.observed_generation));
     }
 
     /// A pool, the jobs that train on it and the deployments it serves.
