@@ -12,19 +12,16 @@ use std::time::{Duration, Instant};
 
 use carryon_crds::condition::is_true;
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
-use carryon_tests::cluster::TestCluster;
-use carryon_tests::cluster::played;
+use carryon_tests::cluster::{Object, TestCluster, played};
 use carryon_tests::operator::{ACCOUNT, Operator};
 use carryon_tests::{binary, example};
 use futures::StreamExt as _;
-use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{ListParams, PostParams};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, watcher};
-use kube::{Api, Resource, ResourceExt as _};
-use serde::de::DeserializeOwned;
+use kube::{Api, ResourceExt as _};
 use serde::{Deserialize as _, Serialize};
 use serde_json::{Value, json};
 
@@ -177,17 +174,7 @@ fn watch(cluster: &TestCluster, seen: &Arc<Mutex<HashMap<String, Instant>>>) {
 
 impl Bench {
     /// Creates so many objects of a kind in each namespace, 30 a second.
-    fn wave<K>(&mut self, manifest: &str, count: usize, differs: impl Fn(usize) -> Value)
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + std::fmt::Debug
-            + Serialize
-            + DeserializeOwned
-            + Send
-            + Sync
-            + 'static,
-    {
+    fn wave<K: Object>(&mut self, manifest: &str, count: usize, differs: impl Fn(usize) -> Value) {
         let document = serde_yaml::Deserializer::from_str(&example(manifest)).next().map(Value::deserialize).unwrap().unwrap();
         eprintln!("{} of {}", count * NAMESPACES, K::plural(&()));
         let client = self.cluster.client();
@@ -215,10 +202,7 @@ impl Bench {
     }
 
     /// Waits until a condition of all objects of a kind holds.
-    fn until<K>(&self, type_: &str, conditions: impl Fn(&K) -> Option<&[Condition]>)
-    where
-        K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
-    {
+    fn until<K: Object>(&self, type_: &str, conditions: impl Fn(&K) -> Option<&[Condition]>) {
         let (started, api) = (Instant::now(), Api::<K>::all(self.cluster.client()));
         loop {
             let objects = self.cluster.block_on(api.list(&ListParams::default())).unwrap().items;

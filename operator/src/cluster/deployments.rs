@@ -22,6 +22,10 @@ impl Kind for CarryOnDeployment {
         Ok(Some(Turn { status, again: retry(outcome.is_err()), quiet: None }))
     }
 
+    fn observed_generation(status: &Self::Status) -> Option<i64> {
+        status.observed_generation
+    }
+
     fn conditions(status: &Self::Status) -> &[Condition] {
         &status.conditions
     }

@@ -42,6 +42,10 @@ impl Kind for CarryOnJob {
         Ok(Some(Turn { status, again, quiet: Some(PROGRESS) }))
     }
 
+    fn observed_generation(status: &Self::Status) -> Option<i64> {
+        status.observed_generation
+    }
+
     fn conditions(status: &Self::Status) -> &[Condition] {
         &status.conditions
     }

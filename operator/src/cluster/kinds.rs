@@ -113,6 +113,9 @@ pub trait Kind:
     /// Observes, validates, builds, applies and judges; none when the object itself was deleted.
     fn turn(&self, context: &Context, now: &Time) -> impl Future<Output = Result<Option<Turn<Self::Status>>, Failure>> + Send;
 
+    /// The generation of the spec that a status speaks of.
+    fn observed_generation(status: &Self::Status) -> Option<i64>;
+
     /// The conditions of a status.
     fn conditions(status: &Self::Status) -> &[Condition];
 

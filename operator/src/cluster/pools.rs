@@ -25,6 +25,10 @@ impl Kind for BaseModelPool {
         Ok(Some(Turn { status, again: retry(outcome.is_err() || unknown || short), quiet: None }))
     }
 
+    fn observed_generation(status: &Self::Status) -> Option<i64> {
+        status.observed_generation
+    }
+
     fn conditions(status: &Self::Status) -> &[Condition] {
         &status.conditions
     }

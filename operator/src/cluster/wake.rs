@@ -6,10 +6,10 @@ use carryon_crds::condition::types::READY;
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
 use kube::api::PartialObjectMeta;
-use kube::core::object::HasStatus;
 use kube::{Resource, ResourceExt as _};
 
 use super::caches::{Caches, Guarded};
+use super::kinds::Kind;
 use super::queue::Queue;
 use crate::deployment::referenced_claim;
 
@@ -29,28 +29,24 @@ fn space<K: Resource>(object: &K) -> String {
 }
 
 /// An object that changed itself, or may have: ahead of the others when nobody has looked at its spec.
-fn own<K>(queue: &Queue<K>, object: &Guarded<K>, observed: impl Fn(&K::Status) -> Option<i64>)
-where
-    K: Resource<DynamicType = ()> + HasStatus + Clone + 'static,
-{
+fn own<K: Kind>(queue: &Queue<K>, object: &Guarded<K>) {
     let (space, name) = (space(object), object.name_any());
-    let new = object.0.as_ref().is_ok_and(|object| object.status().and_then(observed) != object.meta().generation);
+    let new = object.0.as_ref().is_ok_and(|object| object.status().and_then(K::observed_generation) != object.meta().generation);
     if new { queue.push_ahead(&space, &name) } else { queue.push(&space, &name) }
 }
 
 impl Wake {
     /// Everybody.
     pub fn all(&self, caches: &Caches) {
-        caches.pools.store().state().iter().for_each(|pool| own(&self.pools, pool, |status| status.observed_generation));
-        caches.jobs.store().state().iter().for_each(|job| own(&self.jobs, job, |status| status.observed_generation));
-        let deployments = caches.deployments.store().state();
-        deployments.iter().for_each(|deployment| own(&self.deployments, deployment, |status| status.observed_generation));
+        caches.pools.store().state().iter().for_each(|pool| own(&self.pools, pool));
+        caches.jobs.store().state().iter().for_each(|job| own(&self.jobs, job));
+        caches.deployments.store().state().iter().for_each(|deployment| own(&self.deployments, deployment));
     }
 
     /// A pool, the jobs that train on it and the deployments it serves.
     pub fn pool(&self, caches: &Caches, pool: &Guarded<BaseModelPool>) {
         let (space, name) = (space(pool), pool.name_any());
-        own(&self.pools, pool, |status| status.observed_generation);
+        own(&self.pools, pool);
         self.jobs_that(caches, &space, |job| job.spec.pools.iter().any(|pool| pool.name == name));
         self.deployments_that(caches, &space, |deployment| deployment.spec.pools.iter().any(|pool| pool.name == name));
     }
@@ -64,14 +60,14 @@ impl Wake {
     /// A job, and the deployments that serve its head.
     pub fn job(&self, caches: &Caches, job: &Guarded<CarryOnJob>) {
         let (space, name) = (space(job), job.name_any());
-        own(&self.jobs, job, |status| status.observed_generation);
+        own(&self.jobs, job);
         self.deployments_that(caches, &space, |deployment| refers_to(deployment, &name));
     }
 
     /// A deployment, and the jobs that wait for it before they are removed.
     pub fn deployment(&self, caches: &Caches, deployment: &Guarded<CarryOnDeployment>) {
         let space = space(deployment);
-        own(&self.deployments, deployment, |status| status.observed_generation);
+        own(&self.deployments, deployment);
         self.jobs_that(caches, &space, |job| job.spec.ttl_seconds_after_finished.is_some());
     }
 

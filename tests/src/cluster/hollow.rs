@@ -104,22 +104,24 @@ impl Hollow {
         let mut fates = self.fates.subscribe();
         let first = of(&fates.borrow_and_update());
         if let Fate::Waits(words) = first {
-            self.patch(&pod, &waiting(&words)).await;
+            let _gone = patch(&self.client, &pod, &waiting(&words)).await;
         }
-        if fates.wait_for(|fates| !matches!(of(fates), Fate::Waits(_))).await.is_err() || !self.patch(&pod, &running(&pod)).await {
+        if fates.wait_for(|fates| !matches!(of(fates), Fate::Waits(_))).await.is_err()
+            || patch(&self.client, &pod, &running(&pod)).await.is_err()
+        {
             return;
         }
         let Ok(end) = fates.wait_for(|fates| matches!(of(fates), Fate::Ends(..))).await.map(|fates| of(&fates)) else { return };
         let Fate::Ends(code, words) = end else { return };
-        self.patch(&pod, &ended(&pod, code, &words)).await;
+        let _gone = patch(&self.client, &pod, &ended(&pod, code, &words)).await;
     }
+}
 
-    /// Whether the pod is still there.
-    async fn patch(&self, pod: &Pod, status: &Value) -> bool {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &pod.namespace().unwrap_or_default());
-        let uid = json!({ "metadata": { "uid": pod.uid() }, "status": status });
-        pods.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(uid)).await.is_ok()
-    }
+/// Writes a pod's status; refused when the pod is not there any more.
+pub(super) async fn patch(client: &Client, pod: &Pod, status: &Value) -> kube::Result<Pod> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
+    let uid = json!({ "metadata": { "uid": pod.uid() }, "status": status });
+    pods.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(uid)).await
 }
 
 /// What every pool says of its model.

@@ -7,18 +7,32 @@ mod network;
 mod own;
 pub mod played;
 
+use std::fmt::Debug;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 pub use audit::AuditEntry;
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
 use own::Own;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
+
+/// Objects of a namespace, as the tests read and write them.
+pub trait Object:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static
+{
+}
+impl<K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static>
+    Object for K
+{
+}
 
 /// Longest wait of [`TestCluster::eventually`].
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -1,24 +1,20 @@
 //! Workloads without controllers and nodes: each gets its pods, and they and it the statuses of a good life.
 
 use std::collections::BTreeSet;
-use std::fmt::Debug;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, watcher};
-use kube::{Api, Client, Resource, ResourceExt as _};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
 
-use super::TestCluster;
-use super::hollow::{Fate, answer, ended, model, running};
+use super::hollow::{Fate, answer, ended, model, patch, running};
+use super::{Object, TestCluster};
 use carryon_crds::names;
 
 /// How long a trainer runs.
@@ -32,17 +28,7 @@ pub fn play(cluster: &TestCluster) {
     cluster.spawn(follow::<Job>(cluster.client()));
 }
 
-/// What a workload is, in Rust.
-trait Workload:
-    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static
-{
-}
-impl<K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static>
-    Workload for K
-{
-}
-
-async fn follow<K: Workload>(client: Client) {
+async fn follow<K: Object>(client: Client) {
     let ours = watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={}", names::MANAGER));
     let mut known = BTreeSet::new();
     let workloads = watcher(Api::<K>::all(client.clone()), ours).default_backoff().applied_objects();
@@ -59,7 +45,7 @@ async fn follow<K: Workload>(client: Client) {
         .await;
 }
 
-async fn live<K: Workload>(client: &Client, workload: &K) -> kube::Result<()> {
+async fn live<K: Object>(client: &Client, workload: &K) -> kube::Result<()> {
     let space = workload.namespace().unwrap_or_default();
     let (pods, workloads) = (Api::<Pod>::namespaced(client.clone(), &space), Api::<K>::namespaced(client.clone(), &space));
     let set = async |status: Value| {
@@ -73,7 +59,7 @@ async fn live<K: Workload>(client: &Client, workload: &K) -> kube::Result<()> {
         made.push(pods.create(&PostParams::default(), &pod).await?);
     }
     for pod in &made {
-        patch(&pods, pod, &running(pod)).await?;
+        patch(client, pod, &running(pod)).await?;
     }
     if K::kind(&()) != "Job" {
         let generation = workload.meta().generation;
@@ -84,7 +70,7 @@ async fn live<K: Workload>(client: &Client, workload: &K) -> kube::Result<()> {
     tokio::time::sleep(TRAINING).await;
     let Fate::Ends(code, words) = Fate::complete(&model().identity.digest()) else { unreachable!("a good end is an end") };
     for pod in &made {
-        patch(&pods, pod, &ended(pod, code, &words)).await?;
+        patch(client, pod, &ended(pod, code, &words)).await?;
     }
     let now = json!(k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
     let condition = |type_: &str| json!({ "type": type_, "status": "True", "lastProbeTime": now, "lastTransitionTime": now });
@@ -93,13 +79,9 @@ async fn live<K: Workload>(client: &Client, workload: &K) -> kube::Result<()> {
     Ok(())
 }
 
-fn pod<K: Workload>(workload: &K, template: &Value, number: u64) -> Pod {
+fn pod<K: Object>(workload: &K, template: &Value, number: u64) -> Pod {
     let mut pod = template.clone();
     let name = format!("{}-{number}", workload.name_any());
     json_patch::merge(&mut pod, &json!({ "metadata": { "name": name, "ownerReferences": [workload.controller_owner_ref(&())] } }));
     serde_json::from_value(pod).expect("a template makes a pod")
-}
-
-async fn patch(pods: &Api<Pod>, pod: &Pod, status: &Value) -> kube::Result<Pod> {
-    pods.patch_status(&pod.name_any(), &PatchParams::default(), &Patch::Merge(json!({ "status": status }))).await
 }

@@ -2,6 +2,7 @@
 
 use carryon_crds::condition::types::READY;
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
+use carryon_tests::cluster::Object;
 use carryon_tests::cluster::hollow::Fate;
 use carryon_tests::operator::Operator;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
@@ -12,7 +13,7 @@ use kube::ResourceExt as _;
 use kube::api::DeleteParams;
 use serde_json::json;
 
-use super::world::{Object, World};
+use super::world::World;
 
 /// The pool's container as its StatefulSet has it.
 fn pool(set: &StatefulSet) -> &k8s_openapi::api::core::v1::Container {

@@ -2,6 +2,7 @@
 
 use carryon_crds::condition::types::READY;
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
+use carryon_tests::cluster::Object;
 use carryon_tests::cluster::hollow::Fate;
 use carryon_tests::example;
 use carryon_tests::operator::{ACCOUNT, Operator};
@@ -12,7 +13,7 @@ use kube::ResourceExt as _;
 use kube::api::{DeleteParams, PropagationPolicy};
 use serde_json::json;
 
-use super::world::{Object, World};
+use super::world::World;
 
 fn delete<K: Object>(world: &World, space: &str, name: &str, propagation: PropagationPolicy) {
     let parameters = DeleteParams { propagation_policy: Some(propagation), ..DeleteParams::default() };

@@ -6,18 +6,19 @@ use std::sync::{Arc, Mutex};
 
 use carryon_crds::condition::types::{READY, STALLED};
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
+use carryon_tests::cluster::Object;
 use carryon_tests::cluster::hollow::Fate;
 use carryon_tests::operator::Operator;
 use futures::StreamExt as _;
 use kube::runtime::watcher::{Config, Event, watcher};
 use serde_json::{Value, json};
 
-use super::world::{Object, World};
+use super::world::World;
 
 type Record = Arc<Mutex<Vec<Value>>>;
 
 /// Every state of a kind that the API server tells of, from now on.
-fn record<K: Object + Send + Sync + 'static>(world: &World, record: &Record) {
+fn record<K: Object>(world: &World, record: &Record) {
     let (api, record) = (kube::Api::<K>::all(world.cluster.client()), record.clone());
     world.cluster.spawn(watcher(api, Config::default()).for_each(move |event| {
         if let Ok(Event::Apply(object)) = event {

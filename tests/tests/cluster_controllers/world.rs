@@ -6,28 +6,18 @@ use std::time::Duration;
 use carryon_crds::condition::types::READY;
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
 use carryon_tests::cluster::hollow::{CONTROLLERS, Hollow};
-use carryon_tests::cluster::{AuditEntry, TestCluster};
+use carryon_tests::cluster::{AuditEntry, Object, TestCluster};
 use carryon_tests::example;
 use carryon_tests::operator::{ACCOUNT, Operator};
-use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams};
-use kube::{Api, Resource};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 pub struct World {
     pub cluster: TestCluster,
     pub hollow: Hollow,
 }
-
-/// What the tests need of a type.
-pub trait Object:
-    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + Serialize + DeserializeOwned
-{
-}
-impl<K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + Serialize + DeserializeOwned> Object for K {}
 
 impl World {
     /// None, after a word about it, when this machine cannot have one.

@@ -56,8 +56,10 @@ fn any_cluster_with_the_images_trains_and_serves() {
     assert_eq!(artifact.base_model_digest, model.identity_digest);
     let asked = json!({ "model": "quickstart", "prompt": "Tom has 3 apples and buys 4 more.", "max_tokens": 8, "temperature": 0 });
     let path = format!("/api/v1/namespaces/{space}/services/quickstart-gateway:http/proxy/v1/completions");
-    let request = Request::post(path).header("content-type", "application/json").body(asked.to_string().into_bytes()).unwrap();
-    let answer: Value = world.cluster.block_on(world.cluster.client().request(request)).unwrap();
+    let answer: Value = world.until("an answer", || {
+        let request = Request::post(&path).header("content-type", "application/json").body(asked.to_string().into_bytes()).unwrap();
+        world.cluster.block_on(world.cluster.client().request(request))
+    });
     assert_eq!(answer["usage"]["completion_tokens"], 8, "{answer}");
 
     world.cluster.kubectl(&["delete", "namespace", space]);

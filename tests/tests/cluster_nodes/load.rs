@@ -7,32 +7,36 @@ use carryon_tests::cluster::TestCluster;
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 
-/// How a request went.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The text, whole.
-    Answered(String),
-    /// Refused or broken off, in the words of the error.
-    Failed(String),
+/// How requests went.
+#[derive(Clone, Debug, Default)]
+pub struct Outcomes {
+    /// The texts of those that were answered whole.
+    pub answers: Vec<String>,
+    /// The words of the errors by which others were refused or broken off.
+    pub failures: Vec<String>,
 }
 
 /// So many clients, each with one request at a time.
 pub struct Load {
     ends: Arc<AtomicBool>,
     begun: Arc<AtomicUsize>,
-    outcomes: Arc<Mutex<Vec<Outcome>>>,
+    outcomes: Arc<Mutex<Outcomes>>,
     clients: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Load {
     pub fn start(cluster: &TestCluster, url: &str, clients: usize, tokens: u32) -> Self {
-        let (ends, begun, outcomes) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default(), Arc::<Mutex<Vec<Outcome>>>::default());
+        let (ends, begun, outcomes) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default(), Arc::<Mutex<Outcomes>>::default());
         let clients = (0..clients).map(|_| {
             let (url, ends, begun, outcomes) = (url.to_owned(), ends.clone(), begun.clone(), outcomes.clone());
             cluster.spawn(async move {
                 while !ends.load(Ordering::Relaxed) {
-                    let outcome = outcome(stream(&url, tokens, || _ = begun.fetch_add(1, Ordering::Relaxed)).await);
-                    outcomes.lock().unwrap().push(outcome);
+                    let answer = stream(&url, tokens, || _ = begun.fetch_add(1, Ordering::Relaxed)).await;
+                    let mut outcomes = outcomes.lock().unwrap();
+                    match answer {
+                        Ok(text) => outcomes.answers.push(text),
+                        Err(error) => outcomes.failures.push(words(error)),
+                    }
                 }
             })
         });
@@ -46,15 +50,11 @@ impl Load {
     }
 
     pub fn answered(&self) -> usize {
-        self.outcomes.lock().unwrap().iter().filter(|outcome| matches!(outcome, Outcome::Answered(_))).count()
-    }
-
-    pub fn so_far(&self) -> Vec<Outcome> {
-        self.outcomes.lock().unwrap().clone()
+        self.outcomes.lock().unwrap().answers.len()
     }
 
     /// No more requests; how all went.
-    pub fn stop(self, cluster: &TestCluster) -> Vec<Outcome> {
+    pub fn stop(self, cluster: &TestCluster) -> Outcomes {
         self.ends.store(true, Ordering::Relaxed);
         cluster.block_on(futures::future::join_all(self.clients));
         std::mem::take(&mut *self.outcomes.lock().unwrap())
@@ -62,14 +62,14 @@ impl Load {
 }
 
 /// Streams one completion, over a connection of its own.
-pub async fn ask(url: &str, tokens: u32) -> Outcome {
-    outcome(stream(url, tokens, || ()).await)
+pub async fn ask(url: &str, tokens: u32) -> Result<String, String> {
+    stream(url, tokens, || ()).await.map_err(words)
 }
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-fn outcome(answer: Result<String, Error>) -> Outcome {
-    answer.map_or_else(|error| Outcome::Failed(format!("{error:#?}")), Outcome::Answered)
+fn words(error: Error) -> String {
+    format!("{error:#?}")
 }
 
 async fn stream(url: &str, tokens: u32, begins: impl Fn()) -> Result<String, Error> {

@@ -3,7 +3,6 @@
 use carryon_tests::example;
 use kube::ResourceExt as _;
 
-use super::load::{Outcome, ask};
 use super::world::{World, job, replaced, short_job};
 
 /// Scheduling that likes a node.
@@ -78,5 +77,5 @@ fn a_running_job_outlives_upgrades_a_reinstallation_and_its_nodes() {
         .cluster
         .apply("ops", &replaced(&example("quickstart/deployment.yaml"), "jobRef:\n      name: quickstart", "jobRef:\n      name: short"));
     let url = world.until_served("ops");
-    assert!(matches!(world.cluster.block_on(ask(&url, 4)), Outcome::Answered(_)));
+    world.until_answered(&url);
 }

@@ -11,7 +11,7 @@ use kube::ResourceExt as _;
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::load::{Load, Outcome, ask};
+use super::load::{Load, Outcomes, ask};
 use super::world::{HOME, World, job, short_job};
 
 const STEPS: u32 = 20;
@@ -71,18 +71,6 @@ fn local_head(world: &World) -> Vec<u8> {
     head.unwrap()
 }
 
-fn answer(world: &World, url: &str, tokens: u32) -> String {
-    match world.cluster.block_on(ask(url, tokens)) {
-        Outcome::Answered(text) => text,
-        Outcome::Failed(words) => panic!("{url}: {words}"),
-    }
-}
-
-/// The nodes' proxies learn of a gateway's address a moment after its readiness is known.
-fn answered(world: &World, url: &str) {
-    world.wait("an answer", || matches!(world.cluster.block_on(ask(url, 8)), Outcome::Answered(_)));
-}
-
 /// Applied to served, every state on the way seen by kubectl.
 fn unbroken(world: &World) -> String {
     world.volumes("unbroken");
@@ -92,7 +80,7 @@ fn unbroken(world: &World) -> String {
         world.cluster.apply("unbroken", &manifest);
     }
     let url = world.until_served("unbroken");
-    answered(world, &url);
+    world.until_answered(&url);
     println!("from apply to the first answer: {:.1} s", started.elapsed().as_secs_f64());
     let [pool, job, deployment] = watches.map(|watch| watch.stop(world));
     println!("{pool}{job}{deployment}");
@@ -122,17 +110,19 @@ fn unbroken(world: &World) -> String {
 fn metrics(world: &World) {
     let pod = world.cluster.kubectl(&["--namespace", HOME, "get", "pods", "--output", "name"]);
     let path = format!("/api/v1/namespaces/{HOME}/pods/{}:8080/proxy/metrics", pod.trim().trim_start_matches("pod/"));
-    let text = world.cluster.kubectl(&["get", "--raw", &path]);
-    for line in [
+    let lines = [
         "carryon_objects{condition=\"Complete\",kind=\"CarryOnJob\"} 1",
         "carryon_objects{condition=\"Ready\",kind=\"BaseModelPool\"} 1",
         "carryon_objects{condition=\"Ready\",kind=\"CarryOnDeployment\"} 1",
         "carryon_queue_length{kind=\"CarryOnJob\"} 0",
         "carryon_reconciles_total{kind=\"CarryOnJob\",outcome=\"done\"} ",
         "carryon_reconcile_seconds_count{kind=\"CarryOnJob\"} ",
-    ] {
-        assert!(text.contains(line), "no {line} in\n{text}");
-    }
+    ];
+    world.until("the operator's metrics", || {
+        let text = world.cluster.kubectl(&["get", "--raw", &path]);
+        let missing = lines.into_iter().find(|line| !text.contains(line));
+        missing.map_or(Ok(()), |line| Err(format!("no {line} in\n{text}")))
+    });
 }
 
 /// The operator is killed after three of its writes and once in between, every other pod deleted; pool and trainer are on different GPU nodes.
@@ -163,8 +153,10 @@ fn broken(world: &World) -> String {
     world.delete_pod("broken", "pool");
     kill_operator_after("deployment.apps/quickstart-gateway");
     let url = world.until_served("broken");
+    let gateway = world.pod("broken", "gateway").name_any();
     world.delete_pod("broken", "gateway");
-    answered(world, &url);
+    world.until_replaced("broken", &gateway);
+    world.until_answered(&url);
 
     let job = world.job("broken").status.unwrap();
     println!("broken: {} attempts, {} counted failures", job.attempt, job.failures);
@@ -177,7 +169,7 @@ fn broken(world: &World) -> String {
 
 /// A pool whose container dies under streams is back with its heads; who was cut off was told.
 fn killed_under_load(world: &World, url: &str) {
-    let whole = answer(world, url, 128);
+    let whole = world.cluster.block_on(ask(url, 128)).unwrap();
     let load = Load::start(&world.cluster, url, 3, 128);
     world.wait("some answers", || load.answered() >= 3);
     let restarts = || world.pod("broken", "pool").status.unwrap().container_statuses.unwrap()[0].restart_count;
@@ -187,22 +179,14 @@ fn killed_under_load(world: &World, url: &str) {
     world.wait("a stream is under way", || load.begun() > begun);
     world.cluster.kill_process("carryon-worker base .*/model/");
     world.wait("the container is started anew", || restarts() == before + 1);
-    answered(world, url);
+    world.until_answered(url);
     let answered = load.answered();
     world.wait("the clients are answered again", || load.answered() > answered + 3);
-    let outcomes = load.stop(&world.cluster);
-    let failed: Vec<_> = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Failed(_))).collect();
-    println!(
-        "{} answers, {} failures while the pool was away; one of them: {:?}",
-        outcomes.len() - failed.len(),
-        failed.len(),
-        failed.first()
-    );
-    assert!(!failed.is_empty(), "nobody noticed");
+    let Outcomes { answers, failures } = load.stop(&world.cluster);
+    println!("{} answers, {} failures while the pool was away; one of them: {:?}", answers.len(), failures.len(), failures.first());
+    assert!(!failures.is_empty(), "nobody noticed");
     // The head is back with the pool: the base alone would answer otherwise.
-    for outcome in outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Answered(_))) {
-        assert_eq!(outcome, &Outcome::Answered(whole.clone()));
-    }
+    answers.iter().for_each(|text| assert_eq!(text, &whole));
 }
 
 /// A second head takes the first one's place while clients ask; none of them notices anything but other answers.
@@ -213,17 +197,12 @@ fn rolled(world: &World, url: &str) {
     world.wait("answers of the first head", || load.answered() >= 4);
     let gateway = world.pod("unbroken", "gateway").name_any();
     world.patch::<CarryOnDeployment>("unbroken", "quickstart", json!({ "spec": { "head": { "jobRef": { "name": "second" } } } }));
-    world.wait("only the second head's gateway is left", || {
-        let pods = world.pods("unbroken", "gateway");
-        assert!(!load.so_far().iter().any(|outcome| matches!(outcome, Outcome::Failed(_))), "{:?}", load.so_far());
-        pods.len() == 1 && pods[0].name_any() != gateway
-    });
+    world.until_replaced("unbroken", &gateway);
     let answered = load.answered();
     world.wait("answers of the second head", || load.answered() > answered + 4);
-    let outcomes = load.stop(&world.cluster);
-    let failed: Vec<_> = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Failed(_))).collect();
-    assert!(failed.is_empty(), "{failed:?}");
-    println!("{} requests while the head was rolled, none failed", outcomes.len());
+    let Outcomes { answers, failures } = load.stop(&world.cluster);
+    assert_eq!(failures, [""; 0]);
+    println!("{} requests while the head was rolled, none failed", answers.len());
     let deployment: CarryOnDeployment = world.get("unbroken", "quickstart");
     assert_eq!(deployment.status.unwrap().stable.unwrap().source, "CarryOnJob/second");
 }

@@ -1,12 +1,14 @@
 //! Real nodes, the chart, and the quick start with few steps.
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::path::Path;
 use std::process::Output;
+use std::time::{Duration, Instant};
 
 use carryon_crds::condition::is_true;
 use carryon_crds::{CarryOnDeployment, CarryOnJob, names};
-use carryon_tests::cluster::TestCluster;
+use carryon_tests::cluster::{Object, TestCluster};
 use carryon_tests::{example, model, quickstart_data, repository};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ListParams, Patch, PatchParams};
@@ -14,9 +16,11 @@ use kube::{Api, ResourceExt as _};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::load::ask;
+
 pub const HOME: &str = "carry-on-system";
 /// Longest wait: machines differ fivefold in how long training takes.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(480);
+const PATIENCE: Duration = Duration::from_secs(480);
 /// Samples a head is evaluated on: half the time of a short run would go into all fifty.
 const EVALUATED: usize = 10;
 
@@ -77,24 +81,12 @@ impl World {
         self.get(namespace, "quickstart")
     }
 
-    pub fn get<K>(&self, namespace: &str, name: &str) -> K
-    where
-        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
-            + Clone
-            + std::fmt::Debug
-            + serde::de::DeserializeOwned,
-    {
+    pub fn get<K: Object>(&self, namespace: &str, name: &str) -> K {
         self.cluster.block_on(Api::<K>::namespaced(self.cluster.client(), namespace).get(name)).unwrap()
     }
 
     /// Changes an object as `kubectl patch --type merge` does.
-    pub fn patch<K>(&self, namespace: &str, name: &str, patch: Value)
-    where
-        K: kube::Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
-            + Clone
-            + std::fmt::Debug
-            + serde::de::DeserializeOwned,
-    {
+    pub fn patch<K: Object>(&self, namespace: &str, name: &str, patch: Value) {
         let api = Api::<K>::namespaced(self.cluster.client(), namespace);
         self.cluster.block_on(api.patch(name, &PatchParams::default(), &Patch::Merge(patch))).unwrap();
     }
@@ -127,6 +119,14 @@ impl World {
         }
     }
 
+    /// Waits until another gateway than the one of this name is the only one.
+    pub fn until_replaced(&self, namespace: &str, gateway: &str) {
+        self.wait(&format!("{namespace}: a gateway in place of {gateway}"), || {
+            let pods = self.pods(namespace, "gateway");
+            pods.len() == 1 && pods[0].name_any() != gateway
+        });
+    }
+
     /// What the running trainer itself says of its step; 0 while there is none.
     pub fn step(&self, namespace: &str) -> u64 {
         let running = |pod: &Pod| {
@@ -148,11 +148,24 @@ impl World {
     }
 
     pub fn wait(&self, what: &str, reached: impl Fn() -> bool) {
-        let deadline = std::time::Instant::now() + PATIENCE;
-        while !reached() {
-            assert!(std::time::Instant::now() < deadline, "{what}: not after {PATIENCE:?}");
-            std::thread::park_timeout(std::time::Duration::from_millis(200));
+        self.until(what, || reached().then_some(()).ok_or(""));
+    }
+
+    /// What `attempt` gives when it succeeds; its last error is told when it never does.
+    pub fn until<T, E: Display>(&self, what: &str, attempt: impl Fn() -> Result<T, E>) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match attempt() {
+                Ok(value) => return value,
+                Err(error) => assert!(Instant::now() < deadline, "{what}: not after {PATIENCE:?}. {error}"),
+            }
+            std::thread::park_timeout(Duration::from_millis(200));
         }
+    }
+
+    /// The first answer from `url`. The nodes' proxies learn of a gateway's address a moment after its readiness is known.
+    pub fn until_answered(&self, url: &str) -> String {
+        self.until(&format!("an answer from {url}"), || self.cluster.block_on(ask(url, 8)))
     }
 
     /// Waits until the deployment serves, and gives the URL by which the first node reaches it.
