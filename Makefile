@@ -91,7 +91,7 @@ cluster-down: ## End it and forget it
 	@$(CLUSTER)/down.sh --wipe
 
 cluster-e2e: build $(if $(filter external,$(CARRYON_E2E)),,cluster-tools) $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICKSTART_DATA) ## The tests on clusters alone
-	CARRYON_E2E=$${CARRYON_E2E:-required} PATH="$(TOOLS):$$PATH" cargo nextest run --release --locked --workspace -E '$(if $(filter external,$(CARRYON_E2E)),binary(cluster_admission) | test(/^anywhere/),binary(/^cluster/))'
+	CARRYON_E2E=$${CARRYON_E2E:-required} PATH="$(TOOLS):$$PATH" cargo nextest run --release --locked --workspace -E '$(if $(filter external,$(CARRYON_E2E)),binary(cluster_admission) | binary(cluster_nodes),binary(/^cluster/))'
 
 bench-operator: cluster-tools ## 1,000 objects on a real API server; writes target/bench-operator.json
 	cargo build --release --locked --bins --examples

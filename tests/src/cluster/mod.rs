@@ -15,7 +15,7 @@ use std::time::Duration;
 
 pub use audit::AuditEntry;
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource};
 use own::Own;
@@ -216,21 +216,27 @@ impl TestCluster {
     /// When the cluster is not ours.
     pub fn tag_image(&self, nodes: usize, image: &str, tag: &str) {
         for node in 1..=nodes {
-            let socket = self.ours().folder().join(format!("node{node}/containerd.sock"));
-            let names = [format!("{image}:test"), format!("{image}:{tag}")];
-            let ctr =
-                ["--node", &node.to_string(), "ctr", "--address", &socket.to_string_lossy(), "--namespace", "k8s.io"].map(str::to_owned);
-            self.ours().script("exec.sh").args(ctr).args(["images", "tag", "--force"]).args(names).run();
+            self.containerd(&format!("node{node}"), &["images", "tag", "--force", &format!("{image}:test"), &format!("{image}:{tag}")]);
         }
     }
 
-    /// Ends the processes of all nodes whose command line holds `words`, as the kernel does when memory runs out.
+    /// Kills the one container of a pod in its node, as the kernel does when memory runs out.
     ///
     /// # Panics
-    /// When there is none.
-    pub fn kill_process(&self, words: &str) {
-        let killed = self.command("pkill").args(["-KILL", "--full", "--oldest", words]).status().expect("pkill starts");
-        assert!(killed.success(), "no process of the first node is called {words:?}");
+    /// When it does not run, or the cluster is not ours.
+    pub fn kill_container(&self, pod: &Pod) {
+        let status = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref()).expect("the pod has a status");
+        let id = status[0].container_id.as_ref().expect("its container runs").trim_start_matches("containerd://");
+        let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()).expect("it has a node");
+        self.containerd(node, &["tasks", "kill", "--signal", "SIGKILL", id]);
+    }
+
+    /// Asks a node's containerd.
+    fn containerd(&self, node: &str, arguments: &[&str]) {
+        let socket = self.ours().folder().join(node).join("containerd.sock");
+        let ctr = ["--node", node.trim_start_matches("node"), "ctr", "--address", &socket.to_string_lossy(), "--namespace", "k8s.io"]
+            .map(str::to_owned);
+        self.ours().script("exec.sh").args(ctr).args(arguments).run();
     }
 
     /// Gives a node so many of a resource that no device backs, such as `nvidia.com/gpu`.
@@ -254,12 +260,22 @@ impl TestCluster {
         self.ours().script("down.sh").args(["--node", &number.to_string()]).run();
     }
 
-    /// This cluster if the test made it, and may read its audit log, look into its volumes and kill its nodes; else none, and a word about it.
+    /// This cluster if the test made it; else none, and a word about it.
     pub fn ours_only(self) -> Option<Self> {
-        if self.own.is_none() {
-            skipped("this needs a cluster of its own, and was given one");
+        self.may("this needs a cluster of its own").then_some(self)
+    }
+
+    /// Whether the test made this cluster and may do `what`; a word about it when not.
+    pub fn may(&self, what: &str) -> bool {
+        if !self.is_ours() {
+            skipped(what);
         }
-        self.own.is_some().then_some(self)
+        self.is_ours()
+    }
+
+    /// Whether the test made this cluster, and may read its audit log, look into its volumes and kill its nodes.
+    pub fn is_ours(&self) -> bool {
+        self.own.is_some()
     }
 
     fn ours(&self) -> &Own {

@@ -36,7 +36,7 @@ fn comes_back<K: Object>(world: &World, space: &str, name: &str) {
 fn a_field_that_is_set_and_removed_is_as_before_and_amounts_have_many_names() {
     let Some(world) = World::start() else { return };
     world.quickstart("edits");
-    let operator = Operator::start(&world.cluster, None);
+    let _operator = Operator::start(&world.cluster, None);
     world.until_served("edits");
     let before: StatefulSet = world.get("edits", "smollm2-pool");
     let set = |what: &str, holds: &dyn Fn(&StatefulSet) -> bool| {
@@ -48,11 +48,11 @@ fn a_field_that_is_set_and_removed_is_as_before_and_amounts_have_many_names() {
     set("has a limit", &|set| {
         pool(set).resources.as_ref().is_some_and(|resources| resources.limits.as_ref().is_some_and(|limits| limits["cpu"].0 == "1"))
     });
-    world.quiet(&operator);
+    world.quiet();
     let server = json!({ "resources": null, "scheduling": null });
     world.patch::<BaseModelPool>("edits", "smollm2", json!({ "spec": { "server": server } }));
     set("is as before", &|set| set.spec == before.spec);
-    world.quiet(&operator);
+    world.quiet();
 
     // Ours comes back, theirs stays.
     let theirs = json!({ "metadata": { "annotations": { "team": "blue" } }, "spec": { "replicas": 3, "minReadySeconds": 1 } });
@@ -74,7 +74,7 @@ fn a_field_that_is_set_and_removed_is_as_before_and_amounts_have_many_names() {
     world.until_is::<CarryOnDeployment>("edits", "quickstart", "counts three", &|deployment| {
         deployment.status.as_ref().is_some_and(|status| status.ready_replicas == 3)
     });
-    world.quiet(&operator);
+    world.quiet();
     world.no_refused_writes();
 }
 

@@ -83,7 +83,7 @@ fn children_go_with_their_owner_or_stay_when_orphaned_and_nothing_is_made_meanwh
 #[test]
 fn a_head_outlives_its_job_and_a_job_that_is_served_outlives_its_time() {
     let Some(world) = World::start() else { return };
-    let operator = Operator::start(&world.cluster, None);
+    let _operator = Operator::start(&world.cluster, None);
     world.quickstart("heads");
     let served = world.until_served("heads").status.unwrap().stable.unwrap();
     world.patch::<CarryOnJob>("heads", "quickstart", json!({ "spec": { "ttlSecondsAfterFinished": 1 } }));
@@ -100,7 +100,7 @@ fn a_head_outlives_its_job_and_a_job_that_is_served_outlives_its_time() {
         deployment.status.as_ref().is_some_and(|status| status.ready_replicas == 2)
     });
     assert_eq!(still.status.unwrap().stable.unwrap(), served);
-    world.quiet(&operator);
+    world.quiet();
     assert!(world.list::<Job>("heads").is_empty() && world.list::<CarryOnJob>("heads").is_empty());
 
     // Nobody serves this one: its time comes, with all that it had.

@@ -55,12 +55,12 @@ fn kstatus_never_calls_current_what_is_not_ready_and_failed_what_may_come() {
     record::<BaseModelPool>(&world, &states);
     record::<CarryOnJob>(&world, &states);
     record::<CarryOnDeployment>(&world, &states);
-    let operator = Operator::start(&world.cluster, None);
+    let _operator = Operator::start(&world.cluster, None);
     world.quickstart("good");
     world.until_served("good");
     let gateway = json!({ "spec": { "gateway": { "resources": { "limits": { "cpu": "2" } } } } });
     world.patch::<CarryOnDeployment>("good", "quickstart", gateway);
-    world.quiet(&operator);
+    world.quiet();
     world.hollow.fate("bad", "quickstart", Fate::complete("sha256:another base"));
     world.quickstart("bad");
     world.until::<CarryOnDeployment>("bad", "quickstart", STALLED, "True", "BaseModelDiffers");

@@ -85,18 +85,15 @@ impl World {
     }
 
     /// Once the operator has done what there was to do, it writes no more.
-    pub fn quiet(&self, operator: &Operator) {
-        let mut before = usize::MAX;
-        self.cluster.eventually("the operator comes to rest", async || {
-            let now = operator.writes();
+    pub fn quiet(&self) {
+        let mut before = self.written();
+        self.cluster.eventually("four seconds in which the operator writes nothing", async || {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            let now = self.written();
             let rests = now == before;
             before = now;
-            tokio::time::sleep(Duration::from_secs(1)).await;
             rests.then_some(())
         });
-        let before = self.written();
-        std::thread::sleep(Duration::from_secs(3));
-        assert_eq!(self.written(), before, "the operator writes in a steady state");
     }
 
     /// The operator's requests that wrote or tried to, by the API server's own word.

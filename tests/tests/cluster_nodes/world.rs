@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::Output;
+use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use carryon_crds::condition::is_true;
@@ -21,32 +22,46 @@ use super::load::ask;
 pub const HOME: &str = "carry-on-system";
 /// Longest wait: machines differ fivefold in how long training takes.
 const PATIENCE: Duration = Duration::from_secs(480);
+/// A claim that any cluster can bind, whatever its volumes are.
+const OUTPUT: &str = "
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: quickstart-output}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}
+";
 /// Samples a head is evaluated on: half the time of a short run would go into all fifty.
 const EVALUATED: usize = 10;
 
 pub struct World {
     pub cluster: TestCluster,
     data: TempDir,
+    /// The way to Services where we are not in the nodes' network and cannot fill claims.
+    proxy: Option<Proxy>,
 }
 
 impl World {
-    /// Nodes of our own; none, after a word about it, when this machine cannot have them.
+    /// So many nodes of our own, or the cluster that the caller of the test has named. None, after a word about it, when this machine
+    /// cannot have them.
     pub fn start(nodes: usize) -> Option<Self> {
-        Self::of(TestCluster::start(nodes).and_then(TestCluster::ours_only)?)
+        let cluster = TestCluster::start(nodes)?;
+        let proxy = (!cluster.is_ours()).then(|| Proxy::start(&cluster));
+        Some(Self::of(cluster, proxy))
     }
 
-    /// A node of our own, or the cluster that the caller of the test has named.
+    /// A node of our own as if it were not, or the cluster that the caller of the test has named.
     pub fn anywhere() -> Option<Self> {
-        Self::of(TestCluster::start(1)?)
+        let cluster = TestCluster::start(1)?;
+        let proxy = Proxy::start(&cluster);
+        Some(Self::of(cluster, Some(proxy)))
     }
 
-    fn of(cluster: TestCluster) -> Option<Self> {
+    fn of(cluster: TestCluster, proxy: Option<Proxy>) -> Self {
         cluster.load_images();
         let data = TempDir::new().unwrap();
         std::fs::copy(quickstart_data("train.jsonl"), data.path().join("train.jsonl")).unwrap();
         let samples = std::fs::read_to_string(quickstart_data("eval.jsonl")).unwrap();
         std::fs::write(data.path().join("eval.jsonl"), samples.split_inclusive('\n').take(EVALUATED).collect::<String>()).unwrap();
-        Some(Self { cluster, data })
+        Self { cluster, data, proxy }
     }
 
     /// Folder of the quick start's data, with fewer samples to evaluate on.
@@ -61,20 +76,38 @@ impl World {
     /// `helm COMMAND RELEASE charts/carry-on` with the images of the test, and waits for the operator.
     pub fn install(&self, command: &str, release: &str, arguments: &[&str]) {
         let images = "image.repository=localhost/carry-on/operator,workerImage.repository=localhost/carry-on/worker,image.tag=test,workerImage.tag=test";
+        // Definitions that are there already, of whoever's making, become the chart's.
+        let adopt = if self.proxy.is_none() { &[][..] } else { &["--take-ownership", "--force-conflicts"] };
         let all =
-            [&[command, release, "charts/carry-on", "--create-namespace", "--wait", "--timeout=120s", "--set", images], arguments].concat();
+            [&[command, release, "charts/carry-on", "--create-namespace", "--wait", "--timeout=120s", "--set", images], arguments, adopt]
+                .concat();
         let output = self.helm(&all);
         assert!(output.status.success(), "helm {all:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// The quick start's claims, filled, in a namespace that holds its pods to the restricted standard.
-    pub fn volumes(&self, namespace: &str) {
-        self.cluster.kubectl(&["create", "namespace", namespace]);
-        self.cluster.kubectl(&["label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted"]);
-        self.cluster.claim(namespace, "models", &[("SmolLM2-135M-Instruct.Q4_1.gguf", &model())]);
+    /// A namespace that holds its pods to the restricted standard, with what the quick start's manifests name: claims, filled; where nobody
+    /// can fill them, data in a ConfigMap and a claim for the output.
+    pub fn volumes(&self, name: &str) -> String {
+        let namespace = format!("carry-on-test-{}-{name}", std::process::id());
+        self.cluster.kubectl(&["create", "namespace", &namespace]);
+        self.cluster.kubectl(&["label", "namespace", &namespace, "pod-security.kubernetes.io/enforce=restricted", &mark()]);
         let [train, eval] = ["train.jsonl", "eval.jsonl"].map(|file| self.data().join(file));
-        self.cluster.claim(namespace, "quickstart-data", &[("train.jsonl", &train), ("eval.jsonl", &eval)]);
-        self.cluster.apply(namespace, &example("quickstart/volumes.yaml"));
+        if self.proxy.is_none() {
+            self.cluster.claim(&namespace, "models", &[("SmolLM2-135M-Instruct.Q4_1.gguf", &model())]);
+            self.cluster.claim(&namespace, "quickstart-data", &[("train.jsonl", &train), ("eval.jsonl", &eval)]);
+            self.cluster.apply(&namespace, &example("quickstart/volumes.yaml"));
+        } else {
+            let [train, eval] = [train, eval].map(|file| format!("--from-file={}", file.display()));
+            self.cluster.kubectl(&["--namespace", &namespace, "create", "configmap", "quickstart-data", &train, &eval]);
+            self.cluster.apply(&namespace, OUTPUT);
+        }
+        namespace
+    }
+
+    /// Applies manifests like the quick start's; where nobody can fill claims, with the model from an image and the data from a ConfigMap.
+    pub fn apply(&self, namespace: &str, manifests: &str) {
+        let manifests = if self.proxy.is_none() { manifests.to_owned() } else { without_claims(manifests) };
+        self.cluster.apply(namespace, &manifests);
     }
 
     pub fn job(&self, namespace: &str) -> CarryOnJob {
@@ -135,7 +168,8 @@ impl World {
         };
         let Some(pod) = self.pods(namespace, "trainer").into_iter().find(running) else { return 0 };
         let path = format!("/api/v1/namespaces/{namespace}/pods/{}:8081/proxy/progress", pod.name_any());
-        let output = self.cluster.command("kubectl").args(["get", "--raw", &path]).output().unwrap();
+        // A pod of a node that has just died never answers.
+        let output = self.cluster.command("kubectl").args(["--request-timeout=5s", "get", "--raw", &path]).output().unwrap();
         serde_json::from_slice::<Value>(&output.stdout).ok().and_then(|progress| progress["step"].as_u64()).unwrap_or(0)
     }
 
@@ -168,12 +202,15 @@ impl World {
         self.until(&format!("an answer from {url}"), || self.cluster.block_on(ask(url, 8)))
     }
 
-    /// Waits until the deployment serves, and gives the URL by which the first node reaches it.
+    /// Waits until the deployment serves, and gives its URL: where the network is ours, the Service's own.
     pub fn until_served(&self, namespace: &str) -> String {
         self.wait(&format!("{namespace} serves"), || {
             let deployment: CarryOnDeployment = self.get(namespace, "quickstart");
             is_true(&deployment.status.unwrap_or_default().conditions, "Ready")
         });
+        if let Some(proxy) = &self.proxy {
+            return format!("{}/api/v1/namespaces/{namespace}/services/quickstart-gateway:http/proxy/v1", proxy.url);
+        }
         let address = self.cluster.kubectl(&[
             "--namespace",
             namespace,
@@ -196,10 +233,67 @@ impl World {
         (reason.to_owned(), message.to_owned())
     }
 
-    /// The bytes of the head that a job has written.
-    pub fn head(&self, namespace: &str) -> Vec<u8> {
-        std::fs::read(self.cluster.volume(namespace, "quickstart-output").join("quickstart/head/head.safetensors")).unwrap()
+    /// Digest of the bytes of the head that the job has written.
+    pub fn head(&self, namespace: &str) -> String {
+        let told = self.job(namespace).status.unwrap().artifact.unwrap().digest;
+        if self.proxy.is_none() {
+            let head = self.cluster.volume(namespace, "quickstart-output").join("quickstart/head/head.safetensors");
+            assert_eq!(carryon_crds::wire::digest(&std::fs::read(head).unwrap()), told);
+        }
+        told
     }
+}
+
+/// A cluster that is not ours is left as it was, but for the definitions.
+impl Drop for World {
+    fn drop(&mut self) {
+        if self.cluster.is_ours() {
+            return;
+        }
+        let kubectl = |arguments: &[&str]| self.cluster.command("kubectl").args(arguments).output();
+        let _namespaces = kubectl(&["delete", "namespace", "--selector", &mark()]);
+        for release in String::from_utf8_lossy(&self.helm(&["list", "--short"]).stdout).lines() {
+            self.helm(&["uninstall", release, "--wait", "--timeout=120s"]);
+        }
+        let _home = kubectl(&["delete", "namespace", HOME]);
+    }
+}
+
+/// `kubectl proxy`, until it is dropped.
+struct Proxy {
+    kubectl: Child,
+    url: String,
+}
+
+impl Proxy {
+    fn start(cluster: &TestCluster) -> Self {
+        let mut kubectl = cluster.command("kubectl").args(["proxy", "--port=0"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(kubectl.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let (_, address) = line.trim().rsplit_once(' ').unwrap_or_else(|| panic!("kubectl proxy: {line}"));
+        Self { kubectl, url: format!("http://{address}") }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.kubectl.kill();
+        let _ = self.kubectl.wait();
+    }
+}
+
+/// Label of the namespaces that this test has made.
+fn mark() -> String {
+    format!("carry-on-test={}", std::process::id())
+}
+
+/// The manifests with the model from the test's image and the data from a ConfigMap.
+pub fn without_claims(manifests: &str) -> String {
+    let file = model().file_name().unwrap().to_string_lossy().into_owned();
+    let claimed = format!("persistentVolumeClaim:\n        claimName: models\n        path: {file}");
+    let image = format!("image:\n        reference: localhost/carry-on/model:test\n        path: models/{file}");
+    let data = ["persistentVolumeClaim:\n        claimName: quickstart-data", "configMap:\n        name: quickstart-data"];
+    manifests.replace(&claimed, &image).replace(data[0], data[1])
 }
 
 /// The text with `to` in place of `from`, which it must have.
