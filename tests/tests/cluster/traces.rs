@@ -1,7 +1,7 @@
 //! What a cluster would leave on the machine: processes, mounts, cgroups, files.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::path::PathBuf;
 
 use carryon_tests::cluster::TestCluster;
@@ -10,6 +10,8 @@ use carryon_tests::cluster::TestCluster;
 pub struct Traces {
     folder: String,
     namespaces: BTreeSet<PathBuf>,
+    /// The same, held open: nobody else gets their numbers.
+    _open: Vec<File>,
     cgroups: Vec<PathBuf>,
 }
 
@@ -23,8 +25,13 @@ pub fn of(cluster: &TestCluster) -> Traces {
         files.flat_map(|text| text.lines().map(String::from).collect::<Vec<_>>()).collect::<Vec<_>>()
     };
     let (pids, cgroups) = (read("init.pid"), read("cgroups"));
-    let namespaces = pids.iter().flat_map(|pid| ["net", "mnt"].map(|kind| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap()));
-    let traces = Traces { namespaces: namespaces.collect(), cgroups: cgroups.into_iter().map(PathBuf::from).collect(), folder };
+    let files: Vec<_> = pids.iter().flat_map(|pid| ["net", "mnt"].map(|kind| format!("/proc/{pid}/ns/{kind}"))).collect();
+    let traces = Traces {
+        _open: files.iter().map(|file| File::open(file).unwrap()).collect(),
+        namespaces: files.iter().map(|file| fs::read_link(file).unwrap()).collect(),
+        cgroups: cgroups.into_iter().map(PathBuf::from).collect(),
+        folder,
+    };
     assert!(!traces.namespaces.is_empty() && !traces.cgroups.is_empty());
     assert!(traces.found().len() > traces.cgroups.len() + 4, "a cluster that runs leaves traces: {:?}", traces.found());
     traces

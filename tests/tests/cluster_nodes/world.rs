@@ -56,6 +56,8 @@ impl World {
     }
 
     fn of(cluster: TestCluster, proxy: Option<Proxy>) -> Self {
+        let installed = cluster.kubectl(&["get", "deployments", "--all-namespaces", "--selector=app.kubernetes.io/name=carry-on"]);
+        assert!(installed.is_empty(), "this cluster has Carry-On already, and the tests would take it over:\n{installed}");
         cluster.load_images();
         let data = TempDir::new().unwrap();
         std::fs::copy(quickstart_data("train.jsonl"), data.path().join("train.jsonl")).unwrap();
