@@ -179,4 +179,5 @@ fn kubectl_shows_explains_and_scales_the_three_kinds() {
     ]))
     .unwrap();
     assert_eq!(stored["spec"], json!({ "replicas": 4 }));
+    cluster.kubectl(&["delete", "bmp/smollm2", "coj/quickstart", "cod/quickstart"]);
 }
