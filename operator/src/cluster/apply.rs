@@ -7,10 +7,12 @@ use carryon_crds::{names, wire};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
+use kube::core::object::HasStatus;
 use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::sync::OnceCell;
 
 use super::covers::covers;
 use super::failure::{Failure, code};
@@ -50,6 +52,14 @@ pub struct Applier {
     written: Arc<Written>,
 }
 
+/// The writer of the children of one object.
+pub struct Owned<'a, O> {
+    applier: &'a Applier,
+    owner: &'a O,
+    /// Set when the API server has said that the owner is there.
+    lives: OnceCell<()>,
+}
+
 /// What a child is, in Rust.
 pub trait Child:
     Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + Send + 'static
@@ -66,6 +76,22 @@ impl Applier {
         Self { client, written }
     }
 
+    /// The writer of the children of `owner`.
+    pub fn of<'a, O>(&'a self, owner: &'a O) -> Owned<'a, O> {
+        Owned { applier: self, owner, lives: OnceCell::new() }
+    }
+
+    async fn patch<K: Child>(&self, wanted: &K, value: &Value, force: bool) -> kube::Result<K> {
+        let parameters = PatchParams { force, ..PatchParams::apply(names::MANAGER) };
+        self.api::<K>(wanted).patch(&wanted.name_any(), &parameters, &Patch::Apply(value)).await
+    }
+
+    fn api<K: Child>(&self, object: &K) -> Api<K> {
+        Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default())
+    }
+}
+
+impl<O: Child + HasStatus> Owned<'_, O> {
     /// Makes `wanted` so; `present` is what the cache holds of it. The object as the cluster holds it now.
     ///
     /// # Errors
@@ -80,30 +106,32 @@ impl Applier {
                 ours(&wanted, &present)?;
                 let same = present.annotations().get(names::APPLIED_ANNOTATION) == Some(&digest);
                 if same && covers(&serde_json::to_value(&present).expect("a child is JSON"), &wanted_value) {
-                    self.written.seen(&present);
+                    self.applier.written.seen(&present);
                     return Ok(present);
                 }
                 true
             }
             None => {
-                if let Some(written) = self.written.get(&wanted, &digest) {
+                if let Some(written) = self.applier.written.get(&wanted, &digest) {
                     return Ok(written);
                 }
+                self.lives().await?;
                 false
             }
         };
-        let applied = match self.patch(&wanted, &wanted_value, force).await {
+        let applied = match self.applier.patch(&wanted, &wanted_value, force).await {
             // Somebody else's fields are in the way, so it exists: whose is it?
             Err(error) if !force && code(&error) == 409 => {
-                let present = self.api::<K>(&wanted).get(&wanted.name_any()).await.map_err(|error| failed("read", &wanted, error))?;
+                let present =
+                    self.applier.api::<K>(&wanted).get(&wanted.name_any()).await.map_err(|error| failed("read", &wanted, error))?;
                 ours(&wanted, &present)?;
-                self.patch(&wanted, &wanted_value, true).await
+                self.applier.patch(&wanted, &wanted_value, true).await
             }
             other => other,
         };
         let mut applied = applied.map_err(|error| failed("apply", &wanted, error))?;
         applied.managed_fields_mut().clear();
-        self.written.insert(applied.clone(), digest);
+        self.applier.written.insert(applied.clone(), digest);
         Ok(applied)
     }
 
@@ -112,7 +140,8 @@ impl Applier {
     /// # Errors
     /// As [`apply`](Self::apply).
     pub async fn create_once(&self, wanted: Job) -> Result<Job, Unapplied> {
-        let api = self.api::<Job>(&wanted);
+        self.lives().await?;
+        let api = self.applier.api::<Job>(&wanted);
         let parameters = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
         match api.create(&parameters, &wanted).await {
             Ok(job) => Ok(job),
@@ -136,20 +165,26 @@ impl Applier {
             preconditions: Some(preconditions),
             ..DeleteParams::default()
         };
-        match self.api::<Job>(job).delete(&job.name_any(), &parameters).await {
+        match self.applier.api::<Job>(job).delete(&job.name_any(), &parameters).await {
             Ok(_) => Ok(()),
             Err(error) if [404, 409].contains(&code(&error)) => Ok(()),
             Err(error) => Err(failed("delete", job, error)),
         }
     }
 
-    async fn patch<K: Child>(&self, wanted: &K, value: &Value, force: bool) -> kube::Result<K> {
-        let parameters = PatchParams { force, ..PatchParams::apply(names::MANAGER) };
-        self.api::<K>(wanted).patch(&wanted.name_any(), &parameters, &Patch::Apply(value)).await
-    }
-
-    fn api<K: Child>(&self, object: &K) -> Api<K> {
-        Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default())
+    /// Before something is made that is not there. Where an object goes, its children go with it, and the caches hear of that in no order:
+    /// the one of an object that was looked at before may be behind, and the API server is asked.
+    async fn lives(&self) -> Result<(), Unapplied> {
+        if self.owner.status().is_none() {
+            return Ok(());
+        }
+        let ask = async || {
+            let found = self.applier.api(self.owner).get_metadata_opt(&self.owner.name_any()).await;
+            let found = found.map_err(|error| failed("read", self.owner, error))?.map(|found| found.metadata);
+            let lives = found.is_some_and(|found| found.uid == self.owner.meta().uid && found.deletion_timestamp.is_none());
+            if lives { Ok(()) } else { Err(Unapplied::Failed(Failure::Deleted)) }
+        };
+        self.lives.get_or_try_init(ask).await.copied()
     }
 }
 

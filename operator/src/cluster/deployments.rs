@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{Api, ResourceExt as _};
 
-use super::apply::{Unapplied, settle};
+use super::apply::{Owned, Unapplied, settle};
 use super::failure::Failure;
 use super::kinds::{Context, Kind, Turn, retry};
 use crate::deployment::{self, Applied, Children, Observed, referenced_claim};
@@ -15,7 +15,9 @@ impl Kind for CarryOnDeployment {
     async fn turn(&self, context: &Context, now: &Time) -> Result<Option<Turn<Self::Status>>, Failure> {
         let observed = observe(self, context).await?;
         let outcome = match deployment::validate(self, &observed, &context.settings) {
-            Ok(validated) => settle(apply(deployment::build(&validated), context).await)?.map(|applied| (validated, applied)),
+            Ok(validated) => {
+                settle(apply(deployment::build(&validated), &context.applier.of(self), context).await)?.map(|applied| (validated, applied))
+            }
             Err(refusal) => Err(refusal),
         };
         let status = deployment::status(self, outcome.as_ref().map(|(validated, applied)| (validated, applied)), &observed, now);
@@ -55,9 +57,9 @@ async fn secret(deployment: &CarryOnDeployment, space: &str, context: &Context) 
     found.map_err(|error| Failure::Api { step: "read", what: format!("Secret {space}/{}", key.name), source: Box::new(error) })
 }
 
-async fn apply(children: Children, context: &Context) -> Result<Applied, Unapplied> {
+async fn apply(children: Children, applier: &Owned<'_, CarryOnDeployment>, context: &Context) -> Result<Applied, Unapplied> {
     let Children { config_map, service, deployment } = children;
-    let (caches, applier) = (&context.caches, &context.applier);
+    let caches = &context.caches;
     let space = namespace(&deployment);
     let name = deployment.name_any();
     applier.apply(config_map, caches.config_maps.get(&space, &name)).await?;

@@ -13,13 +13,18 @@ pub enum Failure {
         /// What the API server or the way to it said.
         source: Box<kube::Error>,
     },
+    /// The object is gone, or on its way; its cache is still to hear of it.
+    #[error("the object was deleted meanwhile")]
+    Deleted,
 }
 
 impl Failure {
     /// The step, for metrics.
     pub fn step(&self) -> &'static str {
-        let Self::Api { step, .. } = self;
-        step
+        match self {
+            Self::Api { step, .. } => step,
+            Self::Deleted => "read",
+        }
     }
 }
 

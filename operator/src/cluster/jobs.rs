@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::api::{DeleteParams, ListParams, Preconditions};
 use kube::{Api, ResourceExt as _};
 
-use super::apply::{Unapplied, settle};
+use super::apply::{Owned, Unapplied, settle};
 use super::failure::{Failure, code};
 use super::kinds::{Context, Kind, Turn, retry};
 use super::wake::refers_to;
@@ -29,7 +29,8 @@ impl Kind for CarryOnJob {
         }
         let observed = observe(self, context).await?;
         let outcome = match job::validate(self, &observed, &context.settings, now) {
-            Ok(validated) => settle(apply(job::build(&validated), &observed, context).await)?.map(|applied| (validated, applied)),
+            Ok(validated) => settle(apply(job::build(&validated), &observed, &context.applier.of(self), context).await)?
+                .map(|applied| (validated, applied)),
             Err(refusal) => Err(refusal),
         };
         let status = job::status(self, outcome.as_ref().map(|(validated, applied)| (validated, applied)), &observed, now);
@@ -119,9 +120,9 @@ async fn data(job: &CarryOnJob, space: &str, context: &Context) -> Result<Option
     found.map_err(|error| read(format!("ConfigMap {space}/{}", source.name), error))
 }
 
-async fn apply(children: Children, observed: &Observed, context: &Context) -> Result<Applied, Unapplied> {
+async fn apply(children: Children, observed: &Observed, applier: &Owned<'_, CarryOnJob>, context: &Context) -> Result<Applied, Unapplied> {
     let Children { config_map, service, attempt, stop } = children;
-    let (caches, applier) = (&context.caches, &context.applier);
+    let caches = &context.caches;
     let space = namespace(&config_map);
     let name = config_map.name_any();
     applier.apply(config_map, caches.config_maps.get(&space, &name)).await?;

@@ -161,9 +161,10 @@ async fn reconcile<K: Kind>(object: &Guarded<K>, context: &Context) -> Result<Op
     }
     let started = Instant::now();
     let now = Time(Timestamp::now());
-    let again = match object.turn(context, &now).await? {
-        Some(turn) => conclude(object, turn, context).await?,
-        None => None,
+    let again = match object.turn(context, &now).await {
+        Ok(Some(turn)) => conclude(object, turn, context).await?,
+        Ok(None) | Err(Failure::Deleted) => None,
+        Err(failure) => return Err(failure),
     };
     lock(&context.failures).remove(&path(object));
     context.metrics.count(&kind, Outcome::Done, started.elapsed());

@@ -4,7 +4,7 @@ use carryon_crds::BaseModelPool;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt as _;
 
-use super::apply::{Unapplied, settle};
+use super::apply::{Owned, Unapplied, settle};
 use super::failure::Failure;
 use super::kinds::{Context, Kind, Turn, retry};
 use crate::pool::{self, Applied, Children, Observed};
@@ -15,7 +15,9 @@ impl Kind for BaseModelPool {
     async fn turn(&self, context: &Context, now: &Time) -> Result<Option<Turn<Self::Status>>, Failure> {
         let observed = observe(self, context).await;
         let outcome = match pool::validate(self, &observed, &context.settings) {
-            Ok(validated) => settle(apply(pool::build(&validated), context).await)?.map(|applied| (validated, applied)),
+            Ok(validated) => {
+                settle(apply(pool::build(&validated), &context.applier.of(self), context).await)?.map(|applied| (validated, applied))
+            }
             Err(refusal) => Err(refusal),
         };
         let status = pool::status(self, outcome.as_ref().map(|(validated, applied)| (validated, applied)), &observed, now);
@@ -43,9 +45,9 @@ async fn observe(pool: &BaseModelPool, context: &Context) -> Observed {
     Observed { claim, pods, models, nodes: caches.nodes.as_ref().map(|nodes| nodes.list(|_| true)) }
 }
 
-async fn apply(children: Children, context: &Context) -> Result<Applied, Unapplied> {
+async fn apply(children: Children, applier: &Owned<'_, BaseModelPool>, context: &Context) -> Result<Applied, Unapplied> {
     let Children { config_map, service, stateful_set, disruption_budget } = children;
-    let (caches, applier) = (&context.caches, &context.applier);
+    let caches = &context.caches;
     let space = namespace(&stateful_set);
     let name = stateful_set.name_any();
     applier.apply(config_map, caches.config_maps.get(&space, &name)).await?;
