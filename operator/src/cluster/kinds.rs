@@ -16,7 +16,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::core::NamespaceResourceScope;
 use kube::core::object::HasStatus;
-use kube::runtime::events::{Event, EventType, Recorder};
+use kube::runtime::events::{Event, EventType};
 use kube::runtime::reflector::Store;
 use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::Serialize;
@@ -25,6 +25,7 @@ use serde::de::DeserializeOwned;
 use super::apply::Applier;
 use super::ask::Ask;
 use super::caches::{Caches, Guarded};
+use super::events::Events;
 use super::failure::{Failure, code};
 use super::metrics::{Metrics, Outcome};
 use super::queue::Queue;
@@ -54,8 +55,8 @@ pub struct Context {
     pub applier: Applier,
     /// Talks to workers.
     pub ask: Ask,
-    /// Writes events.
-    pub recorder: Recorder,
+    /// Where transitions are told.
+    pub events: Events,
     /// Counts.
     pub metrics: Metrics,
     /// The operator's settings.
@@ -80,11 +81,11 @@ impl Context {
         client: Client,
         caches: Arc<Caches>,
         ask: Ask,
-        recorder: Recorder,
+        events: Events,
         metrics: Metrics,
         settings: Settings,
     ) -> Self {
-        Self { client, caches, applier, ask, recorder, metrics, settings, failures: Mutex::default(), written: Mutex::default() }
+        Self { client, caches, applier, ask, events, metrics, settings, failures: Mutex::default(), written: Mutex::default() }
     }
 }
 
@@ -191,7 +192,7 @@ async fn conclude<K: Kind>(object: &K, turn: Turn<K::Status>, context: &Context)
     match api.replace_status(&object.name_any(), &parameters, &wanted).await {
         Ok(new) => {
             remember(object, &new, context);
-            announce(object, &turn.status, context).await;
+            announce(object, &turn.status, context);
             Ok(again)
         }
         // Deleted meanwhile.
@@ -217,7 +218,7 @@ fn is_outdated<K: Kind>(object: &K, context: &Context) -> bool {
 }
 
 /// An event for each transition of Ready: its status or its reason.
-async fn announce<K: Kind>(object: &K, status: &K::Status, context: &Context) {
+fn announce<K: Kind>(object: &K, status: &K::Status, context: &Context) {
     let ready = |status: &K::Status| K::conditions(status).iter().find(|condition| condition.type_ == READY).cloned();
     let Some(now) = ready(status) else { return };
     let before = object.status().and_then(ready);
@@ -232,9 +233,7 @@ async fn announce<K: Kind>(object: &K, status: &K::Status, context: &Context) {
         action: "Reconcile".to_owned(),
         secondary: None,
     };
-    if let Err(error) = context.recorder.publish(&event, &object.object_ref(&())).await {
-        tracing::warn!(%error, object = path(object), "failed to write an event");
-    }
+    context.events.publish(event, object.object_ref(&()));
 }
 
 fn back_off<K: Kind>(object: &Guarded<K>, failure: &Failure, context: &Context) -> Duration {

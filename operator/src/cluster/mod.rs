@@ -9,6 +9,7 @@ pub mod caches;
 pub mod covers;
 pub mod deployments;
 mod endpoint;
+pub mod events;
 pub mod failure;
 pub mod jobs;
 pub mod kinds;
@@ -120,11 +121,13 @@ async fn work(args: RunArgs, client: Client, endpoint: Endpoint, leader: leader:
         let recorder = Recorder::new(client.clone(), reporter);
         let settings = Settings { worker_image: args.worker_image };
         let applier = Applier::new(client.clone(), written);
-        let context = Context::new(applier, client, caches.clone(), Ask::new()?, recorder, Metrics::new(wake.clone())?, settings);
+        let (events, pending) = events::channel();
+        let context = Context::new(applier, client, caches.clone(), Ask::new()?, events, Metrics::new(wake.clone())?, settings);
         let context = Arc::new(context);
         endpoint.ready(context.clone());
         tracing::info!("working as {}", args.identity);
         tokio::select! {
+            () = pending.write(recorder) => anyhow::bail!("the events have ended"),
             () = kinds::run(context.clone(), wake.pools, caches.pools.store()) => anyhow::bail!("the queue of pools has ended"),
             () = kinds::run(context.clone(), wake.jobs, caches.jobs.store()) => anyhow::bail!("the queue of jobs has ended"),
             () = kinds::run(context.clone(), wake.deployments, caches.deployments.store()) => anyhow::bail!("the queue of deployments has ended"),
