@@ -13,7 +13,6 @@ const PACE: Duration = Duration::from_millis(50);
 const CAPACITY: usize = 4096;
 
 /// Where transitions are told.
-#[derive(Clone)]
 pub struct Events(Sender<(Event, ObjectReference)>);
 
 /// Events that are still to be written.

@@ -3,6 +3,8 @@
 
 use carryon_crds::BaseModelPool;
 use carryon_tests::{example, model};
+use http::Request;
+use serde_json::{Value, json};
 
 use super::world::{World, replaced, short_job, without_claims};
 
@@ -29,4 +31,12 @@ fn any_cluster_with_the_images_trains_and_serves() {
     let (model, artifact) = (pool.status.unwrap().model.unwrap(), world.job(space).status.unwrap().artifact.unwrap());
     assert_eq!(artifact.base_model_digest, model.identity_digest);
     world.until_answered(&url);
+    let asked = json!({ "model": "quickstart", "prompt": "Tom has 3 apples and buys 4 more.", "max_tokens": 8, "temperature": 0 });
+    let path = format!("/api/v1/namespaces/{space}/services/quickstart-gateway:http/proxy/v1/completions");
+    let request = Request::post(path).header("content-type", "application/json").body(asked.to_string().into_bytes()).unwrap();
+    let answer: Value = world.cluster.block_on(world.cluster.client().request(request)).unwrap();
+    assert_eq!(answer["usage"]["completion_tokens"], 8, "{answer}");
+
+    let uninstalled = world.helm(&["uninstall", "carry-on", "--wait", "--timeout=120s"]);
+    assert!(uninstalled.status.success(), "{}", String::from_utf8_lossy(&uninstalled.stderr));
 }
