@@ -70,9 +70,9 @@ fn children_of_a_job() {
     let observed = job::Observed { pool: Some(loaded_pool()), claims, ..job::Observed::default() };
     let job: CarryOnJob = example("quickstart/job.yaml");
     let validated = job::validate(&job, &observed, &settings(), &at(0)).unwrap();
-    let job::Children { config_map, service, attempt, stop } = job::build(&validated);
+    let job::Children { config_map, attempt, stop } = job::build(&validated);
     assert_eq!(stop, None);
-    snapshot("job", &[value(&config_map), value(&service), value(&attempt.unwrap())]);
+    snapshot("job", &[value(&config_map), value(&attempt.unwrap())]);
 }
 
 #[test]

@@ -121,12 +121,11 @@ async fn data(job: &CarryOnJob, space: &str, context: &Context) -> Result<Option
 }
 
 async fn apply(children: Children, observed: &Observed, applier: &Owned<'_, CarryOnJob>, context: &Context) -> Result<Applied, Unapplied> {
-    let Children { config_map, service, attempt, stop } = children;
+    let Children { config_map, attempt, stop } = children;
     let caches = &context.caches;
     let space = namespace(&config_map);
     let name = config_map.name_any();
     applier.apply(config_map, caches.config_maps.get(&space, &name)).await?;
-    applier.apply(service, caches.services.get(&space, &name)).await?;
     if let Some(job) =
         observed.attempt.as_ref().filter(|job| stop.as_ref() == Some(&job.name_any()) && job.metadata.deletion_timestamp.is_none())
     {

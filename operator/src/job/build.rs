@@ -1,10 +1,10 @@
-//! A validated job's children: configuration, a Service for the trainer's progress, and the batch Job of one attempt.
+//! A validated job's children: configuration and the batch Job of one attempt. A trainer is asked by its pod's address and needs no Service.
 
 use carryon_crds::names;
 use k8s_openapi::api::batch::v1::{
     Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule,
 };
-use k8s_openapi::api::core::v1::{ConfigMap, PodTemplateSpec, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, PodTemplateSpec};
 
 use super::Validated;
 use super::attempts::Plan;
@@ -21,8 +21,6 @@ const FS_GROUP: i64 = 65_532;
 pub struct Children {
     /// The worker's configuration.
     pub config_map: ConfigMap,
-    /// Headless: finds the trainer's pod.
-    pub service: Service,
     /// The attempt that is to exist; created once and never written again.
     pub attempt: Option<Job>,
     /// Name of the batch Job that is to go, with its pod's grace period.
@@ -46,7 +44,6 @@ pub fn build(job: &Validated) -> Children {
         Plan::BackOff { .. } | Plan::Complete => (None, None),
     };
     Children {
-        service: meta::service(&job.owner, &name, names::TRAINER_PORT, true),
         attempt: attempt.map(|number| batch_job(job, number, template(job, &name, &digest))),
         stop: stop.map(|number| names::attempt(&job.owner.name, number)),
         config_map,

@@ -118,9 +118,8 @@ impl World<'_> {
     }
 
     fn apply_job(&mut self, space: &str, children: job::Children) -> io::Result<job::Applied> {
-        let job::Children { config_map, service, attempt, stop } = children;
+        let job::Children { config_map, attempt, stop } = children;
         self.apply_config(&config_map)?;
-        self.store.apply(&service, &self.now)?;
         if let Some(job) = stop.and_then(|name| self.store.get::<Job>(space, &name)) {
             workloads::delete(self.store, job, &self.now)?;
         }
