@@ -1,9 +1,10 @@
-//! A queue of objects of one kind: first in, first out, however long it gets. Objects whose spec nobody has looked at yet, for which
-//! somebody waits, come before those whose children have changed, but take no more than three turns of four.
+//! A queue of objects of one kind: first in, first out, however long it gets. Somebody waits for those whose spec nobody has looked at yet:
+//! beside them, only a few are looked at whose children have changed. Children change in bursts, and the caches hear of one in no order: such
+//! an object comes out a moment later, once for all of it.
 //!
 //! kube's own runner takes what it holds in no order: with a backlog, some objects would wait for as long as others come.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -11,12 +12,17 @@ use std::time::Duration;
 use futures::Stream;
 use kube::Resource;
 use kube::runtime::reflector::{ObjectRef, Store};
+use tokio::time::Instant;
 use tokio_util::time::{DelayQueue, delay_queue};
 
 use super::caches::Guarded;
 
-/// How many objects may come out of the first lane in a row while others wait in the second.
-const IN_A_ROW: usize = 3;
+/// From a change of an object's children to the look at it; what changes until then is seen in the same look.
+const SETTLE: Duration = Duration::from_millis(500);
+/// How many objects may be looked at for their children's sake, and before all others, while a new spec is.
+const BESIDE: usize = 4;
+/// How many while none is.
+const ALONE: usize = 64;
 
 /// Objects that somebody has to look at.
 pub struct Queue<K: Resource<DynamicType = ()>>(Arc<Mutex<State<K>>>);
@@ -34,11 +40,9 @@ struct State<K: Resource<DynamicType = ()>> {
     waiting: HashMap<ObjectRef<Guarded<K>>, Lane>,
     /// Those that wait, in order, and are not looked at; also some that have changed the lane, or come out, since.
     lanes: [VecDeque<ObjectRef<Guarded<K>>>; 2],
-    /// Came out of the first lane one after another.
-    in_a_row: usize,
-    /// Somebody looks at these.
-    running: HashSet<ObjectRef<Guarded<K>>>,
-    /// These wait for their time.
+    /// Somebody looks at these, out of that lane.
+    running: HashMap<ObjectRef<Guarded<K>>, Lane>,
+    /// These wait for their time, each once.
     later: DelayQueue<ObjectRef<Guarded<K>>>,
     keys: HashMap<ObjectRef<Guarded<K>>, delay_queue::Key>,
     waker: Option<Waker>,
@@ -55,8 +59,7 @@ impl<K: Resource<DynamicType = ()>> Default for Queue<K> {
         Self(Arc::new(Mutex::new(State {
             waiting: HashMap::new(),
             lanes: Default::default(),
-            in_a_row: 0,
-            running: HashSet::new(),
+            running: HashMap::new(),
             later: DelayQueue::new(),
             keys: HashMap::new(),
             waker: None,
@@ -65,12 +68,12 @@ impl<K: Resource<DynamicType = ()>> Default for Queue<K> {
 }
 
 impl<K: Resource<DynamicType = ()> + Clone + 'static> Queue<K> {
-    /// Puts an object in, unless it waits already.
+    /// Puts an object in whose children, or what it refers to, have changed; it comes out in half a second, unless it waits already.
     pub fn push(&self, namespace: &str, name: &str) {
-        self.state().enter(ObjectRef::new(name).within(namespace), Lane::World);
+        self.state().enter_in(ObjectRef::new(name).within(namespace), SETTLE);
     }
 
-    /// Puts an object in whose spec nobody has looked at.
+    /// Puts an object in whose spec nobody has looked at; it comes out at once.
     pub fn push_ahead(&self, namespace: &str, name: &str) {
         self.state().enter(ObjectRef::new(name).within(namespace), Lane::Spec);
     }
@@ -97,8 +100,7 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Queue<K> {
         if let Some(lane) = state.waiting.get(&object).copied() {
             state.lanes[lane as usize].push_back(object);
         } else if let Some(again) = again {
-            let key = state.later.insert(object.clone(), again);
-            state.keys.insert(object, key);
+            state.enter_in(object, again);
         }
         state.wake();
     }
@@ -114,23 +116,43 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Queue<K> {
 }
 
 impl<K: Resource<DynamicType = ()> + Clone + 'static> State<K> {
+    /// Enters after that time, or before, when it waits for an earlier one.
+    fn enter_in(&mut self, object: ObjectRef<Guarded<K>>, wait: Duration) {
+        if self.waiting.contains_key(&object) {
+            return;
+        }
+        match self.keys.get(&object) {
+            Some(key) if self.later.deadline(key) <= Instant::now() + wait => return,
+            Some(key) => self.later.reset(key, wait),
+            None => {
+                let key = self.later.insert(object.clone(), wait);
+                self.keys.insert(object, key);
+            }
+        }
+        self.wake();
+    }
+
     fn enter(&mut self, object: ObjectRef<Guarded<K>>, lane: Lane) {
         if self.waiting.get(&object).is_some_and(|present| *present <= lane) {
             return;
         }
         self.waiting.insert(object.clone(), lane);
-        if !self.running.contains(&object) {
+        if !self.running.contains_key(&object) {
             self.lanes[lane as usize].push_back(object);
             self.wake();
         }
     }
 
     fn next(&mut self) -> Option<ObjectRef<Guarded<K>>> {
-        let order = if self.in_a_row < IN_A_ROW { [Lane::Spec, Lane::World] } else { [Lane::World, Lane::Spec] };
-        let (lane, object) = order.into_iter().find_map(|lane| Some((lane, self.first(lane)?)))?;
-        self.in_a_row = if lane == Lane::Spec { self.in_a_row + 1 } else { 0 };
+        let running = |lane| self.running.values().filter(|of| **of == lane).count();
+        let order: &[Lane] = match (running(Lane::Spec), running(Lane::World)) {
+            (_, ..BESIDE) => &[Lane::World, Lane::Spec],
+            (0, ..ALONE) => &[Lane::Spec, Lane::World],
+            _ => &[Lane::Spec],
+        };
+        let (lane, object) = order.iter().find_map(|lane| Some((*lane, self.first(*lane)?)))?;
         self.waiting.remove(&object);
-        self.running.insert(object.clone());
+        self.running.insert(object.clone(), lane);
         if let Some(key) = self.keys.remove(&object) {
             self.later.remove(&key);
         }
@@ -140,7 +162,7 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> State<K> {
     fn first(&mut self, lane: Lane) -> Option<ObjectRef<Guarded<K>>> {
         loop {
             let object = self.lanes[lane as usize].pop_front()?;
-            if self.waiting.get(&object) == Some(&lane) && !self.running.contains(&object) {
+            if self.waiting.get(&object) == Some(&lane) && !self.running.contains_key(&object) {
                 return Some(object);
             }
         }
@@ -165,59 +187,78 @@ mod tests {
         ObjectRef::new(name).within("space")
     }
 
+    /// A change of children of each, one a moment after the other.
+    async fn change(queue: &Queue<BaseModelPool>, names: &[&str]) {
+        for name in names {
+            queue.push("space", name);
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+    }
+
     /// What comes out now, each name once.
-    fn all(objects: &mut (impl Stream<Item = ObjectRef<Guarded<BaseModelPool>>> + Unpin)) -> Vec<String> {
+    fn now(objects: &mut (impl Stream<Item = ObjectRef<Guarded<BaseModelPool>>> + Unpin)) -> Vec<String> {
         std::iter::from_fn(|| objects.next().now_or_never().flatten()).map(|object| object.name).collect()
+    }
+
+    /// What comes out when all that has changed is settled.
+    async fn settled(objects: &mut (impl Stream<Item = ObjectRef<Guarded<BaseModelPool>>> + Unpin)) -> Vec<String> {
+        tokio::time::sleep(SETTLE + Duration::from_millis(50)).await;
+        now(objects)
     }
 
     #[tokio::test]
     async fn objects_come_out_in_order_once_and_not_while_they_are_looked_at() {
         let queue = Queue::<BaseModelPool>::default();
         let mut objects = queue.objects().boxed();
-        ["c", "a", "c", "b"].iter().for_each(|name| queue.push("space", name));
-        assert_eq!(all(&mut objects), ["c", "a", "b"]);
-        queue.push("space", "a");
-        queue.push("space", "c");
-        queue.push("space", "a");
-        assert_eq!(all(&mut objects), [""; 0]);
+        change(&queue, &["c", "a", "c", "b"]).await;
+        assert_eq!(settled(&mut objects).await, ["c", "a", "b"]);
+        change(&queue, &["a", "c", "a"]).await;
+        assert_eq!(settled(&mut objects).await, [""; 0]);
         queue.ended(object("b"), None);
         queue.ended(object("a"), None);
-        queue.push("space", "b");
+        assert_eq!(now(&mut objects), ["a"]);
+        change(&queue, &["b"]).await;
         queue.ended(object("c"), None);
-        assert_eq!(all(&mut objects), ["a", "b", "c"]);
+        assert_eq!(now(&mut objects), ["c"]);
+        assert_eq!(settled(&mut objects).await, ["b"]);
     }
 
     #[tokio::test]
-    async fn those_with_a_new_spec_come_first_but_do_not_keep_the_others_from_coming() {
+    async fn beside_those_with_a_new_spec_only_a_few_others_are_looked_at() {
         let queue = Queue::<BaseModelPool>::default();
         let mut objects = queue.objects().boxed();
-        ["w1", "w2", "s1", "w3"].iter().for_each(|name| queue.push("space", name));
-        ["s1", "s2", "s3", "s4", "s5"].iter().for_each(|name| queue.push_ahead("space", name));
-        queue.push("space", "s5");
-        assert_eq!(all(&mut objects), ["s1", "s2", "s3", "w1", "s4", "s5", "w2", "w3"]);
-        queue.push("space", "w1");
-        queue.push_ahead("space", "w1");
-        queue.push("space", "s1");
-        queue.ended(object("s1"), None);
+        let changed: Vec<String> = (0..7).map(|number| format!("w{number}")).collect();
+        change(&queue, &changed.iter().map(String::as_str).chain(["s1"]).collect::<Vec<_>>()).await;
+        tokio::time::sleep(SETTLE).await;
+        ["s1", "s2", "s3"].iter().for_each(|name| queue.push_ahead("space", name));
+        assert_eq!(now(&mut objects), ["w0", "w1", "w2", "w3", "s1", "s2", "s3"]);
         queue.ended(object("w1"), None);
-        assert_eq!(all(&mut objects), ["w1", "s1"]);
+        assert_eq!(now(&mut objects), ["w4"]);
+        ["s1", "s3"].iter().for_each(|name| queue.ended(object(name), None));
+        queue.push_ahead("space", "w2");
+        queue.ended(object("w2"), None);
+        assert_eq!(now(&mut objects), ["w5", "w2"]);
+        ["s2", "w2"].iter().for_each(|name| queue.ended(object(name), None));
+        assert_eq!(now(&mut objects), ["w6"]);
     }
 
     #[tokio::test]
     async fn an_object_comes_out_when_its_time_has_come_or_before_when_it_is_put_in() {
         let queue = Queue::<BaseModelPool>::default();
         let mut objects = queue.objects().boxed();
-        ["a", "b", "c"].iter().for_each(|name| queue.push("space", name));
-        assert_eq!(all(&mut objects), ["a", "b", "c"]);
+        ["a", "b", "c"].iter().for_each(|name| queue.push_ahead("space", name));
+        assert_eq!(now(&mut objects), ["a", "b", "c"]);
         queue.ended(object("b"), Some(Duration::from_secs(3600)));
-        // Put in while it was looked at: the next look says when the one after it is due.
-        queue.push("space", "c");
+        // Put in while it was looked at: it comes out for that, whatever the look says.
+        change(&queue, &["c"]).await;
         queue.ended(object("c"), Some(Duration::from_secs(3600)));
-        assert_eq!(all(&mut objects), ["c"]);
+        assert_eq!(settled(&mut objects).await, ["c"]);
         queue.ended(object("a"), Some(Duration::from_millis(20)));
         assert_eq!(objects.next().await.unwrap().name, "a");
+        let changed = Instant::now();
         queue.push("space", "b");
-        assert_eq!(all(&mut objects), ["b"]);
+        assert_eq!(objects.next().await.unwrap().name, "b");
+        assert!(changed.elapsed() >= SETTLE);
         let waits = tokio::spawn(async move { objects.next().await.unwrap().name });
         tokio::task::yield_now().await;
         queue.ended(object("a"), Some(Duration::from_millis(1)));
@@ -230,7 +271,7 @@ mod tests {
         let pool = json!({"metadata": {"name": "a", "namespace": "space"}, "spec": {"model": {"source": {}}}});
         writer.apply_watcher_event(&Event::Apply(serde_json::from_value(pool).unwrap()));
         let queue = Queue::<BaseModelPool>::default();
-        ["a", "gone", "a"].iter().for_each(|name| queue.push("space", name));
+        ["a", "gone", "a"].iter().for_each(|name| queue.push_ahead("space", name));
         assert_eq!(queue.length(&reader), 1);
     }
 }
