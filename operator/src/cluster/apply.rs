@@ -12,7 +12,7 @@ use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
 use super::covers::covers;
 use super::failure::{Failure, code};
@@ -46,10 +46,15 @@ impl From<Failure> for Unapplied {
     }
 }
 
+/// Services that are made at the same time. An API server gives them their addresses one by one: more would wait there, in the way of all else.
+const SERVICES: usize = 4;
+
 /// Writes children by server-side apply, and only when something would change.
 pub struct Applier {
     client: Client,
     written: Arc<Written>,
+    /// Held while a Service is made.
+    services: Semaphore,
 }
 
 /// The writer of the children of one object.
@@ -73,7 +78,7 @@ impl<K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Deb
 impl Applier {
     /// Remembers in `written` what the caches are still to see.
     pub fn new(client: Client, written: Arc<Written>) -> Self {
-        Self { client, written }
+        Self { client, written, services: Semaphore::new(SERVICES) }
     }
 
     /// The writer of the children of `owner`.
@@ -100,6 +105,7 @@ impl<O: Child + HasStatus> Owned<'_, O> {
         let digest = wire::digest(serde_json::to_string(&wanted).expect("a child is JSON").as_bytes());
         wanted.annotations_mut().insert(names::APPLIED_ANNOTATION.to_owned(), digest.clone());
         let wanted_value = serde_json::to_value(&wanted).expect("a child is JSON");
+        let mut making = None;
         let force = match present {
             Some(present) if present.meta().deletion_timestamp.is_some() => return Ok(present),
             Some(present) => {
@@ -115,6 +121,9 @@ impl<O: Child + HasStatus> Owned<'_, O> {
                 if let Some(written) = self.applier.written.get(&wanted, &digest) {
                     return Ok(written);
                 }
+                if K::kind(&()) == "Service" {
+                    making = self.applier.services.acquire().await.ok();
+                }
                 self.lives().await?;
                 false
             }
@@ -129,6 +138,7 @@ impl<O: Child + HasStatus> Owned<'_, O> {
             }
             other => other,
         };
+        drop(making);
         let mut applied = applied.map_err(|error| failed("apply", &wanted, error))?;
         applied.managed_fields_mut().clear();
         self.applier.written.insert(applied.clone(), digest);

@@ -31,8 +31,8 @@ use super::metrics::{Metrics, Outcome};
 use super::queue::Queue;
 use crate::shared::Settings;
 
-/// Objects of a kind that are reconciled at the same time. Most of them wait for the API server, which gives Services their addresses one by one.
-const CONCURRENCY: usize = 64;
+/// Objects of a kind that are reconciled at the same time. Most of them wait: Services are made a few at a time.
+const CONCURRENCY: usize = 192;
 /// How often an object is looked at when nothing happens; spread so that not all are looked at together.
 const RESYNC: Duration = Duration::from_secs(600);
 /// Wait after the first failure; doubled by each further one.
