@@ -1,6 +1,7 @@
 //! Workloads without controllers and nodes: each gets its pods, and they and it the statuses of a good life.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -12,6 +13,7 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use super::hollow::{Fate, answer, ended, model, patch, running};
 use super::{Object, TestCluster};
@@ -19,6 +21,8 @@ use carryon_crds::names;
 
 /// How long a trainer runs.
 const TRAINING: Duration = Duration::from_secs(1);
+/// Workloads of a type that are written for at the same time: Kubernetes' controllers sync five unless they are told otherwise.
+const SYNCS: usize = 5;
 
 /// Plays the pods of StatefulSets and Deployments, which stay, and of Jobs, which end well, until the cluster is dropped.
 pub fn play(cluster: &TestCluster) {
@@ -31,21 +35,23 @@ pub fn play(cluster: &TestCluster) {
 async fn follow<K: Object>(client: Client) {
     let ours = watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={}", names::MANAGER));
     let mut known = BTreeSet::new();
+    let syncs = Arc::new(Semaphore::new(SYNCS));
     let workloads = watcher(Api::<K>::all(client.clone()), ours).default_backoff().applied_objects();
     workloads
         .for_each(|workload| {
             if let Ok(workload) = workload
                 && known.insert(workload.uid())
             {
-                let client = client.clone();
-                tokio::spawn(async move { live(&client, &workload).await.expect("what is played is taken") });
+                let (client, syncs) = (client.clone(), syncs.clone());
+                tokio::spawn(async move { live(&client, &workload, &syncs).await.expect("what is played is taken") });
             }
             std::future::ready(())
         })
         .await;
 }
 
-async fn live<K: Object>(client: &Client, workload: &K) -> kube::Result<()> {
+async fn live<K: Object>(client: &Client, workload: &K, syncs: &Semaphore) -> kube::Result<()> {
+    let sync = async || syncs.acquire().await.expect("is never closed");
     let space = workload.namespace().unwrap_or_default();
     let (pods, workloads) = (Api::<Pod>::namespaced(client.clone(), &space), Api::<K>::namespaced(client.clone(), &space));
     let set = async |status: Value| {
@@ -54,6 +60,7 @@ async fn live<K: Object>(client: &Client, workload: &K) -> kube::Result<()> {
     let object = json!(workload);
     let replicas = object["spec"]["replicas"].as_u64().unwrap_or(1);
     let mut made = Vec::new();
+    let syncing = sync().await;
     for number in 0..replicas {
         let pod = pod(workload, &object["spec"]["template"], number);
         made.push(pods.create(&PostParams::default(), &pod).await?);
@@ -67,7 +74,9 @@ async fn live<K: Object>(client: &Client, workload: &K) -> kube::Result<()> {
             .await?;
         return Ok(());
     }
+    drop(syncing);
     tokio::time::sleep(TRAINING).await;
+    let _syncing = sync().await;
     let Fate::Ends(code, words) = Fate::complete(&model().identity.digest()) else { unreachable!("a good end is an end") };
     for pod in &made {
         patch(client, pod, &ended(pod, code, &words)).await?;
