@@ -231,7 +231,9 @@ mod tests {
         change(&queue, &changed.iter().map(String::as_str).chain(["s1"]).collect::<Vec<_>>()).await;
         tokio::time::sleep(SETTLE).await;
         ["s1", "s2", "s3"].iter().for_each(|name| queue.push_ahead("space", name));
+        queue.push("space", "s3");
         assert_eq!(now(&mut objects), ["w0", "w1", "w2", "w3", "s1", "s2", "s3"]);
+        assert_eq!(settled(&mut objects).await, [""; 0]);
         queue.ended(object("w1"), None);
         assert_eq!(now(&mut objects), ["w4"]);
         ["s1", "s3"].iter().for_each(|name| queue.ended(object(name), None));
@@ -240,6 +242,15 @@ mod tests {
         assert_eq!(now(&mut objects), ["w5", "w2"]);
         ["s2", "w2"].iter().for_each(|name| queue.ended(object(name), None));
         assert_eq!(now(&mut objects), ["w6"]);
+        // Those that wait for their children's sake, looked at or not, go ahead when their spec is new.
+        change(&queue, &["w6", "w7", "w8"]).await;
+        queue.push_ahead("space", "s4");
+        assert_eq!(settled(&mut objects).await, ["s4"]);
+        ["w8", "w6"].iter().for_each(|name| queue.push_ahead("space", name));
+        queue.ended(object("w6"), None);
+        assert_eq!(now(&mut objects), ["w8", "w6"]);
+        queue.ended(object("w0"), None);
+        assert_eq!(now(&mut objects), ["w7"]);
     }
 
     #[tokio::test]
