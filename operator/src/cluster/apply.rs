@@ -12,7 +12,7 @@ use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 
 use super::covers::covers;
 use super::failure::{Failure, code};
@@ -91,6 +91,11 @@ impl Applier {
         self.api::<K>(wanted).patch(&wanted.name_any(), &parameters, &Patch::Apply(value)).await
     }
 
+    /// Waits until an object of this type may be made.
+    async fn making<K: Child>(&self) -> Option<SemaphorePermit<'_>> {
+        if K::kind(&()) == "Service" { self.services.acquire().await.ok() } else { None }
+    }
+
     fn api<K: Child>(&self, object: &K) -> Api<K> {
         Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default())
     }
@@ -105,8 +110,8 @@ impl<O: Child + HasStatus> Owned<'_, O> {
         let digest = wire::digest(serde_json::to_string(&wanted).expect("a child is JSON").as_bytes());
         wanted.annotations_mut().insert(names::APPLIED_ANNOTATION.to_owned(), digest.clone());
         let wanted_value = serde_json::to_value(&wanted).expect("a child is JSON");
-        let mut making = None;
-        let force = match present {
+        // Held to the end.
+        let (force, _making) = match present {
             Some(present) if present.meta().deletion_timestamp.is_some() => return Ok(present),
             Some(present) => {
                 ours(&wanted, &present)?;
@@ -115,17 +120,15 @@ impl<O: Child + HasStatus> Owned<'_, O> {
                     self.applier.written.seen(&present);
                     return Ok(present);
                 }
-                true
+                (true, None)
             }
             None => {
                 if let Some(written) = self.applier.written.get(&wanted, &digest) {
                     return Ok(written);
                 }
-                if K::kind(&()) == "Service" {
-                    making = self.applier.services.acquire().await.ok();
-                }
+                let making = self.applier.making::<K>().await;
                 self.lives().await?;
-                false
+                (false, making)
             }
         };
         let applied = match self.applier.patch(&wanted, &wanted_value, force).await {
@@ -138,7 +141,6 @@ impl<O: Child + HasStatus> Owned<'_, O> {
             }
             other => other,
         };
-        drop(making);
         let mut applied = applied.map_err(|error| failed("apply", &wanted, error))?;
         applied.managed_fields_mut().clear();
         self.applier.written.insert(applied.clone(), digest);
