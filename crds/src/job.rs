@@ -35,7 +35,7 @@ use crate::common::{ClaimPath, DataSource, PodTemplate, Taps};
 #[x_kube(validation = ("has(self.head.labels) == (self.task == 'Classification')", "head.labels is needed by task Classification and by no other"))]
 #[x_kube(validation = ("(self.data.format == 'Auto') || (self.data.format == 'TextLabel') == (self.task == 'Classification')", "data.format TextLabel goes with task Classification, and with no other"))]
 #[x_kube(validation = ("!has(self.evaluation.earlyStoppingPatience) || has(self.data.split.evaluation)", "evaluation.earlyStoppingPatience needs held-out samples: set data.split.evaluation"))]
-#[x_kube(validation = ("self.pools == oldSelf.pools && self.task == oldSelf.task && self.head == oldSelf.head && self.data == oldSelf.data && self.training == oldSelf.training && self.evaluation == oldSelf.evaluation && self.trainer == oldSelf.trainer && self.checkpoint == oldSelf.checkpoint && self.output == oldSelf.output", "only suspend, backoffLimit, activeDeadlineSeconds, ttlSecondsAfterFinished and poolUnavailablePolicy of a job can be changed; create a new job"))]
+#[x_kube(validation = ("self.pools == oldSelf.pools && self.task == oldSelf.task && self.head == oldSelf.head && self.data == oldSelf.data && self.training == oldSelf.training && self.evaluation == oldSelf.evaluation && self.trainer == oldSelf.trainer && self.checkpoint == oldSelf.checkpoint && self.output == oldSelf.output", "only suspend, backoffLimit, activeDeadlineSeconds, ttlSecondsAfterFinished, poolUnavailablePolicy and poolUnavailableGraceSeconds of a job can be changed; create a new job"))]
 pub struct CarryOnJobSpec {
     /// Pools whose hidden states the head reads.
     #[schemars(length(min = 1, max = 1))]
@@ -69,7 +69,7 @@ pub struct CarryOnJobSpec {
     #[serde(default = "six")]
     #[schemars(range(min = 0, max = 1000))]
     pub backoff_limit: i32,
-    /// Seconds that all attempts together may take.
+    /// Seconds that the trainers of all attempts together may run; time in a queue does not count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 31_536_000))]
     pub active_deadline_seconds: Option<i64>,
@@ -80,6 +80,10 @@ pub struct CarryOnJobSpec {
     /// What to do while the pool is missing or not ready.
     #[serde(default)]
     pub pool_unavailable_policy: PoolUnavailablePolicy,
+    /// With `poolUnavailablePolicy: Fail`, seconds that the pool may be missing or not ready.
+    #[serde(default = "five_minutes")]
+    #[schemars(range(min = 0, max = 31_536_000))]
+    pub pool_unavailable_grace_seconds: i64,
 }
 
 /// What a job does without its pool.
@@ -88,7 +92,7 @@ pub enum PoolUnavailablePolicy {
     /// Wait for it, before an attempt starts and while it runs.
     #[default]
     Wait,
-    /// Fail for good.
+    /// Fail for good when it lasts longer than `poolUnavailableGraceSeconds`.
     Fail,
 }
 
@@ -339,6 +343,10 @@ pub struct Output {
 
 fn six() -> i32 {
     6
+}
+
+fn five_minutes() -> i64 {
+    300
 }
 
 fn max_length() -> u32 {

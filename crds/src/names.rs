@@ -35,6 +35,10 @@ pub const CONFIG_DIGEST_ANNOTATION: &str = "carryon.dev/config-digest";
 pub const APPLIED_ANNOTATION: &str = "carryon.dev/applied";
 /// Label of a training attempt's batch Job and pod: the attempt's number.
 pub const ATTEMPT_LABEL: &str = "carryon.dev/attempt";
+/// Finalizer of a trainer's pod: how it ended has yet to be read.
+pub const LAST_WORDS_FINALIZER: &str = "carryon.dev/last-words";
+/// Annotation of a finished job: its result, which a backup keeps.
+pub const RESULT_ANNOTATION: &str = "carryon.dev/result";
 /// Command of every container: the worker binary.
 pub const WORKER: &str = "carryon-worker";
 

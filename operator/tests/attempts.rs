@@ -3,82 +3,10 @@
 
 mod common;
 
-use carryon_crds::{BaseModelPool, CarryOnJob, names};
-use carryon_operator::{job, shared::Settings};
-use common::{at, example, patched, summary};
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::Pod;
-use serde_json::{Value, json};
-
-/// A job in a world that the test plays.
-struct Scene {
-    job: CarryOnJob,
-    observed: job::Observed,
-    now: i64,
-}
-
-impl Scene {
-    fn new(patch: Value) -> Self {
-        let job = patched(serde_json::to_value(example::<CarryOnJob>("quickstart/job.yaml")).unwrap(), &patch);
-        let claims =
-            ["quickstart-data", "quickstart-output"].map(|name| serde_json::from_value(json!({"metadata": {"name": name}})).unwrap());
-        let observed = job::Observed { pool: Some(pool(30)), claims: claims.into(), ..job::Observed::default() };
-        Self { job: serde_json::from_value(job).unwrap(), observed, now: 0 }
-    }
-
-    /// One reconcile; the batch Job it wants to exist, and the one it stops.
-    fn reconcile(&mut self) -> (Option<String>, Option<String>) {
-        let now = at(self.now);
-        let validated = job::validate(&self.job, &self.observed, &Settings::default(), &now);
-        let children = validated.as_ref().ok().map(job::build);
-        let wanted = children.as_ref().and_then(|children| children.attempt.clone());
-        let name = |job: &Job| job.metadata.name.clone().unwrap();
-        let existing = self.observed.attempt.clone().filter(|job| wanted.as_ref().is_some_and(|wanted| name(job) == name(wanted)));
-        let applied = job::Applied { attempt: existing.or(wanted.clone()) };
-        let outcome = validated.as_ref().map(|validated| (validated, &applied));
-        self.job.status = Some(job::status(&self.job, outcome, &self.observed, &now));
-        if wanted.as_ref().is_some_and(|wanted| self.observed.attempt.as_ref().is_none_or(|job| name(job) != name(wanted))) {
-            self.observed.attempt = wanted.clone();
-            self.observed.pods = vec![pod("Running", None)];
-        }
-        (wanted.as_ref().map(name), children.and_then(|children| children.stop))
-    }
-
-    /// The trainer ends; a reconcile sees it.
-    fn ends(&mut self, code: i32, message: &str) -> (Option<String>, Option<String>) {
-        let attempt = self.observed.attempt.as_mut().unwrap();
-        let type_ = if code == 0 { "Complete" } else { "Failed" };
-        attempt.status = Some(serde_json::from_value(json!({"conditions": [{"type": type_, "status": "True"}]})).unwrap());
-        let end = json!({"exitCode": code, "message": message, "finishedAt": at(self.now)});
-        self.observed.pods = vec![pod(if code == 0 { "Succeeded" } else { "Failed" }, Some(end))];
-        self.reconcile()
-    }
-
-    fn says(&self) -> String {
-        summary(&self.job.status.as_ref().unwrap().conditions)
-    }
-}
-
-fn pool(layers: u32) -> BaseModelPool {
-    let pool = serde_json::to_value(example::<BaseModelPool>("quickstart/pool.yaml")).unwrap();
-    let model = json!({"name": "SmolLM2", "digest": "", "tokenizerDigest": "", "identityDigest": "", "hiddenSize": 576, "layers": layers, "vocabSize": 9});
-    serde_json::from_value(patched(pool, &json!({"status": {"readyReplicas": 1, "model": model}}))).unwrap()
-}
-
-fn pod(phase: &str, terminated: Option<Value>) -> Pod {
-    let state = terminated.map_or(json!({"running": {}}), |end| json!({"terminated": end}));
-    let status = json!({"name": "trainer", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state});
-    serde_json::from_value(json!({"metadata": {"name": "quickstart-1-0"}, "status": {"phase": phase, "containerStatuses": [status]}}))
-        .unwrap()
-}
-
-fn done() -> String {
-    json!({"message": "wrote the head", "digest": "sha256:h", "base_model_digest": "sha256:b"}).to_string()
-}
-
-fn named(name: &str) -> (Option<String>, Option<String>) {
-    (Some(name.to_owned()), None)
-}
+use carryon_crds::names;
+use carryon_operator::job;
+use common::scene::{Scene, done, named, pool};
+use serde_json::json;
 
 #[test]
 fn a_job_completes_and_stays_complete_when_its_child_is_gone() {
@@ -102,13 +30,12 @@ fn a_job_completes_and_stays_complete_when_its_child_is_gone() {
 fn a_deleted_pod_leaves_its_exit_code_in_the_batch_jobs_words() {
     let mut scene = Scene::new(json!({}));
     scene.reconcile();
-    let message = "Container trainer for pod default/quickstart-1-x7v2p failed with exit code 75 matching FailJob rule at index 1";
+    let message = "Container trainer for pod default/quickstart-1-x7v2p failed with exit code 65 matching FailJob rule at index 2";
     let failed = json!({"conditions": [{"type": "Failed", "status": "True", "reason": "PodFailurePolicy", "message": message}]});
     scene.observed.attempt.as_mut().unwrap().status = Some(serde_json::from_value(failed).unwrap());
     scene.observed.pods.clear();
-    assert_eq!(scene.reconcile(), named("quickstart-2"));
-    let status = scene.job.status.as_ref().unwrap();
-    assert_eq!((status.failures, status.attempts[0].exit_code), (0, Some(75)));
+    assert_eq!(scene.reconcile(), (None, None));
+    assert_eq!(scene.says(), "Stalled+Failed DataRefused: attempt 1 ended with exit code 65; correct the data and create a new job");
 }
 
 #[test]

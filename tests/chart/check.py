@@ -36,13 +36,14 @@ CLOSED = ["--set", "networkPolicy.enabled=true,networkPolicy.tenantNamespaces={t
 READ = ["get", "list", "watch"]
 OPERATOR_RULES = [
     ("carryon.dev", KINDS, READ),
-    ("carryon.dev", ["carryonjobs"], ["delete"]),
+    ("carryon.dev", ["carryonjobs"], ["delete", "patch"]),
     ("carryon.dev", [f"{kind}/status" for kind in KINDS], ["get", "patch", "update"]),
     ("carryon.dev", [f"{kind}/finalizers" for kind in KINDS], ["update"]),
     ("apps", ["statefulsets", "deployments"], READ + ["create", "patch"]),
-    ("batch", ["jobs"], READ + ["create", "delete"]),
+    ("batch", ["jobs"], READ + ["create", "patch", "delete"]),
     ("", ["services", "configmaps"], READ + ["create", "patch"]),
-    ("", ["pods", "persistentvolumeclaims", "secrets"], READ),
+    ("", ["pods"], READ + ["patch"]),
+    ("", ["persistentvolumeclaims", "secrets"], READ),
     ("policy", ["poddisruptionbudgets"], READ + ["create", "patch"]),
     ("events.k8s.io", ["events"], ["create", "patch"]),
 ]

@@ -27,9 +27,15 @@ pub struct CarryOnJobStatus {
     /// When the job became Complete or Failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion_time: Option<Time>,
-    /// Seconds that ended attempts ran, for `activeDeadlineSeconds`.
+    /// Seconds that trainers ran, up to `activeUntil`, for `activeDeadlineSeconds`. Waiting for a pod to run does not count.
     #[serde(default)]
     pub active_seconds: i64,
+    /// When the last pod ended that `activeSeconds` counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active_until: Option<Time>,
+    /// Since when the pool has been missing or not ready, with `poolUnavailablePolicy: Fail`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool_unavailable_since: Option<Time>,
     /// The last attempts, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["number"]))]
@@ -51,6 +57,10 @@ pub struct CarryOnJobStatus {
 pub struct AttemptStatus {
     /// Its number, from 1.
     pub number: u32,
+    /// UID of its batch Job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub uid: Option<String>,
     /// When it was started.
     pub start_time: Time,
     /// When it ended; absent while it runs.

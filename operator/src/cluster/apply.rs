@@ -11,7 +11,7 @@ use kube::core::object::HasStatus;
 use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 
 use super::covers::covers;
@@ -147,7 +147,7 @@ impl<O: Child + HasStatus> Owned<'_, O> {
         Ok(applied)
     }
 
-    /// Creates a training attempt, or finds the one that is there; it is never written again.
+    /// Creates a training attempt, or finds the one that is there; it is never written again but to be adopted.
     ///
     /// # Errors
     /// As [`apply`](Self::apply).
@@ -160,10 +160,29 @@ impl<O: Child + HasStatus> Owned<'_, O> {
             Err(error) if code(&error) == 409 => {
                 let present = api.get(&wanted.name_any()).await.map_err(|error| failed("read", &wanted, error))?;
                 ours(&wanted, &present)?;
-                Ok(present)
+                self.adopt(&wanted, present).await
             }
             Err(error) => Err(failed("create", &wanted, error)),
         }
+    }
+
+    /// Takes over a training attempt that has lost its owner, so that it is seen and goes when the new one goes.
+    ///
+    /// # Errors
+    /// One that trains something else; a request that the cluster refuses or cannot answer.
+    pub async fn adopt(&self, wanted: &Job, present: Job) -> Result<Job, Unapplied> {
+        if is_controlled(&present) {
+            return Ok(present);
+        }
+        let api = self.applier.api::<Job>(wanted);
+        // Of the template, a cache holds nothing.
+        let present = api.get(&present.name_any()).await.map_err(|error| failed("read", wanted, error))?;
+        ours(wanted, &present)?;
+        same_configuration(wanted, &present)?;
+        let owners = [present.owner_references(), wanted.owner_references()].concat();
+        let patch = json!({ "metadata": { "resourceVersion": present.resource_version(), "ownerReferences": owners } });
+        let adopted = api.patch(&present.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await;
+        adopted.map_err(|error| failed("adopt", wanted, error))
     }
 
     /// Deletes a training attempt; it is gone only when its pod has ended, checkpoint written.
@@ -198,6 +217,24 @@ impl<O: Child + HasStatus> Owned<'_, O> {
         };
         self.lives.get_or_try_init(ask).await.copied()
     }
+}
+
+/// Whether an object has an owner that looks after it.
+pub fn is_controlled<K: Resource>(object: &K) -> bool {
+    object.owner_references().iter().any(|owner| owner.controller == Some(true))
+}
+
+/// Refuses an attempt that an earlier object of that name has left behind, when it trains something else.
+fn same_configuration(wanted: &Job, present: &Job) -> Result<(), Refusal> {
+    let digest = |job: &Job| {
+        let template = job.spec.as_ref()?.template.metadata.as_ref()?;
+        template.annotations.as_ref()?.get(names::CONFIG_DIGEST_ANNOTATION).cloned()
+    };
+    if digest(wanted) == digest(present) {
+        return Ok(());
+    }
+    let path = format!("{}/{}", present.namespace().unwrap_or_default(), present.name_any());
+    Err(Refusal::permanent("ChildTaken", format!("Job {path} was left behind with another configuration: delete it")))
 }
 
 /// Refuses an object that another one controls, or that has nothing to do with us.

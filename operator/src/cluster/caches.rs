@@ -133,7 +133,7 @@ pub async fn start(
         deployments: watches.kind(&any, whole, Wake::deployment),
         stateful_sets: watches.kind(&ours, whole, Wake::owner),
         workloads: watches.kind(&ours, whole, Wake::owner),
-        attempts: watches.kind(&ours, without_template, Wake::owner),
+        attempts: watches.kind(&ours, without_template, Wake::instance),
         pods: watches.kind(&ours, without_containers, Wake::instance),
         services: watches.kind(&ours, whole, Wake::owner),
         config_maps: watches.kind(&ours, whole, Wake::owner),

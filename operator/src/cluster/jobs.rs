@@ -2,20 +2,23 @@
 
 use std::time::Duration;
 
-use carryon_crds::{CarryOnJob, CarryOnJobStatus, names};
-use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use carryon_crds::{CarryOnJob, CarryOnJobStatus};
+use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::api::{DeleteParams, ListParams, Preconditions};
+use kube::api::{DeleteParams, Preconditions};
 use kube::{Api, ResourceExt as _};
 
-use super::apply::{Owned, Unapplied, settle};
+use super::apply::{Unapplied, settle};
+use super::attempts::{self, read};
 use super::failure::{Failure, code};
 use super::kinds::{Context, Kind, Turn, retry};
 use super::wake::refers_to;
+use crate::job::plan::plan;
+use crate::job::record::Record;
+use crate::job::trainers::{is_held, is_of};
 use crate::job::{self, Applied, Children, Observed};
 use crate::shared::meta::namespace;
-use crate::shared::trouble::{last_end, phase};
+use crate::shared::trouble::phase;
 
 /// How often a running trainer is asked for its progress.
 const PROGRESS: Duration = Duration::from_secs(5);
@@ -28,19 +31,32 @@ impl Kind for CarryOnJob {
             return Ok(None);
         }
         let observed = observe(self, context).await?;
+        attempts::let_go(job::trainers::recorded(self, &observed.pods, now), context).await?;
         let outcome = match job::validate(self, &observed, &context.settings, now) {
-            Ok(validated) => settle(apply(job::build(&validated), &observed, &context.applier.of(self), context).await)?
-                .map(|applied| (validated, applied)),
+            Ok(validated) => settle(apply(self, job::build(&validated), &observed, context).await)?.map(|applied| (validated, applied)),
             Err(refusal) => Err(refusal),
         };
         let status = job::status(self, outcome.as_ref().map(|(validated, applied)| (validated, applied)), &observed, now);
-        let next = outcome.as_ref().ok().and_then(|(validated, _)| validated.ledger.until_next(self, &validated.plan, now));
+        if let Some(record) = Record::due(self, &status)
+            && attempts::tell(self, &record, context).await?
+        {
+            // The status is written once the cache has seen it.
+            return Ok(None);
+        }
+        let (ledger, plan) = plan(self, &observed, now);
+        let next = job::until_next(self, &ledger, &plan, now);
         let runs = observed.pods.iter().any(|pod| phase(pod) == "Running").then_some(PROGRESS);
         let soon = |seconds: Option<i64>| seconds.map(|seconds| Duration::from_secs(seconds.unsigned_abs().max(1)));
         // A finished job that is served is kept; its deployments wake it when they change.
         let life = soon(life.filter(|left| *left > 0));
         let again = [soon(next), runs, life, retry(outcome.is_err())].into_iter().flatten().min();
         Ok(Some(Turn { status, again, quiet: Some(PROGRESS) }))
+    }
+
+    /// Its trainers may go without a word.
+    async fn left(namespace: &str, name: &str, context: &Context) -> Result<(), Failure> {
+        let pods = context.caches.pods.list(|pod| attempts::is_of_job(pod, namespace, name));
+        attempts::let_go(pods.iter().filter(|pod| is_held(pod)), context).await
     }
 
     fn observed_generation(status: &Self::Status) -> Option<i64> {
@@ -59,13 +75,10 @@ impl Kind for CarryOnJob {
 async fn observe(job: &CarryOnJob, context: &Context) -> Result<Observed, Failure> {
     let caches = &context.caches;
     let (space, spec) = (namespace(job), &job.spec);
-    let attempt = attempt(job, &space, context).await?;
-    let pods = match &attempt {
-        Some(attempt) => pods(attempt, &space, context).await?,
-        None => Vec::new(),
-    };
-    let running = pods.iter().find(|pod| phase(pod) == "Running");
-    let progress = match running {
+    let attempt = attempts::present(job, &space, context).await?;
+    let pods = attempts::pods(job, attempt.as_ref(), context).await?;
+    let uid = attempt.as_ref().and_then(|attempt| attempt.metadata.uid.as_ref());
+    let progress = match pods.iter().find(|pod| phase(pod) == "Running" && is_of(pod, uid)) {
         Some(pod) => context.ask.progress(pod).await,
         None => None,
     };
@@ -80,34 +93,6 @@ async fn observe(job: &CarryOnJob, context: &Context) -> Result<Observed, Failur
     })
 }
 
-/// The batch Job of the last attempt. A cache that has not seen it yet would make it look deleted, so the API server is asked.
-async fn attempt(job: &CarryOnJob, space: &str, context: &Context) -> Result<Option<Job>, Failure> {
-    let Some(last) = job.status.as_ref().and_then(|status| status.attempts.last()) else { return Ok(None) };
-    let name = names::attempt(&job.name_any(), last.number);
-    let ours = |attempt: &Job| attempt.owner_references().iter().any(|owner| Some(&owner.uid) == job.uid().as_ref());
-    if let Some(seen) = context.caches.attempts.get(space, &name) {
-        return Ok(Some(seen).filter(ours));
-    }
-    if last.result.is_some() {
-        return Ok(None);
-    }
-    let found = Api::<Job>::namespaced(context.client.clone(), space).get_opt(&name).await;
-    found.map(|found| found.filter(ours)).map_err(|error| read(format!("Job {space}/{name}"), error))
-}
-
-/// Pods of an attempt. How it ended must not be judged by a cache that has not seen the end yet.
-async fn pods(attempt: &Job, space: &str, context: &Context) -> Result<Vec<Pod>, Failure> {
-    let ours = |pod: &Pod| pod.owner_references().iter().any(|owner| Some(&owner.uid) == attempt.uid().as_ref());
-    let seen = context.caches.pods.list(|pod| pod.namespace().as_deref() == Some(space) && ours(pod));
-    if !job::has_ended(attempt) || seen.iter().any(|pod| last_end(pod).is_some()) {
-        return Ok(seen);
-    }
-    let selector = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={}", attempt.name_any()));
-    let list = Api::<Pod>::namespaced(context.client.clone(), space).list(&selector).await;
-    list.map(|list| list.items.into_iter().filter(ours).collect())
-        .map_err(|error| read(format!("pods of Job {space}/{}", attempt.name_any()), error))
-}
-
 /// The user's ConfigMap, whose keys matter only before an attempt starts.
 async fn data(job: &CarryOnJob, space: &str, context: &Context) -> Result<Option<ConfigMap>, Failure> {
     let Some(source) = &job.spec.data.source.config_map else { return Ok(None) };
@@ -120,25 +105,30 @@ async fn data(job: &CarryOnJob, space: &str, context: &Context) -> Result<Option
     found.map_err(|error| read(format!("ConfigMap {space}/{}", source.name), error))
 }
 
-async fn apply(children: Children, observed: &Observed, applier: &Owned<'_, CarryOnJob>, context: &Context) -> Result<Applied, Unapplied> {
+async fn apply(job: &CarryOnJob, children: Children, observed: &Observed, context: &Context) -> Result<Applied, Unapplied> {
     let Children { config_map, attempt, stop } = children;
-    let caches = &context.caches;
-    let space = namespace(&config_map);
-    let name = config_map.name_any();
-    applier.apply(config_map, caches.config_maps.get(&space, &name)).await?;
-    if let Some(job) =
-        observed.attempt.as_ref().filter(|job| stop.as_ref() == Some(&job.name_any()) && job.metadata.deletion_timestamp.is_none())
-    {
-        applier.delete(job).await?;
+    let (space, applier) = (namespace(job), context.applier.of(job));
+    let present = |name: &str| observed.attempt.clone().filter(|attempt| attempt.name_any() == name);
+    for name in stop {
+        let attempt =
+            present(&name).or_else(|| context.caches.attempts.get(&space, &name).filter(|attempt| attempts::is_owned(attempt, job)));
+        if let Some(attempt) = attempt.filter(|attempt| attempt.metadata.deletion_timestamp.is_none()) {
+            applier.delete(&attempt).await?;
+        }
     }
-    let attempt = match attempt {
-        Some(wanted) => match observed.attempt.as_ref().filter(|present| present.name_any() == wanted.name_any()) {
-            Some(present) => Some(present.clone()),
-            None => Some(applier.create_once(wanted).await?),
-        },
-        None => None,
+    if let Some(config_map) = config_map {
+        let known = context.caches.config_maps.get(&space, &config_map.name_any());
+        applier.apply(config_map, known).await?;
+    }
+    let Some(wanted) = attempt else { return Ok(Applied { attempt: None }) };
+    let attempt = match present(&wanted.name_any()) {
+        Some(present) => applier.adopt(&wanted, present).await?,
+        None => {
+            attempts::is_free(job, &wanted, context).await?;
+            applier.create_once(wanted).await?
+        }
     };
-    Ok(Applied { attempt })
+    Ok(Applied { attempt: Some(attempt) })
 }
 
 /// Whether a deployment serves this job's head, or waits for it.
@@ -157,8 +147,4 @@ async fn delete(job: &CarryOnJob, context: &Context) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
-}
-
-fn read(what: String, error: kube::Error) -> Failure {
-    Failure::Api { step: "read", what, source: Box::new(error) }
 }

@@ -114,6 +114,11 @@ pub trait Kind:
     /// Observes, validates, builds, applies and judges; none when the object itself was deleted.
     fn turn(&self, context: &Context, now: &Time) -> impl Future<Output = Result<Option<Turn<Self::Status>>, Failure>> + Send;
 
+    /// The object is gone, or on its way: nobody waits for what was held back for it.
+    fn left(_namespace: &str, _name: &str, _context: &Context) -> impl Future<Output = Result<(), Failure>> + Send {
+        std::future::ready(Ok(()))
+    }
+
     /// The generation of the spec that a status speaks of.
     fn observed_generation(status: &Self::Status) -> Option<i64>;
 
@@ -134,8 +139,10 @@ pub async fn run<K: Kind>(context: Arc<Context>, queue: Queue<K>, store: Store<G
             Some(object) => reconcile(&object, context).await.unwrap_or_else(|failure| Some(back_off(&*object, &failure, context))),
             // Deleted, as its children will be.
             None => {
-                lock(&context.failures).remove(&path_of::<K>(reference.namespace.as_deref(), &reference.name));
-                None
+                let path = path_of::<K>(reference.namespace.as_deref(), &reference.name);
+                lock(&context.failures).remove(&path);
+                let left = K::left(reference.namespace.as_deref().unwrap_or_default(), &reference.name, context).await;
+                left.inspect_err(|failure| tracing::warn!("{path}: {failure}")).err().and_then(|_| retry(true))
             }
         };
         queue.ended(reference, again);
@@ -147,7 +154,9 @@ pub async fn run<K: Kind>(context: Arc<Context>, queue: Queue<K>, store: Store<G
 async fn reconcile<K: Kind>(object: &Guarded<K>, context: &Context) -> Result<Option<Duration>, Failure> {
     let kind = K::kind(&());
     let object = match &object.0 {
-        Ok(object) if object.meta().deletion_timestamp.is_some() => return Ok(None),
+        Ok(object) if object.meta().deletion_timestamp.is_some() => {
+            return K::left(&object.namespace().unwrap_or_default(), &object.name_any(), context).await.map(|()| None);
+        }
         Ok(object) => object,
         Err(invalid) => {
             let name = invalid.metadata.name.as_deref().unwrap_or_default();

@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod ask;
+pub mod attempts;
 pub mod caches;
 pub mod covers;
 pub mod deployments;

@@ -41,6 +41,9 @@ impl Wake {
         caches.pools.store().state().iter().for_each(|pool| own(&self.pools, pool));
         caches.jobs.store().state().iter().for_each(|job| own(&self.jobs, job));
         caches.deployments.store().state().iter().for_each(|deployment| own(&self.deployments, deployment));
+        // Their job may have gone while nobody watched.
+        let leaving = |pod: &Guarded<Pod>| pod.meta().deletion_timestamp.is_some();
+        caches.pods.store().state().iter().filter(|pod| leaving(pod)).for_each(|pod| self.instance(caches, pod));
     }
 
     /// A pool, the jobs that train on it and the deployments it serves.
@@ -83,14 +86,14 @@ impl Wake {
         }
     }
 
-    /// The object whose worker runs in a pod.
-    pub fn instance(&self, _: &Caches, pod: &Guarded<Pod>) {
-        let label = |key: &str| pod.labels().get(key).map(String::as_str).unwrap_or_default();
+    /// The object that a pod's worker is of, or a training attempt: by their labels, which outlive their owner.
+    pub fn instance<K: Resource<DynamicType = ()>>(&self, _: &Caches, child: &Guarded<K>) {
+        let label = |key: &str| child.labels().get(key).map(String::as_str).unwrap_or_default();
         let name = label("app.kubernetes.io/instance");
         match label("app.kubernetes.io/component") {
-            "pool" => self.pools.push(&space(pod), name),
-            "trainer" => self.jobs.push(&space(pod), name),
-            "gateway" => self.deployments.push(&space(pod), name),
+            "pool" => self.pools.push(&space(child), name),
+            "trainer" => self.jobs.push(&space(child), name),
+            "gateway" => self.deployments.push(&space(child), name),
             _ => {}
         }
     }

@@ -1,16 +1,19 @@
 //! A validated job's children: configuration and the batch Job of one attempt. A trainer is asked by its pod's address and needs no Service.
 
 use carryon_crds::names;
+use carryon_crds::wire::ExitCode;
 use k8s_openapi::api::batch::v1::{
     Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule,
 };
 use k8s_openapi::api::core::v1::{ConfigMap, PodTemplateSpec};
 
 use super::Validated;
-use super::attempts::Plan;
+use super::plan::Plan;
 use crate::shared::meta;
 use crate::shared::pods::{self, Mount, MountSource, Probes, Role};
 
+/// The trainer's container, which has the name of its component.
+const TRAINER: &str = "trainer";
 /// Seconds between SIGTERM and SIGKILL: a checkpoint is written.
 const GRACE_SECONDS: i64 = 120;
 /// Group that owns the volumes, so that a trainer with any UID can write its output.
@@ -19,12 +22,12 @@ const FS_GROUP: i64 = 65_532;
 /// What a job is made of at one moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Children {
-    /// The worker's configuration.
-    pub config_map: ConfigMap,
+    /// The worker's configuration, for as long as an attempt is to exist.
+    pub config_map: Option<ConfigMap>,
     /// The attempt that is to exist; created once and never written again.
     pub attempt: Option<Job>,
-    /// Name of the batch Job that is to go, with its pod's grace period.
-    pub stop: Option<String>,
+    /// Names of batch Jobs that are to go: one that runs, with its pod's grace period, and those that have had their time.
+    pub stop: Vec<String>,
 }
 
 /// The children as the cluster holds them after they were applied.
@@ -41,12 +44,12 @@ pub fn build(job: &Validated) -> Children {
     let (attempt, stop) = match &job.plan {
         Plan::Keep(number) | Plan::Start(number) => (Some(*number), None),
         Plan::Suspended { stop } | Plan::Failed { stop, .. } => (None, *stop),
-        Plan::BackOff { .. } | Plan::Complete => (None, None),
+        Plan::BackOff { .. } | Plan::Wait { .. } | Plan::Complete => (None, None),
     };
     Children {
         attempt: attempt.map(|number| batch_job(job, number, template(job, &name, &digest))),
-        stop: stop.map(|number| names::attempt(&job.owner.name, number)),
-        config_map,
+        stop: stop.into_iter().chain(job.ledger.surplus()).map(|number| names::attempt(&job.owner.name, number)).collect(),
+        config_map: attempt.map(|_| config_map),
     }
 }
 
@@ -88,14 +91,17 @@ fn batch_job(job: &Validated, number: u32, mut template: PodTemplateSpec) -> Job
     let label = (names::ATTEMPT_LABEL.to_owned(), number.to_string());
     let mut metadata = job.owner.meta(names::attempt(&job.owner.name, number));
     metadata.labels.get_or_insert_default().extend([label.clone()].into_iter().chain(job.queue_labels.clone()));
-    template.metadata.get_or_insert_default().labels.get_or_insert_default().extend([label]);
+    let pod = template.metadata.get_or_insert_default();
+    pod.labels.get_or_insert_default().extend([label]);
+    // How it ended is read before it goes, whoever deletes it and however fast.
+    pod.finalizers = Some(vec![names::LAST_WORDS_FINALIZER.to_owned()]);
     Job {
         metadata,
         spec: Some(JobSpec {
             backoff_limit: Some(0),
             completions: Some(1),
             parallelism: Some(1),
-            pod_failure_policy: Some(PodFailurePolicy { rules: vec![ignore_disruptions(), fail_by_exit_code()] }),
+            pod_failure_policy: Some(PodFailurePolicy { rules: vec![ignore_disruptions(), ignore_resumable(), fail_by_exit_code()] }),
             // Never two trainers on one output folder.
             pod_replacement_policy: Some("Failed".to_owned()),
             template,
@@ -114,6 +120,19 @@ fn ignore_disruptions() -> PodFailurePolicyRule {
             status: "True".to_owned(),
         }]),
         on_exit_codes: None,
+    }
+}
+
+/// A trainer that was told to end and wrote a checkpoint, as when a queue takes its place away, goes on with the attempt's next pod.
+fn ignore_resumable() -> PodFailurePolicyRule {
+    PodFailurePolicyRule {
+        action: "Ignore".to_owned(),
+        on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
+            operator: "In".to_owned(),
+            values: vec![ExitCode::Resume as i32],
+            container_name: Some(TRAINER.to_owned()),
+        }),
+        on_pod_conditions: None,
     }
 }
 

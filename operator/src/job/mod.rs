@@ -2,12 +2,18 @@
 
 pub mod attempts;
 pub mod build;
+pub mod end;
 pub mod observe;
+pub mod plan;
+pub mod record;
 pub mod status;
+pub mod trainers;
 pub mod validate;
 
-pub use attempts::{has_ended, life_left};
+pub use attempts::life_left;
 pub use build::{Applied, Children, build};
+pub use end::has_ended;
 pub use observe::Observed;
+pub use plan::until_next;
 pub use status::status;
 pub use validate::{Validated, validate};

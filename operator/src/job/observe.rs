@@ -1,9 +1,12 @@
 //! What a job's validation and status look at, in Kubernetes' own types.
 
 use carryon_crds::BaseModelPool;
+use carryon_crds::job::AttemptStatus;
 use carryon_crds::wire::Progress;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
+
+use super::trainers::is_of;
 
 /// The world around a job at one moment.
 #[derive(Clone, Debug, Default)]
@@ -14,10 +17,23 @@ pub struct Observed {
     pub claims: Vec<PersistentVolumeClaim>,
     /// The ConfigMap with the data, when the spec names one.
     pub data: Option<ConfigMap>,
-    /// Batch Job of the attempt in `status.attempt`.
+    /// Batch Job of the attempt that runs by the status, else of the next one, when it was made and not written down.
     pub attempt: Option<Job>,
-    /// Pods of that attempt.
+    /// All trainer pods of a job of this name, be it this one or one before it: they have one output folder.
     pub pods: Vec<Pod>,
-    /// What its trainer says.
+    /// What the running trainer says.
     pub progress: Option<Progress>,
+}
+
+impl Observed {
+    /// The pods of an attempt.
+    pub fn pods_of<'a>(&'a self, attempt: &'a AttemptStatus) -> impl Iterator<Item = &'a Pod> {
+        self.pods.iter().filter(|pod| is_of(pod, attempt.uid.as_ref()))
+    }
+
+    /// The pods of [`attempt`](Self::attempt).
+    pub fn pods_of_present(&self) -> Vec<Pod> {
+        let uid = self.attempt.as_ref().and_then(|job| job.metadata.uid.as_ref());
+        self.pods.iter().filter(|pod| is_of(pod, uid)).cloned().collect()
+    }
 }

@@ -5,51 +5,65 @@ use carryon_crds::condition::{self, Verdict};
 use carryon_crds::job::{ArtifactStatus, ProgressStatus};
 use carryon_crds::wire::{Progress, TerminationMessage};
 use carryon_crds::{CarryOnJob, CarryOnJobStatus, names};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt as _;
 
-use super::attempts::{Ledger, Plan, ended};
+use super::attempts::{Ledger, ended};
+use super::end::manager;
+use super::plan::{Plan, plan};
+use super::record::Record;
+use super::trainers::lives;
+use super::validate::output;
 use super::{Applied, Observed, Validated};
 use crate::shared::Refusal;
 use crate::shared::kstatus::Standing;
+use crate::shared::meta::namespace;
 use crate::shared::trouble::{self, phase};
 
-/// The status of `job` after `outcome`.
+/// The status of `job` after `outcome`. A look that was refused accounts for an end as any other does: what is written down here is let go.
 pub fn status(job: &CarryOnJob, outcome: Result<(&Validated, &Applied), &Refusal>, observed: &Observed, now: &Time) -> CarryOnJobStatus {
     let previous = job.status.clone().unwrap_or_default();
-    let mut ledger = match outcome {
-        Ok((validated, _)) => validated.ledger.clone(),
-        Err(_) => Ledger::account(&previous, observed, now),
-    };
-    if let Ok((Validated { plan: Plan::Keep(number) | Plan::Start(number), .. }, Applied { attempt: Some(attempt) })) = outcome {
-        // Made by an operator that ended before it could write this down: then it is older than now.
-        ledger.enter(*number, attempt.metadata.creation_timestamp.clone().unwrap_or_else(|| now.clone()));
+    let (mut ledger, plan) = plan(job, observed, now);
+    if let (Plan::Keep(number) | Plan::Start(number), Ok((_, Applied { attempt: Some(attempt) }))) = (&plan, outcome) {
+        ledger.enter(*number, attempt, now);
     }
+    let restored = Record::read(job).filter(|_| plan.is_final() && ledger.attempts.is_empty());
+    let artifact = previous.artifact.or_else(|| artifact(job, ledger.last_words.as_ref()?));
+    let artifact = artifact.or_else(|| restored.as_ref()?.artifact.clone());
     let (standing, further) = match outcome {
-        Err(refusal) => (Standing::from(refusal), Vec::new()),
-        Ok((validated, _)) => standing(validated, &ledger, observed),
+        Err(refusal) if !plan.is_final() => (Standing::from(refusal), Vec::new()),
+        _ => standing(job, &plan, &ledger, artifact.is_some(), observed),
     };
     let verdicts: Vec<Verdict> = standing.verdicts().into_iter().chain(further).collect();
-    let finished = verdicts.iter().any(|verdict| [COMPLETE, FAILED].contains(&verdict.type_));
     let image = outcome.ok().filter(|_| job.spec.trainer.image.is_none()).map(|(validated, _)| validated.image.clone());
+    let finished = plan.is_final().then(|| restored.as_ref().map_or_else(|| now.clone(), |record| record.completion_time.clone()));
+    let last = restored.map_or(previous.attempt, |record| record.attempt);
     CarryOnJobStatus {
         conditions: condition::set(&previous.conditions, &verdicts, job.metadata.generation, now),
         observed_generation: job.metadata.generation,
-        attempt: ledger.attempts.last().map_or(previous.attempt, |attempt| attempt.number),
+        attempt: ledger.attempts.last().map_or(last, |attempt| attempt.number),
         failures: ledger.failures,
         start_time: previous.start_time.or_else(|| ledger.attempts.first().map(|attempt| attempt.start_time.clone())),
-        completion_time: previous.completion_time.or_else(|| finished.then(|| now.clone())),
+        completion_time: previous.completion_time.or(finished),
         active_seconds: ledger.active_seconds,
+        active_until: ledger.active_until.clone(),
+        pool_unavailable_since: ledger.pool_unavailable_since.clone(),
         progress: progress(&ledger, observed).or(previous.progress),
-        artifact: previous.artifact.or_else(|| artifact(outcome.ok()?.0, ledger.last_words.as_ref()?)),
+        artifact,
         image: image.or(previous.image),
         attempts: ledger.attempts,
     }
 }
 
-fn standing(job: &Validated, ledger: &Ledger, observed: &Observed) -> (Standing, Vec<Verdict>) {
-    match &job.plan {
+fn standing(job: &CarryOnJob, plan: &Plan, ledger: &Ledger, known: bool, observed: &Observed) -> (Standing, Vec<Verdict>) {
+    match plan {
         Plan::Complete => {
-            let message = "the head is written; status.artifact names it";
+            let message = if known {
+                "the head is written; status.artifact names it"
+            } else {
+                "the head is written in another cluster, where the attempt ran; it is not known here"
+            };
             (Standing::current("Complete", message), vec![Verdict::yes(COMPLETE, "Complete", message)])
         }
         Plan::Failed { reason, message, .. } => (Standing::stalled(reason, message), vec![Verdict::yes(FAILED, reason, message)]),
@@ -66,6 +80,7 @@ fn standing(job: &Validated, ledger: &Ledger, observed: &Observed) -> (Standing,
             let next = ledger.attempts.last().map_or(1, |attempt| attempt.number + 1);
             (Standing::in_progress("BackOff", format!("{last}; attempt {next} starts at {:.0}", until.0)), Vec::new())
         }
+        Plan::Wait { reason, message } => (Standing::in_progress(reason, message), Vec::new()),
         Plan::Start(number) => (starting(*number), Vec::new()),
         Plan::Keep(number) => (attempt(job, *number, observed), Vec::new()),
     }
@@ -75,32 +90,40 @@ fn starting(number: u32) -> Standing {
     Standing::in_progress("AttemptStarting", format!("attempt {number}: waiting for its pod to run"))
 }
 
-fn attempt(job: &Validated, number: u32, observed: &Observed) -> Standing {
-    let held = observed.attempt.as_ref().and_then(|attempt| attempt.spec.as_ref()?.suspend);
-    if held == Some(true) {
-        let name = names::attempt(&job.owner.name, number);
+fn attempt(job: &CarryOnJob, number: u32, observed: &Observed) -> Standing {
+    let name = names::attempt(&job.name_any(), number);
+    let present = observed.attempt.as_ref();
+    if present.and_then(|attempt| attempt.spec.as_ref()?.suspend) == Some(true) {
         let message = format!("attempt {number}: batch Job {name} is held back (spec.suspend) by another controller, such as a queue");
         return Standing::in_progress("AttemptQueued", message);
     }
-    if let Some(trouble) = trouble::find(&observed.pods) {
+    if let Some(manager) = present.and_then(manager) {
+        let runs = present.and_then(|attempt| attempt.status.as_ref()?.active).unwrap_or(0) > 0;
+        let message = format!("attempt {number}: batch Job {name} is managed by {manager}");
+        return if runs { Standing::current("Running", message) } else { Standing::in_progress("AttemptStarting", message) };
+    }
+    let pods = observed.pods_of_present();
+    let pods: Vec<Pod> = if pods.iter().any(lives) { pods.into_iter().filter(lives).collect() } else { pods };
+    if let Some(trouble) = trouble::find(&pods) {
         return Standing::in_progress(trouble.reason, format!("attempt {number}: {}", trouble.message));
     }
-    if observed.pods.iter().any(|pod| ["Succeeded", "Failed"].contains(&phase(pod))) {
+    if pods.iter().any(|pod| ["Succeeded", "Failed"].contains(&phase(pod))) {
         return Standing::current("AttemptEnding", format!("attempt {number}: its pod has ended"));
     }
-    if !observed.pods.iter().any(|pod| phase(pod) == "Running") {
+    if !pods.iter().any(|pod| phase(pod) == "Running") {
         return starting(number);
     }
     // A trainer that only starts, or has no more to say, does not answer.
     let phase = observed.progress.as_ref().map_or("its pod runs", |progress| progress.phase.as_str());
-    let pool = format!("{}/{}", job.owner.namespace, job.pool);
-    Standing::current("Running", format!("attempt {number} on BaseModelPool {pool}: {phase}"))
+    let pool = job.spec.pools.first().map(|pool| pool.name.as_str()).unwrap_or_default();
+    Standing::current("Running", format!("attempt {number} on BaseModelPool {}/{pool}: {phase}", namespace(job)))
 }
 
-fn artifact(job: &Validated, words: &TerminationMessage) -> Option<ArtifactStatus> {
-    let folder = format!("{}/{}", job.output.path.as_deref().unwrap_or_default(), names::ARTIFACT_FOLDER);
+fn artifact(job: &CarryOnJob, words: &TerminationMessage) -> Option<ArtifactStatus> {
+    let output = output(job);
+    let folder = format!("{}/{}", output.path.as_deref().unwrap_or_default(), names::ARTIFACT_FOLDER);
     Some(ArtifactStatus {
-        uri: names::claim_uri(&job.output.claim_name, &folder),
+        uri: names::claim_uri(&output.claim_name, &folder),
         digest: words.digest.clone()?,
         base_model_digest: words.base_model_digest.clone().unwrap_or_default(),
     })

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 
 use carryon_crds::common::{ClaimPath, DataSource, PodTemplate};
-use carryon_crds::job::PoolUnavailablePolicy;
 use carryon_crds::pool::ModelStatus;
 use carryon_crds::wire::TrainConfig;
 use carryon_crds::{BaseModelPool, CarryOnJob};
@@ -12,7 +11,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 
 use super::Observed;
-use super::attempts::{Ledger, POOL_UNAVAILABLE, Plan};
+use super::attempts::Ledger;
+use super::plan::{Plan, plan};
 use crate::shared::meta::Owner;
 use crate::shared::{Refusal, Settings};
 
@@ -48,16 +48,11 @@ pub struct Validated {
 pub fn validate(job: &CarryOnJob, observed: &Observed, settings: &Settings, now: &Time) -> Result<Validated, Refusal> {
     let owner = Owner::of(job, "trainer");
     let spec = &job.spec;
-    let status = job.status.clone().unwrap_or_default();
-    let ledger = Ledger::account(&status, observed, now);
-    let plan = ledger.plan(job, now);
-    let plan = unless_unavailable(plan, job, observed, &ledger, &owner);
+    let (ledger, plan) = plan(job, observed, now);
     let pool = spec.pools.first().ok_or_else(|| Refusal::permanent("NoPool", "spec.pools is empty: name a pool"))?;
     if matches!(plan, Plan::Start(_)) {
         references(job, observed, &owner)?;
     }
-    let claim = &spec.output.persistent_volume_claim;
-    let folder = claim.path.iter().map(|path| path.trim_matches('/').to_owned()).chain([owner.name.clone()]);
     Ok(Validated {
         ledger,
         plan,
@@ -77,24 +72,19 @@ pub fn validate(job: &CarryOnJob, observed: &Observed, settings: &Settings, now:
         },
         pool: pool.name.clone(),
         data: spec.data.source.clone(),
-        output: ClaimPath { claim_name: claim.claim_name.clone(), path: Some(folder.collect::<Vec<_>>().join("/")) },
+        output: output(job),
         template: spec.trainer.clone(),
-        image: settings.pinned_image(status.image.as_ref()),
+        image: settings.pinned_image(job.status.as_ref().and_then(|status| status.image.as_ref())),
         queue_labels: job.labels().clone().into_iter().filter(|(key, _)| key.starts_with("kueue.x-k8s.io/")).collect(),
         owner,
     })
 }
 
-/// With `poolUnavailablePolicy: Fail`, a job that needs its pool now gives up when it is missing or not ready.
-fn unless_unavailable(plan: Plan, job: &CarryOnJob, observed: &Observed, ledger: &Ledger, owner: &Owner) -> Plan {
-    let needed = matches!(plan, Plan::Start(_) | Plan::Keep(_) | Plan::BackOff { .. });
-    let fails = job.spec.pool_unavailable_policy == PoolUnavailablePolicy::Fail;
-    if !needed || !fails || observed.pool.as_ref().is_some_and(|pool| loaded(pool).is_some()) {
-        return plan;
-    }
-    let name = job.spec.pools.first().map(|pool| pool.name.as_str()).unwrap_or_default();
-    let message = format!("BaseModelPool {}/{name} is missing or not ready, and spec.poolUnavailablePolicy is Fail", owner.namespace);
-    Plan::Failed { reason: POOL_UNAVAILABLE, message, stop: ledger.running() }
+/// Claim and path of the job's own folder.
+pub fn output(job: &CarryOnJob) -> ClaimPath {
+    let claim = &job.spec.output.persistent_volume_claim;
+    let folder = claim.path.iter().map(|path| path.trim_matches('/').to_owned()).chain([job.name_any()]);
+    ClaimPath { claim_name: claim.claim_name.clone(), path: Some(folder.collect::<Vec<_>>().join("/")) }
 }
 
 fn references(job: &CarryOnJob, observed: &Observed, owner: &Owner) -> Result<(), Refusal> {
@@ -124,7 +114,7 @@ fn pool(job: &CarryOnJob, observed: &Observed, owner: &Owner) -> Result<(), Refu
 }
 
 /// The model of a pool that has a ready pod.
-fn loaded(pool: &BaseModelPool) -> Option<&ModelStatus> {
+pub fn loaded(pool: &BaseModelPool) -> Option<&ModelStatus> {
     let status = pool.status.as_ref()?;
     status.model.as_ref().filter(|_| status.ready_replicas > 0)
 }

@@ -102,7 +102,9 @@ impl World<'_> {
         let name = job.name_any();
         let number = job.status.as_ref().map_or(0, |status| status.attempt);
         let attempt: Option<Job> = self.store.get(space, &names::attempt(&name, number));
-        let pods = attempt.as_ref().map(|attempt| workloads::pods_of(self.store, attempt)).unwrap_or_default();
+        let selector = names::selector("trainer", &name);
+        let of_job = |pod: &Pod| namespace(pod) == space && selector.iter().all(|(key, value)| pod.labels().get(key) == Some(value));
+        let pods: Vec<Pod> = self.store.list().into_iter().filter(of_job).collect();
         let running = pods.iter().find(|pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running"));
         let progress: Option<Progress> = running.and_then(|pod| self.ask(pod, "/progress", PROGRESS_PERIOD));
         let output = Some(&spec.output.persistent_volume_claim);
@@ -119,10 +121,10 @@ impl World<'_> {
 
     fn apply_job(&mut self, space: &str, children: job::Children) -> io::Result<job::Applied> {
         let job::Children { config_map, attempt, stop } = children;
-        self.apply_config(&config_map)?;
-        if let Some(job) = stop.and_then(|name| self.store.get::<Job>(space, &name)) {
+        for job in stop.iter().filter_map(|name| self.store.get::<Job>(space, name)).collect::<Vec<_>>() {
             workloads::delete(self.store, job, &self.now)?;
         }
+        config_map.iter().try_for_each(|config_map| self.apply_config(config_map))?;
         // Created once, never written again.
         let attempt = attempt.map(|attempt| match self.store.get::<Job>(space, &attempt.name_any()) {
             Some(existing) => Ok(existing),

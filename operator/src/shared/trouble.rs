@@ -54,7 +54,8 @@ fn times(count: i32) -> String {
     if count == 1 { "once".to_owned() } else { format!("{count} times") }
 }
 
-fn container(pod: &Pod) -> Option<&ContainerStatus> {
+/// The worker's container.
+pub fn container(pod: &Pod) -> Option<&ContainerStatus> {
     pod.status.as_ref()?.container_statuses.as_ref()?.first()
 }
 
@@ -98,7 +99,7 @@ fn waiting(pod: &Pod) -> Option<Trouble> {
 }
 
 /// A node that does not answer: its container is ready by the kubelet's last word, the pod is not, by that of others.
-fn lost(pod: &Pod) -> Option<Trouble> {
+pub fn lost(pod: &Pod) -> Option<Trouble> {
     let (_, message) = condition(pod, "Ready").filter(|(status, _)| *status == "False")?;
     let evicted = condition(pod, "DisruptionTarget").filter(|(status, _)| *status == "True").map(|(_, message)| message);
     let node = pod.spec.as_ref()?.node_name.as_deref()?;
@@ -111,6 +112,11 @@ fn lost(pod: &Pod) -> Option<Trouble> {
         pod.name_any()
     );
     Some(Trouble { reason: "NodeLost", message, permanent: false })
+}
+
+/// Whether the pod was lost to its node, to preemption or to an eviction.
+pub fn is_disrupted(pod: &Pod) -> bool {
+    condition(pod, "DisruptionTarget").is_some_and(|(status, _)| status == "True")
 }
 
 fn unschedulable(pod: &Pod) -> Option<Trouble> {

@@ -1,6 +1,8 @@
 //! What several test files need.
 #![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
+pub mod scene;
+
 use std::path::PathBuf;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};

@@ -1,0 +1,213 @@
+//! Never two trainers on one output folder, and no end that is lost: what a job makes of pods that outlive their batch Job.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use carryon_crds::condition::is_true;
+use carryon_crds::condition::types::COMPLETE;
+use carryon_crds::job::AttemptResult;
+use carryon_operator::job::trainers::recorded;
+use carryon_operator::shared::Refusal;
+use common::at;
+use common::scene::{Scene, done, named};
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::json;
+
+/// How many pods are let go.
+fn let_go(scene: &Scene) -> usize {
+    recorded(&scene.job, &scene.observed.pods, &at(scene.now)).count()
+}
+
+#[test]
+fn a_look_that_was_refused_keeps_the_head_whose_end_it_saw() {
+    let mut scene = Scene::running(json!({}));
+    scene.refusal = Some(Refusal::waiting("Forbidden", "may not apply ConfigMap default/quickstart-trainer"));
+    scene.ends(0, &done());
+    let status = scene.job.status.clone().unwrap();
+    assert_eq!(status.artifact.map(|artifact| artifact.digest), Some("sha256:h".to_owned()));
+    assert!(is_true(&status.conditions, COMPLETE), "{}", scene.says());
+    // The pod has gone since: nothing can be read again.
+    scene.observed.pods.clear();
+    scene.observed.attempt = None;
+    scene.reconcile();
+    assert_eq!(scene.says(), "Ready+Complete Complete: the head is written; status.artifact names it");
+}
+
+#[test]
+fn a_job_that_has_failed_stays_failed_when_its_attempt_may_not_be_stopped() {
+    let mut scene = Scene::running(json!({"spec": {"activeDeadlineSeconds": 10}}));
+    scene.now = 10;
+    scene.reconcile();
+    let failed = "Stalled+Failed DeadlineExceeded: the attempts ran longer than spec.activeDeadlineSeconds (10)";
+    assert_eq!(scene.says(), failed);
+    scene.refusal = Some(Refusal::waiting("Forbidden", "may not delete Job default/quickstart-1"));
+    scene.reconcile();
+    assert_eq!(scene.says(), failed);
+}
+
+#[test]
+fn the_next_attempt_waits_for_the_pod_of_a_deleted_batch_job() {
+    let mut scene = Scene::running(json!({}));
+    scene.deleted(120);
+    assert_eq!(scene.reconcile(), (None, None));
+    let says = "pod quickstart-1-x of attempt 1 on node node1 has the output folder still; the next attempt starts when it has ended";
+    assert_eq!(scene.says(), format!("Reconciling OutputInUse: {says}"));
+    assert_eq!(let_go(&scene), 0);
+    scene.now = 30;
+    let writing = scene.observed.pods[0].metadata.clone();
+    scene.observed.pods = vec![Pod { metadata: writing, ..scene.ended(75, "checkpointed", 30) }];
+    let pods = scene.observed.pods.clone();
+    assert_eq!(scene.reconcile(), named("quickstart-2"));
+    scene.observed.pods = pods;
+    assert_eq!(scene.job.status.as_ref().unwrap().attempts[0].result, Some(AttemptResult::Resumable));
+    assert_eq!(let_go(&scene), 1, "its end is in the status");
+}
+
+#[test]
+fn a_pod_on_a_lost_node_is_still_there_until_somebody_says_that_it_is_not() {
+    let mut scene = Scene::running(json!({}));
+    scene.deleted(120);
+    let lost = json!([{"type": "Ready", "status": "False"}]);
+    scene.observed.pods[0].status.as_mut().unwrap().conditions = Some(serde_json::from_value(lost).unwrap());
+    scene.now = 9999;
+    assert_eq!(scene.reconcile(), (None, None));
+    let says = "pod quickstart-1-x is on node node1, which does not answer; if it will not come back, delete the Node or taint it \
+                node.kubernetes.io/out-of-service, so that the pod can start elsewhere; the next attempt starts when it has gone";
+    assert_eq!(scene.says(), format!("Reconciling NodeLost: {says}"));
+    // `kubectl delete pod --force`
+    scene.observed.pods[0].metadata.deletion_grace_period_seconds = Some(0);
+    let pods = scene.observed.pods.clone();
+    assert_eq!(scene.reconcile(), named("quickstart-2"));
+    scene.observed.pods = pods;
+    assert_eq!(let_go(&scene), 1, "it does not stand in anybody's way");
+}
+
+#[test]
+fn a_pod_that_an_earlier_job_of_this_name_has_left_is_waited_for() {
+    let earlier = Scene::running(json!({}));
+    let mut scene = Scene::new(json!({}));
+    scene.observed.pods = earlier.observed.pods;
+    for pod in &mut scene.observed.pods {
+        pod.metadata.labels.as_mut().unwrap().insert("batch.kubernetes.io/controller-uid".to_owned(), "another".to_owned());
+    }
+    assert_eq!(scene.reconcile(), (None, None));
+    assert!(scene.says().starts_with("Reconciling OutputInUse: pod quickstart-1-x of attempt 1 on node node1 has"), "{}", scene.says());
+    scene.deleted(0);
+    scene.observed.pods[0].status.as_mut().unwrap().phase = Some("Failed".to_owned());
+    assert_eq!(let_go(&scene), 1);
+    assert_eq!(scene.reconcile(), named("quickstart-1"));
+}
+
+#[test]
+fn an_end_is_read_from_the_pod_when_a_policy_removes_batch_jobs_at_once() {
+    // Exit code, last words, whether the pod was deleted before it ended.
+    let cases = [
+        (0, done(), false, Some(AttemptResult::Complete), 0),
+        (0, done(), true, Some(AttemptResult::Complete), 0),
+        (1, String::new(), false, Some(AttemptResult::Failed), 1),
+        (137, String::new(), true, Some(AttemptResult::Stopped), 0),
+        (65, String::new(), false, Some(AttemptResult::Refused), 0),
+        (75, String::new(), true, Some(AttemptResult::Resumable), 0),
+    ];
+    for (code, words, stopped, result, failures) in cases {
+        let mut scene = Scene::running(json!({}));
+        scene.now = 50;
+        let pod = scene.ended(code, &words, 50);
+        scene.now = if stopped { 40 } else { 52 };
+        scene.observed.pods = vec![pod];
+        scene.deleted(if stopped { 120 } else { 0 });
+        scene.now = 60;
+        scene.reconcile();
+        let status = scene.job.status.as_ref().unwrap();
+        let first = &status.attempts[0];
+        assert_eq!((first.result, first.exit_code, status.failures), (result, Some(code), failures), "exit code {code}");
+        assert_eq!((status.active_seconds, status.artifact.is_some()), (50, code == 0), "exit code {code}");
+    }
+}
+
+#[test]
+fn a_queue_takes_an_attempts_place_away_and_gives_it_back() {
+    let mut scene = Scene::running(json!({"spec": {"activeDeadlineSeconds": 60}}));
+    let suspend = |scene: &mut Scene, held: bool| scene.observed.attempt.as_mut().unwrap().spec.as_mut().unwrap().suspend = Some(held);
+    // The time in the queue does not count.
+    suspend(&mut scene, true);
+    scene.observed.pods.clear();
+    scene.now = 1000;
+    assert_eq!(scene.reconcile(), named("quickstart-1"));
+    assert!(scene.says().starts_with("Reconciling AttemptQueued"), "{}", scene.says());
+    suspend(&mut scene, false);
+    scene.observed.pods = vec![scene.pod("Running", json!({"running": {"startedAt": at(1000)}}))];
+    scene.now = 1040;
+    assert_eq!(scene.reconcile(), named("quickstart-1"));
+    // Preempted: the Job controller deletes the pod, which writes a checkpoint.
+    suspend(&mut scene, true);
+    scene.observed.pods = vec![scene.ended(75, "checkpointed", 40)];
+    assert_eq!(let_go(&scene), 0, "its time is not written down yet");
+    assert_eq!(scene.reconcile(), named("quickstart-1"));
+    assert_eq!(let_go(&scene), 1);
+    let status = scene.job.status.as_ref().unwrap();
+    assert_eq!((scene.last().result, status.failures, status.active_seconds), (None, 0, 40));
+    scene.now = 5000;
+    suspend(&mut scene, false);
+    let again = scene.pod("Running", json!({"running": {"startedAt": at(5000)}}));
+    scene.observed.pods.push(again);
+    scene.now = 5019;
+    assert_eq!(scene.reconcile(), named("quickstart-1"));
+    scene.now = 5020;
+    assert_eq!(scene.reconcile(), (None, Some("quickstart-1".to_owned())));
+    assert!(scene.says().starts_with("Stalled+Failed DeadlineExceeded"), "{}", scene.says());
+}
+
+#[test]
+fn an_attempt_that_runs_in_another_cluster_is_judged_by_its_batch_job() {
+    let mut scene = Scene::running(json!({"spec": {"activeDeadlineSeconds": 100}}));
+    scene.observed.pods.clear();
+    let attempt = scene.observed.attempt.as_mut().unwrap();
+    attempt.spec.as_mut().unwrap().managed_by = Some("kueue.x-k8s.io/multikueue".to_owned());
+    assert_eq!(scene.reconcile(), named("quickstart-1"));
+    assert_eq!(scene.says(), "Reconciling AttemptStarting: attempt 1: batch Job quickstart-1 is managed by kueue.x-k8s.io/multikueue");
+    let running = json!({"active": 1, "startTime": at(0)});
+    scene.observed.attempt.as_mut().unwrap().status = Some(serde_json::from_value(running).unwrap());
+    scene.now = 99;
+    scene.reconcile();
+    assert!(scene.says().starts_with("Ready Running: attempt 1: batch Job quickstart-1 is managed by"), "{}", scene.says());
+    let complete = json!({"startTime": at(0), "conditions": [{"type": "Complete", "status": "True", "lastTransitionTime": at(90)}]});
+    scene.observed.attempt.as_mut().unwrap().status = Some(serde_json::from_value(complete).unwrap());
+    scene.now = 200;
+    assert_eq!(scene.reconcile(), (None, None));
+    assert_eq!(scene.last().result, Some(AttemptResult::Complete));
+    assert!(scene.says().starts_with("Ready+Complete Complete: the head is written in another cluster"), "{}", scene.says());
+}
+
+#[test]
+fn batch_jobs_of_old_attempts_go() {
+    let mut scene = Scene::running(json!({"spec": {"backoffLimit": 100}}));
+    let mut stopped = Vec::new();
+    for _ in 1..=6 {
+        scene.now += 1000;
+        let (_, stop) = scene.ends(1, "flaky");
+        stopped.extend(stop);
+        scene.now += 1000;
+        scene.reconcile();
+    }
+    assert_eq!(stopped, ["quickstart-1", "quickstart-2", "quickstart-3"]);
+}
+
+#[test]
+fn a_job_that_is_not_to_wait_for_its_pool_waits_for_its_patience_to_end() {
+    let mut scene = Scene::running(json!({"spec": {"poolUnavailablePolicy": "Fail", "poolUnavailableGraceSeconds": 60}}));
+    let pool = scene.observed.pool.take();
+    assert_eq!(scene.reconcile(), named("quickstart-1"));
+    scene.now = 59;
+    assert_eq!(scene.reconcile(), named("quickstart-1"));
+    scene.observed.pool = pool;
+    scene.reconcile();
+    assert_eq!(scene.job.status.as_ref().unwrap().pool_unavailable_since, None);
+    scene.observed.pool = None;
+    scene.now = 70;
+    assert_eq!(scene.reconcile(), named("quickstart-1"));
+    scene.now = 130;
+    assert_eq!(scene.reconcile(), (None, Some("quickstart-1".to_owned())));
+    let says = "BaseModelPool default/smollm2 has been missing or not ready for 60 s, and spec.poolUnavailablePolicy is Fail";
+    assert_eq!(scene.says(), format!("Stalled+Failed PoolUnavailable: {says}"));
+}
