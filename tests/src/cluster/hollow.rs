@@ -9,7 +9,7 @@ use carryon_crds::wire::{Identity, Limits, ModelDescription, Numerics, Progress,
 use carryon_crds::{names, pool::Dtype};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, ResourceExt as _};
@@ -19,11 +19,12 @@ use tokio::sync::watch;
 use super::TestCluster;
 
 /// Those of Kubernetes' controllers that turn our children into pods, and remove what has no owner.
-pub const CONTROLLERS: [&str; 6] = [
+pub const CONTROLLERS: [&str; 7] = [
     "statefulset-controller",
     "deployment-controller",
     "replicaset-controller",
     "job-controller",
+    "ttl-after-finished-controller",
     "disruption-controller",
     "garbage-collector-controller",
 ];
@@ -37,6 +38,8 @@ pub enum Fate {
     Waits(String),
     /// It runs, is ready, and stays.
     Runs,
+    /// The same on a node: who deletes it waits until it has ended.
+    Lingers,
     /// It runs, then ends with this code and these last words.
     Ends(i32, String),
 }
@@ -103,18 +106,31 @@ impl Hollow {
         let of = |fates: &Fates| fates.get(&key).cloned().unwrap_or_else(|| usual.clone());
         let mut fates = self.fates.subscribe();
         let first = of(&fates.borrow_and_update());
-        if let Fate::Waits(words) = first {
-            let _gone = patch(&self.client, &pod, &waiting(&words)).await;
+        if let Fate::Waits(words) = &first {
+            let _gone = patch(&self.client, &pod, &waiting(words)).await;
         }
         if fates.wait_for(|fates| !matches!(of(fates), Fate::Waits(_))).await.is_err()
+            || (first == Fate::Lingers && bind(&self.client, &pod).await.is_err())
             || patch(&self.client, &pod, &running(&pod)).await.is_err()
         {
             return;
         }
         let Ok(end) = fates.wait_for(|fates| matches!(of(fates), Fate::Ends(..))).await.map(|fates| of(&fates)) else { return };
         let Fate::Ends(code, words) = end else { return };
-        let _gone = patch(&self.client, &pod, &ended(&pod, code, &words)).await;
+        let ended = patch(&self.client, &pod, &ended(&pod, code, &words)).await;
+        if ended.is_ok_and(|pod| pod.metadata.deletion_timestamp.is_some()) {
+            let pods: Api<Pod> = Api::namespaced(self.client, &pod.namespace().unwrap_or_default());
+            let _gone = pods.delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await;
+        }
     }
+}
+
+/// Gives a pod a node, which does not exist.
+async fn bind(client: &Client, pod: &Pod) -> kube::Result<Value> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
+    let binding = json!({ "apiVersion": "v1", "kind": "Binding", "metadata": { "name": pod.name_any() },
+        "target": { "apiVersion": "v1", "kind": "Node", "name": "hollow" } });
+    pods.create_subresource("binding", &pod.name_any(), &PostParams::default(), &binding).await
 }
 
 /// Writes a pod's status; refused when the pod is not there any more.
