@@ -73,7 +73,7 @@ clean: ## Forget the local state and the build; downloads stay
 	-[ ! -x $(CARRYON_BIN)/carryon-operator ] || for state in $(STATE) $(STATE)-spam; do $(CARRYON_BIN)/carryon-operator local down --state-dir $$state; done
 	rm -rf $(STATE) $(STATE)-spam $(CARGO_TARGET_DIR) target
 
-cluster-tools: ## Kubernetes' own programs and the images of a test cluster (needs root, Go; 13 minutes once)
+cluster-tools: ## Kubernetes' own programs and the images of a test cluster (needs root, Go; 8 minutes once)
 	@$(CLUSTER)/tools/debian.sh
 	@$(CLUSTER)/tools/build.sh $(CARRYON_KUBERNETES)
 	@$(CLUSTER)/images.sh pause coredns shell
