@@ -103,7 +103,10 @@ fn a_pool_that_goes_is_missed_by_name_and_welcomed_back() {
 
     // A job that is not to wait gives up.
     world.volumes("hasty");
-    world.cluster.apply("hasty", &example("quickstart/job.yaml").replace("spec:\n", "spec:\n  poolUnavailablePolicy: Fail\n"));
+    world.cluster.apply(
+        "hasty",
+        &example("quickstart/job.yaml").replace("spec:\n", "spec:\n  poolUnavailablePolicy: Fail\n  poolUnavailableGraceSeconds: 1\n"),
+    );
     world.until::<CarryOnJob>("hasty", "quickstart", FAILED, "True", "PoolUnavailable");
     world.no_refused_writes();
 }
