@@ -86,9 +86,12 @@ fn a_head_outlives_its_job_and_a_job_that_is_served_outlives_its_time() {
     let _operator = Operator::start(&world.cluster, None);
     world.quickstart("heads");
     let served = world.until_served("heads").status.unwrap().stable.unwrap();
-    world.patch::<CarryOnJob>("heads", "quickstart", json!({ "spec": { "ttlSecondsAfterFinished": 1 } }));
-    std::thread::sleep(std::time::Duration::from_secs(3));
-    assert_eq!(world.list::<CarryOnJob>("heads").len(), 1, "a job whose head is served is kept");
+    let over = world.patch::<CarryOnJob>("heads", "quickstart", json!({ "spec": { "ttlSecondsAfterFinished": 0 } }));
+    // A look that finds its time over either deletes the job or says which generation it saw: this one has looked, and kept it.
+    let kept = world.until_is::<CarryOnJob>("heads", "quickstart", "is looked at when its time is over", &|job| {
+        job.status.as_ref().is_some_and(|status| status.observed_generation == over.metadata.generation)
+    });
+    assert_eq!(kept.metadata.deletion_timestamp, None, "a job whose head is served is kept");
 
     delete::<CarryOnJob>(&world, "heads", "quickstart", PropagationPolicy::Background);
     until_empty::<CarryOnJob>(&world, "heads");

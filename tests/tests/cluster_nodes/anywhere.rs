@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::world::{World, replaced, short_job, without_claims};
 
 #[test]
+#[ignore = "takes minutes: make test-all"]
 fn any_cluster_with_the_images_trains_and_serves() {
     let Some(world) = World::anywhere() else { return };
     world.install("install", "carry-on", &[]);

@@ -22,6 +22,7 @@ fn likes(node: &str, field: &str) -> String {
 }
 
 #[test]
+#[ignore = "takes minutes: make test-all"]
 fn a_running_job_outlives_upgrades_a_reinstallation_and_its_nodes() {
     let Some(world) = World::start(3) else { return };
     let (mut here, mut next) = (vec![], vec!["--set", "replicas=2"]);
