@@ -45,6 +45,9 @@ impl Verdict {
     }
 }
 
+/// Longest message, in characters; the API server takes 32 times as many.
+const MESSAGE: usize = 1024;
+
 /// Writes `verdicts` over `previous`: the transition time moves only when the status does; types not named are dropped.
 pub fn set(previous: &[Condition], verdicts: &[Verdict], generation: Option<i64>, now: &Time) -> Vec<Condition> {
     let mut conditions: Vec<Condition> = verdicts
@@ -56,7 +59,7 @@ pub fn set(previous: &[Condition], verdicts: &[Verdict], generation: Option<i64>
                 type_: verdict.type_.to_owned(),
                 status: status.to_owned(),
                 reason: verdict.reason.to_owned(),
-                message: verdict.message.clone(),
+                message: verdict.message.chars().take(MESSAGE).collect(),
                 observed_generation: generation,
                 last_transition_time: since.map_or_else(|| now.clone(), |c| c.last_transition_time.clone()),
             }

@@ -139,12 +139,15 @@ pub struct CarryOnDeploymentStatus {
     /// Worker image the gateway was started with; another default image does not change it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// The head that serves.
+    /// The head that the spec resolves to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolved: Option<ServedHead>,
+    /// The head that served when all wanted gateways were last ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stable: Option<ServedHead>,
 }
 
-/// A head that serves.
+/// A head, resolved.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServedHead {

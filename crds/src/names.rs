@@ -33,6 +33,8 @@ pub const ARTIFACT_FOLDER: &str = "head";
 pub const CONFIG_DIGEST_ANNOTATION: &str = "carryon.dev/config-digest";
 /// Annotation of a child: digest of what the operator last applied.
 pub const APPLIED_ANNOTATION: &str = "carryon.dev/applied";
+/// Label of a child: `pool`, `trainer` or `gateway`. The worker's container has that name too.
+pub const COMPONENT_LABEL: &str = "app.kubernetes.io/component";
 /// Label of a training attempt's batch Job and pod: the attempt's number.
 pub const ATTEMPT_LABEL: &str = "carryon.dev/attempt";
 /// Finalizer of a trainer's pod: how it ended has yet to be read.
@@ -46,7 +48,7 @@ pub const WORKER: &str = "carryon-worker";
 pub fn labels(component: &str, instance: &str) -> BTreeMap<String, String> {
     [
         ("app.kubernetes.io/name", "carry-on"),
-        ("app.kubernetes.io/component", component),
+        (COMPONENT_LABEL, component),
         ("app.kubernetes.io/instance", instance),
         ("app.kubernetes.io/managed-by", MANAGER),
     ]

@@ -1,6 +1,6 @@
 //! `BaseModelPool`: the pods that run one frozen base model.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -145,6 +145,9 @@ pub struct BaseModelPoolStatus {
     /// Pods whose weights are loaded.
     #[serde(default)]
     pub ready_replicas: i32,
+    /// Since when no pod has become ready while fewer than wanted are: when that is too long, the pool is Stalled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_since: Option<Time>,
     /// Label selector of the pods, for the scale subresource.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,

@@ -15,7 +15,7 @@ fn claim(name: &str) -> PersistentVolumeClaim {
 }
 
 fn settings() -> Settings {
-    Settings { worker_image: "example.org/worker:1".to_owned() }
+    Settings { worker_image: "example.org/worker:1".to_owned(), ..Settings::default() }
 }
 
 fn loaded_pool() -> BaseModelPool {
@@ -108,7 +108,7 @@ fn a_changed_configuration_rolls_the_pods_and_a_new_default_image_does_not() {
     };
     let first = set(&pool, &settings());
     pool.status = Some(carryon_crds::BaseModelPoolStatus { image: Some(settings().worker_image), ..Default::default() });
-    assert_eq!(set(&pool, &Settings { worker_image: "example.org/worker:2".to_owned() }), first);
+    assert_eq!(set(&pool, &Settings { worker_image: "example.org/worker:2".to_owned(), ..Settings::default() }), first);
     pool.spec.engine.max_num_seqs = 3;
     assert_ne!(set(&pool, &settings()).metadata, first.metadata);
 }

@@ -77,7 +77,7 @@ fn set(name: &str, replicas: i32, container: Value) -> Value {
     let spec = json!({"containers": [container], "restartPolicy": "Always", "terminationGracePeriodSeconds": 1,
         "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]});
     json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": name},
-        "spec": {"serviceName": name, "replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": {"metadata": {"labels": {"app": name}}, "spec": spec}}})
+        "spec": {"serviceName": name, "replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": {"metadata": {"labels": {"app": name, "app.kubernetes.io/component": "main"}}, "spec": spec}}})
 }
 
 fn service(name: &str) -> Value {
@@ -134,7 +134,7 @@ async fn a_job_ends_with_its_pod_and_keeps_its_exit_code() {
         let container =
             json!({"name": "main", "command": ["/bin/sh", "-c", format!("echo bye > $0; exit {code}"), "/dev/termination-log"]});
         machine.apply(json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "once"},
-            "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [container]}}}}));
+            "spec": {"template": {"metadata": {"labels": {"app.kubernetes.io/component": "main"}}, "spec": {"restartPolicy": "Never", "containers": [container]}}}}));
         let conditions =
             |machine: &Machine| machine.store.get::<Job>("default", "once").and_then(|job| job.status?.conditions).unwrap_or_default();
         machine.until("the job has ended", |machine| !conditions(machine).is_empty()).await;
@@ -150,7 +150,7 @@ async fn processes_of_a_dead_operator_are_ended_and_their_job_gets_another_pod()
     let mut machine = Machine::new();
     let container = json!({"name": "main", "command": ["/bin/sh", "-c", "echo $$; exec sleep 60"]});
     machine.apply(json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "long"},
-        "spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [container]}}}}));
+        "spec": {"template": {"metadata": {"labels": {"app.kubernetes.io/component": "main"}}, "spec": {"restartPolicy": "Never", "containers": [container]}}}}));
     machine.until("it runs", |machine| machine.log("long-0").ends_with('\n')).await;
     let first = Record::of(machine.log("long-0").trim().parse().unwrap()).unwrap();
     let Machine { state, .. } = machine;

@@ -6,19 +6,12 @@ mod common;
 use carryon_crds::wire::ModelDescription;
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
 use carryon_operator::{deployment, pool, shared::Settings};
-use common::{at, example, patched, summary};
+use common::{at, example, patched, summary, with};
 use k8s_openapi::api::core::v1::Pod;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-/// `object` with a merge patch.
-fn with<K: Serialize + DeserializeOwned>(object: &K, patch: Value) -> K {
-    serde_json::from_value(patched(serde_json::to_value(object).unwrap(), &patch)).unwrap()
-}
-
 fn pod(name: &str, patch: Value) -> Pod {
-    let pod = json!({"metadata": {"name": name}, "status": {"containerStatuses": [{"name": "pool", "image": "", "imageID": "", "ready": false, "restartCount": 0}]}});
+    let pod = json!({"metadata": {"name": name, "labels": {"app.kubernetes.io/component": "pool"}}, "status": {"containerStatuses": [{"name": "pool", "image": "", "imageID": "", "ready": false, "restartCount": 0}]}});
     serde_json::from_value(patched(pod, &patch)).unwrap()
 }
 
@@ -79,7 +72,7 @@ fn a_pool_says_what_its_pods_do() {
             json!({"replicas": 1}),
             vec![crashed("a", 78, "error: no model.gguf\nhint")],
             vec![],
-            "Stalled WorkerRefused: pod a ended with exit code 78 and was restarted 2 times; it said: error: no model.gguf",
+            "Stalled WorkerRefused: 0 of 1 pods are ready; pod a ended with exit code 78 and was restarted 2 times; it said: error: no model.gguf",
         ),
         (
             "refusal of one",
@@ -87,7 +80,7 @@ fn a_pool_says_what_its_pods_do() {
             json!({"replicas": 2, "readyReplicas": 1}),
             vec![crashed("a", 78, "bad")],
             vec![],
-            "Reconciling WorkerRefused: 1 of 2 pods are ready; pod a ended with exit code 78 and was restarted 2 times; it said: bad",
+            "Stalled WorkerRefused: 1 of 2 pods are ready; pod a ended with exit code 78 and was restarted 2 times; it said: bad",
         ),
         (
             "rolling",
@@ -127,7 +120,7 @@ fn a_pool_says_what_its_pods_do() {
         let pool: BaseModelPool = with(&example("quickstart/pool.yaml"), json!({"spec": {"replicas": replicas}}));
         let claim = Some(serde_json::from_value(json!({"metadata": {"name": "models"}})).unwrap());
         let models = models.into_iter().map(|(pod, weights)| (pod.to_owned(), model(weights))).collect();
-        let observed = pool::Observed { claim, pods, models, nodes: None };
+        let observed = pool::Observed { claim, pods, refused: None, models, nodes: None };
         let validated = pool::validate(&pool, &observed, &Settings::default()).unwrap();
         let applied = pool::Applied { stateful_set: with(&pool::build(&validated).stateful_set, json!({"status": status})) };
         let status = pool::status(&pool, Ok((&validated, &applied)), &observed, &at(0));

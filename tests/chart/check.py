@@ -45,6 +45,7 @@ OPERATOR_RULES = [
     ("", ["pods"], READ + ["patch"]),
     ("", ["persistentvolumeclaims", "secrets"], READ),
     ("policy", ["poddisruptionbudgets"], READ + ["create", "patch"]),
+    ("", ["events"], ["list"]),
     ("events.k8s.io", ["events"], ["create", "patch"]),
 ]
 # Of all namespaces only.
@@ -53,6 +54,8 @@ LEASE_RULES = [("coordination.k8s.io", ["leases"], ["get", "create", "update", "
 
 ACCEPTED = [
     {"replicas": 5},
+    {"podUser": "cluster"},
+    {"podUser": 1000680000},
     {"watchNamespace": "team-a"},
     {"image": {"digest": "sha256:" + "0" * 64}},
     {"resources": {"limits": {"cpu": 2, "memory": "1.5Gi"}}},
@@ -64,6 +67,8 @@ REFUSED = [
     ({"replica": 1}, "replica"),
     ({"image": {"name": "x"}}, "name"),
     ({"replicas": 0}, "replicas"),
+    ({"podUser": 0}, "podUser"),
+    ({"podUser": "root"}, "podUser"),
     ({"replicas": 6}, "replicas"),
     ({"replicas": "1"}, "replicas"),
     ({"image": {"digest": "sha256:abc"}}, "digest"),
@@ -234,7 +239,7 @@ class Chart(unittest.TestCase):
 
     def test_operator_is_started_as_its_interface_says(self):
         container = operator_of(objects(*NAMESPACED))["spec"]["containers"][0]
-        want = ["run", "--worker-image", "ghcr.io/carry-on/worker:0.1.0", "--namespace", "team-a", "--listen", "0.0.0.0:8080"]
+        want = ["run", "--worker-image", "ghcr.io/carry-on/worker:0.1.0", "--pod-user", "auto", "--namespace", "team-a", "--listen", "0.0.0.0:8080"]
         want += ["--lease-namespace", NAMESPACE, "--lease-name", "carry-on-operator", "--identity", "$(POD_NAME)"]
         self.assertEqual((container["command"], container["args"]), (["carryon-operator"], want))
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """image.py OUT.tar NAME:TAG PROGRAM[=PATH] ... : a docker-archive image of programs and the libraries they load, made without a container engine.
 
-Each PROGRAM of this machine lands at PATH, or where it lies here; the first is the entry point. Runs as user 65532."""
+Each PROGRAM of this machine lands at PATH, or where it lies here; the first is the entry point. Runs as user 65532, or as CARRYON_IMAGE_USER, which may be empty."""
 
 import hashlib
 import io
@@ -58,7 +58,7 @@ def main():
         "config": {
             "Entrypoint": [programs[0][0]],
             "Env": ["PATH=/usr/local/bin:/usr/bin:/bin"],
-            "User": f"{USER}:{USER}",
+            "User": os.environ.get("CARRYON_IMAGE_USER", f"{USER}:{USER}"),
         },
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
     }).encode()

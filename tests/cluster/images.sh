@@ -31,7 +31,8 @@ for name in "$@"; do
         for program in dash cat sleep ls id getent touch mkdir; do programs+=("$(command -v $program)=/bin/${program/dash/sh}"); done
         image shell localhost/carry-on/shell:test "${programs[@]}"
         ;;
-    model) image model localhost/carry-on/model:test "$(command -v cp)=/bin/cp" "${CARRYON_MODEL:?names the file}=/models/${CARRYON_MODEL##*/}" ;;
+    # Somebody else's: it names no user.
+    model) CARRYON_IMAGE_USER='' image model localhost/carry-on/model:test "$(command -v cp)=/bin/cp" "${CARRYON_MODEL:?names the file}=/models/${CARRYON_MODEL##*/}" ;;
     worker | operator)
         built "carryon-$name"
         image "$name" "localhost/carry-on/$name:test" "$bin/carryon-$name=/usr/local/bin/carryon-$name"

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
+use carryon_operator::cluster::pod_user::PodUser;
 use carryon_operator::cluster::{RunArgs, operate};
 use carryon_operator::shared::Settings;
 use futures::FutureExt as _;
@@ -62,6 +63,7 @@ impl Operator {
         let writes = Arc::new(Writes { answered: AtomicUsize::new(0), last, reached: Notify::new() });
         let args = RunArgs {
             worker_image: Settings::default().worker_image,
+            pod_user: PodUser::Auto,
             namespace: namespace.map(str::to_owned),
             listen: ([127, 0, 0, 1], 0).into(),
             lease_namespace: None,

@@ -18,6 +18,7 @@ use super::covers::covers;
 use super::failure::{Failure, code};
 use super::written::Written;
 use crate::shared::Refusal;
+use crate::shared::text::{WORDS, bounded};
 
 /// Why a child is not as it should be.
 #[derive(Debug)]
@@ -91,6 +92,11 @@ impl Applier {
         self.api::<K>(wanted).patch(&wanted.name_any(), &parameters, &Patch::Apply(value)).await
     }
 
+    async fn replace_lists<K: Child>(&self, wanted: &K, value: &Value) -> kube::Result<K> {
+        let parameters = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
+        self.api::<K>(wanted).patch(&wanted.name_any(), &parameters, &Patch::Merge(value)).await
+    }
+
     /// Waits until an object of this type may be made.
     async fn making<K: Child>(&self) -> Option<SemaphorePermit<'_>> {
         if K::kind(&()) == "Service" { self.services.acquire().await.ok() } else { None }
@@ -132,6 +138,8 @@ impl<O: Child + HasStatus> Owned<'_, O> {
             }
         };
         let applied = match self.applier.patch(&wanted, &wanted_value, force).await {
+            // Server-side apply adds our items to lists that somebody has edited, and finds the same name twice in them. Then the lists are ours.
+            Err(error) if force && code(&error) == 422 => self.applier.replace_lists(&wanted, &wanted_value).await,
             // Somebody else's fields are in the way, so it exists: whose is it?
             Err(error) if !force && code(&error) == 409 => {
                 let present =
@@ -267,7 +275,7 @@ impl From<Refusal> for Unapplied {
 fn failed<K: Child>(step: &'static str, object: &K, error: kube::Error) -> Unapplied {
     let what = format!("{} {}/{}", K::kind(&()), object.namespace().unwrap_or_default(), object.name_any());
     let said = match &error {
-        kube::Error::Api(status) => status.message.clone(),
+        kube::Error::Api(status) => bounded(&status.message, WORDS),
         other => other.to_string(),
     };
     match code(&error) {

@@ -9,6 +9,8 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use serde::de::DeserializeOwned;
 
+use crate::shared::worker;
+
 /// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -42,8 +44,7 @@ impl Ask {
     }
 
     async fn model(&self, pod: &Pod) -> Option<ModelDescription> {
-        let status = pod.status.as_ref()?;
-        let container = status.container_statuses.as_ref()?.first()?.container_id.clone().unwrap_or_default();
+        let container = worker::status(pod)?.container_id.clone().unwrap_or_default();
         let space = pod.namespace().unwrap_or_default();
         let prefix = format!("{space}/{}/", pod.name_any());
         let key = format!("{prefix}{}/{container}", pod.uid().unwrap_or_default());
@@ -60,7 +61,7 @@ impl Ask {
 
     async fn get<T: DeserializeOwned>(&self, pod: &Pod, path: &str) -> Option<T> {
         let ip = pod.status.as_ref()?.pod_ip.as_deref()?;
-        let port = pod.spec.as_ref()?.containers.first()?.ports.as_ref()?.first()?.container_port;
+        let port = worker::port(pod)?;
         let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
         let url = format!("http://{host}:{port}{path}");
         let answer = async { self.http.get(&url).send().await?.error_for_status()?.json().await };

@@ -12,6 +12,7 @@ use super::apply::{Unapplied, settle};
 use super::attempts::{self, read};
 use super::failure::{Failure, code};
 use super::kinds::{Context, Kind, Turn, retry};
+use super::refused::refused;
 use super::wake::refers_to;
 use crate::job::plan::plan;
 use crate::job::record::Record;
@@ -47,9 +48,10 @@ impl Kind for CarryOnJob {
         let next = job::until_next(self, &ledger, &plan, now);
         let runs = observed.pods.iter().any(|pod| phase(pod) == "Running").then_some(PROGRESS);
         let soon = |seconds: Option<i64>| seconds.map(|seconds| Duration::from_secs(seconds.unsigned_abs().max(1)));
+        let lacking = observed.attempt.as_ref().is_some_and(|attempt| job::lacks_pod(attempt, observed.pods_of_present().iter()));
         // A finished job that is served is kept; its deployments wake it when they change.
         let life = soon(life.filter(|left| *left > 0));
-        let again = [soon(next), runs, life, retry(outcome.is_err())].into_iter().flatten().min();
+        let again = [soon(next), runs, life, retry(outcome.is_err() || lacking)].into_iter().flatten().min();
         Ok(Some(Turn { status, again, quiet: Some(PROGRESS) }))
     }
 
@@ -78,7 +80,12 @@ async fn observe(job: &CarryOnJob, context: &Context) -> Result<Observed, Failur
     let attempt = attempts::present(job, &space, context).await?;
     let pods = attempts::pods(job, attempt.as_ref(), context).await?;
     let uid = attempt.as_ref().and_then(|attempt| attempt.metadata.uid.as_ref());
-    let progress = match pods.iter().find(|pod| phase(pod) == "Running" && is_of(pod, uid)) {
+    let of_present = || pods.iter().filter(|pod| is_of(pod, uid));
+    let refused = match attempt.as_ref().filter(|attempt| job::lacks_pod(attempt, of_present())) {
+        Some(attempt) => refused(attempt, &context.client).await,
+        None => None,
+    };
+    let progress = match of_present().find(|pod| phase(pod) == "Running") {
         Some(pod) => context.ask.progress(pod).await,
         None => None,
     };
@@ -89,6 +96,7 @@ async fn observe(job: &CarryOnJob, context: &Context) -> Result<Observed, Failur
         data: data(job, &space, context).await?,
         attempt,
         pods,
+        refused,
         progress,
     })
 }

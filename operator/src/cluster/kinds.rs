@@ -13,7 +13,7 @@ use carryon_crds::names;
 use futures::StreamExt as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::PostParams;
+use kube::api::{Patch, PatchParams};
 use kube::core::NamespaceResourceScope;
 use kube::core::object::HasStatus;
 use kube::runtime::events::{Event, EventType};
@@ -21,6 +21,7 @@ use kube::runtime::reflector::Store;
 use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 
 use super::apply::Applier;
 use super::ask::Ask;
@@ -29,6 +30,7 @@ use super::events::Events;
 use super::failure::{Failure, code};
 use super::metrics::{Metrics, Outcome};
 use super::queue::Queue;
+use super::status_patch::difference;
 use crate::shared::Settings;
 
 /// Objects of a kind that are reconciled at the same time. Most of them wait: Services are made a few at a time.
@@ -102,7 +104,7 @@ pub struct Turn<S> {
 /// One of the three kinds.
 pub trait Kind:
     Resource<DynamicType = (), Scope = NamespaceResourceScope>
-    + HasStatus<Status: Clone + PartialEq + Send + Sync>
+    + HasStatus<Status: Clone + PartialEq + Serialize + Send + Sync>
     + Clone
     + Debug
     + Serialize
@@ -194,11 +196,12 @@ async fn conclude<K: Kind>(object: &K, turn: Turn<K::Status>, context: &Context)
     {
         return Ok(again);
     }
-    let mut wanted = object.clone();
-    *wanted.status_mut() = Some(turn.status.clone());
+    // Of this version only: a status that somebody else has changed meanwhile is looked at first.
+    let version = json!({ "resourceVersion": object.resource_version() });
+    let patch = Patch::Merge(json!({ "metadata": version, "status": difference(object.status(), &turn.status) }));
     let api: Api<K> = Api::namespaced(context.client.clone(), &object.namespace().unwrap_or_default());
-    let parameters = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
-    match api.replace_status(&object.name_any(), &parameters, &wanted).await {
+    let parameters = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
+    match api.patch_status(&object.name_any(), &parameters, &patch).await {
         Ok(new) => {
             remember(object, &new, context);
             announce(object, &turn.status, context);

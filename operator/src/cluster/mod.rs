@@ -16,8 +16,11 @@ pub mod jobs;
 pub mod kinds;
 mod leader;
 pub mod metrics;
+pub mod pod_user;
 pub mod pools;
 pub mod queue;
+mod refused;
+mod status_patch;
 pub mod wake;
 pub mod written;
 
@@ -35,6 +38,7 @@ use self::ask::Ask;
 use self::endpoint::Endpoint;
 use self::kinds::Context;
 use self::metrics::Metrics;
+use self::pod_user::PodUser;
 use self::queue::Queue;
 use self::wake::Wake;
 use self::written::Written;
@@ -46,6 +50,10 @@ pub struct RunArgs {
     /// Worker image of objects that name none.
     #[arg(long, value_name = "IMAGE", default_value_t = Settings::default().worker_image)]
     pub worker_image: String,
+    /// User of the workers' pods, and group of the volumes they write: a number, `cluster` where each namespace has its own, or `auto`: 65532,
+    /// but `cluster` on OpenShift.
+    #[arg(long, value_name = "USER", default_value_t = PodUser::Auto)]
+    pub pod_user: PodUser,
     /// Look after this namespace only.
     #[arg(long)]
     pub namespace: Option<String>,
@@ -120,7 +128,8 @@ async fn work(args: RunArgs, client: Client, endpoint: Endpoint, leader: leader:
         let (caches, mut watches) = caches::start(&client, args.namespace.as_deref(), wake.clone(), written.clone()).await?;
         let reporter = Reporter { controller: names::MANAGER.to_owned(), instance: Some(args.identity.clone()) };
         let recorder = Recorder::new(client.clone(), reporter);
-        let settings = Settings { worker_image: args.worker_image };
+        let pod_user = args.pod_user.resolve(&client).await.context("failed to list the API server's groups")?;
+        let settings = Settings { worker_image: args.worker_image, pod_user };
         let applier = Applier::new(client.clone(), written);
         let (events, pending) = events::channel();
         let context = Context::new(applier, client, caches.clone(), Ask::new()?, events, Metrics::new(wake.clone())?, settings);

@@ -1,14 +1,17 @@
 //! Pools against the cluster.
 
-use carryon_crds::BaseModelPool;
+use carryon_crds::condition::{is_true, types::READY};
+use carryon_crds::{BaseModelPool, names};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::ResourceExt as _;
 
 use super::apply::{Owned, Unapplied, settle};
 use super::failure::Failure;
 use super::kinds::{Context, Kind, Turn, retry};
+use super::refused::refused;
 use crate::pool::{self, Applied, Children, Observed};
 use crate::shared::meta::{Owner, namespace};
+use crate::shared::rollout::Counts;
 use crate::shared::trouble::is_ready;
 
 impl Kind for BaseModelPool {
@@ -23,8 +26,9 @@ impl Kind for BaseModelPool {
         let status = pool::status(self, outcome.as_ref().map(|(validated, applied)| (validated, applied)), &observed, now);
         // A ready pod whose description did not come is asked again.
         let unknown = observed.pods.iter().filter(|pod| is_ready(pod)).count() > observed.models.len();
-        let short = status.ready_replicas < status.replicas;
-        Ok(Some(Turn { status, again: retry(outcome.is_err() || unknown || short), quiet: None }))
+        // Time alone ends its patience.
+        let unready = !is_true(&status.conditions, READY);
+        Ok(Some(Turn { status, again: retry(unready || unknown), quiet: None }))
     }
 
     fn observed_generation(status: &Self::Status) -> Option<i64> {
@@ -39,10 +43,15 @@ impl Kind for BaseModelPool {
 async fn observe(pool: &BaseModelPool, context: &Context) -> Observed {
     let caches = &context.caches;
     let source = pool.spec.model.source.persistent_volume_claim.as_ref();
+    let set = caches.stateful_sets.get(&namespace(pool), &names::pool(&pool.name_any()));
+    let refused = match set.filter(|set| Counts::of_stateful_set(set).lacks_pods()) {
+        Some(set) => refused(&set, &context.client).await,
+        None => None,
+    };
     let claim = source.and_then(|path| caches.claims.claim(&namespace(pool), &path.claim_name));
     let pods = caches.pods_of(&Owner::of(pool, "pool"));
     let models = context.ask.models(pods.iter().filter(|pod| is_ready(pod))).await;
-    Observed { claim, pods, models, nodes: caches.nodes.as_ref().map(|nodes| nodes.list(|_| true)) }
+    Observed { claim, pods, refused, models, nodes: caches.nodes.as_ref().map(|nodes| nodes.list(|_| true)) }
 }
 
 async fn apply(children: Children, applier: &Owned<'_, BaseModelPool>, context: &Context) -> Result<Applied, Unapplied> {

@@ -13,6 +13,8 @@ use crate::shared::pods::{self, LINGER_SECONDS, Mount, MountSource, Probes, Role
 const GRACE_SECONDS: i64 = 60;
 /// Startup probes that may fail, one second apart: the gateway is ready when its head is in the pool, which may still load.
 const STARTUP_FAILURES: i32 = 3600;
+/// Seconds in which a pod has to become ready: the startup probe's, and as many for its image and its node.
+const PROGRESS_DEADLINE_SECONDS: i32 = 2 * STARTUP_FAILURES;
 
 /// What a deployment is made of.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,7 +60,8 @@ pub fn build(gateway: &Validated) -> Children {
             liveness: Some(http_probe("/healthz", 10, 6)),
         },
         linger_seconds: Some(LINGER_SECONDS),
-        fs_group: None,
+        user: gateway.user,
+        writes: false,
         restart_policy: "Always",
     });
     Children {
@@ -67,6 +70,7 @@ pub fn build(gateway: &Validated) -> Children {
             spec: Some(DeploymentSpec {
                 replicas: Some(gateway.replicas),
                 selector: owner.label_selector(),
+                progress_deadline_seconds: Some(PROGRESS_DEADLINE_SECONDS),
                 strategy: Some(rolling()),
                 template,
                 ..DeploymentSpec::default()

@@ -1,6 +1,6 @@
 //! What a deployment's validation and status look at, in Kubernetes' own types.
 
-use super::validate::job_source;
+use super::validate::{job_source, kept};
 use carryon_crds::condition::{is_true, types};
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
@@ -28,8 +28,7 @@ pub fn referenced_claim(deployment: &CarryOnDeployment, job: Option<&CarryOnJob>
         return Some(artifact.persistent_volume_claim.claim_name.clone());
     }
     let source = job_source(&deployment.spec.head.job_ref.as_ref()?.name);
-    let kept = deployment.status.as_ref().and_then(|status| status.stable.as_ref()).filter(|stable| stable.source == source);
     let done = job.and_then(|job| job.status.as_ref()).filter(|status| is_true(&status.conditions, types::COMPLETE));
-    let uri = kept.map(|stable| &stable.uri).or_else(|| Some(&done?.artifact.as_ref()?.uri))?;
+    let uri = kept(deployment, &source).map(|head| &head.uri).or_else(|| Some(&done?.artifact.as_ref()?.uri))?;
     names::parse_claim_uri(uri).map(|(claim, _)| claim.to_owned())
 }

@@ -2,13 +2,15 @@
 
 use carryon_crds::condition::types;
 use carryon_crds::{CarryOnDeployment, CarryOnDeploymentStatus, condition, names};
+use k8s_openapi::api::apps::v1::DeploymentCondition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Applied, Observed, Validated};
 use crate::shared::Refusal;
 use crate::shared::kstatus::Standing;
 use crate::shared::meta::Owner;
-use crate::shared::trouble;
+use crate::shared::rollout::{Counts, DEADLINE_EXCEEDED, Obstacle, counted};
+use crate::shared::text::{WORDS, bounded};
 
 /// The status of `deployment` after `outcome`.
 pub fn status(
@@ -19,54 +21,65 @@ pub fn status(
 ) -> CarryOnDeploymentStatus {
     let owner = Owner::of(deployment, "gateway");
     let previous = deployment.status.clone().unwrap_or_default();
-    let (standing, image, stable) = match outcome {
-        Err(refusal) => (Standing::from(refusal), previous.image, previous.stable),
-        Ok((validated, applied)) => {
-            let image = deployment.spec.gateway.image.is_none().then(|| validated.image.clone()).or(previous.image);
-            (standing(validated, applied, observed), image, Some(validated.head.clone()))
-        }
-    };
-    // What was there before a refusal is there still.
-    let (replicas, ready_replicas) = match outcome.map(|(_, applied)| applied.deployment.status.as_ref()) {
-        Ok(status) => {
-            (status.and_then(|status| status.replicas).unwrap_or(0), status.and_then(|status| status.ready_replicas).unwrap_or(0))
-        }
-        Err(_) => (previous.replicas, previous.ready_replicas),
-    };
     let in_cluster = || names::service_url(&names::gateway(&owner.name), &owner.namespace, names::GATEWAY_PORT);
-    CarryOnDeploymentStatus {
-        conditions: condition::set(&previous.conditions, &standing.verdicts(), deployment.metadata.generation, now),
+    let shared = CarryOnDeploymentStatus {
         observed_generation: deployment.metadata.generation,
-        replicas,
-        ready_replicas,
         selector: Some(owner.selector_text()),
-        url: outcome.is_ok().then(|| format!("{}/v1", observed.url.clone().unwrap_or_else(in_cluster))),
-        image,
-        stable,
+        ..previous.clone()
+    };
+    let conditions = |standing: &Standing| condition::set(&previous.conditions, &standing.verdicts(), deployment.metadata.generation, now);
+    match outcome {
+        // What was there before a refusal is there still: its address, its head, its pods.
+        Err(refusal) => {
+            let (replicas, ready_replicas) = counted(&observed.pods);
+            CarryOnDeploymentStatus { conditions: conditions(&refusal.into()), replicas, ready_replicas, ..shared }
+        }
+        Ok((validated, applied)) => {
+            let counts = Counts::of_deployment(&applied.deployment);
+            // Proven: nobody but ready pods of this head answers.
+            let proven = counts.is_settled() && counts.wanted > 0;
+            CarryOnDeploymentStatus {
+                conditions: conditions(&standing(validated, applied, observed)),
+                replicas: counts.replicas,
+                ready_replicas: counts.ready,
+                url: Some(format!("{}/v1", observed.url.clone().unwrap_or_else(in_cluster))),
+                image: deployment.spec.gateway.image.is_none().then(|| validated.image.clone()).or(previous.image.clone()),
+                resolved: Some(validated.head.clone()),
+                stable: if proven { Some(validated.head.clone()) } else { previous.stable.clone() },
+                ..shared
+            }
+        }
     }
 }
 
 fn standing(validated: &Validated, applied: &Applied, observed: &Observed) -> Standing {
     let deployment = &applied.deployment;
-    let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
-    let status = deployment.status.clone().unwrap_or_default();
-    let ready = status.ready_replicas.unwrap_or(0);
-    if wanted == 0 && status.replicas.unwrap_or(0) == 0 {
+    let counts = Counts::of_deployment(deployment);
+    let Counts { wanted, ready, updated, .. } = counts;
+    if counts.is_zero() {
         return Standing::current("ScaledToZero", "spec.replicas is 0: no gateway runs");
     }
-    if ready < wanted {
-        return match trouble::find(&observed.pods) {
-            Some(trouble) if trouble.permanent && ready == 0 => Standing::stalled(trouble.reason, trouble.message),
-            Some(trouble) => Standing::in_progress(trouble.reason, format!("{ready} of {wanted} gateways are ready; {}", trouble.message)),
-            None => Standing::in_progress("GatewayStarting", starting(ready, wanted, validated, observed)),
-        };
+    if counts.is_settled() {
+        return Standing::current("Serving", format!("{ready} of {wanted} gateways serve {}", validated.config.served_model_name));
     }
-    let updated = status.updated_replicas.unwrap_or(0);
-    let seen = status.observed_generation.unwrap_or(0) >= deployment.metadata.generation.unwrap_or(0);
-    if updated < wanted || status.replicas.unwrap_or(0) != wanted || !seen {
-        return Standing::in_progress("GatewayRolling", format!("{updated} of {wanted} gateways run the present configuration"));
-    }
-    Standing::current("Serving", format!("{ready} of {wanted} gateways serve {}", validated.config.served_model_name))
+    let said = |type_: &str, status: &str| {
+        let conditions = deployment.status.as_ref().and_then(|status| status.conditions.as_ref());
+        conditions.and_then(|conditions| conditions.iter().find(|condition| condition.type_ == type_ && condition.status == status))
+    };
+    let words = |condition: &DeploymentCondition| condition.message.clone().unwrap_or_default();
+    let overdue = said("Progressing", "False").filter(|condition| condition.reason.as_deref() == Some(DEADLINE_EXCEEDED));
+    let obstacle = Obstacle {
+        what: "gateways",
+        counts,
+        pods: &observed.pods,
+        template: deployment.spec.as_ref().map(|spec| &spec.template),
+        refused: said("ReplicaFailure", "True").and_then(|condition| condition.message.as_deref()),
+        overdue: overdue.map(|condition| bounded(&words(condition), WORDS)),
+    };
+    obstacle.standing().unwrap_or_else(|| match ready < wanted {
+        true => Standing::in_progress("GatewayStarting", starting(ready, wanted, validated, observed)),
+        false => Standing::in_progress("GatewayRolling", format!("{updated} of {wanted} gateways run the present configuration")),
+    })
 }
 
 /// A gateway is not ready before its pool is: then the pool's own message says more.

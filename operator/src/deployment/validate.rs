@@ -34,6 +34,8 @@ pub struct Validated {
     pub template: PodTemplate,
     /// Image when the template names none.
     pub image: String,
+    /// User of the pods; none where the cluster picks one.
+    pub user: Option<i64>,
 }
 
 /// Checks a deployment against the world.
@@ -66,6 +68,7 @@ pub fn validate(deployment: &CarryOnDeployment, observed: &Observed, settings: &
         key,
         replicas: spec.replicas,
         template: spec.gateway.clone(),
+        user: settings.pod_user,
         image: settings.pinned_image(deployment.status.as_ref().and_then(|status| status.image.as_ref())),
         owner,
     })
@@ -74,6 +77,12 @@ pub fn validate(deployment: &CarryOnDeployment, observed: &Observed, settings: &
 /// Source text of a head that came from job `name`.
 pub(super) fn job_source(name: &str) -> String {
     format!("CarryOnJob/{name}")
+}
+
+/// What the status holds of a head from `source`: resolved before, or proven.
+pub(super) fn kept<'a>(deployment: &'a CarryOnDeployment, source: &str) -> Option<&'a ServedHead> {
+    let status = deployment.status.as_ref()?;
+    [&status.resolved, &status.stable].into_iter().flatten().find(|head| head.source == source)
 }
 
 fn resolve(deployment: &CarryOnDeployment, observed: &Observed, owner: &Owner) -> Result<ServedHead, Refusal> {
@@ -87,8 +96,7 @@ fn resolve(deployment: &CarryOnDeployment, observed: &Observed, owner: &Owner) -
         return Err(Refusal::permanent("NoHead", "spec.head is empty: set jobRef or artifact"));
     };
     let source = job_source(&reference.name);
-    let resolved = deployment.status.as_ref().and_then(|status| status.stable.as_ref());
-    if let Some(kept) = resolved.filter(|kept| kept.source == source) {
+    if let Some(kept) = kept(deployment, &source) {
         return Ok(kept.clone());
     }
     let path = format!("{}/{}", owner.namespace, reference.name);

@@ -16,8 +16,6 @@ use crate::shared::pods::{self, Mount, MountSource, Probes, Role};
 const TRAINER: &str = "trainer";
 /// Seconds between SIGTERM and SIGKILL: a checkpoint is written.
 const GRACE_SECONDS: i64 = 120;
-/// Group that owns the volumes, so that a trainer with any UID can write its output.
-const FS_GROUP: i64 = 65_532;
 
 /// What a job is made of at one moment.
 #[derive(Clone, Debug, PartialEq)]
@@ -82,7 +80,8 @@ fn template(job: &Validated, config: &str, digest: &str) -> PodTemplateSpec {
         // A trainer that hangs is ended by the job's deadline, not by a probe: a long step is no reason to lose it.
         probes: Probes::default(),
         linger_seconds: None,
-        fs_group: Some(FS_GROUP),
+        user: job.user,
+        writes: true,
         restart_policy: "Never",
     })
 }
@@ -136,12 +135,17 @@ fn ignore_resumable() -> PodFailurePolicyRule {
     }
 }
 
-/// Any other failure ends the attempt. Its exit code is then in the words of the batch Job's condition, even when the
+/// Any other failure of the trainer ends the attempt; how a container beside it ends is no matter. The exit code is then in the words of the batch
+/// Job's condition, even when the
 /// pod was deleted and is gone.
 fn fail_by_exit_code() -> PodFailurePolicyRule {
     PodFailurePolicyRule {
         action: "FailJob".to_owned(),
-        on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement { operator: "NotIn".to_owned(), values: vec![0], container_name: None }),
+        on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
+            operator: "NotIn".to_owned(),
+            values: vec![0],
+            container_name: Some(TRAINER.to_owned()),
+        }),
         on_pod_conditions: None,
     }
 }

@@ -13,7 +13,7 @@ pub mod validate;
 pub use attempts::life_left;
 pub use build::{Applied, Children, build};
 pub use end::has_ended;
-pub use observe::Observed;
+pub use observe::{Observed, lacks_pod};
 pub use plan::until_next;
 pub use status::status;
 pub use validate::{Validated, validate};

@@ -6,6 +6,7 @@ use carryon_crds::wire::Progress;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
 
+use super::end::has_ended;
 use super::trainers::is_of;
 
 /// The world around a job at one moment.
@@ -21,6 +22,8 @@ pub struct Observed {
     pub attempt: Option<Job>,
     /// All trainer pods of a job of this name, be it this one or one before it: they have one output folder.
     pub pods: Vec<Pod>,
+    /// Why the API server refuses the pod of [`attempt`](Self::attempt), when it has none.
+    pub refused: Option<String>,
     /// What the running trainer says.
     pub progress: Option<Progress>,
 }
@@ -36,4 +39,10 @@ impl Observed {
         let uid = self.attempt.as_ref().and_then(|job| job.metadata.uid.as_ref());
         self.pods.iter().filter(|pod| is_of(pod, uid)).cloned().collect()
     }
+}
+
+/// Whether the batch Job of an attempt was started and has none of these pods.
+pub fn lacks_pod<'a>(attempt: &Job, mut pods: impl Iterator<Item = &'a Pod>) -> bool {
+    let status = attempt.status.clone().unwrap_or_default();
+    pods.next().is_none() && status.start_time.is_some() && status.active.unwrap_or(0) == 0 && !has_ended(attempt)
 }

@@ -19,7 +19,12 @@ use super::{Applied, Observed, Validated};
 use crate::shared::Refusal;
 use crate::shared::kstatus::Standing;
 use crate::shared::meta::namespace;
+use crate::shared::rollout::{FAILED_CREATE, refusal};
+use crate::shared::text::bounded;
 use crate::shared::trouble::{self, phase};
+
+/// Characters of a trainer's phase in a message.
+const PHASE: usize = 64;
 
 /// The status of `job` after `outcome`. A look that was refused accounts for an end as any other does: what is written down here is let go.
 pub fn status(job: &CarryOnJob, outcome: Result<(&Validated, &Applied), &Refusal>, observed: &Observed, now: &Time) -> CarryOnJobStatus {
@@ -102,6 +107,10 @@ fn attempt(job: &CarryOnJob, number: u32, observed: &Observed) -> Standing {
         let message = format!("attempt {number}: batch Job {name} is managed by {manager}");
         return if runs { Standing::current("Running", message) } else { Standing::in_progress("AttemptStarting", message) };
     }
+    if let Some(words) = &observed.refused {
+        let message = format!("attempt {number}: its pod cannot be created: {}", refusal(words));
+        return Standing::stalled(FAILED_CREATE, message);
+    }
     let pods = observed.pods_of_present();
     let pods: Vec<Pod> = if pods.iter().any(lives) { pods.into_iter().filter(lives).collect() } else { pods };
     if let Some(trouble) = trouble::find(&pods) {
@@ -114,7 +123,7 @@ fn attempt(job: &CarryOnJob, number: u32, observed: &Observed) -> Standing {
         return starting(number);
     }
     // A trainer that only starts, or has no more to say, does not answer.
-    let phase = observed.progress.as_ref().map_or("its pod runs", |progress| progress.phase.as_str());
+    let phase = observed.progress.as_ref().map_or_else(|| "its pod runs".to_owned(), |progress| bounded(&progress.phase, PHASE));
     let pool = job.spec.pools.first().map(|pool| pool.name.as_str()).unwrap_or_default();
     Standing::current("Running", format!("attempt {number} on BaseModelPool {}/{pool}: {phase}", namespace(job)))
 }

@@ -10,7 +10,8 @@ use kube::ResourceExt as _;
 
 use super::Observed;
 use super::attempts::seconds;
-use crate::shared::trouble::{self, container, last_end, phase};
+use crate::shared::trouble::{self, last_end, phase};
+use crate::shared::worker;
 
 /// Where the Job controller writes the UID of a pod's batch Job. It outlives the owner reference, which an orphaning deletion takes away.
 const CONTROLLER_UID: &str = "batch.kubernetes.io/controller-uid";
@@ -64,7 +65,7 @@ pub fn runs(observed: &Observed, attempt: &AttemptStatus, now: &Time) -> Vec<(Ti
 }
 
 fn run(pod: &Pod, now: &Time) -> Option<(Time, Option<Time>)> {
-    let state = container(pod)?.state.as_ref()?;
+    let state = worker::status(pod)?.state.as_ref()?;
     if let Some(end) = &state.terminated {
         return Some((end.started_at.clone()?, Some(end.finished_at.clone().unwrap_or_else(|| now.clone()))));
     }

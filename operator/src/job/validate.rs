@@ -37,6 +37,8 @@ pub struct Validated {
     pub template: PodTemplate,
     /// Image when the template names none.
     pub image: String,
+    /// User of the pods; none where the cluster picks one.
+    pub user: Option<i64>,
     /// Labels by which a queue such as Kueue takes charge of the attempts.
     pub queue_labels: BTreeMap<String, String>,
 }
@@ -74,6 +76,7 @@ pub fn validate(job: &CarryOnJob, observed: &Observed, settings: &Settings, now:
         data: spec.data.source.clone(),
         output: output(job),
         template: spec.trainer.clone(),
+        user: settings.pod_user,
         image: settings.pinned_image(job.status.as_ref().and_then(|status| status.image.as_ref())),
         queue_labels: job.labels().clone().into_iter().filter(|(key, _)| key.starts_with("kueue.x-k8s.io/")).collect(),
         owner,

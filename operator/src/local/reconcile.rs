@@ -74,7 +74,7 @@ impl World<'_> {
             let said: Option<ModelDescription> = self.ask(pod, "/v1/model", MODEL_PERIOD);
             models.extend(said.map(|model| (pod.name_any(), model)));
         }
-        pool::Observed { claim, pods, models, nodes: None }
+        pool::Observed { claim, pods, refused: None, models, nodes: None }
     }
 
     fn apply_pool(&mut self, children: pool::Children) -> io::Result<pool::Applied> {
@@ -115,6 +115,7 @@ impl World<'_> {
             data: spec.data.source.config_map.as_ref().and_then(|source| self.store.get(space, &source.name)),
             attempt,
             pods,
+            refused: None,
             progress,
         }
     }

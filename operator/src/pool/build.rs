@@ -62,7 +62,8 @@ pub fn build(pool: &Validated) -> Children {
             liveness: Some(http_probe("/healthz", 10, 6)),
         },
         linger_seconds: Some(LINGER_SECONDS),
-        fs_group: None,
+        user: pool.user,
+        writes: false,
         restart_policy: "Always",
     });
     Children {
@@ -82,6 +83,8 @@ pub fn build(pool: &Validated) -> Children {
             metadata: owner.meta(&name),
             spec: Some(PodDisruptionBudgetSpec {
                 max_unavailable: Some(IntOrString::Int(1)),
+                // A pod that serves nobody keeps no node from being drained.
+                unhealthy_pod_eviction_policy: Some("AlwaysAllow".to_owned()),
                 selector: Some(owner.label_selector()),
                 ..PodDisruptionBudgetSpec::default()
             }),

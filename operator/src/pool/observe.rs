@@ -12,6 +12,8 @@ pub struct Observed {
     pub claim: Option<PersistentVolumeClaim>,
     /// The pool's pods.
     pub pods: Vec<Pod>,
+    /// Why the API server refuses pods of the StatefulSet, when it has fewer than it wants.
+    pub refused: Option<String>,
     /// What ready pods say of their model, by pod name.
     pub models: BTreeMap<String, ModelDescription>,
     /// The cluster's nodes; none when they are not watched.

@@ -5,13 +5,20 @@ use carryon_crds::condition::types::NO_NODE_FITS;
 use carryon_crds::pool::ModelStatus;
 use carryon_crds::wire::ModelDescription;
 use carryon_crds::{BaseModelPool, BaseModelPoolStatus, condition, names};
+use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Applied, Observed, Validated, capacity};
 use crate::shared::Refusal;
 use crate::shared::kstatus::Standing;
 use crate::shared::meta::Owner;
-use crate::shared::trouble;
+use crate::shared::rollout::{Counts, Obstacle, counted};
+use crate::shared::text::bounded;
+
+/// Characters of a model's name, which is the checkpoint's own.
+const NAME: usize = 253;
+/// Seconds in which a pod has to become ready: an hour to pull a model in an image, and the startup probe's to load it.
+const PROGRESS_DEADLINE_SECONDS: i64 = 7200;
 
 /// The status of `pool` after `outcome`.
 pub fn status(
@@ -22,63 +29,68 @@ pub fn status(
 ) -> BaseModelPoolStatus {
     let owner = Owner::of(pool, "pool");
     let previous = pool.status.clone().unwrap_or_default();
-    let model = observed.models.values().next().map(model_status).or(previous.model);
-    let (standing, image) = match outcome {
-        Err(refusal) => (Standing::from(refusal), previous.image),
+    let model = observed.models.values().next().map(model_status).or(previous.model.clone());
+    let (standing, image, waiting_since, (replicas, ready_replicas)) = match outcome {
+        Err(refusal) => (Standing::from(refusal), None, None, counted(&observed.pods)),
         Ok((validated, applied)) => {
-            let image = pool.spec.server.image.is_none().then(|| validated.image.clone()).or(previous.image);
-            (standing(applied, observed, model.as_ref()), image)
+            let image = pool.spec.server.image.is_none().then(|| validated.image.clone());
+            let counts = Counts::of_stateful_set(&applied.stateful_set);
+            let since = waiting_since(pool, &previous, &counts, now);
+            (standing(&applied.stateful_set, observed, model.as_ref(), since.as_ref(), now), image, since, (counts.replicas, counts.ready))
         }
     };
     let mut verdicts = standing.verdicts();
     let shortage = observed.nodes.as_ref().and_then(|nodes| capacity::shortage(&pool.spec.server, nodes));
     verdicts.extend(shortage.map(|message| Verdict::yes(NO_NODE_FITS, "InsufficientCapacity", message)));
-    // What was there before a refusal is there still.
-    let (replicas, ready_replicas) = match outcome.map(|(_, applied)| applied.stateful_set.status.as_ref()) {
-        Ok(status) => (status.map_or(0, |status| status.replicas), status.and_then(|status| status.ready_replicas).unwrap_or(0)),
-        Err(_) => (previous.replicas, previous.ready_replicas),
-    };
     BaseModelPoolStatus {
         conditions: condition::set(&previous.conditions, &verdicts, pool.metadata.generation, now),
         observed_generation: pool.metadata.generation,
         replicas,
         ready_replicas,
+        waiting_since,
         selector: Some(owner.selector_text()),
         model,
-        image,
+        image: image.or(previous.image),
         endpoint: Some(names::service_url(&names::pool(&owner.name), &owner.namespace, names::POOL_PORT)),
     }
 }
 
-fn standing(applied: &Applied, observed: &Observed, model: Option<&ModelStatus>) -> Standing {
-    let set = &applied.stateful_set;
-    let wanted = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
-    let status = set.status.clone().unwrap_or_default();
-    let ready = status.ready_replicas.unwrap_or(0);
-    if wanted == 0 && status.replicas == 0 {
+/// The time from which the deadline counts: each pod that becomes ready, and each other spec, gives it anew.
+fn waiting_since(pool: &BaseModelPool, previous: &BaseModelPoolStatus, counts: &Counts, now: &Time) -> Option<Time> {
+    let same_spec = previous.observed_generation == pool.metadata.generation;
+    let since = previous.waiting_since.clone().filter(|_| same_spec && counts.ready <= previous.ready_replicas);
+    (!counts.is_settled() && !counts.is_zero()).then(|| since.unwrap_or_else(|| now.clone()))
+}
+
+fn standing(set: &StatefulSet, observed: &Observed, model: Option<&ModelStatus>, waiting_since: Option<&Time>, now: &Time) -> Standing {
+    let counts = Counts::of_stateful_set(set);
+    let Counts { wanted, ready, updated, .. } = counts;
+    if counts.is_zero() {
         return Standing::current("ScaledToZero", "spec.replicas is 0: no pod runs");
     }
     if let Some((one, other)) = disagreement(observed) {
         let message = format!("pods {one} and {other} loaded different models: make the volume's content the same and restart them");
         return Standing::stalled("ModelsDiffer", message);
     }
-    if ready < wanted {
-        return match trouble::find(&observed.pods) {
-            Some(trouble) if trouble.permanent && ready == 0 => Standing::stalled(trouble.reason, trouble.message),
-            Some(trouble) => Standing::in_progress(trouble.reason, format!("{ready} of {wanted} pods are ready; {}", trouble.message)),
-            None => Standing::in_progress("PodsStarting", format!("{ready} of {wanted} pods are ready; the others load the model")),
+    if counts.is_settled() {
+        return match model {
+            Some(model) => Standing::current("PodsReady", format!("{ready} of {wanted} pods serve {}", model.name)),
+            None => Standing::in_progress("ModelUnknown", "the pods are ready; waiting for one to describe its model"),
         };
     }
-    let settled = status.updated_replicas.unwrap_or(0) >= wanted && status.replicas == wanted;
-    let observed_generation = status.observed_generation.unwrap_or(0) >= set.metadata.generation.unwrap_or(0);
-    if !settled || !observed_generation {
-        let updated = status.updated_replicas.unwrap_or(0);
-        return Standing::in_progress("PodsRolling", format!("{updated} of {wanted} pods run the present configuration"));
-    }
-    match model {
-        Some(model) => Standing::current("PodsReady", format!("{ready} of {wanted} pods serve {}", model.name)),
-        None => Standing::in_progress("ModelUnknown", "the pods are ready; waiting for one to describe its model"),
-    }
+    let late = waiting_since.filter(|since| now.0.as_second() - since.0.as_second() >= PROGRESS_DEADLINE_SECONDS);
+    let obstacle = Obstacle {
+        what: "pods",
+        counts,
+        pods: &observed.pods,
+        template: set.spec.as_ref().map(|spec| &spec.template),
+        refused: observed.refused.as_deref().filter(|_| counts.lacks_pods()),
+        overdue: late.map(|since| format!("none has become ready since {:.0}", since.0)),
+    };
+    obstacle.standing().unwrap_or_else(|| match ready < wanted {
+        true => Standing::in_progress("PodsStarting", format!("{ready} of {wanted} pods are ready; the others load the model")),
+        false => Standing::in_progress("PodsRolling", format!("{updated} of {wanted} pods run the present configuration")),
+    })
 }
 
 /// Two pods whose models are not the same.
@@ -90,7 +102,7 @@ fn disagreement(observed: &Observed) -> Option<(&str, &str)> {
 
 fn model_status(model: &ModelDescription) -> ModelStatus {
     ModelStatus {
-        name: model.name.clone(),
+        name: bounded(&model.name, NAME),
         digest: model.identity.weights.clone(),
         tokenizer_digest: model.identity.tokenizer.clone(),
         identity_digest: model.identity.digest(),

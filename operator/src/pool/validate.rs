@@ -34,6 +34,8 @@ pub struct Validated {
     pub template: PodTemplate,
     /// Image when the template names none.
     pub image: String,
+    /// User of the pods; none where the cluster picks one.
+    pub user: Option<i64>,
 }
 
 /// Checks a pool against the world.
@@ -58,6 +60,7 @@ pub fn validate(pool: &BaseModelPool, observed: &Observed, settings: &Settings) 
         model,
         replicas: spec.replicas,
         template: spec.server.clone(),
+        user: settings.pod_user,
         image: settings.pinned_image(pool.status.as_ref().and_then(|status| status.image.as_ref())),
         owner,
     })

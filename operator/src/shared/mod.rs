@@ -4,7 +4,10 @@ pub mod kstatus;
 pub mod meta;
 pub mod pods;
 pub mod quantity;
+pub mod rollout;
+pub mod text;
 pub mod trouble;
+pub mod worker;
 
 /// Why an object cannot be built now; becomes its conditions.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,11 +38,14 @@ impl Refusal {
 pub struct Settings {
     /// Worker image of objects that name none and have none pinned in their status.
     pub worker_image: String,
+    /// User, and group of written volumes, of pods; none where the cluster picks them.
+    pub pod_user: Option<i64>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { worker_image: concat!("ghcr.io/carry-on/worker:", env!("CARGO_PKG_VERSION")).to_owned() }
+        // As distroless images call their user "nonroot".
+        Self { worker_image: concat!("ghcr.io/carry-on/worker:", env!("CARGO_PKG_VERSION")).to_owned(), pod_user: Some(65_532) }
     }
 }
 

@@ -46,8 +46,10 @@ pub struct Role<'a> {
     pub probes: Probes,
     /// Seconds the container goes on as before once its pod is to end: until the last client has heard that its address is gone.
     pub linger_seconds: Option<i64>,
-    /// Group that owns volumes, for roles that write to one with any UID.
-    pub fs_group: Option<i64>,
+    /// User of the pod; none where the cluster picks one.
+    pub user: Option<i64>,
+    /// Whether it writes to volumes: they then belong to a group of the user's number.
+    pub writes: bool,
     /// `Always` or `Never`.
     pub restart_policy: &'static str,
 }
@@ -173,7 +175,7 @@ pub fn template(role: Role<'_>) -> PodTemplateSpec {
             image_pull_secrets: filled(role.template.image_pull_secrets.iter().map(pull_secret).collect()),
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
-            security_context: Some(pod_security(role.fs_group)),
+            security_context: Some(pod_security(role.user, role.writes)),
             termination_grace_period_seconds: Some(role.grace_seconds),
             restart_policy: Some(role.restart_policy.to_owned()),
             volumes: Some(volumes),
@@ -246,9 +248,12 @@ fn pull_secret(secret: &LocalReference) -> LocalObjectReference {
     LocalObjectReference { name: secret.name.clone() }
 }
 
-fn pod_security(fs_group: Option<i64>) -> PodSecurityContext {
+/// The user is named because the image of a model may name none, or root. Its group is the image's: what is made for any user is for group 0.
+fn pod_security(user: Option<i64>, writes: bool) -> PodSecurityContext {
+    let fs_group = user.filter(|_| writes);
     PodSecurityContext {
         run_as_non_root: Some(true),
+        run_as_user: user,
         fs_group,
         fs_group_change_policy: fs_group.map(|_| "OnRootMismatch".to_owned()),
         seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".to_owned(), localhost_profile: None }),

@@ -1,30 +1,47 @@
 //! What is wrong with pods, in the words of the scheduler, the kubelet and the worker itself.
 
 use carryon_crds::wire::ExitCode;
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStatus, Pod, PodCondition};
 use kube::ResourceExt as _;
 
-/// The first thing wrong with a set of pods, in the order of their names.
+use super::text::{WORDS, bounded};
+use super::worker;
+
+/// Restarts after which a container that is not ready is not expected to become so by itself.
+const CRASHES: i32 = 3;
+
+/// What is wrong with one of a set of pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trouble {
     /// CamelCase reason.
     pub reason: &'static str,
     /// Names the pod and says what to do.
     pub message: String,
-    /// Whether the worker itself says that only another configuration or other data help.
+    /// Whether only a change by the user helps: the worker says so, or has crashed again and again.
     pub permanent: bool,
 }
 
-/// Looks for trouble in `pods`.
-pub fn find(pods: &[Pod]) -> Option<Trouble> {
-    let mut pods: Vec<&Pod> = pods.iter().collect();
+/// Looks for trouble in `pods`: the first, in the order of their names, that waiting does not cure; else the first.
+pub fn find<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> Option<Trouble> {
+    let mut pods: Vec<&Pod> = pods.into_iter().collect();
     pods.sort_by_key(|pod| pod.name_any());
-    pods.into_iter().find_map(|pod| lost(pod).or_else(|| crashing(pod)).or_else(|| waiting(pod)).or_else(|| unschedulable(pod)))
+    let mut troubles: Vec<Trouble> = pods.into_iter().filter_map(of).collect();
+    let first = troubles.iter().position(|trouble| trouble.permanent).unwrap_or(0);
+    (!troubles.is_empty()).then(|| troubles.swap_remove(first))
+}
+
+fn of(pod: &Pod) -> Option<Trouble> {
+    // One that is on its way out has no trouble of its own, unless nobody is there to end it.
+    if pod.metadata.deletion_timestamp.is_some() {
+        return lost(pod);
+    }
+    let container = || containers(pod).into_iter().find_map(|status| crashing(pod, status).or_else(|| waiting(pod, status)));
+    lost(pod).or_else(container).or_else(|| unschedulable(pod))
 }
 
 /// Whether the pod's Ready condition holds.
 pub fn is_ready(pod: &Pod) -> bool {
-    condition(pod, "Ready").is_some_and(|(status, _)| status == "True")
+    condition(pod, "Ready").is_some_and(|condition| condition.status == "True")
 }
 
 /// The pod's phase; empty while it has none.
@@ -34,7 +51,7 @@ pub fn phase(pod: &Pod) -> &str {
 
 /// How the worker's container ended, this time or the time before.
 pub fn last_end(pod: &Pod) -> Option<&ContainerStateTerminated> {
-    container(pod).and_then(end)
+    worker::status(pod).and_then(end)
 }
 
 fn end(status: &ContainerStatus) -> Option<&ContainerStateTerminated> {
@@ -54,57 +71,61 @@ fn times(count: i32) -> String {
     if count == 1 { "once".to_owned() } else { format!("{count} times") }
 }
 
-/// The worker's container.
-pub fn container(pod: &Pod) -> Option<&ContainerStatus> {
-    pod.status.as_ref()?.container_statuses.as_ref()?.first()
+/// A pod's containers in the order in which their trouble counts: those that run before the worker, its own, those beside it.
+fn containers(pod: &Pod) -> Vec<&ContainerStatus> {
+    let Some(status) = &pod.status else { return Vec::new() };
+    let (ahead, beside) = status.init_container_statuses.iter().flatten().partition::<Vec<_>, _>(|status| status.started != Some(true));
+    let is_worker = |status: &&ContainerStatus| Some(status.name.as_str()) == worker::name(pod);
+    let (worker, others) = status.container_statuses.iter().flatten().partition::<Vec<_>, _>(is_worker);
+    [ahead, worker, others, beside].concat()
 }
 
-/// The container that the pod is at, and what to call it: one that runs before the worker until it is done, then the worker's.
-fn current(pod: &Pod) -> Option<(&ContainerStatus, String)> {
-    let before = pod.status.as_ref()?.init_container_statuses.iter().flatten().find(|status| !status.ready);
-    match before {
-        Some(before) => Some((before, format!("container {} of pod {}", before.name, pod.name_any()))),
-        None => Some((container(pod)?, format!("pod {}", pod.name_any()))),
-    }
+/// `pod a`, or `container b of pod a` when it is not the worker's.
+fn thing(pod: &Pod, status: &ContainerStatus) -> String {
+    let pod_name = format!("pod {}", pod.name_any());
+    if Some(status.name.as_str()) == worker::name(pod) { pod_name } else { format!("container {} of {pod_name}", status.name) }
 }
 
-fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<(&'a str, &'a str)> {
-    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-    let condition = conditions.iter().find(|condition| condition.type_ == type_)?;
-    Some((condition.status.as_str(), condition.message.as_deref().unwrap_or_default()))
+fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<&'a PodCondition> {
+    pod.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == type_)
 }
 
-fn crashing(pod: &Pod) -> Option<Trouble> {
-    let (status, name) = current(pod)?;
+fn crashing(pod: &Pod, status: &ContainerStatus) -> Option<Trouble> {
     if status.ready || status.restart_count == 0 {
         return None;
     }
     let end = end(status)?;
     let said = end.message.as_deref().map(last_line).filter(|line| !line.is_empty());
-    let said = said.map_or_else(|| "see its log".to_owned(), |line| format!("it said: {line}"));
-    let permanent = [ExitCode::Data as i32, ExitCode::Configuration as i32].contains(&end.exit_code);
+    let said = said.map_or_else(|| "see its log".to_owned(), |line| format!("it said: {}", bounded(line, WORDS)));
+    let is_worker = Some(status.name.as_str()) == worker::name(pod);
+    let refused = is_worker && [ExitCode::Data as i32, ExitCode::Configuration as i32].contains(&end.exit_code);
+    let (how, restarts) = (exit_text(end.exit_code), times(status.restart_count));
     Some(Trouble {
-        reason: if permanent { "WorkerRefused" } else { "PodCrashing" },
-        message: format!("{name} ended with {} and was restarted {}; {said}", exit_text(end.exit_code), times(status.restart_count)),
-        permanent,
+        reason: if refused { "WorkerRefused" } else { "PodCrashing" },
+        message: format!("{} ended with {how} and was restarted {restarts}; {said}", thing(pod, status)),
+        permanent: refused || status.restart_count >= CRASHES,
     })
 }
 
-fn waiting(pod: &Pod) -> Option<Trouble> {
-    let (status, name) = current(pod)?;
+fn waiting(pod: &Pod, status: &ContainerStatus) -> Option<Trouble> {
     let waiting = status.state.as_ref()?.waiting.as_ref()?;
     let reason = waiting.reason.as_deref().filter(|reason| !["ContainerCreating", "PodInitializing"].contains(reason))?;
-    let detail = waiting.message.as_deref().unwrap_or("no message");
-    Some(Trouble { reason: "PodWaiting", message: format!("{name} waits: {reason}: {detail}"), permanent: false })
+    let detail = bounded(waiting.message.as_deref().unwrap_or("no message"), WORDS);
+    Some(Trouble { reason: "PodWaiting", message: format!("{} waits: {reason}: {detail}", thing(pod, status)), permanent: false })
 }
 
-/// A node that does not answer: its container is ready by the kubelet's last word, the pod is not, by that of others.
+/// A node that does not answer: its containers are ready by the kubelet's last word, the pod is not, by that of others.
 pub fn lost(pod: &Pod) -> Option<Trouble> {
-    let (_, message) = condition(pod, "Ready").filter(|(status, _)| *status == "False")?;
-    let evicted = condition(pod, "DisruptionTarget").filter(|(status, _)| *status == "True").map(|(_, message)| message);
+    let ready = condition(pod, "Ready").filter(|condition| condition.status == "False")?;
+    // A gate that others keep, such as a load balancer's, is no matter of the node.
+    if ready.reason.as_deref() == Some("ReadinessGatesNotReady") {
+        return None;
+    }
+    let evicted = condition(pod, "DisruptionTarget").filter(|condition| condition.status == "True");
     let node = pod.spec.as_ref()?.node_name.as_deref()?;
-    container(pod).filter(|container| container.ready)?;
-    let message = evicted.unwrap_or(message);
+    let all_ready = pod.status.as_ref()?.container_statuses.iter().flatten().all(|container| container.ready);
+    worker::status(pod).filter(|_| all_ready)?;
+    let message = bounded(evicted.unwrap_or(ready).message.as_deref().unwrap_or_default(), WORDS);
     let said = if message.is_empty() { String::new() } else { format!(" ({message})") };
     let message = format!(
         "pod {} is on node {node}, which does not answer{said}; if it will not come back, delete the Node or taint it \
@@ -116,11 +137,12 @@ pub fn lost(pod: &Pod) -> Option<Trouble> {
 
 /// Whether the pod was lost to its node, to preemption or to an eviction.
 pub fn is_disrupted(pod: &Pod) -> bool {
-    condition(pod, "DisruptionTarget").is_some_and(|(status, _)| status == "True")
+    condition(pod, "DisruptionTarget").is_some_and(|condition| condition.status == "True")
 }
 
 fn unschedulable(pod: &Pod) -> Option<Trouble> {
-    let (_, message) = condition(pod, "PodScheduled").filter(|(status, _)| *status == "False")?;
+    let scheduled = condition(pod, "PodScheduled").filter(|condition| condition.status == "False")?;
+    let message = bounded(scheduled.message.as_deref().unwrap_or_default(), WORDS);
     Some(Trouble { reason: "Unschedulable", message: format!("pod {} has no node: {message}", pod.name_any()), permanent: false })
 }
 

@@ -6,8 +6,8 @@ pub mod scene;
 use std::path::PathBuf;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize as _, Serialize};
 use serde_json::Value;
 
 pub fn repository() -> PathBuf {
@@ -32,6 +32,11 @@ pub fn raw(file: &str) -> Value {
 pub fn patched(mut value: Value, patch: &Value) -> Value {
     json_patch::merge(&mut value, patch);
     value
+}
+
+/// `object` with a merge patch.
+pub fn with<K: Serialize + DeserializeOwned>(object: &K, patch: Value) -> K {
+    serde_json::from_value(patched(serde_json::to_value(object).unwrap(), &patch)).unwrap()
 }
 
 pub fn at(second: i64) -> Time {

@@ -58,7 +58,7 @@ impl Scene {
     /// A pod of the present attempt.
     pub fn pod(&self, phase: &str, state: Value) -> Pod {
         let uid = self.observed.attempt.as_ref().map_or_else(|| self.last().uid.clone(), |attempt| attempt.metadata.uid.clone());
-        let labels = json!({"batch.kubernetes.io/controller-uid": uid, names::ATTEMPT_LABEL: "1"});
+        let labels = json!({"batch.kubernetes.io/controller-uid": uid, names::ATTEMPT_LABEL: "1", names::COMPONENT_LABEL: "trainer"});
         let status = json!({"name": "trainer", "image": "", "imageID": "", "ready": phase == "Running", "restartCount": 0, "state": state});
         let metadata = json!({"name": "quickstart-1-x", "labels": labels, "finalizers": [names::LAST_WORDS_FINALIZER]});
         let status = json!({"phase": phase, "containerStatuses": [status]});

@@ -36,6 +36,8 @@ const ADDRESS: &str = "127.0.0.1";
 pub enum Fate {
     /// It waits for a node, with these words of the scheduler.
     Waits(String),
+    /// It crashes again and again, with this code and these last words.
+    Crashes(i32, String),
     /// It runs, is ready, and stays.
     Runs,
     /// The same on a node: who deletes it waits until it has ended.
@@ -106,10 +108,12 @@ impl Hollow {
         let of = |fates: &Fates| fates.get(&key).cloned().unwrap_or_else(|| usual.clone());
         let mut fates = self.fates.subscribe();
         let first = of(&fates.borrow_and_update());
-        if let Fate::Waits(words) = &first {
-            let _gone = patch(&self.client, &pod, &waiting(words)).await;
+        match &first {
+            Fate::Waits(words) => drop(patch(&self.client, &pod, &waiting(words)).await),
+            Fate::Crashes(code, words) => drop(patch(&self.client, &pod, &crashing(&pod, *code, words)).await),
+            Fate::Runs | Fate::Lingers | Fate::Ends(..) => {}
         }
-        if fates.wait_for(|fates| !matches!(of(fates), Fate::Waits(_))).await.is_err()
+        if fates.wait_for(|fates| !matches!(of(fates), Fate::Waits(_) | Fate::Crashes(..))).await.is_err()
             || (first == Fate::Lingers && bind(&self.client, &pod).await.is_err())
             || patch(&self.client, &pod, &running(&pod)).await.is_err()
         {
@@ -194,18 +198,33 @@ pub(super) fn running(pod: &Pod) -> Value {
     let conditions = ["PodScheduled", "Initialized", "ContainersReady", "Ready"].map(|type_| condition(type_, "True", "", ""));
     let state = json!({ "running": { "startedAt": "2026-01-01T00:00:00Z" } });
     json!({ "phase": "Running", "podIP": ADDRESS, "podIPs": [{ "ip": ADDRESS }], "conditions": conditions,
-        "containerStatuses": [container(pod, true, &state)] })
+        "containerStatuses": containers(pod, true, 0, &state) })
+}
+
+fn crashing(pod: &Pod, code: i32, words: &str) -> Value {
+    let conditions = [("PodScheduled", "True"), ("Initialized", "True"), ("ContainersReady", "False"), ("Ready", "False")];
+    let last = json!({ "terminated": { "exitCode": code, "message": words, "finishedAt": "2026-01-01T00:00:10Z" } });
+    let mut containers = containers(pod, false, 5, &json!({ "waiting": { "reason": "CrashLoopBackOff", "message": "back-off 5m0s" } }));
+    containers[1]["lastState"] = last;
+    json!({ "phase": "Running", "podIP": ADDRESS, "podIPs": [{ "ip": ADDRESS }], "containerStatuses": containers,
+        "conditions": conditions.map(|(type_, status)| condition(type_, status, "", "")) })
 }
 
 pub(super) fn ended(pod: &Pod, code: i32, words: &str) -> Value {
     let conditions = ["ContainersReady", "Ready"].map(|type_| condition(type_, "False", "PodCompleted", ""));
     let state = json!({ "terminated": { "exitCode": code, "message": words, "finishedAt": "2026-01-01T00:00:10Z" } });
     json!({ "phase": if code == 0 { "Succeeded" } else { "Failed" }, "conditions": conditions,
-        "containerStatuses": [container(pod, false, &state)] })
+        "containerStatuses": containers(pod, false, 0, &state) })
 }
 
-fn container(pod: &Pod, ready: bool, state: &Value) -> Value {
+/// The worker's container, after that of a mesh, which lives as long as the worker does.
+fn containers(pod: &Pod, ready: bool, restarts: i32, state: &Value) -> [Value; 2] {
     let container = &pod.spec.as_ref().expect("a pod has a spec").containers[0];
-    json!({ "name": container.name, "image": container.image, "imageID": "", "containerID": format!("hollow://{}", pod.uid().unwrap_or_default()),
-        "ready": ready, "started": true, "restartCount": 0, "state": state })
+    let status = |name: &str, ready: bool, restarts: i32, state: &Value| {
+        json!({ "name": name, "image": container.image, "imageID": "", "containerID": format!("hollow://{name}-{}", pod.uid().unwrap_or_default()),
+            "ready": ready, "started": true, "restartCount": restarts, "state": state })
+    };
+    let ended = json!({ "terminated": { "exitCode": 0, "finishedAt": "2026-01-01T00:00:10Z" } });
+    let beside = if state.get("terminated").is_some() { ended } else { json!({ "running": { "startedAt": "2026-01-01T00:00:00Z" } }) };
+    [status("istio-proxy", beside.get("running").is_some(), 0, &beside), status(&container.name, ready, restarts, state)]
 }

@@ -79,6 +79,41 @@ fn a_field_that_is_set_and_removed_is_as_before_and_amounts_have_many_names() {
 }
 
 #[test]
+fn a_services_port_that_somebody_has_edited_is_as_before() {
+    let Some(world) = World::start() else { return };
+    world.quickstart("ports");
+    let _operator = Operator::start(&world.cluster, None);
+    world.until_served("ports");
+    let ports = |service: &Service| service.spec.as_ref().unwrap().ports.clone().unwrap();
+    for name in ["smollm2-pool", "quickstart-gateway"] {
+        let before: Service = world.get("ports", name);
+        let mut ours = json!(ports(&before)[0]);
+        ours.as_object_mut().unwrap().remove("nodePort");
+        let edited = |changes: serde_json::Value| {
+            let mut port = ours.clone();
+            json_patch::merge(&mut port, &changes);
+            port
+        };
+        let edits = [
+            json!([edited(json!({ "port": 9000 }))]),
+            json!([edited(json!({ "protocol": "UDP" }))]),
+            json!([edited(json!({ "name": null, "targetPort": 9000 }))]),
+            json!([edited(json!({ "name": "other" })), edited(json!({ "port": 9000 }))]),
+        ];
+        for ports_now in edits {
+            let patched: Service = world.patch("ports", name, json!({ "spec": { "ports": ports_now } }));
+            assert_ne!(ports(&patched), ports(&before), "{ports_now}");
+            world.until_is::<Service>("ports", name, "has its port back", &|service| ports(service) == ports(&before));
+        }
+        // One more beside ours is theirs.
+        let more = json!([ours, edited(json!({ "name": "more", "port": 9000 }))]);
+        world.patch::<Service>("ports", name, json!({ "spec": { "ports": more } }));
+        world.quiet();
+        assert_eq!(ports(&world.get("ports", name)).len(), 2);
+    }
+}
+
+#[test]
 fn a_job_is_suspended_and_resumed_ten_times_while_a_queue_places_its_attempts() {
     let Some(world) = World::start() else { return };
     world.hollow.fate("queue", "quickstart", Fate::Runs);

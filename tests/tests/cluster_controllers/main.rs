@@ -6,5 +6,7 @@ mod deaths;
 mod edits;
 mod ends;
 mod faults;
+mod told;
+mod users;
 mod watched;
 mod world;

@@ -35,6 +35,11 @@ impl World {
     /// The quick start's claims and three objects, in a namespace of their own.
     pub fn quickstart(&self, namespace: &str) {
         self.volumes(namespace);
+        self.manifests(namespace);
+    }
+
+    /// The quick start's three objects.
+    pub fn manifests(&self, namespace: &str) {
         for manifest in ["pool", "job", "deployment"] {
             self.cluster.apply(namespace, &example(&format!("quickstart/{manifest}.yaml")));
         }
