@@ -159,6 +159,18 @@ fn a_queue_takes_an_attempts_place_away_and_gives_it_back() {
 }
 
 #[test]
+fn a_pod_that_is_gone_without_a_word_does_not_run() {
+    let mut scene = Scene::running(json!({}));
+    let attempt = scene.observed.attempt.clone();
+    scene.deleted(0);
+    scene.observed.attempt = attempt;
+    scene.observed.pods[0].spec.as_mut().unwrap().node_name = None;
+    scene.reconcile();
+    assert_eq!(scene.says(), "Reconciling AttemptStarting: attempt 1: waiting for its pod to run");
+    assert_eq!(let_go(&scene), 1);
+}
+
+#[test]
 fn an_attempt_that_runs_in_another_cluster_is_judged_by_its_batch_job() {
     let mut scene = Scene::running(json!({"spec": {"activeDeadlineSeconds": 100}}));
     scene.observed.pods.clear();

@@ -16,7 +16,7 @@ use super::refused::refused;
 use super::wake::refers_to;
 use crate::job::plan::plan;
 use crate::job::record::Record;
-use crate::job::trainers::{is_held, is_of};
+use crate::job::trainers::{is_held, is_of, lives};
 use crate::job::{self, Applied, Children, Observed};
 use crate::shared::meta::namespace;
 use crate::shared::trouble::phase;
@@ -46,7 +46,7 @@ impl Kind for CarryOnJob {
         }
         let (ledger, plan) = plan(self, &observed, now);
         let next = job::until_next(self, &ledger, &plan, now);
-        let runs = observed.pods.iter().any(|pod| phase(pod) == "Running").then_some(PROGRESS);
+        let runs = observed.pods.iter().any(|pod| phase(pod) == "Running" && lives(pod)).then_some(PROGRESS);
         let soon = |seconds: Option<i64>| seconds.map(|seconds| Duration::from_secs(seconds.unsigned_abs().max(1)));
         let lacking = observed.attempt.as_ref().is_some_and(|attempt| job::lacks_pod(attempt, observed.pods_of_present().iter()));
         // A finished job that is served is kept; its deployments wake it when they change.
@@ -85,7 +85,7 @@ async fn observe(job: &CarryOnJob, context: &Context) -> Result<Observed, Failur
         Some(attempt) => refused(attempt, &context.client).await,
         None => None,
     };
-    let progress = match of_present().find(|pod| phase(pod) == "Running") {
+    let progress = match of_present().find(|pod| phase(pod) == "Running" && lives(pod)) {
         Some(pod) => context.ask.progress(pod).await,
         None => None,
     };

@@ -112,14 +112,14 @@ fn attempt(job: &CarryOnJob, number: u32, observed: &Observed) -> Standing {
         return Standing::stalled(FAILED_CREATE, message);
     }
     let pods = observed.pods_of_present();
-    let pods: Vec<Pod> = if pods.iter().any(lives) { pods.into_iter().filter(lives).collect() } else { pods };
-    if let Some(trouble) = trouble::find(&pods) {
+    let living: Vec<Pod> = pods.iter().filter(|pod| lives(pod)).cloned().collect();
+    if let Some(trouble) = trouble::find(&living) {
         return Standing::in_progress(trouble.reason, format!("attempt {number}: {}", trouble.message));
     }
-    if pods.iter().any(|pod| ["Succeeded", "Failed"].contains(&phase(pod))) {
+    if living.is_empty() && pods.iter().any(|pod| ["Succeeded", "Failed"].contains(&phase(pod))) {
         return Standing::current("AttemptEnding", format!("attempt {number}: its pod has ended"));
     }
-    if !pods.iter().any(|pod| phase(pod) == "Running") {
+    if !living.iter().any(|pod| phase(pod) == "Running") {
         return starting(number);
     }
     // A trainer that only starts, or has no more to say, does not answer.
