@@ -89,12 +89,14 @@ def main() -> None:
 
     url = status_of(state, "CarryOnDeployment", name)["url"].rstrip("/").removesuffix("/v1")
     folder = (state / "volumes" / f"{name}-output" / name).resolve()
-    metrics = json.loads((folder / "head" / "head.json").read_text())["metrics"]
+    # Heads lie under their digests; those of earlier runs stay.
+    head = folder / "heads" / status_of(state, "CarryOnJob", name)["artifact"]["digest"].replace(":", "-")
+    metrics = json.loads((head / "head.json").read_text())["metrics"]
     if name == "spam":
         show_labels(url, name, arguments.data)
     else:
         show_answers(url, name, first_line(arguments.data / "eval.jsonl"))
-    report = next(folder.rglob("report.html"))
+    report = head / "report.html"
     summary = {
         **{key: round(metrics[name], 4) for key, name in FIGURES.items() if metrics.get(name) is not None},
         "seconds": round(time.monotonic() - started, 1),

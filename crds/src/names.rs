@@ -26,8 +26,6 @@ pub const HEAD_DIR: &str = "/head";
 pub const TERMINATION_LOG: &str = "/dev/termination-log";
 /// Environment variable with the API key that clients of a gateway must send.
 pub const API_KEY_ENV: &str = "CARRYON_API_KEY";
-/// Folder of the finished artifact inside a job's output.
-pub const ARTIFACT_FOLDER: &str = "head";
 
 /// Annotation of a pod template: digest of the configuration it reads, so that a changed one rolls the pods.
 pub const CONFIG_DIGEST_ANNOTATION: &str = "carryon.dev/config-digest";
@@ -71,6 +69,11 @@ pub fn claim_uri(claim: &str, path: &str) -> String {
 /// Claim and path of a [`claim_uri`].
 pub fn parse_claim_uri(uri: &str) -> Option<(&str, &str)> {
     uri.strip_prefix("pvc://")?.split_once('/')
+}
+
+/// Folder of a finished artifact inside a job's output: `heads/sha256-HEX`. Named by its digest, so that no later head takes its place.
+pub fn artifact_folder(digest: &str) -> String {
+    format!("heads/{}", digest.replace(':', "-"))
 }
 
 /// Name of a pool's children.

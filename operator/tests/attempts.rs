@@ -18,7 +18,7 @@ fn a_job_completes_and_stays_complete_when_its_child_is_gone() {
     assert_eq!(scene.ends(0, &done()), (None, None));
     assert_eq!(scene.says(), "Ready+Complete Complete: the head is written; status.artifact names it");
     let artifact = scene.job.status.as_ref().unwrap().artifact.clone().unwrap();
-    assert_eq!((artifact.uri.as_str(), artifact.digest.as_str()), ("pvc://quickstart-output/quickstart/head", "sha256:h"));
+    assert_eq!((artifact.uri.as_str(), artifact.digest.as_str()), ("pvc://quickstart-output/quickstart/heads/sha256-h", "sha256:h"));
     let before = scene.job.status.clone();
     scene.observed = job::Observed::default();
     scene.now = 5;

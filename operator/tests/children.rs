@@ -77,7 +77,7 @@ fn children_of_a_job() {
 
 #[test]
 fn children_of_a_deployment() {
-    let artifact = json!({"uri": "pvc://quickstart-output/quickstart/head", "digest": "sha256:h", "baseModelDigest": "sha256:i"});
+    let artifact = json!({"uri": "pvc://quickstart-output/quickstart/heads/sha256-h", "digest": "sha256:h", "baseModelDigest": "sha256:i"});
     let complete = json!({"type": "Complete", "status": "True", "reason": "Complete", "message": "", "lastTransitionTime": at(0)});
     let job = value(&example::<CarryOnJob>("quickstart/job.yaml"));
     let job: CarryOnJob =

@@ -145,7 +145,7 @@ fn a_pool_without_its_volume_waits() {
 /// A world in which the deployment can serve.
 fn world() -> deployment::Observed {
     let condition = json!({"type": "Complete", "status": "True", "reason": "Complete", "message": "", "lastTransitionTime": at(0)});
-    let artifact = json!({"uri": "pvc://out/quickstart/head", "digest": "sha256:h", "baseModelDigest": "sha256:b"});
+    let artifact = json!({"uri": "pvc://out/quickstart/heads/sha256-h", "digest": "sha256:h", "baseModelDigest": "sha256:b"});
     let model = json!({"name": "SmolLM2", "digest": "", "tokenizerDigest": "", "identityDigest": "sha256:b", "hiddenSize": 1, "layers": 1, "vocabSize": 1});
     deployment::Observed {
         pool: Some(with(&example("quickstart/pool.yaml"), json!({"status": {"readyReplicas": 1, "model": model}}))),

@@ -62,7 +62,7 @@ def main() -> int:
             trainer = start_trainer(WORKER, url, DATA, folder, format="PromptCompletion", head=head, training=training, split=split)
             if trainer.child.wait():
                 sys.exit((folder / "trainer.log").read_text())
-            path = folder / "output/head/head.safetensors"
+            path = next(folder.glob("output/heads/*/head.safetensors"))
             digest = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
             ask(f"{url}/v1/heads/{digest}", path.read_bytes(), "PUT")
             tokenizer = json.loads(urllib.request.urlopen(f"{url}/v1/tokenizer").read())

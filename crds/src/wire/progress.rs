@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// Answer of a trainer's `GET /progress`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
-    /// What the trainer is doing: `connecting`, `encoding`, `caching`, `training`, `evaluating`, `writing`, `done`.
+    /// What the trainer is doing: `waiting` (for another one to leave the output folder), `connecting`, `encoding`, `caching`, `training`, `evaluating`, `writing`, `done`.
     pub phase: String,
     /// Optimizer steps done.
     pub step: u64,

@@ -129,11 +129,11 @@ fn attempt(job: &CarryOnJob, number: u32, observed: &Observed) -> Standing {
 }
 
 fn artifact(job: &CarryOnJob, words: &TerminationMessage) -> Option<ArtifactStatus> {
-    let output = output(job);
-    let folder = format!("{}/{}", output.path.as_deref().unwrap_or_default(), names::ARTIFACT_FOLDER);
+    let (output, digest) = (output(job), words.digest.clone()?);
+    let folder = format!("{}/{}", output.path.as_deref().unwrap_or_default(), names::artifact_folder(&digest));
     Some(ArtifactStatus {
         uri: names::claim_uri(&output.claim_name, &folder),
-        digest: words.digest.clone()?,
+        digest,
         base_model_digest: words.base_model_digest.clone().unwrap_or_default(),
     })
 }

@@ -67,10 +67,11 @@ fn local_head(world: &World) -> String {
         &format!("quickstart-data={}", world.data().display()),
     ]);
     let output = up.output().unwrap();
-    let head = std::fs::read(state.join("volumes/quickstart-output/quickstart/head/head.safetensors"));
+    let heads = std::fs::read_dir(state.join("volumes/quickstart-output/quickstart/heads"));
+    let head = heads.map(|mut heads| std::fs::read(heads.next().unwrap().unwrap().path().join("head.safetensors")));
     assert!(local(&["down"]).status().unwrap().success());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    digest(&head.unwrap())
+    digest(&head.unwrap().unwrap())
 }
 
 /// Applied to served, every state on the way seen by kubectl.

@@ -8,6 +8,7 @@ use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use carryon_crds::condition::is_true;
+use carryon_crds::job::ArtifactStatus;
 use carryon_crds::{CarryOnDeployment, CarryOnJob, names};
 use carryon_tests::cluster::{Object, TestCluster};
 use carryon_tests::{example, model, quickstart_data, repository};
@@ -237,9 +238,10 @@ impl World {
 
     /// Digest of the bytes of the head that the job has written.
     pub fn head(&self, namespace: &str) -> String {
-        let told = self.job(namespace).status.unwrap().artifact.unwrap().digest;
+        let ArtifactStatus { digest: told, uri, .. } = self.job(namespace).status.unwrap().artifact.unwrap();
         if self.proxy.is_none() {
-            let head = self.cluster.volume(namespace, "quickstart-output").join("quickstart/head/head.safetensors");
+            let (claim, folder) = names::parse_claim_uri(&uri).unwrap();
+            let head = self.cluster.volume(namespace, claim).join(folder).join("head.safetensors");
             assert_eq!(carryon_crds::wire::digest(&std::fs::read(head).unwrap()), told);
         }
         told

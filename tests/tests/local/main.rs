@@ -24,7 +24,7 @@ fn quick_start_survives_kill_nine_of_every_part_with_the_bits_of_an_unbroken_run
     let metrics = unbroken.head_manifest()["metrics"].clone();
     let (base, head) = (metrics["base_eval_loss"].as_f64().unwrap(), metrics["eval_loss"].as_f64().unwrap());
     assert!(head < base - 0.1, "the head's loss {head} is not below the base's {base}");
-    assert!(fs::read_to_string(unbroken.output().join("report.html")).unwrap().contains("</html>"));
+    assert!(fs::read_to_string(unbroken.head().join("report.html")).unwrap().contains("</html>"));
     ask_with_the_official_client(&unbroken);
     unbroken.down();
 
@@ -39,8 +39,7 @@ fn quick_start_survives_kill_nine_of_every_part_with_the_bits_of_an_unbroken_run
     broken.kill(Role::Serve);
     broken.kill(Role::Base);
     broken.wait("an answer after both deaths", || broken.answers());
-    let same = fs::read(unbroken.output().join("head/head.safetensors")).unwrap()
-        == fs::read(broken.output().join("head/head.safetensors")).unwrap();
-    assert!(same, "the head of the broken run has other bits");
+    let bits = |local: &Local| fs::read(local.head().join("head.safetensors")).unwrap();
+    assert!(bits(&unbroken) == bits(&broken), "the head of the broken run has other bits");
     broken.down();
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
+use carryon_crds::names;
 use carryon_tests::{binary, model, quickstart_data, repository};
 use serde_json::Value;
 
@@ -79,9 +80,12 @@ impl Local {
         self.root.join("state")
     }
 
-    /// Folder of the job's results.
-    pub fn output(&self) -> PathBuf {
-        self.state().join("volumes/quickstart-output/quickstart")
+    /// Folder of the head that the job has written.
+    pub fn head(&self) -> PathBuf {
+        let artifact = &self.status("CarryOnJob")["artifact"];
+        let (claim, path) = names::parse_claim_uri(artifact["uri"].as_str().unwrap()).unwrap();
+        assert!(path.ends_with(&names::artifact_folder(artifact["digest"].as_str().unwrap())), "{artifact}");
+        self.state().join("volumes").join(claim).join(path)
     }
 
     fn operator(&self, command: &str) -> Command {
@@ -138,7 +142,7 @@ impl Local {
     }
 
     pub fn head_manifest(&self) -> Value {
-        serde_json::from_slice(&fs::read(self.output().join("head/head.json")).unwrap()).unwrap()
+        serde_json::from_slice(&fs::read(self.head().join("head.json")).unwrap()).unwrap()
     }
 
     /// Whether the gateway completes a prompt.

@@ -54,11 +54,14 @@ pub enum TrainError {
         /// Base's loss, nats per target.
         base: f64,
     },
+    /// The output folder is not this trainer's any more.
+    #[error("another trainer has taken over the output folder, or the lease on it could not be renewed: this one writes no more")]
+    FolderTaken,
     /// Head, tape or optimizer failed.
     #[error("{0}")]
     Head(String),
-    /// SIGTERM or SIGINT came; the last finished step is checkpointed.
-    #[error("stopped on request at step {step}; the checkpoint is written")]
+    /// SIGTERM or SIGINT came; the last finished step, if there is one, is checkpointed.
+    #[error("stopped on request at step {step}; the next start goes on from the last checkpoint")]
     Stopped {
         /// Optimizer steps done.
         step: u64,
@@ -79,9 +82,13 @@ impl TrainError {
             Self::Data(_) => ExitCode::Data,
             Self::Configuration(_) | Self::IdentityChanged { .. } => ExitCode::Configuration,
             Self::Stopped { .. } => ExitCode::Resume,
-            Self::File { .. } | Self::Pool(_) | Self::NotFinite { .. } | Self::NoGradient(_) | Self::StepZero { .. } | Self::Head(_) => {
-                ExitCode::Retryable
-            }
+            Self::File { .. }
+            | Self::Pool(_)
+            | Self::NotFinite { .. }
+            | Self::NoGradient(_)
+            | Self::StepZero { .. }
+            | Self::FolderTaken
+            | Self::Head(_) => ExitCode::Retryable,
         }
     }
 }

@@ -30,6 +30,7 @@ pub(super) fn finish(
     run.console.phase(Phase::Writing, 0, "");
     let artifact = output::artifact(&data.shape, &base.description, weights)?;
     run.state.peak_anonymous_bytes = run.memory.peak_anonymous();
+    run.lock.check()?;
     let manifest = output::write(places, &artifact, &base.description, inputs, &run.state)?;
     let examples = match inputs.config.task {
         Task::CausalLM => example_answers(base, &artifact, data, run)?,
@@ -45,8 +46,10 @@ pub(super) fn finish(
         base_model_digest: Some(base.description.identity.digest()),
         progress: Some(progress),
     };
+    run.lock.check()?;
     output::mark_finished(places, &inputs.run, &message)?;
-    run.console.note(&format!("{} · {} · {}", message.message, output::weights_path(places).display(), places.report().display()));
+    let (weights, report) = (output::weights_path(places, &artifact.digest), places.report(&artifact.digest));
+    run.console.note(&format!("{} · {} · {}", message.message, weights.display(), report.display()));
     Ok(message)
 }
 
@@ -71,7 +74,7 @@ fn write_report(
     examples: &[Example],
     confusion: &[Vec<u64>],
 ) -> Result<(), TrainError> {
-    let weights = output::weights_path(places);
+    let weights = output::weights_path(places, &manifest.digest);
     let page = report::render(&Report {
         manifest,
         lines: &metrics::read(&places.metrics())?,
@@ -85,7 +88,7 @@ fn write_report(
         written_step: run.state.best.map_or(run.state.step, |best| best.step),
         written_at: jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string(),
     })?;
-    let path = places.report();
+    let path = places.report(&manifest.digest);
     crate::files::write_atomic(&path, page.as_bytes()).map_err(TrainError::file("write", path))
 }
 

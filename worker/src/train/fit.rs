@@ -10,6 +10,7 @@ use crate::train::batches::{self, Order};
 use crate::train::checkpoint::{Best, Checkpoint, Folder, State};
 use crate::train::data::Sample;
 use crate::train::error::TrainError;
+use crate::train::lock::Lock;
 use crate::train::memory::Watch;
 use crate::train::metrics::{EvaluationLine, Line, Metrics, StepLine};
 use crate::train::progress::{Console, Phase};
@@ -42,6 +43,8 @@ pub struct Run<S> {
     pub save_steps: u64,
     /// Where checkpoints go.
     pub checkpoints: Folder,
+    /// Keeps other trainers out of the output folder.
+    pub lock: Arc<Lock>,
     /// `metrics.jsonl`.
     pub metrics: Metrics,
     /// Tells how it goes.
@@ -93,6 +96,7 @@ impl<S: HiddenStates> Run<S> {
 
     /// Writes a checkpoint of the last finished step. What led to it is durable first.
     fn save(&mut self) -> Result<(), TrainError> {
+        self.lock.check()?;
         self.metrics.sync()?;
         let optimizer = self.learner.optimizers.state();
         self.state.optimizer_steps = optimizer.steps;

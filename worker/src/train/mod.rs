@@ -13,6 +13,7 @@ pub mod error;
 pub mod examples;
 mod finish;
 pub mod fit;
+pub mod lock;
 pub mod loss;
 pub mod memory;
 pub mod metrics;

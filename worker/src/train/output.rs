@@ -1,8 +1,12 @@
 //! What a finished run leaves: the artifact, and a marker that makes a second start a matter of reading.
+//!
+//! A job that is deleted and applied again finds the folder of its namesake. **Invariant** it takes no head away: artifact and report lie under the
+//! artifact's digest. Of an earlier run with another configuration or other data it keeps the hidden states, which are the base's alone, and
+//! replaces what only that run could use: checkpoints, metrics and the marker.
 
 use std::path::{Path, PathBuf};
 
-use carryon_crds::names::ARTIFACT_FOLDER;
+use carryon_crds::names::artifact_folder;
 use carryon_crds::wire::head::{FORMAT_VERSION, Lineage, Metrics};
 use carryon_crds::wire::{BaseReference, HeadManifest, HeadShape, ModelDescription, TerminationMessage};
 use serde::{Deserialize, Serialize};
@@ -25,9 +29,9 @@ pub struct Places {
 }
 
 impl Places {
-    /// head.safetensors and head.json.
-    pub fn head(&self) -> PathBuf {
-        self.root.join(ARTIFACT_FOLDER)
+    /// head.safetensors, head.json and report.html of the head with this digest.
+    pub fn head(&self, digest: &str) -> PathBuf {
+        self.root.join(artifact_folder(digest))
     }
 
     /// One line a step.
@@ -36,8 +40,8 @@ impl Places {
     }
 
     /// For people.
-    pub fn report(&self) -> PathBuf {
-        self.root.join("report.html")
+    pub fn report(&self, digest: &str) -> PathBuf {
+        self.head(digest).join("report.html")
     }
 
     /// Checkpoints.
@@ -69,8 +73,9 @@ struct Marker {
 pub fn finished(places: &Places, run: &str) -> Option<TerminationMessage> {
     let text = std::fs::read(places.root.join(MARKER_FILE)).ok()?;
     let marker: Marker = serde_json::from_slice(&text).ok()?;
-    let (artifact, _) = artifact::read(&places.head()).ok()?;
-    (marker.run == run && marker.message.digest.as_ref() == Some(&artifact.digest)).then_some(marker.message)
+    let digest = marker.message.digest.as_ref().filter(|_| marker.run == run)?;
+    let (artifact, _) = artifact::read(&places.head(digest)).ok()?;
+    (artifact.digest == *digest).then_some(marker.message)
 }
 
 /// Writes the marker: the last act of a run.
@@ -131,13 +136,13 @@ pub fn write(
             peak_anonymous_bytes: state.peak_anonymous_bytes,
         },
     };
-    artifact::write(&places.head(), artifact, &manifest).map_err(artifact_error)?;
+    artifact::write(&places.head(&artifact.digest), artifact, &manifest).map_err(artifact_error)?;
     Ok(manifest)
 }
 
 /// Path of the weights' file, for people.
-pub fn weights_path(places: &Places) -> PathBuf {
-    places.head().join(WEIGHTS_FILE)
+pub fn weights_path(places: &Places, digest: &str) -> PathBuf {
+    places.head(digest).join(WEIGHTS_FILE)
 }
 
 fn artifact_error(error: ArtifactError) -> TrainError {

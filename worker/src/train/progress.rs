@@ -15,6 +15,8 @@ const LINE_INTERVAL: Duration = Duration::from_secs(5);
 /// What the trainer is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
+    /// Waiting for another trainer to leave the output folder.
+    Waiting,
     /// Waiting for the pool's description.
     Connecting,
     /// Reading and tokenising data.
@@ -35,6 +37,7 @@ impl Phase {
     /// Name on the wire.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Waiting => "waiting",
             Self::Connecting => "connecting",
             Self::Encoding => "encoding",
             Self::Caching => "caching",

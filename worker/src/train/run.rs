@@ -9,6 +9,7 @@ use carryon_crds::wire::{ExitCode, HeadShape, TerminationMessage};
 use tokio::runtime::Handle;
 
 use crate::exchange::{CacheError, CacheKey, StateCache};
+use crate::files;
 use crate::head::init;
 use crate::kernel::Threads;
 use crate::train::args::TrainArgs;
@@ -18,6 +19,7 @@ use crate::train::endpoint;
 use crate::train::error::TrainError;
 use crate::train::finish::finish;
 use crate::train::fit::Run;
+use crate::train::lock::{Lock, Timing};
 use crate::train::loss::{LabelLoss, LocalLoss, Loss, RemoteLoss};
 use crate::train::memory::{self, Watch};
 use crate::train::metrics::Metrics;
@@ -80,11 +82,41 @@ fn train(args: &TrainArgs, stop: &Stop, console: &mut Console) -> Result<Termina
         stop.set_on_signals().map_err(TrainError::file("listen to", "signals"))?;
     }
     handle.block_on(endpoint::listen(args.listen, console.snapshot())).map_err(TrainError::file("listen on", args.listen.to_string()))?;
-    let places = Places { root: args.output.clone() };
     let inputs = Inputs::read(&args.config, &args.data)?;
+    let lock = Arc::new(lock(&args.output, handle, stop, console)?);
+    let ended = train_alone(args, &inputs, handle, stop, console, &lock);
+    // Tasks may still write to the folder: they end before another trainer may come.
+    drop(runtime);
+    // Whatever else went wrong: that the folder is another's comes first.
+    ended.or_else(|error| lock.check().and(Err(error)))
+}
+
+/// The lock of the output folder, which another trainer may hold: one on a node that is out of reach, or one whose pod still ends.
+fn lock(folder: &Path, handle: &Handle, stop: &Stop, console: &mut Console) -> Result<Lock, TrainError> {
+    let pause = |time| handle.block_on(async { stop.race(tokio::time::sleep(time)).await }).ok_or(TrainError::Stopped { step: 0 });
+    let told = |holder: &str| {
+        console.phase(Phase::Waiting, 0, "for the output folder");
+        console.note(&format!("waiting for the output folder {folder:?}: trainer {holder} holds it"));
+    };
+    Lock::take(folder, Timing::default(), stop, pause, told)
+}
+
+/// All that touches the output folder.
+fn train_alone(
+    args: &TrainArgs,
+    inputs: &Inputs,
+    handle: &Handle,
+    stop: &Stop,
+    console: &mut Console,
+    lock: &Arc<Lock>,
+) -> Result<TerminationMessage, TrainError> {
+    let places = Places { root: args.output.clone() };
     if let Some(message) = output::finished(&places, &inputs.run) {
         console.note(&format!("already finished: {}", message.message));
         return Ok(message);
+    }
+    for folder in [places.root.clone(), places.checkpoints()] {
+        files::remove_temporaries(&folder).map_err(TrainError::file("clean", folder))?;
     }
     let threads = Threads::new(args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)));
     console.phase(Phase::Connecting, 0, "");
@@ -97,16 +129,16 @@ fn train(args: &TrainArgs, stop: &Stop, console: &mut Console) -> Result<Termina
         described.num_hidden_layers,
         described.numerics.key()
     ));
-    let data = Data::read(&inputs, &base, console)?;
+    let data = Data::read(inputs, &base, console)?;
     let mut run = prepare(
         &places,
-        &inputs,
+        inputs,
         &base,
         &data,
-        Environment { threads, handle: handle.clone(), stop: stop.clone() },
+        Environment { threads, handle: handle.clone(), stop: stop.clone(), lock: lock.clone() },
         std::mem::take(console),
     )?;
-    let fitted = run.fit().and_then(|()| finish(&places, &inputs, &base, &data, &mut run));
+    let fitted = run.fit().and_then(|()| finish(&places, inputs, &base, &data, &mut run));
     *console = run.console;
     fitted
 }
@@ -116,6 +148,7 @@ struct Environment {
     threads: Arc<Threads>,
     handle: Handle,
     stop: Stop,
+    lock: Arc<Lock>,
 }
 
 /// The samples of both splits.
@@ -199,6 +232,7 @@ fn prepare(
         when: config.evaluation.clone(),
         save_steps: config.checkpoint.save_steps,
         checkpoints,
+        lock: environment.lock,
         console,
         stop: environment.stop,
         runtime: environment.handle,

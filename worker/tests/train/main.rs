@@ -3,6 +3,7 @@
 // Helpers of tests panic as tests do.
 #![allow(clippy::unwrap_used, clippy::result_large_err)]
 
+mod lock;
 mod toy_pool;
 
 use std::fs;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use carryon_crds::common::Taps;
 use carryon_crds::job::{DataFormat, Evaluation, HeadSpec, LossPlace, Split, Task, Training};
+use carryon_crds::names::artifact_folder;
 use carryon_crds::wire::{ExitCode, TerminationMessage, TrainConfig};
 use carryon_worker::head::artifact;
 use carryon_worker::train::metrics::{self, Line, StepLine};
@@ -61,8 +63,12 @@ impl Job {
     }
 
     fn run_until(&self, pool: &ToyPool, stop: &Stop) -> Result<ExitCode, TrainError> {
+        run_until(&self.args(pool), stop)
+    }
+
+    fn args(&self, pool: &ToyPool) -> TrainArgs {
         fs::write(self.path("config.json"), serde_json::to_vec(&self.config).unwrap()).unwrap();
-        let args = TrainArgs {
+        TrainArgs {
             config: self.path("config.json"),
             pool: vec![pool.url.clone()],
             data: self.path("data"),
@@ -70,12 +76,16 @@ impl Job {
             listen: "127.0.0.1:0".parse().unwrap(),
             termination_log: Some(self.path("last-words")),
             threads: Some(1),
-        };
-        run_until(&args, stop)
+        }
+    }
+
+    /// Folder of the head that the last run has named.
+    fn head_folder(&self) -> PathBuf {
+        self.path("output").join(artifact_folder(&self.last_words().digest.unwrap()))
     }
 
     fn head(&self) -> Vec<u8> {
-        fs::read(self.path("output/head/head.safetensors")).unwrap()
+        fs::read(self.head_folder().join("head.safetensors")).unwrap()
     }
 
     fn steps(&self) -> Vec<StepLine> {
@@ -91,7 +101,7 @@ impl Job {
     fn kill_after(&self, step: u64) {
         let output = self.path("output");
         fs::remove_file(output.join("finished.json")).unwrap();
-        fs::remove_dir_all(output.join("head")).unwrap();
+        fs::remove_dir_all(output.join("heads")).unwrap();
         for entry in fs::read_dir(output.join("checkpoints")).unwrap() {
             let path = entry.unwrap().path();
             let number: u64 = path.file_stem().unwrap().to_str().unwrap().trim_start_matches("step-").parse().unwrap();
@@ -111,14 +121,14 @@ fn refusal(ended: Result<ExitCode, TrainError>) -> (String, ExitCode) {
 fn a_run_leaves_head_metrics_report_and_last_words() {
     let (pool, job) = (ToyPool::start(), Job::chat());
     assert_eq!(job.run(&pool).unwrap(), ExitCode::Complete);
-    let (artifact, manifest) = artifact::read(&job.path("output/head")).unwrap();
+    let (artifact, manifest) = artifact::read(&job.head_folder()).unwrap();
     assert_eq!(manifest.lineage.steps, 8);
     assert!(manifest.metrics.eval_loss.unwrap() < manifest.metrics.base_eval_loss.unwrap() - 0.4, "{:?}", manifest.metrics);
     let words = job.last_words();
     assert_eq!(words.digest.as_ref(), Some(&artifact.digest));
     assert_eq!(words.progress.unwrap().step, 8);
     assert_eq!(job.steps().iter().map(|line| line.step).collect::<Vec<_>>(), (1..=8).collect::<Vec<_>>());
-    let report = fs::read_to_string(job.path("output/report.html")).unwrap();
+    let report = fs::read_to_string(job.head_folder().join("report.html")).unwrap();
     assert!(report.contains("&lt;with &amp; the head&gt;") && report.contains("without it"), "examples are missing or not escaped");
     assert!(!report.contains("http://") && !report.contains("https://"), "the report must fetch nothing");
 }
@@ -216,15 +226,23 @@ fn another_kernel_asks_for_the_states_again() {
 }
 
 #[test]
-fn a_changed_configuration_starts_anew() {
+fn a_changed_configuration_starts_anew_and_leaves_the_earlier_head_alone() {
     let (pool, mut job) = (ToyPool::start(), Job::chat());
     job.run(&pool).unwrap();
-    let first = job.head();
+    let (first, folder) = (job.head(), job.head_folder());
+    let report = fs::read(folder.join("report.html")).unwrap();
     job.config.training.seed = 1;
     job.run(&pool).unwrap();
     assert_ne!(job.head(), first);
-    assert_eq!(job.steps().len(), 8);
+    assert_eq!(job.steps().len(), 8, "the metrics are the new run's alone");
     assert_eq!(pool.asked(), 17, "the states of an earlier configuration are still good");
+    assert_eq!(artifact::read(&folder).unwrap().0.to_bytes(), first);
+    assert_eq!(fs::read(folder.join("report.html")).unwrap(), report);
+
+    // The first configuration once more: it is trained again, to the same bits and hence into the same folder.
+    job.config.training.seed = 0;
+    job.run(&pool).unwrap();
+    assert_eq!((job.head(), job.head_folder()), (first, folder));
 }
 
 #[test]
@@ -285,7 +303,7 @@ fn training_stops_early_and_keeps_the_best_weights() {
     job.config.training.muon_learning_rate = 0.1;
     job.config.evaluation = Evaluation { eval_steps: Some(2), early_stopping_patience: Some(2) };
     job.run(&pool).unwrap();
-    let (_, manifest) = artifact::read(&job.path("output/head")).unwrap();
+    let (_, manifest) = artifact::read(&job.head_folder()).unwrap();
     assert!(manifest.lineage.steps < 240, "ran to the end");
     let evaluations: Vec<f64> = metrics::read(&job.path("output/metrics.jsonl"))
         .unwrap()
@@ -308,10 +326,10 @@ fn a_classifier_learns_and_reports_its_confusion() {
     job.config.head.labels = Some(vec!["loud".to_owned(), "soft".to_owned()]);
     job.config.training.num_train_epochs = 5;
     job.run(&pool).unwrap();
-    let (_, manifest) = artifact::read(&job.path("output/head")).unwrap();
+    let (_, manifest) = artifact::read(&job.head_folder()).unwrap();
     assert_eq!(manifest.metrics.eval_accuracy, Some(1.0));
     assert_eq!(manifest.metrics.base_eval_loss, None);
-    let report = fs::read_to_string(job.path("output/report.html")).unwrap();
+    let report = fs::read_to_string(job.head_folder().join("report.html")).unwrap();
     assert!(report.contains("Right and wrong") && report.contains("100.0 %"));
 }
 

@@ -19,6 +19,7 @@ use carryon_worker::exchange::wire::{
 use carryon_worker::exchange::{LossRequest, SequenceStates};
 use carryon_worker::kernel::{Panels, Precision, Threads};
 use carryon_worker::text::{Tokenizer, Vocabulary};
+use tokio::sync::Semaphore;
 
 pub const HIDDEN: usize = 16;
 pub const LAYERS: usize = 3;
@@ -48,6 +49,9 @@ struct Shared {
     refused: AtomicU64,
     /// Losses are NaN from this request on.
     nan_after: AtomicU64,
+    /// Losses that are answered before the others are held, and how many are.
+    open: Semaphore,
+    held: AtomicU64,
 }
 
 impl ToyPool {
@@ -85,6 +89,8 @@ impl ToyPool {
             healthy: AtomicU64::new(u64::MAX),
             refused: AtomicU64::new(0),
             nan_after: AtomicU64::new(u64::MAX),
+            open: Semaphore::new(Semaphore::MAX_PERMITS),
+            held: AtomicU64::new(0),
         });
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let address: SocketAddr = runtime.block_on(async {
@@ -116,6 +122,22 @@ impl ToyPool {
     /// Losses are NaN after `requests` more.
     pub fn nan_after(&self, requests: u64) {
         self.shared.nan_after.store(requests, Ordering::SeqCst);
+    }
+
+    /// Holds every request for a loss behind the next `requests`, until [`ToyPool::release`].
+    pub fn hold_after(&self, requests: usize) {
+        self.shared.open.forget_permits(usize::MAX);
+        self.shared.open.add_permits(requests);
+    }
+
+    /// Whether a trainer waits for a loss: then it does nothing else.
+    pub fn holds(&self) -> bool {
+        self.shared.held.load(Ordering::SeqCst) > 0
+    }
+
+    /// Answers what was held, and all that comes.
+    pub fn release(&self) {
+        self.shared.open.add_permits(Semaphore::MAX_PERMITS / 2);
     }
 
     /// Changes what the pool says of itself.
@@ -226,6 +248,13 @@ async fn hidden_states(State(pool): State<Arc<Shared>>, headers: HeaderMap, body
 
 async fn loss(State(pool): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> Response {
     assert!(body.len() <= 8192, "a body of {} bytes", body.len());
+    if let Ok(open) = pool.open.try_acquire() {
+        open.forget();
+    } else {
+        pool.held.fetch_add(1, Ordering::SeqCst);
+        pool.open.acquire().await.unwrap().forget();
+        pool.held.fetch_sub(1, Ordering::SeqCst);
+    }
     let own = match check(&pool, &headers) {
         Ok(own) => own,
         Err(refusal) => return refusal,
