@@ -64,7 +64,7 @@ pub struct DeploymentPool {
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("(has(self.jobRef) ? 1 : 0) + (has(self.artifact) ? 1 : 0) == 1", "exactly one of jobRef, artifact must be set"))]
 pub struct HeadSource {
-    /// A CarryOnJob of the same namespace; resolved once, when it is complete.
+    /// A CarryOnJob of the same namespace; resolved once, when it is complete. One made anew under its name takes over in the same way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job_ref: Option<JobReference>,
     /// An artifact folder and the digest it must have.
@@ -96,7 +96,7 @@ pub struct Artifact {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Api {
-    /// Secret with the API key clients must send as a bearer token; none is asked for when absent.
+    /// Secret with the API key clients must send as a bearer token; it may change at any time. None is asked for when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_secret_ref: Option<SecretKey>,
 }
@@ -157,6 +157,9 @@ pub struct ServedHead {
     pub uri: String,
     /// What it was resolved from: `CarryOnJob/NAME`, or `artifact`.
     pub source: String,
+    /// UID of that job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_uid: Option<String>,
 }
 
 fn one() -> i32 {

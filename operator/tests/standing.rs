@@ -227,3 +227,33 @@ fn a_job_reference_is_resolved_once() {
     assert_eq!(said, "Reconciling JobNotFound: CarryOnJob default/next (spec.head.jobRef) not found: create it");
     assert_eq!(other.status.unwrap().stable.unwrap().digest, "sha256:h", "what serves is still named");
 }
+
+#[test]
+fn a_job_made_anew_under_its_name_takes_over_when_it_is_complete() {
+    let deployment = example("quickstart/deployment.yaml");
+    let (_, first) = says(&deployment, &world());
+    let head = |deployment: &CarryOnDeployment| deployment.status.as_ref().unwrap().stable.clone().unwrap();
+    assert_eq!((head(&first).digest.as_str(), head(&first).job_uid.as_deref()), ("sha256:h", Some("u-1")));
+    let mut observed = world();
+    let anew = |status: Value| -> CarryOnJob {
+        let job = with(&example::<CarryOnJob>("quickstart/job.yaml"), json!({"metadata": {"uid": "u-2"}}));
+        with(&job, json!({"status": status}))
+    };
+    let condition = |type_: &str| json!([{"type": type_, "status": "True", "reason": "", "message": "", "lastTransitionTime": at(0)}]);
+    // While it trains, and when it fails, the head of the job before it serves, whatever base the new one is for.
+    let artifact = json!({"uri": "pvc://new/quickstart/heads/sha256-i", "digest": "sha256:i", "baseModelDigest": "sha256:other"});
+    for status in [Value::Null, json!({"conditions": condition("Failed")}), json!({"artifact": artifact})] {
+        observed.job = Some(anew(status));
+        let (said, kept) = says(&first, &observed);
+        assert_eq!((said.as_str(), head(&kept)), ("Ready Serving: 1 of 1 gateways serve quickstart", head(&first)));
+        assert_eq!(deployment::referenced_claim(&first, observed.job.as_ref()).as_deref(), Some("out"));
+    }
+    let artifact = json!({"uri": "pvc://new/quickstart/heads/sha256-i", "digest": "sha256:i", "baseModelDigest": "sha256:b"});
+    observed.job = Some(anew(json!({"conditions": condition("Complete"), "artifact": artifact})));
+    assert_eq!(deployment::referenced_claim(&first, observed.job.as_ref()).as_deref(), Some("new"));
+    let (_, second) = says(&first, &observed);
+    assert_eq!((head(&second).digest.as_str(), head(&second).job_uid.as_deref()), ("sha256:i", Some("u-2")));
+    // It is kept like the first one: when its job is gone, too.
+    observed.job = None;
+    assert_eq!(head(&says(&second, &observed).1), head(&second));
+}

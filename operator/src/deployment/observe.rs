@@ -1,9 +1,9 @@
 //! What a deployment's validation and status look at, in Kubernetes' own types.
 
-use super::validate::{job_source, kept};
-use carryon_crds::condition::{is_true, types};
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
+
+use super::validate::of_job;
 
 /// The world around a deployment at one moment.
 #[derive(Clone, Debug, Default)]
@@ -27,8 +27,6 @@ pub fn referenced_claim(deployment: &CarryOnDeployment, job: Option<&CarryOnJob>
     if let Some(artifact) = &deployment.spec.head.artifact {
         return Some(artifact.persistent_volume_claim.claim_name.clone());
     }
-    let source = job_source(&deployment.spec.head.job_ref.as_ref()?.name);
-    let done = job.and_then(|job| job.status.as_ref()).filter(|status| is_true(&status.conditions, types::COMPLETE));
-    let uri = kept(deployment, &source).map(|head| &head.uri).or_else(|| Some(&done?.artifact.as_ref()?.uri))?;
-    names::parse_claim_uri(uri).map(|(claim, _)| claim.to_owned())
+    let head = of_job(deployment, &deployment.spec.head.job_ref.as_ref()?.name, job)?;
+    names::parse_claim_uri(&head.uri).map(|(claim, _)| claim.to_owned())
 }

@@ -1,10 +1,10 @@
-//! A deployment's spec and the world, checked. A jobRef is resolved once: what the status holds is kept.
+//! A deployment's spec and the world, checked. A jobRef is resolved once: what the status holds is kept, until another job of that name is complete.
 
 use carryon_crds::common::PodTemplate;
 use carryon_crds::condition::{is_true, types};
 use carryon_crds::deployment::{SecretKey, ServedHead};
 use carryon_crds::wire::ServeConfig;
-use carryon_crds::{CarryOnDeployment, names};
+use carryon_crds::{CarryOnDeployment, CarryOnJob, names};
 use kube::ResourceExt as _;
 
 use super::Observed;
@@ -53,7 +53,7 @@ pub fn validate(deployment: &CarryOnDeployment, observed: &Observed, settings: &
         let message = format!("PersistentVolumeClaim {}/{claim} with the head not found: create it", owner.namespace);
         return Err(Refusal::waiting("ClaimNotFound", message));
     }
-    let pool = pool(deployment, observed, &owner)?;
+    let pool = pool(deployment, &head, observed, &owner)?;
     let key = spec.api.key_secret_ref.clone();
     key.as_ref().map_or(Ok(()), |key| secret(key, observed, &owner))?;
     Ok(Validated {
@@ -74,13 +74,24 @@ pub fn validate(deployment: &CarryOnDeployment, observed: &Observed, settings: &
     })
 }
 
-/// Source text of a head that came from job `name`.
-pub(super) fn job_source(name: &str) -> String {
-    format!("CarryOnJob/{name}")
+/// The head that a jobRef to `name` stands for: what the job has written once it is complete. Until then, and when it is gone, what was resolved
+/// from that name before.
+pub(super) fn of_job(deployment: &CarryOnDeployment, name: &str, job: Option<&CarryOnJob>) -> Option<ServedHead> {
+    let source = format!("CarryOnJob/{name}");
+    let kept = kept(deployment, &source).cloned();
+    let written = || {
+        let (job, status) = (job?, job?.status.as_ref()?);
+        let artifact = status.artifact.clone().filter(|_| is_true(&status.conditions, types::COMPLETE))?;
+        Some(ServedHead { digest: artifact.digest, uri: artifact.uri, source, job_uid: job.uid() })
+    };
+    match kept {
+        Some(kept) if job.is_none_or(|job| job.uid() == kept.job_uid) => Some(kept),
+        kept => written().or(kept),
+    }
 }
 
 /// What the status holds of a head from `source`: resolved before, or proven.
-pub(super) fn kept<'a>(deployment: &'a CarryOnDeployment, source: &str) -> Option<&'a ServedHead> {
+fn kept<'a>(deployment: &'a CarryOnDeployment, source: &str) -> Option<&'a ServedHead> {
     let status = deployment.status.as_ref()?;
     [&status.resolved, &status.stable].into_iter().flatten().find(|head| head.source == source)
 }
@@ -90,38 +101,33 @@ fn resolve(deployment: &CarryOnDeployment, observed: &Observed, owner: &Owner) -
     if let Some(artifact) = &head.artifact {
         let claim = &artifact.persistent_volume_claim;
         let uri = names::claim_uri(&claim.claim_name, claim.path.as_deref().unwrap_or_default());
-        return Ok(ServedHead { digest: artifact.digest.clone(), uri, source: "artifact".to_owned() });
+        return Ok(ServedHead { digest: artifact.digest.clone(), uri, source: "artifact".to_owned(), job_uid: None });
     }
     let Some(reference) = &head.job_ref else {
         return Err(Refusal::permanent("NoHead", "spec.head is empty: set jobRef or artifact"));
     };
-    let source = job_source(&reference.name);
-    if let Some(kept) = kept(deployment, &source) {
-        return Ok(kept.clone());
+    if let Some(head) = of_job(deployment, &reference.name, observed.job.as_ref()) {
+        return Ok(head);
     }
     let path = format!("{}/{}", owner.namespace, reference.name);
     let Some(job) = &observed.job else {
         return Err(Refusal::waiting("JobNotFound", format!("CarryOnJob {path} (spec.head.jobRef) not found: create it")));
     };
-    let status = job.status.clone().unwrap_or_default();
-    if is_true(&status.conditions, types::FAILED) {
-        return Err(Refusal::permanent("JobFailed", format!("CarryOnJob {path} has failed: refer to another job")));
-    }
-    match status.artifact {
-        Some(artifact) if is_true(&status.conditions, types::COMPLETE) => {
-            Ok(ServedHead { digest: artifact.digest, uri: artifact.uri, source })
-        }
-        _ => Err(Refusal::waiting("JobNotComplete", format!("waiting for CarryOnJob {path} to complete"))),
+    match job.status.as_ref().is_some_and(|status| is_true(&status.conditions, types::FAILED)) {
+        true => Err(Refusal::permanent("JobFailed", format!("CarryOnJob {path} has failed: refer to another job"))),
+        false => Err(Refusal::waiting("JobNotComplete", format!("waiting for CarryOnJob {path} to complete"))),
     }
 }
 
-fn pool(deployment: &CarryOnDeployment, observed: &Observed, owner: &Owner) -> Result<String, Refusal> {
+fn pool(deployment: &CarryOnDeployment, head: &ServedHead, observed: &Observed, owner: &Owner) -> Result<String, Refusal> {
     let name = deployment.spec.pools.first().map(|pool| pool.name.clone()).unwrap_or_default();
     let path = format!("{}/{name}", owner.namespace);
     if observed.pool.is_none() {
         return Err(Refusal::waiting("PoolNotFound", format!("BaseModelPool {path} (spec.pools[0]) not found: create it")));
     }
-    let artifact = observed.job.as_ref().and_then(|job| job.status.as_ref()?.artifact.as_ref());
+    // Of a kept head whose job is gone the base is not known here; the pool refuses one that is not its own.
+    let artifact =
+        observed.job.as_ref().and_then(|job| job.status.as_ref()?.artifact.as_ref()).filter(|artifact| artifact.digest == head.digest);
     let model = observed.pool.as_ref().and_then(|pool| pool.status.as_ref()?.model.as_ref());
     match (artifact.map(|artifact| artifact.base_model_digest.as_str()), model.map(|model| model.identity_digest.as_str())) {
         (Some(head), Some(pool)) if !head.is_empty() && head != pool => Err(Refusal::permanent(

@@ -49,9 +49,14 @@ pub enum Fate {
 impl Fate {
     /// A trainer's good end: a head for the base with this identity.
     pub fn complete(base_model_digest: &str) -> Self {
+        Self::wrote(&format!("sha256:{}", "4e".repeat(32)), base_model_digest)
+    }
+
+    /// A trainer's good end: the head with this digest.
+    pub fn wrote(digest: &str, base_model_digest: &str) -> Self {
         let words = TerminationMessage {
             message: "the head is written".to_owned(),
-            digest: Some(format!("sha256:{}", "4e".repeat(32))),
+            digest: Some(digest.to_owned()),
             base_model_digest: Some(base_model_digest.to_owned()),
             progress: Some(progress(20)),
         };

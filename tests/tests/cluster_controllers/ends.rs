@@ -1,9 +1,9 @@
 //! How objects go: deletions of three sorts, the end of a finished job's life.
 
 use carryon_crds::condition::types::READY;
-use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
+use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
 use carryon_tests::cluster::Object;
-use carryon_tests::cluster::hollow::Fate;
+use carryon_tests::cluster::hollow::{Fate, model};
 use carryon_tests::example;
 use carryon_tests::operator::{ACCOUNT, Operator};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
@@ -114,5 +114,39 @@ fn a_head_outlives_its_job_and_a_job_that_is_served_outlives_its_time() {
     world.patch::<CarryOnJob>("time", "quickstart", json!({ "spec": { "ttlSecondsAfterFinished": 1 } }));
     until_empty::<CarryOnJob>(&world, "time");
     until_empty::<Job>(&world, "time");
+    world.no_refused_writes();
+}
+
+#[test]
+fn a_head_serves_until_the_job_made_anew_under_its_name_has_written_another() {
+    let Some(world) = World::start() else { return };
+    let _operator = Operator::start(&world.cluster, None);
+    let job = example("quickstart/job.yaml").replace("name: quickstart\n", "name: lesson\n");
+    let deployment = example("quickstart/deployment.yaml").replace("jobRef:\n      name: quickstart", "jobRef:\n      name: lesson");
+    world.volumes("anew");
+    for manifest in [&example("quickstart/pool.yaml"), &job, &deployment] {
+        world.cluster.apply("anew", manifest);
+    }
+    let first = world.until_served("anew").status.unwrap().stable.unwrap();
+    assert_eq!(first.job_uid, world.get::<CarryOnJob>("anew", "lesson").uid());
+
+    world.hollow.fate("anew", "lesson", Fate::Runs);
+    delete::<CarryOnJob>(&world, "anew", "lesson", PropagationPolicy::Background);
+    until_empty::<CarryOnJob>(&world, "anew");
+    until_empty::<Job>(&world, "anew");
+    world.cluster.apply("anew", &job);
+    let second = world.until::<CarryOnJob>("anew", "lesson", READY, "True", "Running");
+    assert_eq!(world.until_served("anew").status.unwrap().stable.unwrap(), first, "the new job has written nothing yet");
+
+    let digest = format!("sha256:{}", "5f".repeat(32));
+    world.hollow.fate("anew", "lesson", Fate::wrote(&digest, &model().identity.digest()));
+    let served = world.until_is::<CarryOnDeployment>("anew", "quickstart", "serves the second head", &|deployment| {
+        deployment.status.as_ref().and_then(|status| status.stable.as_ref()).is_some_and(|stable| stable.digest == digest)
+    });
+    let stable = served.status.unwrap().stable.unwrap();
+    assert_eq!(stable.job_uid, second.uid());
+    let (_, folder) = names::parse_claim_uri(&stable.uri).unwrap();
+    let gateway = serde_json::to_string(&world.get::<Deployment>("anew", "quickstart-gateway").spec).unwrap();
+    assert!(folder.ends_with(&names::artifact_folder(&digest)) && gateway.contains(folder), "{gateway}");
     world.no_refused_writes();
 }
