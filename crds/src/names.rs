@@ -24,8 +24,8 @@ pub const OUTPUT_DIR: &str = "/output";
 pub const HEAD_DIR: &str = "/head";
 /// File a container's last words go to.
 pub const TERMINATION_LOG: &str = "/dev/termination-log";
-/// Environment variable with the API key that clients of a gateway must send.
-pub const API_KEY_ENV: &str = "CARRYON_API_KEY";
+/// Mount path of the Secret with the API key that clients of a gateway must send.
+pub const API_KEY_DIR: &str = "/etc/carryon-api-key";
 
 /// Annotation of a pod template: digest of the configuration it reads, so that a changed one rolls the pods.
 pub const CONFIG_DIGEST_ANNOTATION: &str = "carryon.dev/config-digest";

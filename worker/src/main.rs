@@ -2,7 +2,6 @@
 
 use std::io::IsTerminal as _;
 
-use carryon_crds::names;
 use carryon_crds::wire::ExitCode;
 use carryon_worker::base::{self, BaseArgs};
 use carryon_worker::serve::{self, ServeArgs};
@@ -48,9 +47,6 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Base(args) => base::run(&args).map_err(|error| (error.exit_code(), error.into())),
         Command::Train(args) => train::run(&args).map_err(|error| (error.exit_code(), error.into())),
-        Command::Serve(args) => {
-            let api_key = std::env::var(names::API_KEY_ENV).ok();
-            serve::run(&args, api_key).map_err(|error| (error.exit_code(), error.into()))
-        }
+        Command::Serve(args) => serve::run(&args).map_err(|error| (error.exit_code(), error.into())),
     }
 }

@@ -2,7 +2,7 @@
 
 use carryon_crds::names;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
-use k8s_openapi::api::core::v1::{ConfigMap, EnvVar, EnvVarSource, SecretKeySelector, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Service};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::Validated;
@@ -39,19 +39,25 @@ pub fn build(gateway: &Validated) -> Children {
     let owner = &gateway.owner;
     let name = names::gateway(&owner.name);
     let (config_map, digest) = meta::config_map(owner, &name, &gateway.config);
+    let mut args = vec![
+        ("--pool", names::service_url(&names::pool(&gateway.pool), &owner.namespace, names::POOL_PORT)),
+        ("--head", pods::inside(names::HEAD_DIR, Some(&gateway.path))),
+    ];
+    let mut mounts =
+        vec![Mount { name: "head", path: names::HEAD_DIR, source: MountSource::Claim(gateway.claim.clone()), read_only: true }];
+    if let Some(key) = gateway.key.clone() {
+        args.push(("--api-key-file", pods::inside(names::API_KEY_DIR, Some(&key.key))));
+        mounts.push(Mount { name: "api-key", path: names::API_KEY_DIR, source: MountSource::Secret(key), read_only: true });
+    }
     let template = pods::template(Role {
         owner,
         config: (&name, &digest),
         template: &gateway.template,
         image: &gateway.image,
         subcommand: "serve",
-        args: vec![
-            ("--pool", names::service_url(&names::pool(&gateway.pool), &owner.namespace, names::POOL_PORT)),
-            ("--head", pods::inside(names::HEAD_DIR, Some(&gateway.path))),
-        ],
-        env: api_key(gateway),
+        args,
         port: names::GATEWAY_PORT,
-        mounts: vec![Mount { name: "head", path: names::HEAD_DIR, source: MountSource::Claim(gateway.claim.clone()), read_only: true }],
+        mounts,
         before: None,
         grace_seconds: GRACE_SECONDS,
         probes: Probes {
@@ -88,15 +94,4 @@ fn rolling() -> DeploymentStrategy {
         type_: Some("RollingUpdate".to_owned()),
         rolling_update: Some(RollingUpdateDeployment { max_unavailable: Some(IntOrString::Int(0)), max_surge: Some(IntOrString::Int(1)) }),
     }
-}
-
-fn api_key(gateway: &Validated) -> Vec<EnvVar> {
-    let selector = gateway.key.iter().map(|key| SecretKeySelector { name: key.name.clone(), key: key.key.clone(), optional: None });
-    selector
-        .map(|selector| EnvVar {
-            name: names::API_KEY_ENV.to_owned(),
-            value_from: Some(EnvVarSource { secret_key_ref: Some(selector), ..EnvVarSource::default() }),
-            value: None,
-        })
-        .collect()
 }

@@ -69,7 +69,6 @@ fn template(job: &Validated, config: &str, digest: &str) -> PodTemplateSpec {
             ("--output", pods::inside(names::OUTPUT_DIR, job.output.path.as_deref())),
             ("--termination-log", names::TERMINATION_LOG.to_owned()),
         ],
-        env: Vec::new(),
         port: names::TRAINER_PORT,
         mounts: vec![
             Mount { name: "output", path: names::OUTPUT_DIR, source: output, read_only: false },

@@ -3,16 +3,16 @@
 //! ```text
 //! objects/      stored objects            incoming/   objects handed to a running supervisor
 //! volumes/      one folder or link a claim            logs/     one file a pod
-//! configmaps/   one folder a ConfigMap                pods/     working folder, /tmp and last words of each pod
+//! configmaps/   one folder a ConfigMap                secrets/  one folder a Secret
+//! pods/         working folder, /tmp and last words of each pod
 //! ```
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
 use kube::ResourceExt as _;
 
 use super::store::{Store, scoped, write_atomic};
@@ -31,7 +31,7 @@ impl Folders {
     /// # Errors
     /// When one cannot be made.
     pub fn create(root: &Path) -> io::Result<Self> {
-        for folder in ["objects", "incoming", "volumes", "logs", "configmaps", "pods"] {
+        for folder in ["objects", "incoming", "volumes", "logs", "configmaps", "secrets", "pods"] {
             fs::create_dir_all(root.join(folder))?;
         }
         Ok(Self { root: fs::canonicalize(root)? })
@@ -45,6 +45,11 @@ impl Folders {
     /// Folder of a ConfigMap's keys.
     pub fn config_map(&self, namespace: &str, name: &str) -> PathBuf {
         self.root.join("configmaps").join(scoped(namespace, name))
+    }
+
+    /// Folder of a Secret's keys.
+    pub fn secret(&self, namespace: &str, name: &str) -> PathBuf {
+        self.root.join("secrets").join(scoped(namespace, name))
     }
 
     /// Log of a pod's container.
@@ -102,17 +107,28 @@ impl Folders {
     /// # Errors
     /// When a file cannot be written.
     pub fn write_config_map(&self, config_map: &ConfigMap) -> io::Result<()> {
-        let folder = self.config_map(&namespace(config_map), &config_map.name_any());
-        fs::create_dir_all(&folder)?;
-        let text = config_map.data.iter().flatten().map(|(key, text)| (key, text.as_bytes().to_vec()));
-        let bytes = config_map.binary_data.iter().flatten().map(|(key, bytes)| (key, bytes.0.clone()));
-        let files: BTreeMap<_, _> = text.chain(bytes).collect();
-        for (key, bytes) in files {
-            let path = folder.join(key);
-            if fs::read(&path).ok().as_ref() != Some(&bytes) {
-                write_atomic(&path, &bytes)?;
-            }
-        }
-        Ok(())
+        let text = config_map.data.iter().flatten().map(|(key, text)| (key, text.as_bytes()));
+        let bytes = config_map.binary_data.iter().flatten().map(|(key, bytes)| (key, &*bytes.0));
+        write_keys(&self.config_map(&namespace(config_map), &config_map.name_any()), text.chain(bytes))
     }
+
+    /// Writes a Secret's keys as files; a process that reads one sees that it has changed, as in a pod.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write_secret(&self, secret: &Secret) -> io::Result<()> {
+        let bytes = secret.data.iter().flatten().map(|(key, bytes)| (key, &*bytes.0));
+        write_keys(&self.secret(&namespace(secret), &secret.name_any()), bytes)
+    }
+}
+
+fn write_keys<'a>(folder: &Path, files: impl Iterator<Item = (&'a String, &'a [u8])>) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    for (key, bytes) in files {
+        let path = folder.join(key);
+        if fs::read(&path).ok().as_deref() != Some(bytes) {
+            write_atomic(&path, bytes)?;
+        }
+    }
+    Ok(())
 }

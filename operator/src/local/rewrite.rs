@@ -1,11 +1,10 @@
 //! From a pod's container to a process on this machine: mount paths become folders, listeners move to the loopback
 //! interface, Service names become the addresses of the pods behind them.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use carryon_crds::names;
-use k8s_openapi::api::core::v1::{Container, EnvVar, Pod, Secret, Service, Volume};
+use k8s_openapi::api::core::v1::{Container, Pod, Service, Volume};
 use kube::ResourceExt as _;
 
 use super::folders::Folders;
@@ -19,8 +18,6 @@ pub struct Process {
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<String>,
-    /// Its whole environment, beside what every process needs of the operator's.
-    pub env: BTreeMap<String, String>,
     /// Working folder.
     pub folder: PathBuf,
     /// File that stdout and stderr are appended to.
@@ -36,7 +33,7 @@ pub struct NotYet(pub String);
 /// The process of `pod`'s only container.
 ///
 /// # Errors
-/// When a Service, Secret or key it needs is not there yet.
+/// When a Service it needs is not there yet.
 pub fn process(pod: &Pod, store: &Store, folders: &Folders, worker: &Path) -> Result<Process, NotYet> {
     let space = namespace(pod);
     let spec = pod.spec.clone().unwrap_or_default();
@@ -53,7 +50,6 @@ pub fn process(pod: &Pod, store: &Store, folders: &Folders, worker: &Path) -> Re
     Ok(Process {
         program: if program == names::WORKER { worker.to_owned() } else { PathBuf::from(program) },
         args,
-        env: container.env.iter().flatten().map(|variable| env(variable, store, &space)).collect::<Result<_, _>>()?,
         log: folders.log(&space, &pod.name_any()),
         folder,
         termination_log,
@@ -77,6 +73,9 @@ fn mounts(container: &Container, volumes: &[Volume], folders: &Folders, space: &
         let volume = volumes.iter().find(|volume| volume.name == name)?;
         if let Some(claim) = &volume.persistent_volume_claim {
             return Some(folders.claim(space, &claim.claim_name));
+        }
+        if let Some(name) = volume.secret.as_ref().and_then(|secret| secret.secret_name.as_ref()) {
+            return Some(folders.secret(space, name));
         }
         let config_map = volume.config_map.as_ref().map(|source| folders.config_map(space, &source.name));
         config_map.or_else(|| volume.empty_dir.as_ref().map(|_| pod.join(name)))
@@ -125,20 +124,4 @@ fn endpoints(name: &str, space: &str, port: i32, store: &Store) -> Result<String
         })
         .collect();
     if urls.is_empty() { Err(NotYet(format!("Service {space}/{name} has no pods"))) } else { Ok(urls.join(",")) }
-}
-
-fn env(variable: &EnvVar, store: &Store, space: &str) -> Result<(String, String), NotYet> {
-    let name = variable.name.clone();
-    if let Some(value) = &variable.value {
-        return Ok((name, value.clone()));
-    }
-    let Some(reference) = variable.value_from.as_ref().and_then(|source| source.secret_key_ref.as_ref()) else {
-        return Err(NotYet(format!("environment variable {name} has a source that local mode does not know")));
-    };
-    let secret: Option<Secret> = store.get(space, &reference.name);
-    let bytes = secret.and_then(|secret| secret.data?.remove(&reference.key));
-    let bytes = bytes.ok_or_else(|| NotYet(format!("Secret {space}/{} has no key {:?}", reference.name, reference.key)))?;
-    let text =
-        String::from_utf8(bytes.0).map_err(|_| NotYet(format!("Secret {space}/{}: key {:?} is no text", reference.name, reference.key)))?;
-    Ok((name, text))
 }

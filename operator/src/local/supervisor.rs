@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::json;
@@ -111,7 +111,8 @@ impl Supervisor {
             fs::remove_file(path)?;
         }
         self.folders.bind_claims(&mut self.store, now)?;
-        self.store.list::<ConfigMap>().iter().try_for_each(|config_map| self.folders.write_config_map(config_map))
+        self.store.list::<ConfigMap>().iter().try_for_each(|config_map| self.folders.write_config_map(config_map))?;
+        self.store.list::<Secret>().iter().try_for_each(|secret| self.folders.write_secret(secret))
     }
 }
 

@@ -51,7 +51,6 @@ pub fn build(pool: &Validated) -> Children {
         image: &pool.image,
         subcommand: "base",
         args: vec![("--model", model)],
-        env: Vec::new(),
         port: names::POOL_PORT,
         mounts: vec![Mount { name: "model", path: names::MODEL_DIR, source, read_only: true }],
         before,

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use carryon_crds::common::{LocalReference, PodTemplate, Resources};
+use carryon_crds::deployment::SecretKey;
 use carryon_crds::names;
 use k8s_openapi::api::core::v1::{
-    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, HTTPGetAction, ImageVolumeSource,
+    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction, ImageVolumeSource, KeyToPath,
     Lifecycle, LifecycleHandler, LocalObjectReference, PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec,
-    Probe, ResourceClaim, ResourceRequirements, SeccompProfile, SecurityContext, SleepAction, Volume, VolumeMount,
+    Probe, ResourceClaim, ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, SleepAction, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -15,6 +16,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::meta::Owner;
 use super::quantity;
 
+/// Mode of a mounted Secret's files, which are root's: the pod's container may have any UID and group, and nobody else sees them.
+const SECRET_MODE: i32 = 0o444;
 /// Time for the end of a pod to reach every node's Service rules.
 pub const LINGER_SECONDS: i64 = 5;
 
@@ -32,8 +35,6 @@ pub struct Role<'a> {
     pub subcommand: &'static str,
     /// Arguments beside `--config`, `--listen` and `--threads`.
     pub args: Vec<(&'static str, String)>,
-    /// Environment.
-    pub env: Vec<EnvVar>,
     /// Port of the one listener.
     pub port: i32,
     /// Volumes beside configuration and `/tmp`.
@@ -72,6 +73,8 @@ pub enum MountSource {
     Claim(String),
     /// A ConfigMap.
     ConfigMap(String),
+    /// One key of a Secret: a file of that name.
+    Secret(SecretKey),
     /// An image.
     Image(String),
     /// Nowhere: it is empty at first.
@@ -198,7 +201,6 @@ fn container(role: Role<'_>, mounts: Vec<VolumeMount>) -> Container {
         image: Some(role.template.image.clone().unwrap_or_else(|| role.image.to_owned())),
         command: Some(vec![names::WORKER.to_owned()]),
         args: Some(args),
-        env: (!role.env.is_empty()).then_some(role.env),
         ports: Some(vec![ContainerPort {
             name: Some("http".to_owned()),
             container_port: role.port,
@@ -283,6 +285,12 @@ fn volume(name: &str, source: &MountSource) -> Volume {
             ..Volume::default()
         },
         MountSource::ConfigMap(config_map) => Volume { name, config_map: Some(config_map_volume(config_map)), ..Volume::default() },
+        MountSource::Secret(secret) => {
+            let key = KeyToPath { key: secret.key.clone(), path: secret.key.clone(), mode: None };
+            let (secret_name, default_mode) = (Some(secret.name.clone()), Some(SECRET_MODE));
+            let secret = SecretVolumeSource { secret_name, items: Some(vec![key]), default_mode, optional: None };
+            Volume { name, secret: Some(secret), ..Volume::default() }
+        }
         MountSource::Image(reference) => {
             let image = ImageVolumeSource { reference: Some(reference.clone()), pull_policy: None };
             Volume { name, image: Some(image), ..Volume::default() }

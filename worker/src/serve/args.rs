@@ -18,6 +18,9 @@ pub struct ServeArgs {
     /// Address of the API.
     #[arg(long, default_value = "127.0.0.1:8000")]
     pub listen: SocketAddr,
+    /// File with the key that clients must send as a bearer token; it may change at any time. None is asked for when absent.
+    #[arg(long)]
+    pub api_key_file: Option<PathBuf>,
     /// Seconds that a request waits for a pool that restarts or is away.
     #[arg(long, default_value_t = 60)]
     pub patience_seconds: u64,

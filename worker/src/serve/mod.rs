@@ -14,6 +14,7 @@ mod completions;
 mod error;
 mod gateway;
 mod generation;
+mod key;
 mod metrics;
 mod parameters;
 mod request;
@@ -106,11 +107,11 @@ impl ServeError {
     }
 }
 
-/// Serves until SIGTERM or SIGINT, then lets answers end. Blocks. `api_key`: what clients must send, if anything.
+/// Serves until SIGTERM or SIGINT, then lets answers end. Blocks.
 ///
 /// # Errors
 /// A configuration or head that cannot be used, a pool that refuses it for good, an address that cannot be listened on.
-pub fn run(args: &ServeArgs, api_key: Option<String>) -> Result<ExitCode, ServeError> {
+pub fn run(args: &ServeArgs) -> Result<ExitCode, ServeError> {
     let system = |what: &str| {
         let what = what.to_owned();
         |cause| ServeError::System { what, cause }
@@ -125,7 +126,7 @@ pub fn run(args: &ServeArgs, api_key: Option<String>) -> Result<ExitCode, ServeE
             config: read_config(&args.config)?,
             pool: args.pool.clone(),
             head: args.head.clone(),
-            api_key: api_key.filter(|key| !key.is_empty()),
+            api_key_file: args.api_key_file.clone(),
             patience: Duration::from_secs(args.patience_seconds),
         };
         let mut terminate = signal(SignalKind::terminate()).map_err(system("hear signals"))?;
@@ -148,8 +149,8 @@ pub struct Settings {
     pub pool: Vec<String>,
     /// Folder of the artifact.
     pub head: PathBuf,
-    /// What clients must send, if anything.
-    pub api_key: Option<String>,
+    /// File with the key that clients must send; none is asked for when absent.
+    pub api_key_file: Option<PathBuf>,
     /// How long a request waits for a pool that is away.
     pub patience: Duration,
 }
@@ -159,9 +160,9 @@ pub struct Settings {
 /// # Errors
 /// As for [`run`].
 pub async fn serve(listener: TcpListener, settings: Settings, told_to_stop: impl Future<Output = ()>) -> Result<(), ServeError> {
-    let Settings { config, pool, head, api_key, patience } = settings;
+    let Settings { config, pool, head, api_key_file, patience } = settings;
     let artifact = Artifact::read(&head, &config.digest)?;
-    let app = App::new(&config.served_model_name, api_key.as_deref(), Metrics::new()?);
+    let app = App::new(&config.served_model_name, api_key_file, Metrics::new()?);
     let (stop, mut stopped) = watch::channel(());
     let drained = async move {
         // The sender says nothing: it is dropped.

@@ -1,6 +1,8 @@
 //! The routes of a gateway: who may ask, what is asked, what is counted.
 
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::Body;
@@ -10,11 +12,11 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Json, Response};
 use axum::routing::{get, post};
 use carryon_crds::job::Task;
-use carryon_crds::wire::digest;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::gateway::Gateway;
+use super::key::Key;
 use super::metrics::Metrics;
 use super::request::Names;
 use super::respond::now;
@@ -31,16 +33,15 @@ pub(super) struct App {
     pub(super) gateway: OnceLock<Arc<Gateway>>,
     /// Counters.
     pub(super) metrics: Metrics,
-    /// Digest of the key clients must send; anyone may ask when absent.
-    key: Option<String>,
+    /// What clients must send; anyone may ask when absent.
+    key: Option<Key>,
     started: u64,
 }
 
 impl App {
     /// An app that is not ready yet.
-    pub(super) fn new(name: &str, key: Option<&str>, metrics: Metrics) -> Arc<Self> {
-        let key = key.map(|key| digest(key.as_bytes()));
-        Arc::new(Self { names: Names::new(name), gateway: OnceLock::new(), metrics, key, started: now() })
+    pub(super) fn new(name: &str, key_file: Option<PathBuf>, metrics: Metrics) -> Arc<Self> {
+        Arc::new(Self { names: Names::new(name), gateway: OnceLock::new(), metrics, key: key_file.map(Key::new), started: now() })
     }
 
     fn ready(&self) -> Result<&Arc<Gateway>, ApiError> {
@@ -63,11 +64,11 @@ pub(super) fn router(app: Arc<App>) -> Router {
     api.merge(probes).fallback(unknown).method_not_allowed_fallback(wrong).with_state(app)
 }
 
-/// Checks the key and counts the answer. Digests are compared, so that the time taken says nothing of the key.
+/// Checks the key and counts the answer.
 async fn admit(State(app): State<Arc<App>>, route: MatchedPath, request: Request, next: Next) -> Response {
     let sent = request.headers().get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
     let response = match &app.key {
-        Some(key) if sent.map(digest).as_ref() != Some(key) => ApiError::unauthorized().into_response(),
+        Some(key) if !key.fits(sent, Instant::now()) => ApiError::unauthorized().into_response(),
         _ => next.run(request).await,
     };
     app.metrics.requests.with_label_values(&[route.as_str(), response.status().as_str()]).inc();

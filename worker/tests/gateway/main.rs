@@ -47,7 +47,7 @@ fn head(task: &str, change: impl FnOnce(&mut Value)) -> Vec<u8> {
 fn settings(folder: &Path, head: &[u8], pool: String) -> Settings {
     std::fs::write(folder.join("head.safetensors"), head).unwrap();
     let config = ServeConfig { served_model_name: "maths".into(), digest: digest(head) };
-    Settings { config, pool: vec![pool], head: folder.to_owned(), api_key: None, patience: Duration::from_secs(2) }
+    Settings { config, pool: vec![pool], head: folder.to_owned(), api_key_file: None, patience: Duration::from_secs(2) }
 }
 
 impl Gateway {
@@ -280,13 +280,25 @@ async fn a_classifier_gives_labels_and_no_text() {
 }
 
 #[tokio::test]
-async fn a_key_is_asked_for_where_one_is_set() {
-    let gateway = Gateway::start_with("CausalLM", |settings| settings.api_key = Some("secret".into())).await;
-    for (key, status) in [(None, 401), (Some("wrong"), 401), (Some("secret"), 200)] {
+async fn a_key_is_asked_for_where_one_is_set_and_a_new_one_counts_without_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("key");
+    let gateway = Gateway::start_with("CausalLM", |settings| settings.api_key_file = Some(file.clone())).await;
+    let ask = async |key: Option<&str>| {
         let mut request = gateway.http.get(format!("{}/v1/models", gateway.url));
         request = key.into_iter().fold(request, |request, key| request.bearer_auth(key));
-        assert_eq!(request.send().await.unwrap().status(), status, "{key:?}");
-    }
+        request.send().await.unwrap().status().as_u16()
+    };
+    // Before there is a key, and when it is taken away, nobody may ask.
+    assert_eq!((ask(None).await, ask(Some("")).await), (401, 401));
+    std::fs::write(&file, "old\n").unwrap();
+    wait("the first key", async || ask(Some("old")).await == 200).await;
+    assert_eq!((ask(None).await, ask(Some("new")).await), (401, 401));
+    std::fs::write(&file, "new").unwrap();
+    wait("the second key", async || ask(Some("new")).await == 200).await;
+    assert_eq!(ask(Some("old")).await, 401);
+    std::fs::remove_file(&file).unwrap();
+    wait("no key", async || ask(Some("new")).await == 401).await;
 }
 
 #[tokio::test]
