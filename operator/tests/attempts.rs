@@ -4,6 +4,7 @@
 mod common;
 
 use carryon_crds::names;
+use carryon_crds::wire::Progress;
 use carryon_operator::job;
 use common::scene::{Scene, done, named, pool};
 use serde_json::json;
@@ -197,4 +198,19 @@ fn a_figure_that_is_not_finite_is_left_out() {
     scene.reconcile();
     let progress = scene.job.status.as_ref().unwrap().progress.clone().unwrap();
     assert_eq!((progress.step, progress.train_loss, progress.eval_loss.as_deref()), (3, None, Some("0.2500")));
+}
+
+#[test]
+fn what_a_trainer_said_stands_until_it_says_something_else() {
+    let mut scene = Scene::new(json!({}));
+    scene.reconcile();
+    scene.reconcile();
+    scene.observed.progress = Some(Progress { phase: "training".to_owned(), step: 3, total_steps: 9, ..Progress::default() });
+    scene.reconcile();
+    assert_eq!(scene.says(), "Ready Running: attempt 1 on BaseModelPool default/smollm2: training");
+    // An operator that has only started has not asked it yet.
+    let before = scene.job.status.clone();
+    scene.observed.progress = None;
+    scene.reconcile();
+    assert_eq!(scene.job.status, before);
 }

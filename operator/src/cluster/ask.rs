@@ -1,24 +1,34 @@
 //! What workers say of themselves over HTTP: pools of their model, trainers of their progress.
+//!
+//! They are asked beside the reconciles, which say whom they want to hear of and read the last answer. A [`Round`] asks those pods in turn, so many a
+//! second over all objects, and wakes the object when the answer is news. So a pod that answers slowly, without end or not at all costs its own
+//! object an answer and the others nothing, and figures lead to no more status writes a second than there are asks. What a pod has said is
+//! forgotten with the pod.
+
+mod get;
+mod round;
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use carryon_crds::wire::{ModelDescription, Progress};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
-use serde::de::DeserializeOwned;
 
-use crate::shared::worker;
+pub use self::get::{Http, MOST_BYTES, Unheard};
+pub use self::round::{Pace, Round};
 
 /// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// Trainers: twenty a second, each of them every five seconds at most.
+const TRAINERS: Pace = Pace { between: Duration::from_millis(50), again: Some(Duration::from_secs(5)) };
+/// Pools: a container's model never changes, so there is one answer to wait for.
+const POOLS: Pace = Pace { between: Duration::from_millis(10), again: None };
 
-/// Asks pods.
+/// Asks the pods that reconciles want to hear of.
 pub struct Ask {
-    http: reqwest::Client,
-    /// A container's model never changes: asked once, by pod name, container and address.
-    models: Mutex<BTreeMap<String, ModelDescription>>,
+    models: Round<ModelDescription>,
+    progress: Round<Progress>,
 }
 
 impl Ask {
@@ -27,44 +37,22 @@ impl Ask {
     /// # Errors
     /// When no HTTP client can be made.
     pub fn new() -> reqwest::Result<Self> {
-        // Pods are not reached through a proxy.
-        let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
-        Ok(Self { http, models: Mutex::default() })
+        let http = Http::new(PATIENCE)?;
+        Ok(Self { models: Round::new(http.clone(), "/v1/model", POOLS), progress: Round::new(http, "/progress", TRAINERS) })
     }
 
-    /// The models of pods, by pod name; those that do not answer are left out.
-    pub async fn models(&self, pods: impl Iterator<Item = &Pod>) -> BTreeMap<String, ModelDescription> {
-        let answers = pods.map(|pod| async move { Some((pod.name_any(), self.model(pod).await?)) });
-        futures::future::join_all(answers).await.into_iter().flatten().collect()
+    /// The models of pods, by pod name; those not known yet are left out, and their pool is woken when they are.
+    pub fn models<'a>(&self, pods: impl Iterator<Item = &'a Pod>) -> BTreeMap<String, ModelDescription> {
+        pods.filter_map(|pod| Some((pod.name_any(), self.models.hear(pod)?))).collect()
     }
 
-    /// A trainer's progress.
-    pub async fn progress(&self, pod: &Pod) -> Option<Progress> {
-        self.get(pod, "/progress").await
+    /// What a trainer said last; its job is woken when it says something else.
+    pub fn progress(&self, pod: &Pod) -> Option<Progress> {
+        self.progress.hear(pod)
     }
 
-    async fn model(&self, pod: &Pod) -> Option<ModelDescription> {
-        let container = worker::status(pod)?.container_id.clone().unwrap_or_default();
-        let space = pod.namespace().unwrap_or_default();
-        let prefix = format!("{space}/{}/", pod.name_any());
-        let key = format!("{prefix}{}/{container}", pod.uid().unwrap_or_default());
-        let models = || self.models.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = models().get(&key) {
-            return Some(known.clone());
-        }
-        let model: ModelDescription = self.get(pod, "/v1/model").await?;
-        let mut models = models();
-        models.retain(|known, _| !known.starts_with(&prefix));
-        models.insert(key, model.clone());
-        Some(model)
-    }
-
-    async fn get<T: DeserializeOwned>(&self, pod: &Pod, path: &str) -> Option<T> {
-        let ip = pod.status.as_ref()?.pod_ip.as_deref()?;
-        let port = worker::port(pod)?;
-        let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
-        let url = format!("http://{host}:{port}{path}");
-        let answer = async { self.http.get(&url).send().await?.error_for_status()?.json().await };
-        answer.await.inspect_err(|error: &reqwest::Error| tracing::debug!(%error, pod = pod.name_any(), "no answer")).ok()
+    /// Asks without end. `lives(namespace, name, uid)` says whether a pod is still there; `pool` and `job` are woken by namespace and name.
+    pub async fn run(&self, lives: impl Fn(&str, &str, &str) -> bool, pool: impl Fn(&str, &str), job: impl Fn(&str, &str)) {
+        futures::future::join(self.models.run(&lives, pool), self.progress.run(&lives, job)).await;
     }
 }

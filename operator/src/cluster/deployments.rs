@@ -21,7 +21,7 @@ impl Kind for CarryOnDeployment {
             Err(refusal) => Err(refusal),
         };
         let status = deployment::status(self, outcome.as_ref().map(|(validated, applied)| (validated, applied)), &observed, now);
-        Ok(Some(Turn { status, again: retry(outcome.is_err()), quiet: None }))
+        Ok(Some(Turn { status, again: retry(outcome.is_err()) }))
     }
 
     fn observed_generation(status: &Self::Status) -> Option<i64> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use carryon_crds::{CarryOnJob, CarryOnJobStatus};
+use carryon_crds::CarryOnJob;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::api::{DeleteParams, Preconditions};
@@ -20,9 +20,6 @@ use crate::job::trainers::{is_held, is_of, lives};
 use crate::job::{self, Applied, Children, Observed};
 use crate::shared::meta::namespace;
 use crate::shared::trouble::phase;
-
-/// How often a running trainer is asked for its progress.
-const PROGRESS: Duration = Duration::from_secs(5);
 
 impl Kind for CarryOnJob {
     async fn turn(&self, context: &Context, now: &Time) -> Result<Option<Turn<Self::Status>>, Failure> {
@@ -46,13 +43,12 @@ impl Kind for CarryOnJob {
         }
         let (ledger, plan) = plan(self, &observed, now);
         let next = job::until_next(self, &ledger, &plan, now);
-        let runs = observed.pods.iter().any(|pod| phase(pod) == "Running" && lives(pod)).then_some(PROGRESS);
         let soon = |seconds: Option<i64>| seconds.map(|seconds| Duration::from_secs(seconds.unsigned_abs().max(1)));
         let lacking = observed.attempt.as_ref().is_some_and(|attempt| job::lacks_pod(attempt, observed.pods_of_present().iter()));
         // A finished job that is served is kept; its deployments wake it when they change.
         let life = soon(life.filter(|left| *left > 0));
-        let again = [soon(next), runs, life, retry(outcome.is_err() || lacking)].into_iter().flatten().min();
-        Ok(Some(Turn { status, again, quiet: Some(PROGRESS) }))
+        let again = [soon(next), life, retry(outcome.is_err() || lacking)].into_iter().flatten().min();
+        Ok(Some(Turn { status, again }))
     }
 
     /// Its trainers may go without a word.
@@ -68,10 +64,6 @@ impl Kind for CarryOnJob {
     fn conditions(status: &Self::Status) -> &[Condition] {
         &status.conditions
     }
-
-    fn differs_in_figures_only(old: &Self::Status, new: &Self::Status) -> bool {
-        CarryOnJobStatus { progress: new.progress.clone(), ..old.clone() } == *new
-    }
 }
 
 async fn observe(job: &CarryOnJob, context: &Context) -> Result<Observed, Failure> {
@@ -85,10 +77,7 @@ async fn observe(job: &CarryOnJob, context: &Context) -> Result<Observed, Failur
         Some(attempt) => refused(attempt, &context.client).await,
         None => None,
     };
-    let progress = match of_present().find(|pod| phase(pod) == "Running" && lives(pod)) {
-        Some(pod) => context.ask.progress(pod).await,
-        None => None,
-    };
+    let progress = of_present().find(|pod| phase(pod) == "Running" && lives(pod)).and_then(|pod| context.ask.progress(pod));
     let named = [spec.data.source.persistent_volume_claim.as_ref(), Some(&spec.output.persistent_volume_claim)].into_iter().flatten();
     Ok(Observed {
         pool: spec.pools.first().and_then(|pool| caches.pools.get(&space, &pool.name)),

@@ -97,8 +97,6 @@ pub struct Turn<S> {
     pub status: S,
     /// When to look again at the latest.
     pub again: Option<Duration>,
-    /// When a status that says no more than the last one but for its figures may be written again.
-    pub quiet: Option<Duration>,
 }
 
 /// One of the three kinds.
@@ -126,11 +124,6 @@ pub trait Kind:
 
     /// The conditions of a status.
     fn conditions(status: &Self::Status) -> &[Condition];
-
-    /// Whether two statuses differ in measured figures only.
-    fn differs_in_figures_only(_: &Self::Status, _: &Self::Status) -> bool {
-        false
-    }
 }
 
 /// Reconciles the objects of a kind that come out of `queue`, without end.
@@ -187,13 +180,6 @@ async fn reconcile<K: Kind>(object: &Guarded<K>, context: &Context) -> Result<Op
 async fn conclude<K: Kind>(object: &K, turn: Turn<K::Status>, context: &Context) -> Result<Option<Duration>, Failure> {
     let again = Some(turn.again.map_or_else(|| spread(RESYNC, &path(object)), |again| again.min(RESYNC)));
     if object.status() == Some(&turn.status) {
-        return Ok(again);
-    }
-    let figures = object.status().is_some_and(|old| K::differs_in_figures_only(old, &turn.status));
-    let last = lock(&context.written).get(&path(object)).map(|written| written.at);
-    if let (true, Some(quiet), Some(last)) = (figures, turn.quiet, last)
-        && last.elapsed() < quiet
-    {
         return Ok(again);
     }
     // Of this version only: a status that somebody else has changed meanwhile is looked at first.

@@ -43,6 +43,7 @@ use self::queue::Queue;
 use self::wake::Wake;
 use self::written::Written;
 use crate::shared::Settings;
+use crate::shared::trouble::phase;
 
 /// Arguments of `carryon-operator run`.
 #[derive(Clone, Debug, clap::Args)]
@@ -136,7 +137,14 @@ async fn work(args: RunArgs, client: Client, endpoint: Endpoint, leader: leader:
         let context = Arc::new(context);
         endpoint.ready(context.clone());
         tracing::info!("working as {}", args.identity);
+        let lives = |namespace: &str, name: &str, uid: &str| {
+            let pod = caches.pods.get(namespace, name).filter(|pod| phase(pod) == "Running");
+            pod.is_some_and(|pod| pod.metadata.uid.as_deref() == Some(uid))
+        };
+        let (pools, jobs) = (wake.pools.clone(), wake.jobs.clone());
+        let asks = context.ask.run(lives, |namespace, pool| pools.push(namespace, pool), |namespace, job| jobs.push(namespace, job));
         tokio::select! {
+            () = asks => anyhow::bail!("pods are asked no more"),
             () = pending.write(recorder) => anyhow::bail!("the events have ended"),
             () = kinds::run(context.clone(), wake.pools, caches.pools.store()) => anyhow::bail!("the queue of pools has ended"),
             () = kinds::run(context.clone(), wake.jobs, caches.jobs.store()) => anyhow::bail!("the queue of jobs has ended"),

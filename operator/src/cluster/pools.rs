@@ -24,11 +24,9 @@ impl Kind for BaseModelPool {
             Err(refusal) => Err(refusal),
         };
         let status = pool::status(self, outcome.as_ref().map(|(validated, applied)| (validated, applied)), &observed, now);
-        // A ready pod whose description did not come is asked again.
-        let unknown = observed.pods.iter().filter(|pod| is_ready(pod)).count() > observed.models.len();
         // Time alone ends its patience.
         let unready = !is_true(&status.conditions, READY);
-        Ok(Some(Turn { status, again: retry(unready || unknown), quiet: None }))
+        Ok(Some(Turn { status, again: retry(unready) }))
     }
 
     fn observed_generation(status: &Self::Status) -> Option<i64> {
@@ -50,7 +48,7 @@ async fn observe(pool: &BaseModelPool, context: &Context) -> Observed {
     };
     let claim = source.and_then(|path| caches.claims.claim(&namespace(pool), &path.claim_name));
     let pods = caches.pods_of(&Owner::of(pool, "pool"));
-    let models = context.ask.models(pods.iter().filter(|pod| is_ready(pod))).await;
+    let models = context.ask.models(pods.iter().filter(|pod| is_ready(pod)));
     Observed { claim, pods, refused, models, nodes: caches.nodes.as_ref().map(|nodes| nodes.list(|_| true)) }
 }
 

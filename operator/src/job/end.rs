@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::Observed;
 use super::trainers::{lives, was_stopped};
+use crate::shared::said::Said as _;
 use crate::shared::trouble::{last_end, last_line};
 
 /// The end of an attempt.
@@ -36,7 +37,7 @@ pub fn end(attempt: &AttemptStatus, observed: &Observed) -> Option<End> {
     let last = pods.iter().filter(|pod| last_end(pod).is_some()).max_by_key(|pod| finished(pod));
     let terminated = last.and_then(|pod| last_end(pod));
     let said = terminated.and_then(|end| end.message.as_deref());
-    let words = said.and_then(|text| serde_json::from_str::<TerminationMessage>(text).ok());
+    let words = said.and_then(|text| serde_json::from_str::<TerminationMessage>(text).ok()).map(TerminationMessage::fit);
     let told = || job.and_then(|job| told_exit_code(job).or(condition(job, "Complete").map(|_| ExitCode::Complete as i32)));
     let exit_code = terminated.map(|end| end.exit_code).or_else(told);
     let elsewhere = terminated.is_none() && job.is_some_and(|job| manager(job).is_some());

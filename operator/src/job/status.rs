@@ -20,11 +20,7 @@ use crate::shared::Refusal;
 use crate::shared::kstatus::Standing;
 use crate::shared::meta::namespace;
 use crate::shared::rollout::{FAILED_CREATE, refusal};
-use crate::shared::text::bounded;
 use crate::shared::trouble::{self, phase};
-
-/// Characters of a trainer's phase in a message.
-const PHASE: usize = 64;
 
 /// The status of `job` after `outcome`. A look that was refused accounts for an end as any other does: what is written down here is let go.
 pub fn status(job: &CarryOnJob, outcome: Result<(&Validated, &Applied), &Refusal>, observed: &Observed, now: &Time) -> CarryOnJobStatus {
@@ -122,10 +118,12 @@ fn attempt(job: &CarryOnJob, number: u32, observed: &Observed) -> Standing {
     if !living.iter().any(|pod| phase(pod) == "Running") {
         return starting(number);
     }
-    // A trainer that only starts, or has no more to say, does not answer.
-    let phase = observed.progress.as_ref().map_or_else(|| "its pod runs".to_owned(), |progress| bounded(&progress.phase, PHASE));
     let pool = job.spec.pools.first().map(|pool| pool.name.as_str()).unwrap_or_default();
-    Standing::current("Running", format!("attempt {number} on BaseModelPool {}/{pool}: {phase}", namespace(job)))
+    let runs = format!("attempt {number} on BaseModelPool {}/{pool}: ", namespace(job));
+    // A trainer that only starts, or was not asked yet by an operator that only starts, has said nothing new.
+    let said = observed.progress.as_ref().map(|progress| progress.phase.as_str());
+    let before = job.status.iter().flat_map(|status| &status.conditions).find_map(|condition| condition.message.strip_prefix(&runs));
+    Standing::current("Running", format!("{runs}{}", said.or(before).unwrap_or("its pod runs")))
 }
 
 fn artifact(job: &CarryOnJob, words: &TerminationMessage) -> Option<ArtifactStatus> {

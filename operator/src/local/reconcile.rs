@@ -20,6 +20,7 @@ use super::store::Store;
 use super::workloads;
 use crate::shared::Settings;
 use crate::shared::meta::namespace;
+use crate::shared::said::Said;
 use crate::shared::trouble::is_ready;
 use crate::{deployment, job, pool};
 
@@ -176,9 +177,10 @@ impl World<'_> {
     }
 
     /// What a pod last said at `path`.
-    fn ask<T: serde::de::DeserializeOwned>(&mut self, pod: &Pod, path: &str, period: Duration) -> Option<T> {
+    fn ask<T: Said>(&mut self, pod: &Pod, path: &str, period: Duration) -> Option<T> {
         let name = format!("Pod/{}{path}", super::store::scoped(&namespace(pod), &pod.name_any()));
         let body = self.polls.body(&name, &format!("{}{path}", address(pod)?), period)?;
-        serde_json::from_value(body).inspect_err(|error| tracing::debug!(%error, name, "answer not understood")).ok()
+        let said = serde_json::from_value::<T>(body).inspect_err(|error| tracing::debug!(%error, name, "answer not understood"));
+        said.ok().map(T::fit)
     }
 }

@@ -5,6 +5,7 @@ pub mod meta;
 pub mod pods;
 pub mod quantity;
 pub mod rollout;
+pub mod said;
 pub mod text;
 pub mod trouble;
 pub mod worker;
