@@ -92,14 +92,14 @@ fn a_pool_that_goes_is_missed_by_name_and_welcomed_back() {
     // The trainer waits for its pool by itself; an attempt more would not help it.
     let job: CarryOnJob = world.get("gone", "quickstart");
     assert_eq!(job.status.unwrap().attempt, 1);
-    world.hollow.fate("gone", "quickstart", Fate::complete("sha256:another base"));
+    world.hollow.fate("gone", "quickstart", Fate::complete("sha256:anotherbase"));
     world.until::<CarryOnJob>("gone", "quickstart", READY, "True", "Complete");
     let deployment = world.until::<CarryOnDeployment>("gone", "quickstart", READY, "False", "PoolNotFound");
     assert!(deployment.message(READY).contains("BaseModelPool gone/smollm2"), "{}", deployment.message(READY));
     // Back, but it is not the base that the head was trained on.
     world.cluster.apply("gone", &example("quickstart/pool.yaml"));
     let deployment = world.until::<CarryOnDeployment>("gone", "quickstart", STALLED, "True", "BaseModelDiffers");
-    assert!(deployment.message(READY).contains("sha256:another base"), "{}", deployment.message(READY));
+    assert!(deployment.message(READY).contains("sha256:anotherbase"), "{}", deployment.message(READY));
 
     // A job that is not to wait gives up.
     world.volumes("hasty");

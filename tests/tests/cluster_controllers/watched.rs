@@ -61,7 +61,7 @@ fn kstatus_never_calls_current_what_is_not_ready_and_failed_what_may_come() {
     let gateway = json!({ "spec": { "gateway": { "resources": { "limits": { "cpu": "2" } } } } });
     world.patch::<CarryOnDeployment>("good", "quickstart", gateway);
     world.quiet();
-    world.hollow.fate("bad", "quickstart", Fate::complete("sha256:another base"));
+    world.hollow.fate("bad", "quickstart", Fate::complete("sha256:anotherbase"));
     world.quickstart("bad");
     world.until::<CarryOnDeployment>("bad", "quickstart", STALLED, "True", "BaseModelDiffers");
 
