@@ -168,8 +168,9 @@ pub fn picture(world: &World, namespace: &str) -> Value {
 
 /// Takes out what differs from run to run.
 fn scrub(value: &mut Value, namespace: &str) {
-    const DRAWN: [&str; 13] = [
+    const DRAWN: [&str; 14] = [
         "uid",
+        "jobUid",
         "resourceVersion",
         "controller-uid",
         "batch.kubernetes.io/controller-uid",
