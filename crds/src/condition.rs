@@ -20,6 +20,29 @@ pub mod types {
     pub const SUSPENDED: &str = "Suspended";
 }
 
+/// What the statuses of the three kinds have in common.
+pub trait ObservedStatus {
+    /// The conditions.
+    fn conditions(&self) -> &[Condition];
+    /// Generation of the spec that the status speaks of.
+    fn observed_generation(&self) -> Option<i64>;
+}
+
+macro_rules! observed_status {
+    ($($status:ty),*) => {
+        $(impl ObservedStatus for $status {
+            fn conditions(&self) -> &[Condition] {
+                &self.conditions
+            }
+
+            fn observed_generation(&self) -> Option<i64> {
+                self.observed_generation
+            }
+        })*
+    };
+}
+observed_status!(crate::BaseModelPoolStatus, crate::CarryOnJobStatus, crate::CarryOnDeploymentStatus);
+
 /// What a status function says of one condition; the transition time is kept by [`set`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {

@@ -49,7 +49,7 @@ OPERATOR_RULES = [
     ("events.k8s.io", ["events"], ["create", "patch"]),
 ]
 # Of all namespaces only.
-NODE_RULES = [("", ["nodes"], READ)]
+CLUSTER_RULES = [("", ["nodes"], READ), ("coordination.k8s.io", ["leases"], ["list"])]
 LEASE_RULES = [("coordination.k8s.io", ["leases"], ["get", "create", "update", "patch"])]
 
 ACCEPTED = [
@@ -57,6 +57,7 @@ ACCEPTED = [
     {"podUser": "cluster"},
     {"podUser": 1000680000},
     {"watchNamespace": "team-a"},
+    {"leaseNamespace": "carry-on-leases"},
     {"image": {"digest": "sha256:" + "0" * 64}},
     {"resources": {"limits": {"cpu": 2, "memory": "1.5Gi"}}},
     {"logLevel": "info,kube[{target}]=debug"},
@@ -200,7 +201,7 @@ class Chart(unittest.TestCase):
                 self.assertEqual(group["properties"].keys(), values[key].keys(), key)
 
     def test_operator_may_do_what_its_interface_lists_and_nothing_else(self):
-        for arguments, kind, rules in [([], "ClusterRole", OPERATOR_RULES + NODE_RULES), (NAMESPACED, "Role", OPERATOR_RULES)]:
+        for arguments, kind, rules in [([], "ClusterRole", OPERATOR_RULES + CLUSTER_RULES), (NAMESPACED, "Role", OPERATOR_RULES)]:
             documents = objects(*arguments)
             roles = {role["metadata"]["name"]: role for role in of_kind(documents, "Role", "ClusterRole")}
             bindings = {binding["metadata"]["name"]: binding for binding in of_kind(documents, "RoleBinding", "ClusterRoleBinding")}
@@ -213,7 +214,7 @@ class Chart(unittest.TestCase):
                 self.assertEqual(binding["roleRef"]["name"], name)
                 self.assertEqual(binding["metadata"].get("namespace"), role["metadata"].get("namespace"))
                 self.assertEqual(binding["subjects"], [{"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}])
-                expected = ("Role", NAMESPACE) if want is LEASE_RULES else (kind, "team-a" if kind == "Role" else None)
+                expected = ("Role", "team-a" if kind == "Role" else "kube-system") if want is LEASE_RULES else (kind, "team-a" if kind == "Role" else None)
                 self.assertEqual((role["kind"], role["metadata"].get("namespace")), expected)
             self.assertEqual(set(roles), set() if kind == "Role" else {"carry-on-view", "carry-on-edit"})
 
@@ -240,7 +241,7 @@ class Chart(unittest.TestCase):
     def test_operator_is_started_as_its_interface_says(self):
         container = operator_of(objects(*NAMESPACED))["spec"]["containers"][0]
         want = ["run", "--worker-image", "ghcr.io/carry-on/worker:0.1.0", "--pod-user", "auto", "--namespace", "team-a", "--listen", "0.0.0.0:8080"]
-        want += ["--lease-namespace", NAMESPACE, "--lease-name", "carry-on-operator", "--identity", "$(POD_NAME)"]
+        want += ["--lease-namespace", "team-a", "--installation", f"{NAMESPACE}/carry-on", "--identity", "$(POD_NAME)"]
         self.assertEqual((container["command"], container["args"]), (["carryon-operator"], want))
 
     def test_operator_knows_the_options_it_is_started_with(self):

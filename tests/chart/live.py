@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from check import CHART, HERE, KINDS, LEASE_RULES, NODE_RULES, OPERATOR_RULES, ROOT, of_kind, operator_of, permissions
+from check import CHART, HERE, KINDS, LEASE_RULES, CLUSTER_RULES, OPERATOR_RULES, ROOT, of_kind, operator_of, permissions
 
 CRDS = [f"{kind}.carryon.dev" for kind in KINDS]
 
@@ -113,9 +113,9 @@ class Live(unittest.TestCase):
     def test_operator_of_all_namespaces_may_do_its_work_everywhere_and_no_more(self):
         install("carry-on", "carry-on-system")
         user = "system:serviceaccount:carry-on-system:carry-on-operator"
-        wanted = permissions(OPERATOR_RULES + NODE_RULES)
+        wanted = permissions(OPERATOR_RULES + CLUSTER_RULES)
         self.assertEqual(may(user, None, wanted), [True] * len(wanted))
-        self.assertEqual(may(user, "carry-on-system", permissions(LEASE_RULES)), [True] * 4)
+        self.assertEqual(may(user, "kube-system", permissions(LEASE_RULES)), [True] * 4)
         self.assertEqual(may(user, "default", permissions(LEASE_RULES)), [False] * 4)
         refused = [("", "secrets", "create"), ("", "pods", "create"), ("carryon.dev", "basemodelpools", "delete"), ("apps", "daemonsets", "get")]
         self.assertEqual(may(user, "default", refused), [False] * len(refused))

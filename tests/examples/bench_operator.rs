@@ -146,7 +146,7 @@ fn start_operator(cluster: &TestCluster) -> Process {
     let file = std::env::temp_dir().join(format!("carryon-bench-{}.json", std::process::id()));
     std::fs::write(&file, config.to_string()).unwrap();
     let operator = Command::new(binary("carryon-operator"))
-        .args(["run", "--listen", LISTEN])
+        .args(["run", "--without-lease", "--listen", LISTEN])
         .env("KUBECONFIG", &file)
         .stdout(Stdio::null())
         .spawn()

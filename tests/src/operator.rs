@@ -1,17 +1,19 @@
-//! The operator inside the test, with the rights its chart gives it, so that it can be ended after any of its writes.
+//! The operator inside the test, with the rights its chart gives it, so that it can be ended after any of its writes and cut off.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
+use carryon_operator::cluster::clients::Clients;
 use carryon_operator::cluster::pod_user::PodUser;
 use carryon_operator::cluster::{RunArgs, operate};
 use carryon_operator::shared::Settings;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use http::{Method, Request};
+use http::{HeaderValue, Method, Request};
 use kube::client::{Body, ClientBuilder};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tower::layer::layer_fn;
 use tower::{BoxError, Service};
 
@@ -22,17 +24,44 @@ const HOME: &str = "carry-on-system";
 /// Who the operator is, to the API server.
 pub const ACCOUNT: &str = "system:serviceaccount:carry-on-system:carry-on-operator";
 
+/// How an operator is to be started.
+pub struct Options<'a> {
+    /// The one namespace it works on; none for all.
+    pub namespace: Option<&'a str>,
+    /// After which write it hears no more.
+    pub last: usize,
+    /// Its name in the Lease, and as the program that the audit log names; without one it works without a Lease.
+    pub candidate: Option<&'a str>,
+    /// Who has installed it.
+    pub installation: &'a str,
+}
+
+impl Default for Options<'_> {
+    fn default() -> Self {
+        Self { namespace: None, last: usize::MAX, candidate: None, installation: "test" }
+    }
+}
+
 /// A running operator; killed without a word when it is dropped.
 pub struct Operator {
     runtime: Option<tokio::runtime::Runtime>,
-    writes: Arc<Writes>,
+    way: Arc<Way>,
+    address: SocketAddr,
+    ended: Option<tokio::task::JoinHandle<()>>,
+    stop: Arc<Notify>,
 }
 
-/// How many requests that write were answered, and after which one the operator hears no more.
-struct Writes {
+/// The way to the API server, and what happens to it.
+struct Way {
+    /// Requests that write, and were answered.
     answered: AtomicUsize,
     last: usize,
     reached: Notify,
+    /// While it is cut, nothing that is sent arrives.
+    cut: watch::Sender<bool>,
+    /// While they are held, no list of pods begins.
+    lists_held: watch::Sender<bool>,
+    agent: HeaderValue,
 }
 
 impl Operator {
@@ -44,52 +73,103 @@ impl Operator {
         assert!(rendered.status.success(), "helm template: {}", String::from_utf8_lossy(&rendered.stderr));
         let rendered = String::from_utf8_lossy(&rendered.stdout);
         let wanted = ["CustomResourceDefinition", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
-        let wanted: Vec<&str> = rendered
+        let wanted = rendered
             .split("\n---\n")
-            .filter(|document| wanted.iter().any(|kind| document.lines().any(|line| line == format!("kind: {kind}"))))
-            .collect();
+            .filter(|document| wanted.iter().any(|kind| document.lines().any(|line| line == format!("kind: {kind}"))));
+        let (elsewhere, here): (Vec<&str>, Vec<&str>) = wanted.partition(|document| document.contains("\n  namespace: kube-system\n"));
         cluster.kubectl(&["create", "namespace", HOME]);
-        cluster.apply(HOME, &wanted.join("\n---\n"));
+        cluster.apply("kube-system", &elsewhere.join("\n---\n"));
+        cluster.apply(HOME, &here.join("\n---\n"));
         cluster.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]);
     }
 
     /// Works on all namespaces, or on one.
     pub fn start(cluster: &TestCluster, namespace: Option<&str>) -> Self {
-        Self::start_mortal(cluster, namespace, usize::MAX)
+        Self::start_with(cluster, Options { namespace, ..Options::default() })
     }
 
     /// Hears nothing of what it wrote last: write number `last`, counted from 1, is carried out and not answered.
     pub fn start_mortal(cluster: &TestCluster, namespace: Option<&str>, last: usize) -> Self {
-        let writes = Arc::new(Writes { answered: AtomicUsize::new(0), last, reached: Notify::new() });
+        Self::start_with(cluster, Options { namespace, last, ..Options::default() })
+    }
+
+    /// Works as it is told.
+    ///
+    /// # Panics
+    /// When no port is free, or no runtime starts.
+    pub fn start_with(cluster: &TestCluster, options: Options<'_>) -> Self {
+        let address = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port is free");
+        let agent = HeaderValue::from_str(options.candidate.unwrap_or("carryon-operator")).expect("a name is a header");
+        let (cut, lists_held) = (watch::Sender::new(false), watch::Sender::new(false));
+        let way = Arc::new(Way { answered: AtomicUsize::new(0), last: options.last, reached: Notify::new(), cut, lists_held, agent });
         let args = RunArgs {
             worker_image: Settings::default().worker_image,
             pod_user: PodUser::Auto,
-            namespace: namespace.map(str::to_owned),
-            listen: ([127, 0, 0, 1], 0).into(),
+            namespace: options.namespace.map(str::to_owned),
+            listen: address,
             lease_namespace: None,
-            lease_name: String::new(),
-            identity: "test".to_owned(),
+            without_lease: options.candidate.is_none(),
+            installation: options.installation.to_owned(),
+            identity: options.candidate.unwrap_or("test").to_owned(),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime starts");
         let _ = tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::WARN).with_test_writer().try_init();
-        let (config, counted) = (cluster.config_as(ACCOUNT), writes.clone());
-        runtime.spawn(async move {
-            let layer = layer_fn(move |inner| Mortal { inner, writes: counted.clone() });
-            let client = ClientBuilder::try_from(config).expect("the configuration makes a client").with_layer(&layer).build();
-            let ended = operate(args, client, std::future::pending()).await;
+        let (config, taken, stop) = (cluster.config_as(ACCOUNT), way.clone(), Arc::new(Notify::new()));
+        let stopped = stop.clone();
+        let ended = runtime.spawn(async move {
+            let layer = layer_fn(move |inner| Mortal { inner, way: taken.clone() });
+            let clients = Clients::new(&config, |config| Ok(ClientBuilder::try_from(config)?.with_layer(&layer).build()));
+            let asked = async move {
+                stopped.notified().await;
+                Ok(())
+            };
+            let ended = operate(args, clients.expect("the configuration makes a client"), asked).await;
             eprintln!("the operator has ended: {ended:?}");
         });
-        Self { runtime: Some(runtime), writes }
+        Self { runtime: Some(runtime), way, address, ended: Some(ended), stop }
     }
 
     /// Requests that wrote something, or tried to, and were answered.
     pub fn writes(&self) -> usize {
-        self.writes.answered.load(Ordering::SeqCst)
+        self.way.answered.load(Ordering::SeqCst)
     }
 
     /// Returns when the last write is done.
     pub async fn reached(&self) {
-        self.writes.reached.notified().await;
+        self.way.reached.notified().await;
+    }
+
+    /// From now on nothing that it sends arrives, or everything does again.
+    pub fn cut(&self, cut: bool) {
+        self.way.cut.send_replace(cut);
+    }
+
+    /// From now on it cannot list pods, or can again.
+    pub fn hold_lists(&self, held: bool) {
+        self.way.lists_held.send_replace(held);
+    }
+
+    /// Status and words of `/readyz`; none when it does not answer.
+    pub async fn ready(&self) -> Option<(u16, String)> {
+        let client = reqwest::Client::builder().no_proxy().build().ok()?;
+        let answer = client.get(format!("http://{}/readyz", self.address)).send().await.ok()?;
+        Some((answer.status().as_u16(), answer.text().await.ok()?))
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&self) -> bool {
+        self.ended.as_ref().is_some_and(tokio::task::JoinHandle::is_finished)
+    }
+
+    /// Ends it as SIGTERM does.
+    ///
+    /// # Panics
+    /// When it panicked.
+    pub fn stop(mut self, cluster: &TestCluster) {
+        self.stop.notify_one();
+        if let Some(ended) = self.ended.take() {
+            cluster.block_on(ended).expect("it does not panic");
+        }
     }
 }
 
@@ -101,10 +181,10 @@ impl Drop for Operator {
     }
 }
 
-/// A way to the API server that goes dead after the last write.
+/// A way to the API server that goes dead after the last write, or when it is cut.
 struct Mortal<S> {
     inner: S,
-    writes: Arc<Writes>,
+    way: Arc<Way>,
 }
 
 impl<S> Service<Request<Body>> for Mortal<S>
@@ -121,21 +201,33 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let writes = self.writes.clone();
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let way = self.way.clone();
+        request.headers_mut().insert(http::header::USER_AGENT, way.agent.clone());
+        if *way.cut.borrow() {
+            return std::future::pending().boxed();
+        }
         if request.method() == Method::GET {
-            return self.inner.call(request).boxed();
+            let lists_pods = request.uri().path().ends_with("/pods") && !request.uri().query().unwrap_or_default().contains("watch=");
+            let (mut held, answer) = (way.lists_held.subscribe(), self.inner.call(request));
+            return async move {
+                if lists_pods {
+                    let _ = held.wait_for(|held| !held).await;
+                }
+                answer.await
+            }
+            .boxed();
         }
         // Numbered when it is sent: what comes after the last is not sent.
-        let number = writes.answered.fetch_add(1, Ordering::SeqCst) + 1;
-        if number > writes.last {
+        let number = way.answered.fetch_add(1, Ordering::SeqCst) + 1;
+        if number > way.last {
             return std::future::pending().boxed();
         }
         let answer = self.inner.call(request);
         async move {
             let answer = answer.await;
-            if number == writes.last {
-                writes.reached.notify_one();
+            if number == way.last {
+                way.reached.notify_one();
                 return std::future::pending().await;
             }
             answer

@@ -24,6 +24,41 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("serve", &["exchange", "text", "files"]),
 ];
 
+/// The files of the operator's `cluster/` and the files each may use: only such as stand above it.
+const CLUSTER: &[(&str, &[&str])] = &[
+    ("pod_user", &[]),
+    ("args", &["pod_user"]),
+    ("ask", &[]),
+    ("clients", &[]),
+    ("covers", &[]),
+    ("election", &[]),
+    ("events", &[]),
+    ("failure", &[]),
+    ("key", &[]),
+    ("status_patch", &[]),
+    ("store", &[]),
+    ("synced", &[]),
+    ("written", &[]),
+    ("watch", &["store", "synced", "written"]),
+    ("queue", &["key"]),
+    ("wake", &["key", "queue", "store", "watch"]),
+    ("leader", &["args", "election", "failure"]),
+    ("apply", &["covers", "failure", "written"]),
+    ("refused", &["apply"]),
+    ("context", &["apply", "ask", "events", "store", "written"]),
+    ("kinds", &["apply", "context", "failure", "key", "store"]),
+    ("attempts", &["apply", "context", "failure"]),
+    ("pools", &["apply", "context", "failure", "key", "kinds", "refused", "store"]),
+    ("jobs", &["apply", "attempts", "context", "failure", "key", "kinds", "refused", "store"]),
+    ("deployments", &["apply", "context", "failure", "key", "kinds", "store"]),
+    ("write_status", &["context", "failure", "key", "kinds", "status_patch"]),
+    ("reconcile", &["apply", "context", "failure", "key", "kinds", "write_status"]),
+    ("metrics", &["key", "queue", "store"]),
+    ("controller", &["context", "failure", "key", "kinds", "leader", "metrics", "queue", "reconcile"]),
+    ("standing", &["leader", "metrics", "queue", "store", "synced"]),
+    ("endpoint", &["metrics", "standing"]),
+];
+
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
@@ -96,23 +131,34 @@ fn rooms_of_the_worker_use_each_other_only_along_the_arrows() {
         .collect();
     assert_eq!(rooms, ROOMS.iter().map(|(room, _)| (*room).to_owned()).collect(), "rooms and the table of arrows");
     for (room, allowed) in ROOMS {
-        for path in rust_files(&root.join(room)) {
-            let lines = production(&path);
-            for line in lines.iter().filter(|line| !line.trim_start().starts_with("//")) {
-                for other in line.match_indices("crate::").map(|(at, word)| &line[at + word.len()..]) {
-                    let names: Vec<&str> = match other.strip_prefix('{') {
-                        Some(list) => list.split(['{', '}', ',']).map(str::trim).collect(),
-                        None => vec![other],
-                    };
-                    for name in names.iter().map(|name| name.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default()) {
-                        let known = ROOMS.iter().any(|(room, _)| *room == name);
-                        assert!(
-                            !known || name == *room || allowed.contains(&name),
-                            "{}: {room} must not use {name}: {line}",
-                            path.display()
-                        );
-                    }
-                }
+        rust_files(&root.join(room)).iter().for_each(|path| uses_only(path, "crate::", room, allowed, ROOMS));
+    }
+}
+
+#[test]
+fn files_of_the_operators_cluster_use_each_other_without_a_circle() {
+    let root = repository().join("operator/src/cluster");
+    let name = |path: &PathBuf| path.strip_prefix(&root).unwrap().to_str().unwrap().split(['/', '.']).next().unwrap().to_owned();
+    let files: BTreeSet<String> = rust_files(&root).iter().map(name).filter(|name| name != "mod").collect();
+    assert_eq!(files, CLUSTER.iter().map(|(file, _)| (*file).to_owned()).collect(), "files and the table of arrows");
+    for (place, (file, allowed)) in CLUSTER.iter().enumerate() {
+        let below: Vec<_> = allowed.iter().filter(|other| !CLUSTER[..place].iter().any(|(above, _)| above == *other)).collect();
+        assert!(below.is_empty(), "{file} uses {below:?}, which does not stand above it");
+        uses_only(&root.join(file).with_extension("rs"), "super::", file, allowed, CLUSTER);
+    }
+}
+
+/// The modules of `table` that a file names after `prefix` are its own and those allowed to it.
+fn uses_only(path: &Path, prefix: &str, own: &str, allowed: &[&str], table: &[(&str, &[&str])]) {
+    for line in production(path).iter().filter(|line| !line.trim_start().starts_with("//")) {
+        for other in line.match_indices(prefix).map(|(at, word)| &line[at + word.len()..]) {
+            let names: Vec<&str> = match other.strip_prefix('{') {
+                Some(list) => list.split(['{', '}', ',']).map(str::trim).collect(),
+                None => vec![other],
+            };
+            for name in names.iter().map(|name| name.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default()) {
+                let known = table.iter().any(|(module, _)| *module == name);
+                assert!(!known || name == own || allowed.contains(&name), "{}: {own} must not use {name}: {line}", path.display());
             }
         }
     }

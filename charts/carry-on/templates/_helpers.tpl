@@ -33,6 +33,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end }}
 
+{{/* One place for all operators of the same namespaces, whoever installed them: only the holder of the Lease works. */}}
+{{- define "carry-on.leaseNamespace" -}}
+{{ .Values.leaseNamespace | default .Values.watchNamespace | default "kube-system" }}
+{{- end }}
+
 {{- define "carry-on.serviceAccount" -}}
 {{- if .Values.serviceAccount.create -}}
 {{ .Values.serviceAccount.name | default (include "carry-on.operator" .) }}

@@ -8,7 +8,7 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
 use kube::core::object::HasStatus;
-use kube::{Api, Client, Resource, ResourceExt as _};
+use kube::{Api, Client, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -66,6 +66,28 @@ pub struct Owned<'a, O> {
     lives: OnceCell<()>,
 }
 
+/// A child as it is to be; its digest is in an annotation.
+struct Wanted<K> {
+    object: K,
+    value: Value,
+    digest: String,
+}
+
+impl<K: Child> Wanted<K> {
+    fn new(mut object: K) -> Self {
+        let digest = wire::digest(serde_json::to_string(&object).expect("a child is JSON").as_bytes());
+        object.annotations_mut().insert(names::APPLIED_ANNOTATION.to_owned(), digest.clone());
+        let value = serde_json::to_value(&object).expect("a child is JSON");
+        Self { object, value, digest }
+    }
+
+    /// Whether there is nothing to write: this was applied, and nobody has changed it since.
+    fn is_met_by(&self, present: &K) -> bool {
+        let same = present.annotations().get(names::APPLIED_ANNOTATION) == Some(&self.digest);
+        same && covers(&serde_json::to_value(present).expect("a child is JSON"), &self.value)
+    }
+}
+
 /// What a child is, in Rust.
 pub trait Child:
     Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + Send + 'static
@@ -87,18 +109,18 @@ impl Applier {
         Owned { applier: self, owner, lives: OnceCell::new() }
     }
 
-    async fn patch<K: Child>(&self, wanted: &K, value: &Value, force: bool) -> kube::Result<K> {
+    async fn patch<K: Child>(&self, wanted: &Wanted<K>, force: bool) -> kube::Result<K> {
         let parameters = PatchParams { force, ..PatchParams::apply(names::MANAGER) };
-        self.api::<K>(wanted).patch(&wanted.name_any(), &parameters, &Patch::Apply(value)).await
+        self.api(&wanted.object).patch(&wanted.object.name_any(), &parameters, &Patch::Apply(&wanted.value)).await
     }
 
-    async fn replace_lists<K: Child>(&self, wanted: &K, value: &Value) -> kube::Result<K> {
+    async fn replace_lists<K: Child>(&self, wanted: &Wanted<K>) -> kube::Result<K> {
         let parameters = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
-        self.api::<K>(wanted).patch(&wanted.name_any(), &parameters, &Patch::Merge(value)).await
+        self.api(&wanted.object).patch(&wanted.object.name_any(), &parameters, &Patch::Merge(&wanted.value)).await
     }
 
     /// Waits until an object of this type may be made.
-    async fn making<K: Child>(&self) -> Option<SemaphorePermit<'_>> {
+    async fn permit<K: Child>(&self) -> Option<SemaphorePermit<'_>> {
         if K::kind(&()) == "Service" { self.services.acquire().await.ok() } else { None }
     }
 
@@ -112,47 +134,49 @@ impl<O: Child + HasStatus> Owned<'_, O> {
     ///
     /// # Errors
     /// A child of that name that is not ours; a request that the cluster refuses or cannot answer.
-    pub async fn apply<K: Child>(&self, mut wanted: K, present: Option<K>) -> Result<K, Unapplied> {
-        let digest = wire::digest(serde_json::to_string(&wanted).expect("a child is JSON").as_bytes());
-        wanted.annotations_mut().insert(names::APPLIED_ANNOTATION.to_owned(), digest.clone());
-        let wanted_value = serde_json::to_value(&wanted).expect("a child is JSON");
-        // Held to the end.
-        let (force, _making) = match present {
-            Some(present) if present.meta().deletion_timestamp.is_some() => return Ok(present),
-            Some(present) => {
-                ours(&wanted, &present)?;
-                let same = present.annotations().get(names::APPLIED_ANNOTATION) == Some(&digest);
-                if same && covers(&serde_json::to_value(&present).expect("a child is JSON"), &wanted_value) {
-                    self.applier.written.seen(&present);
-                    return Ok(present);
-                }
-                (true, None)
+    pub async fn apply<K: Child>(&self, wanted: K, present: Option<K>) -> Result<K, Unapplied> {
+        let wanted = Wanted::new(wanted);
+        if let Some(present) = &present {
+            if present.meta().deletion_timestamp.is_some() {
+                return Ok(present.clone());
             }
-            None => {
-                if let Some(written) = self.applier.written.get(&wanted, &digest) {
-                    return Ok(written);
-                }
-                let making = self.applier.making::<K>().await;
-                self.lives().await?;
-                (false, making)
+            ours(&wanted.object, present)?;
+            if wanted.is_met_by(present) {
+                return Ok(present.clone());
             }
+        }
+        if let Some(answer) = self.applier.written.answer(&wanted.object, &wanted.digest, present.as_ref()) {
+            return Ok(answer);
+        }
+        let applied = match &present {
+            Some(_) => match self.applier.patch(&wanted, true).await {
+                // Server-side apply adds our items to lists that somebody has edited, and finds the same name twice in them. Then the lists are ours.
+                Err(error) if code(&error) == 422 => self.applier.replace_lists(&wanted).await,
+                patched => patched,
+            },
+            None => self.make(&wanted).await?,
         };
-        let applied = match self.applier.patch(&wanted, &wanted_value, force).await {
-            // Server-side apply adds our items to lists that somebody has edited, and finds the same name twice in them. Then the lists are ours.
-            Err(error) if force && code(&error) == 422 => self.applier.replace_lists(&wanted, &wanted_value).await,
-            // Somebody else's fields are in the way, so it exists: whose is it?
-            Err(error) if !force && code(&error) == 409 => {
-                let present =
-                    self.applier.api::<K>(&wanted).get(&wanted.name_any()).await.map_err(|error| failed("read", &wanted, error))?;
-                ours(&wanted, &present)?;
-                self.applier.patch(&wanted, &wanted_value, true).await
-            }
-            other => other,
-        };
-        let mut applied = applied.map_err(|error| failed("apply", &wanted, error))?;
+        let mut applied = applied.map_err(|error| failed("apply", &wanted.object, error))?;
         applied.managed_fields_mut().clear();
-        self.applier.written.insert(applied.clone(), digest);
+        self.applier.written.child(&applied, wanted.digest, present.as_ref().and_then(ResourceExt::resource_version));
         Ok(applied)
+    }
+
+    /// Makes a child that the cache does not hold.
+    async fn make<K: Child>(&self, wanted: &Wanted<K>) -> Result<kube::Result<K>, Unapplied> {
+        // Held until it is made.
+        let _permit = self.applier.permit::<K>().await;
+        self.lives().await?;
+        match self.applier.patch(wanted, false).await {
+            // Somebody else's fields are in the way, so it exists: whose is it?
+            Err(error) if code(&error) == 409 => {
+                let name = wanted.object.name_any();
+                let present = self.applier.api(&wanted.object).get(&name).await.map_err(|error| failed("read", &wanted.object, error))?;
+                ours(&wanted.object, &present)?;
+                Ok(self.applier.patch(wanted, true).await)
+            }
+            made => Ok(made),
+        }
     }
 
     /// Creates a training attempt, or finds the one that is there; it is never written again but to be adopted.

@@ -9,16 +9,17 @@ use kube::{Api, Resource, ResourceExt as _};
 use serde_json::json;
 
 use super::apply::{Unapplied, is_controlled};
+use super::context::Context;
 use super::failure::{Failure, code};
-use super::kinds::Context;
+
 use crate::job;
 use crate::job::record::Record;
 use crate::job::trainers::{is_final, is_of, lives, occupant};
 use crate::shared::Refusal;
-use crate::shared::meta::{Owner, namespace};
+use crate::shared::meta::namespace;
 
 /// Component label of a trainer.
-const TRAINER: &str = "trainer";
+pub const TRAINER: &str = "trainer";
 
 /// Whether a pod or a batch Job is of a CarryOnJob of this name, be it the present one or one before it.
 pub fn is_of_job<K: Resource>(object: &K, namespace: &str, name: &str) -> bool {
@@ -48,7 +49,7 @@ pub async fn present(job: &CarryOnJob, space: &str, context: &Context) -> Result
         // One without an owner was left behind, and is taken over.
         None => is_owned(attempt, job) || !is_controlled(attempt),
     };
-    if let Some(seen) = context.caches.attempts.get(space, &name).filter(ours) {
+    if let Some(seen) = context.stores.attempts.get(space, &name).filter(ours) {
         return Ok(Some(seen));
     }
     if running.is_none() {
@@ -60,7 +61,7 @@ pub async fn present(job: &CarryOnJob, space: &str, context: &Context) -> Result
 
 /// All trainers of a job of this name. How an attempt ended must not be judged by a cache that has not seen the end yet.
 pub async fn pods(job: &CarryOnJob, attempt: Option<&Job>, context: &Context) -> Result<Vec<Pod>, Failure> {
-    let seen = context.caches.pods_of(&Owner::of(job, TRAINER));
+    let seen = context.stores.pods.owned_by(&namespace(job), TRAINER, &job.name_any());
     let Some(running) = running(job) else { return Ok(seen) };
     let of_attempt = || seen.iter().filter(|pod| is_of(pod, running.uid.as_ref()));
     let leaves = attempt.is_none_or(|attempt| attempt.metadata.deletion_timestamp.is_some());
@@ -84,7 +85,7 @@ pub async fn is_free(job: &CarryOnJob, wanted: &Job, context: &Context) -> Resul
     // One that a queue holds back has no pod, and may have one at any moment.
     let may_start = |other: &Job| other.metadata.deletion_timestamp.is_none() && !job::has_ended(other);
     let others = |other: &Job| is_of_job(other, &space, &name) && other.name_any() != wanted.name_any() && may_start(other);
-    match context.caches.attempts.list(others).first() {
+    match context.stores.attempts.list(others).first() {
         Some(other) => {
             let message = format!("Job {space}/{} may yet write to the output folder: delete it, or wait for its end", other.name_any());
             Err(Refusal::waiting("OutputInUse", message).into())

@@ -1,68 +1,79 @@
 //! Deployments against the cluster.
 
-use carryon_crds::CarryOnDeployment;
+use std::time::Duration;
+
+use carryon_crds::{CarryOnDeployment, CarryOnDeploymentStatus};
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{Api, ResourceExt as _};
 
-use super::apply::{Owned, Unapplied, settle};
+use super::apply::Unapplied;
+use super::context::Context;
 use super::failure::Failure;
-use super::kinds::{Context, Kind, Turn, retry};
-use crate::deployment::{self, Applied, Children, Observed, referenced_claim};
-use crate::shared::meta::{Owner, namespace};
+use super::key::Kind;
+use super::kinds::{Outcome, Reconcile};
+use super::store::{Cache, Guarded, Stores};
+use crate::deployment::{self, Applied, Children, Observed, Validated, referenced_claim};
+use crate::shared::meta::namespace;
+use crate::shared::{Refusal, Settings};
 
-impl Kind for CarryOnDeployment {
-    async fn turn(&self, context: &Context, now: &Time) -> Result<Option<Turn<Self::Status>>, Failure> {
-        let observed = observe(self, context).await?;
-        let outcome = match deployment::validate(self, &observed, &context.settings) {
-            Ok(validated) => {
-                settle(apply(deployment::build(&validated), &context.applier.of(self), context).await)?.map(|applied| (validated, applied))
-            }
-            Err(refusal) => Err(refusal),
-        };
-        let status = deployment::status(self, outcome.as_ref().map(|(validated, applied)| (validated, applied)), &observed, now);
-        Ok(Some(Turn { status, again: retry(outcome.is_err()) }))
+impl Reconcile for CarryOnDeployment {
+    const KIND: Kind = Kind::Deployment;
+    type Observed = Observed;
+    type Validated = Validated;
+    type Children = Children;
+    type Applied = Applied;
+
+    fn cache(stores: &Stores) -> &Cache<Guarded<Self>> {
+        &stores.deployments
     }
 
-    fn observed_generation(status: &Self::Status) -> Option<i64> {
-        status.observed_generation
+    async fn observe(&self, context: &Context) -> Result<Observed, Failure> {
+        let (stores, namespace, spec) = (&context.stores, namespace(self), &self.spec);
+        let job = spec.head.job_ref.as_ref().and_then(|reference| stores.jobs.get(&namespace, &reference.name));
+        let claim = referenced_claim(self, job.as_ref());
+        Ok(Observed {
+            pool: spec.pools.first().and_then(|pool| stores.pools.get(&namespace, &pool.name)),
+            claim: claim.and_then(|claim| stores.claims.claim(&namespace, &claim)),
+            secret: secret(self, &namespace, context).await?,
+            pods: stores.pods.owned_by(&namespace, Kind::Deployment.component(), &self.name_any()),
+            url: None,
+            job,
+        })
     }
 
-    fn conditions(status: &Self::Status) -> &[Condition] {
-        &status.conditions
+    fn validate(&self, observed: &Observed, settings: &Settings, _: &Time) -> Result<Validated, Refusal> {
+        deployment::validate(self, observed, settings)
     }
-}
 
-async fn observe(deployment: &CarryOnDeployment, context: &Context) -> Result<Observed, Failure> {
-    let caches = &context.caches;
-    let (space, spec) = (namespace(deployment), &deployment.spec);
-    let job = spec.head.job_ref.as_ref().and_then(|reference| caches.jobs.get(&space, &reference.name));
-    let claim = referenced_claim(deployment, job.as_ref());
-    Ok(Observed {
-        pool: spec.pools.first().and_then(|pool| caches.pools.get(&space, &pool.name)),
-        claim: claim.and_then(|claim| caches.claims.claim(&space, &claim)),
-        secret: secret(deployment, &space, context).await?,
-        pods: caches.pods_of(&Owner::of(deployment, "gateway")),
-        url: None,
-        job,
-    })
+    fn build(validated: &Validated) -> Children {
+        deployment::build(validated)
+    }
+
+    async fn apply(&self, children: Children, _: &Observed, context: &Context) -> Result<Applied, Unapplied> {
+        let Children { config_map, service, deployment } = children;
+        let (stores, owned, namespace) = (&context.stores, context.applier.of(self), namespace(self));
+        let name = deployment.name_any();
+        owned.apply(config_map, stores.config_maps.get(&namespace, &name)).await?;
+        owned.apply(service, stores.services.get(&namespace, &name)).await?;
+        Ok(Applied { deployment: owned.apply(deployment, stores.workloads.get(&namespace, &name)).await? })
+    }
+
+    fn judge(&self, outcome: Outcome<'_, Self>, observed: &Observed, now: &Time) -> CarryOnDeploymentStatus {
+        deployment::status(self, outcome, observed, now)
+    }
+
+    fn requeue(&self, _: Outcome<'_, Self>, _: &Observed, _: &CarryOnDeploymentStatus, _: &Time) -> Option<Duration> {
+        None
+    }
 }
 
 /// The Secret with the API key: only one that is named is read, and only when it exists.
-async fn secret(deployment: &CarryOnDeployment, space: &str, context: &Context) -> Result<Option<Secret>, Failure> {
-    let Some(key) = deployment.spec.api.key_secret_ref.as_ref().filter(|key| context.caches.secrets.get(space, &key.name).is_some()) else {
+async fn secret(deployment: &CarryOnDeployment, namespace: &str, context: &Context) -> Result<Option<Secret>, Failure> {
+    let Some(key) = deployment.spec.api.key_secret_ref.as_ref().filter(|key| context.stores.secrets.shown(namespace, &key.name).is_some())
+    else {
         return Ok(None);
     };
-    let found = Api::<Secret>::namespaced(context.client.clone(), space).get_opt(&key.name).await;
-    found.map_err(|error| Failure::Api { step: "read", what: format!("Secret {space}/{}", key.name), source: Box::new(error) })
-}
-
-async fn apply(children: Children, applier: &Owned<'_, CarryOnDeployment>, context: &Context) -> Result<Applied, Unapplied> {
-    let Children { config_map, service, deployment } = children;
-    let caches = &context.caches;
-    let space = namespace(&deployment);
-    let name = deployment.name_any();
-    applier.apply(config_map, caches.config_maps.get(&space, &name)).await?;
-    applier.apply(service, caches.services.get(&space, &name)).await?;
-    Ok(Applied { deployment: applier.apply(deployment, caches.workloads.get(&space, &name)).await? })
+    let found = Api::<Secret>::namespaced(context.client.clone(), namespace).get_opt(&key.name).await;
+    found.map_err(|error| Failure::Api { step: "read", what: format!("Secret {namespace}/{}", key.name), source: Box::new(error) })
 }

@@ -1,25 +1,26 @@
-//! What the operator counts, for Prometheus.
+//! What Prometheus is told: counters, and gauges that are read from the stores for each scrape.
 
 use std::time::Duration;
 
-use carryon_crds::condition::is_true;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::ResourceExt as _;
+use carryon_crds::condition::{ObservedStatus, is_true};
+use kube::core::object::HasStatus;
+use kube::{Resource, ResourceExt as _};
 use prometheus::{Encoder as _, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
-use super::caches::Caches;
-use super::wake::Wake;
+use super::key::Kind;
+use super::queue::Queue;
+use super::store::{Cache, Guarded, Stores};
 
-/// How a look at an object ended.
+/// How a reconcile ended.
 #[derive(Clone, Copy)]
-pub enum Outcome {
+pub enum Result {
     /// As it should.
     Done,
     /// The object cannot be decoded.
     Undecodable,
 }
 
-impl Outcome {
+impl Result {
     fn label(self) -> &'static str {
         match self {
             Self::Done => "done",
@@ -28,97 +29,91 @@ impl Outcome {
     }
 }
 
-/// The counters.
-pub struct Metrics {
-    wake: Wake,
+/// What only grows.
+pub struct Counters {
     registry: Registry,
     reconciles: IntCounterVec,
     seconds: HistogramVec,
     errors: IntCounterVec,
-    queue: IntGaugeVec,
-    objects: IntGaugeVec,
-    progress: GaugeVec,
 }
 
-impl Metrics {
-    /// All at zero; `wake` has the queues.
+impl Counters {
+    /// All at zero.
     ///
     /// # Errors
     /// When a name is no name of a metric, which would be a defect.
-    pub fn new(wake: Wake) -> prometheus::Result<Self> {
+    pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
-        let metrics = Self {
-            wake,
-            reconciles: IntCounterVec::new(Opts::new("carryon_reconciles_total", "Looks at objects."), &["kind", "outcome"])?,
-            seconds: HistogramVec::new(HistogramOpts::new("carryon_reconcile_seconds", "Seconds a look at an object took."), &["kind"])?,
-            errors: IntCounterVec::new(
-                Opts::new("carryon_reconcile_errors_total", "Failed looks, by the step that failed."),
-                &["kind", "step"],
-            )?,
-            queue: IntGaugeVec::new(Opts::new("carryon_queue_length", "Objects that wait to be looked at."), &["kind"])?,
-            objects: IntGaugeVec::new(Opts::new("carryon_objects", "Objects for which a condition holds."), &["kind", "condition"])?,
-            progress: GaugeVec::new(
-                Opts::new("carryon_job_progress_ratio", "Optimizer steps done over all steps, of unfinished jobs."),
-                &["namespace", "name"],
-            )?,
-            registry,
-        };
-        metrics.registry.register(Box::new(metrics.reconciles.clone()))?;
-        metrics.registry.register(Box::new(metrics.seconds.clone()))?;
-        metrics.registry.register(Box::new(metrics.errors.clone()))?;
-        metrics.registry.register(Box::new(metrics.queue.clone()))?;
-        metrics.registry.register(Box::new(metrics.objects.clone()))?;
-        metrics.registry.register(Box::new(metrics.progress.clone()))?;
-        Ok(metrics)
+        let reconciles = IntCounterVec::new(Opts::new("carryon_reconciles_total", "Reconciled objects."), &["kind", "outcome"])?;
+        let seconds = HistogramVec::new(HistogramOpts::new("carryon_reconcile_seconds", "Seconds a reconcile took."), &["kind"])?;
+        let help = "Failed reconciles, by the step that failed.";
+        let errors = IntCounterVec::new(Opts::new("carryon_reconcile_errors_total", help), &["kind", "step"])?;
+        registry.register(Box::new(reconciles.clone()))?;
+        registry.register(Box::new(seconds.clone()))?;
+        registry.register(Box::new(errors.clone()))?;
+        Ok(Self { registry, reconciles, seconds, errors })
     }
 
-    /// A look at an object of `kind` ended.
-    pub fn count(&self, kind: &str, outcome: Outcome, took: Duration) {
-        self.reconciles.with_label_values(&[kind, outcome.label()]).inc();
-        self.seconds.with_label_values(&[kind]).observe(took.as_secs_f64());
+    /// A reconcile ended.
+    pub fn count(&self, kind: Kind, result: Result, took: Duration) {
+        self.reconciles.with_label_values(&[kind.name(), result.label()]).inc();
+        self.seconds.with_label_values(&[kind.name()]).observe(took.as_secs_f64());
     }
 
-    /// A look at an object of `kind` failed at `step`.
-    pub fn count_error(&self, kind: &str, step: &str) {
-        self.errors.with_label_values(&[kind, step]).inc();
+    /// A reconcile failed at `step`.
+    pub fn count_error(&self, kind: Kind, step: &str) {
+        self.errors.with_label_values(&[kind.name(), step]).inc();
     }
+}
 
-    /// Everything in Prometheus' text format; what can be read from the caches is read now.
-    ///
-    /// # Errors
-    /// When a figure cannot be written as text.
-    pub fn text(&self, caches: &Caches) -> prometheus::Result<Vec<u8>> {
-        self.objects.reset();
-        self.progress.reset();
-        for (kind, length) in [
-            ("BaseModelPool", self.wake.pools.length(&caches.pools.store())),
-            ("CarryOnJob", self.wake.jobs.length(&caches.jobs.store())),
-            ("CarryOnDeployment", self.wake.deployments.length(&caches.deployments.store())),
-        ] {
-            self.queue.with_label_values(&[kind]).set(i64::try_from(length).unwrap_or(i64::MAX));
-        }
-        for pool in caches.pools.list(|_| true) {
-            self.count_object("BaseModelPool", pool.status.as_ref().map_or(&[], |status| &status.conditions));
-        }
-        for deployment in caches.deployments.list(|_| true) {
-            self.count_object("CarryOnDeployment", deployment.status.as_ref().map_or(&[], |status| &status.conditions));
-        }
-        for job in caches.jobs.list(|_| true) {
-            let Some(status) = &job.status else { continue };
-            self.count_object("CarryOnJob", &status.conditions);
-            let progress = status.progress.as_ref().filter(|progress| progress.total_steps > 0 && status.completion_time.is_none());
-            if let Some(progress) = progress {
-                let labels = [job.namespace().unwrap_or_default(), job.name_any()];
-                self.progress.with_label_values(&labels).set(progress.step as f64 / progress.total_steps as f64);
-            }
-        }
-        let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
-        Ok(text)
+/// Everything in Prometheus' text format. Gauges live as long as one answer: two scrapes at once do not meet, and what is gone is not shown.
+///
+/// # Errors
+/// When a figure cannot be written as text.
+pub fn text(counters: &Counters, work: Option<(&Stores, &Queue)>) -> prometheus::Result<Vec<u8>> {
+    let mut families = counters.registry.gather();
+    if let Some((stores, queue)) = work {
+        families.extend(gauges(stores, queue)?.gather());
     }
+    let mut text = Vec::new();
+    TextEncoder::new().encode(&families, &mut text)?;
+    Ok(text)
+}
 
-    fn count_object(&self, kind: &str, conditions: &[Condition]) {
-        let holding = conditions.iter().map(|condition| condition.type_.as_str()).filter(|type_| is_true(conditions, type_));
-        holding.for_each(|type_| self.objects.with_label_values(&[kind, type_]).inc());
+fn gauges(stores: &Stores, queue: &Queue) -> prometheus::Result<Registry> {
+    let lengths = IntGaugeVec::new(Opts::new("carryon_queue_length", "Objects that wait to be reconciled."), &["kind"])?;
+    let objects = IntGaugeVec::new(Opts::new("carryon_objects", "Objects for which a condition holds."), &["kind", "condition"])?;
+    let help = "Optimizer steps done over all steps, of unfinished jobs.";
+    let progress = GaugeVec::new(Opts::new("carryon_job_progress_ratio", help), &["namespace", "name"])?;
+    for kind in Kind::ALL {
+        lengths.with_label_values(&[kind.name()]).set(i64::try_from(queue.length(kind)).unwrap_or(i64::MAX));
+    }
+    count(&objects, Kind::Pool, &stores.pools);
+    count(&objects, Kind::Job, &stores.jobs);
+    count(&objects, Kind::Deployment, &stores.deployments);
+    for job in stores.jobs.all().iter().filter_map(|job| job.0.as_ref().ok()) {
+        let Some(status) = job.status.as_ref().filter(|status| status.completion_time.is_none()) else { continue };
+        if let Some(figures) = status.progress.as_ref().filter(|figures| figures.total_steps > 0) {
+            let labels = [job.namespace().unwrap_or_default(), job.name_any()];
+            progress.with_label_values(&labels).set(figures.step as f64 / figures.total_steps as f64);
+        }
+    }
+    let registry = Registry::new();
+    registry.register(Box::new(lengths))?;
+    registry.register(Box::new(objects))?;
+    registry.register(Box::new(progress))?;
+    Ok(registry)
+}
+
+/// Counts the conditions that hold.
+fn count<K>(objects: &IntGaugeVec, kind: Kind, cache: &Cache<Guarded<K>>)
+where
+    K: Resource<DynamicType = ()> + HasStatus<Status: ObservedStatus> + Clone + 'static,
+{
+    for status in cache.all().iter().filter_map(|object| object.0.as_ref().ok()?.status()) {
+        let conditions = status.conditions();
+        for type_ in conditions.iter().map(|condition| condition.type_.as_str()).filter(|type_| is_true(conditions, type_)) {
+            objects.with_label_values(&[kind.name(), type_]).inc();
+        }
     }
 }

@@ -1,64 +1,74 @@
 //! Pools against the cluster.
 
+use std::time::Duration;
+
 use carryon_crds::condition::{is_true, types::READY};
-use carryon_crds::{BaseModelPool, names};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use carryon_crds::{BaseModelPool, BaseModelPoolStatus, names};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 
-use super::apply::{Owned, Unapplied, settle};
+use super::apply::Unapplied;
+use super::context::Context;
 use super::failure::Failure;
-use super::kinds::{Context, Kind, Turn, retry};
+use super::key::Kind;
+use super::kinds::{Outcome, RETRY, Reconcile};
 use super::refused::refused;
-use crate::pool::{self, Applied, Children, Observed};
-use crate::shared::meta::{Owner, namespace};
+use super::store::{Cache, Guarded, Stores};
+use crate::pool::{self, Applied, Children, Observed, Validated};
+use crate::shared::meta::namespace;
 use crate::shared::rollout::Counts;
 use crate::shared::trouble::is_ready;
+use crate::shared::{Refusal, Settings};
 
-impl Kind for BaseModelPool {
-    async fn turn(&self, context: &Context, now: &Time) -> Result<Option<Turn<Self::Status>>, Failure> {
-        let observed = observe(self, context).await;
-        let outcome = match pool::validate(self, &observed, &context.settings) {
-            Ok(validated) => {
-                settle(apply(pool::build(&validated), &context.applier.of(self), context).await)?.map(|applied| (validated, applied))
-            }
-            Err(refusal) => Err(refusal),
+impl Reconcile for BaseModelPool {
+    const KIND: Kind = Kind::Pool;
+    type Observed = Observed;
+    type Validated = Validated;
+    type Children = Children;
+    type Applied = Applied;
+
+    fn cache(stores: &Stores) -> &Cache<Guarded<Self>> {
+        &stores.pools
+    }
+
+    async fn observe(&self, context: &Context) -> Result<Observed, Failure> {
+        let (stores, namespace) = (&context.stores, namespace(self));
+        let source = self.spec.model.source.persistent_volume_claim.as_ref();
+        let set = stores.stateful_sets.get(&namespace, &names::pool(&self.name_any()));
+        let refused = match set.filter(|set| Counts::of_stateful_set(set).lacks_pods()) {
+            Some(set) => refused(&set, &context.client).await,
+            None => None,
         };
-        let status = pool::status(self, outcome.as_ref().map(|(validated, applied)| (validated, applied)), &observed, now);
+        let claim = source.and_then(|path| stores.claims.claim(&namespace, &path.claim_name));
+        let pods = stores.pods.owned_by(&namespace, Kind::Pool.component(), &self.name_any());
+        let models = context.ask.models(pods.iter().filter(|pod| is_ready(pod)));
+        Ok(Observed { claim, pods, refused, models, nodes: stores.nodes.as_ref().map(|nodes| nodes.list(|_| true)) })
+    }
+
+    fn validate(&self, observed: &Observed, settings: &Settings, _: &Time) -> Result<Validated, Refusal> {
+        pool::validate(self, observed, settings)
+    }
+
+    fn build(validated: &Validated) -> Children {
+        pool::build(validated)
+    }
+
+    async fn apply(&self, children: Children, _: &Observed, context: &Context) -> Result<Applied, Unapplied> {
+        let Children { config_map, service, stateful_set, disruption_budget } = children;
+        let (stores, owned, namespace) = (&context.stores, context.applier.of(self), namespace(self));
+        let name = stateful_set.name_any();
+        owned.apply(config_map, stores.config_maps.get(&namespace, &name)).await?;
+        owned.apply(service, stores.services.get(&namespace, &name)).await?;
+        owned.apply(disruption_budget, stores.budgets.get(&namespace, &name)).await?;
+        Ok(Applied { stateful_set: owned.apply(stateful_set, stores.stateful_sets.get(&namespace, &name)).await? })
+    }
+
+    fn judge(&self, outcome: Outcome<'_, Self>, observed: &Observed, now: &Time) -> BaseModelPoolStatus {
+        pool::status(self, outcome, observed, now)
+    }
+
+    fn requeue(&self, _: Outcome<'_, Self>, _: &Observed, status: &BaseModelPoolStatus, _: &Time) -> Option<Duration> {
         // Time alone ends its patience.
-        let unready = !is_true(&status.conditions, READY);
-        Ok(Some(Turn { status, again: retry(unready) }))
+        (!is_true(&status.conditions, READY)).then_some(RETRY)
     }
-
-    fn observed_generation(status: &Self::Status) -> Option<i64> {
-        status.observed_generation
-    }
-
-    fn conditions(status: &Self::Status) -> &[Condition] {
-        &status.conditions
-    }
-}
-
-async fn observe(pool: &BaseModelPool, context: &Context) -> Observed {
-    let caches = &context.caches;
-    let source = pool.spec.model.source.persistent_volume_claim.as_ref();
-    let set = caches.stateful_sets.get(&namespace(pool), &names::pool(&pool.name_any()));
-    let refused = match set.filter(|set| Counts::of_stateful_set(set).lacks_pods()) {
-        Some(set) => refused(&set, &context.client).await,
-        None => None,
-    };
-    let claim = source.and_then(|path| caches.claims.claim(&namespace(pool), &path.claim_name));
-    let pods = caches.pods_of(&Owner::of(pool, "pool"));
-    let models = context.ask.models(pods.iter().filter(|pod| is_ready(pod)));
-    Observed { claim, pods, refused, models, nodes: caches.nodes.as_ref().map(|nodes| nodes.list(|_| true)) }
-}
-
-async fn apply(children: Children, applier: &Owned<'_, BaseModelPool>, context: &Context) -> Result<Applied, Unapplied> {
-    let Children { config_map, service, stateful_set, disruption_budget } = children;
-    let caches = &context.caches;
-    let space = namespace(&stateful_set);
-    let name = stateful_set.name_any();
-    applier.apply(config_map, caches.config_maps.get(&space, &name)).await?;
-    applier.apply(service, caches.services.get(&space, &name)).await?;
-    applier.apply(disruption_budget, caches.budgets.get(&space, &name)).await?;
-    Ok(Applied { stateful_set: applier.apply(stateful_set, caches.stateful_sets.get(&space, &name)).await? })
 }

@@ -1,147 +1,229 @@
-//! Who has to look again: from an object that changed to the objects of the three kinds that it concerns.
+//! Who has to be reconciled: from a change to the keys of the objects that it concerns. Pure.
 
 use carryon_crds::common::ClaimPath;
-use carryon_crds::condition::is_true;
 use carryon_crds::condition::types::READY;
-use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
-use kube::api::PartialObjectMeta;
-use kube::{Resource, ResourceExt as _};
+use carryon_crds::condition::{ObservedStatus, is_true};
+use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, GROUP};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Resource;
+use kube::core::object::HasStatus;
 
-use super::caches::{Caches, Guarded};
-use super::kinds::Kind;
-use super::queue::Queue;
-use crate::deployment::referenced_claim;
+use super::key::{Key, Kind};
+use super::queue::Lane;
+use super::store::{Guarded, Stores};
+use super::watch::Change;
+use crate::deployment::{referenced_claim, refers_to};
 
-/// The queues of the three kinds.
-#[derive(Clone)]
-pub struct Wake {
-    /// Pools to look at.
-    pub pools: Queue<BaseModelPool>,
-    /// Jobs to look at.
-    pub jobs: Queue<CarryOnJob>,
-    /// Deployments to look at.
-    pub deployments: Queue<CarryOnDeployment>,
-}
-
-fn space<K: Resource>(object: &K) -> String {
-    object.namespace().unwrap_or_default()
-}
-
-/// An object that changed itself, or may have: ahead of the others when nobody has looked at its spec.
-fn own<K: Kind>(queue: &Queue<K>, object: &Guarded<K>) {
-    let (space, name) = (space(object), object.name_any());
-    let new = object.0.as_ref().is_ok_and(|object| object.status().and_then(K::observed_generation) != object.meta().generation);
-    if new { queue.push_ahead(&space, &name) } else { queue.push(&space, &name) }
-}
-
-impl Wake {
-    /// Everybody.
-    pub fn all(&self, caches: &Caches) {
-        caches.pools.store().state().iter().for_each(|pool| own(&self.pools, pool));
-        caches.jobs.store().state().iter().for_each(|job| own(&self.jobs, job));
-        caches.deployments.store().state().iter().for_each(|deployment| own(&self.deployments, deployment));
-        // Their job may have gone while nobody watched.
-        let leaving = |pod: &Guarded<Pod>| pod.meta().deletion_timestamp.is_some();
-        caches.pods.store().state().iter().filter(|pod| leaving(pod)).for_each(|pod| self.instance(caches, pod));
-    }
-
-    /// A pool, the jobs that train on it and the deployments it serves.
-    pub fn pool(&self, caches: &Caches, pool: &Guarded<BaseModelPool>) {
-        let (space, name) = (space(pool), pool.name_any());
-        own(&self.pools, pool);
-        self.jobs_that(caches, &space, |job| job.spec.pools.iter().any(|pool| pool.name == name));
-        self.deployments_that(caches, &space, |deployment| deployment.spec.pools.iter().any(|pool| pool.name == name));
-    }
-
-    /// The pools that lack pods.
-    pub fn unready_pools(&self, caches: &Caches) {
-        let lacks = |pool: &BaseModelPool| pool.status.as_ref().is_none_or(|status| !is_true(&status.conditions, READY));
-        caches.pools.list(lacks).iter().for_each(|pool| self.pools.push(&space(pool), &pool.name_any()));
-    }
-
-    /// A job, and the deployments that serve its head.
-    pub fn job(&self, caches: &Caches, job: &Guarded<CarryOnJob>) {
-        let (space, name) = (space(job), job.name_any());
-        own(&self.jobs, job);
-        self.deployments_that(caches, &space, |deployment| refers_to(deployment, &name));
-    }
-
-    /// A deployment, and the jobs that wait for it before they are removed.
-    pub fn deployment(&self, caches: &Caches, deployment: &Guarded<CarryOnDeployment>) {
-        let space = space(deployment);
-        own(&self.deployments, deployment);
-        self.jobs_that(caches, &space, |job| job.spec.ttl_seconds_after_finished.is_some());
-    }
-
-    /// The object that controls a child.
-    pub fn owner<K: Resource<DynamicType = ()>>(&self, _: &Caches, child: &Guarded<K>) {
-        for owner in child.owner_references().iter().filter(|owner| owner.api_version.starts_with(carryon_crds::GROUP)) {
-            match owner.kind.as_str() {
-                "BaseModelPool" => self.pools.push(&space(child), &owner.name),
-                "CarryOnJob" => self.jobs.push(&space(child), &owner.name),
-                "CarryOnDeployment" => self.deployments.push(&space(child), &owner.name),
-                _ => {}
-            }
+/// Keys to put into the queue, in that order.
+pub fn keys(change: &Change<'_>, stores: &Stores) -> Vec<(Key, Lane)> {
+    match change {
+        Change::Pool(pool) => {
+            let (namespace, name) = path(pool.meta());
+            let trains = |job: &CarryOnJob| job.spec.pools.iter().any(|pool| pool.name == name);
+            let serves = |deployment: &CarryOnDeployment| deployment.spec.pools.iter().any(|pool| pool.name == name);
+            [vec![itself(Kind::Pool, *pool)], jobs(stores, namespace, trains), deployments(stores, namespace, serves)].concat()
+        }
+        Change::Job(job) => {
+            let (namespace, name) = path(job.meta());
+            [vec![itself(Kind::Job, *job)], deployments(stores, namespace, |deployment| refers_to(deployment, name))].concat()
+        }
+        // Jobs wait for the deployments that serve their heads before they are deleted.
+        Change::Deployment(deployment) => {
+            let (namespace, _) = path(deployment.meta());
+            let expires = |job: &CarryOnJob| job.spec.ttl_seconds_after_finished.is_some();
+            [vec![itself(Kind::Deployment, *deployment)], jobs(stores, namespace, expires)].concat()
+        }
+        Change::Child(child) => owners(child),
+        Change::Claim(claim) => users_of_claim(stores, claim),
+        Change::ConfigMap(data) => {
+            let (namespace, name) = path(data);
+            jobs(stores, namespace, |job| job.spec.data.source.config_map.as_ref().is_some_and(|source| source.name == name))
+        }
+        Change::Secret(secret) => {
+            let (namespace, name) = path(secret);
+            deployments(stores, namespace, |deployment| deployment.spec.api.key_secret_ref.as_ref().is_some_and(|key| key.name == name))
+        }
+        Change::Node => {
+            let lacks = |pool: &BaseModelPool| pool.status.as_ref().is_none_or(|status| !is_true(&status.conditions, READY));
+            stores.pools.list(lacks).iter().map(|pool| (Key::of(Kind::Pool, pool), Lane::Around)).collect()
+        }
+        Change::Listed => {
+            let pools = stores.pools.all().into_iter().map(|pool| itself(Kind::Pool, &pool));
+            let jobs = stores.jobs.all().into_iter().map(|job| itself(Kind::Job, &job));
+            let deployments = stores.deployments.all().into_iter().map(|deployment| itself(Kind::Deployment, &deployment));
+            // The job of a pod that leaves may have gone while nobody watched.
+            let pods = stores.pods.all();
+            let leaving = pods.iter().filter(|pod| pod.meta().deletion_timestamp.is_some()).flat_map(|pod| owners(pod.meta()));
+            pools.chain(jobs).chain(deployments).chain(leaving).collect()
         }
     }
-
-    /// The object that a pod's worker is of, or a training attempt: by their labels, which outlive their owner.
-    pub fn instance<K: Resource<DynamicType = ()>>(&self, _: &Caches, child: &Guarded<K>) {
-        let label = |key: &str| child.labels().get(key).map(String::as_str).unwrap_or_default();
-        let name = label("app.kubernetes.io/instance");
-        match label("app.kubernetes.io/component") {
-            "pool" => self.pools.push(&space(child), name),
-            "trainer" => self.jobs.push(&space(child), name),
-            "gateway" => self.deployments.push(&space(child), name),
-            _ => {}
-        }
-    }
-
-    /// Everybody whose spec names the claim.
-    pub fn users_of_claim(&self, caches: &Caches, claim: &PartialObjectMeta<PersistentVolumeClaim>) {
-        let (space, name) = (space(claim), claim.name_any());
-        let names = |path: &ClaimPath| path.claim_name == name;
-        for pool in caches.pools.list(|pool| pool.namespace().unwrap_or_default() == space) {
-            if pool.spec.model.source.persistent_volume_claim.as_ref().is_some_and(names) {
-                self.pools.push(&space, &pool.name_any());
-            }
-        }
-        self.jobs_that(caches, &space, |job| {
-            names(&job.spec.output.persistent_volume_claim) || job.spec.data.source.persistent_volume_claim.as_ref().is_some_and(names)
-        });
-        self.deployments_that(caches, &space, |deployment| {
-            let job = deployment.spec.head.job_ref.as_ref().and_then(|job| caches.jobs.get(&space, &job.name));
-            referenced_claim(deployment, job.as_ref()).is_some_and(|claim| claim == name)
-        });
-    }
-
-    /// The jobs whose data are in the ConfigMap. Our own are watched as children.
-    pub fn users_of_data(&self, caches: &Caches, data: &PartialObjectMeta<ConfigMap>) {
-        let name = data.name_any();
-        self.jobs_that(caches, &space(data), |job| job.spec.data.source.config_map.as_ref().is_some_and(|source| source.name == name));
-    }
-
-    /// The deployments whose API key is in the Secret.
-    pub fn users_of_secret(&self, caches: &Caches, secret: &PartialObjectMeta<Secret>) {
-        let name = secret.name_any();
-        self.deployments_that(caches, &space(secret), |deployment| {
-            deployment.spec.api.key_secret_ref.as_ref().is_some_and(|key| key.name == name)
-        });
-    }
-
-    fn jobs_that(&self, caches: &Caches, space: &str, concerns: impl Fn(&CarryOnJob) -> bool) {
-        let jobs = caches.jobs.list(|job| job.namespace().as_deref() == Some(space) && concerns(job));
-        jobs.iter().for_each(|job| self.jobs.push(space, &job.name_any()));
-    }
-
-    fn deployments_that(&self, caches: &Caches, space: &str, concerns: impl Fn(&CarryOnDeployment) -> bool) {
-        let found = caches.deployments.list(|deployment| deployment.namespace().as_deref() == Some(space) && concerns(deployment));
-        found.iter().for_each(|deployment| self.deployments.push(space, &deployment.name_any()));
-    }
 }
 
-/// Whether the deployment's head is that of job `name`.
-pub fn refers_to(deployment: &CarryOnDeployment, name: &str) -> bool {
-    deployment.spec.head.job_ref.as_ref().is_some_and(|job| job.name == name)
+/// The object itself: ahead of the others when its status does not speak of its spec.
+fn itself<K>(kind: Kind, object: &Guarded<K>) -> (Key, Lane)
+where
+    K: Resource<DynamicType = ()> + HasStatus<Status: ObservedStatus>,
+{
+    let observed = |object: &K| object.status().and_then(ObservedStatus::observed_generation);
+    let is_new = object.0.as_ref().is_ok_and(|object| observed(object) != object.meta().generation);
+    (Key::of(kind, object), if is_new { Lane::NewSpec } else { Lane::Around })
+}
+
+/// Whose child it is, by its owner or by its labels, which a pod has too and which outlive an owner.
+fn owners(child: &ObjectMeta) -> Vec<(Key, Lane)> {
+    let (namespace, _) = path(child);
+    let label = |key: &str| child.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
+    let labelled = |kind: &Kind| label("app.kubernetes.io/component") == Some(kind.component());
+    let owned = child.owner_references.iter().flatten().filter(|owner| owner.api_version.starts_with(GROUP));
+    let mut owners: Vec<(Kind, &str)> =
+        owned.filter_map(|owner| Some((Kind::ALL.into_iter().find(|kind| kind.name() == owner.kind)?, owner.name.as_str()))).collect();
+    owners.extend(Kind::ALL.into_iter().find(labelled).zip(label("app.kubernetes.io/instance")));
+    owners.dedup();
+    owners.into_iter().map(|(kind, name)| (Key { kind, namespace: namespace.to_owned(), name: name.to_owned() }, Lane::Around)).collect()
+}
+
+/// Everybody whose spec names the claim.
+fn users_of_claim(stores: &Stores, claim: &ObjectMeta) -> Vec<(Key, Lane)> {
+    let (namespace, name) = path(claim);
+    let names = |path: &ClaimPath| path.claim_name == name;
+    let loads = |pool: &BaseModelPool| pool.spec.model.source.persistent_volume_claim.as_ref().is_some_and(names);
+    let trains = |job: &CarryOnJob| {
+        names(&job.spec.output.persistent_volume_claim) || job.spec.data.source.persistent_volume_claim.as_ref().is_some_and(names)
+    };
+    let serves = |deployment: &CarryOnDeployment| {
+        let job = deployment.spec.head.job_ref.as_ref().and_then(|job| stores.jobs.get(namespace, &job.name));
+        referenced_claim(deployment, job.as_ref()).is_some_and(|claim| claim == name)
+    };
+    let pools = around(Kind::Pool, namespace, stores.pools.names_of(namespace, loads));
+    [pools, jobs(stores, namespace, trains), deployments(stores, namespace, serves)].concat()
+}
+
+fn jobs(stores: &Stores, namespace: &str, concerns: impl Fn(&CarryOnJob) -> bool) -> Vec<(Key, Lane)> {
+    around(Kind::Job, namespace, stores.jobs.names_of(namespace, concerns))
+}
+
+fn deployments(stores: &Stores, namespace: &str, concerns: impl Fn(&CarryOnDeployment) -> bool) -> Vec<(Key, Lane)> {
+    around(Kind::Deployment, namespace, stores.deployments.names_of(namespace, concerns))
+}
+
+fn around(kind: Kind, namespace: &str, names: Vec<String>) -> Vec<(Key, Lane)> {
+    names.into_iter().map(|name| (Key { kind, namespace: namespace.to_owned(), name }, Lane::Around)).collect()
+}
+
+fn path(metadata: &ObjectMeta) -> (&str, &str) {
+    (metadata.namespace.as_deref().unwrap_or_default(), metadata.name.as_deref().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::runtime::watcher::Event;
+    use serde::de::DeserializeOwned;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn object<T: DeserializeOwned>(namespace: &str, name: &str, mut rest: Value) -> T {
+        let metadata = &mut rest["metadata"];
+        metadata["namespace"] = json!(namespace);
+        metadata["name"] = json!(name);
+        serde_json::from_value(rest).unwrap()
+    }
+
+    fn pool(namespace: &str, name: &str, claim: &str, conditions: Value) -> Guarded<BaseModelPool> {
+        let spec = json!({ "model": { "source": { "persistentVolumeClaim": { "claimName": claim } } } });
+        object(namespace, name, json!({ "spec": spec, "status": { "conditions": conditions } }))
+    }
+
+    fn job(name: &str, rest: Value) -> Guarded<CarryOnJob> {
+        let mut spec = json!({
+            "pools": [{ "name": "base" }],
+            "data": { "source": { "configMap": { "name": "samples" } }, "split": { "train": "train.jsonl" } },
+            "output": { "persistentVolumeClaim": { "claimName": "results" } },
+        });
+        spec.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+        object("team", name, json!({ "spec": spec }))
+    }
+
+    fn deployment(name: &str, job: &str) -> Guarded<CarryOnDeployment> {
+        let spec = json!({
+            "pools": [{ "name": "base" }], "head": { "jobRef": { "name": job } }, "api": { "keySecretRef": { "name": "keys", "key": "key" } },
+        });
+        object("team", name, json!({ "spec": spec }))
+    }
+
+    /// A pool, two jobs that train on it, one of which expires, and the deployment of the other's head; a pool in another namespace.
+    fn stores() -> Stores {
+        let stores = Stores::default();
+        stores.pools.apply(&Event::Apply(pool("team", "base", "models", json!([]))));
+        let time = "2026-01-01T00:00:00Z";
+        let ready = json!([{ "type": "Ready", "status": "True", "reason": "Ready", "message": "", "lastTransitionTime": time }]);
+        stores.pools.apply(&Event::Apply(pool("others", "base", "models", ready)));
+        stores.jobs.apply(&Event::Apply(job("expires", json!({ "ttlSecondsAfterFinished": 60 }))));
+        stores.jobs.apply(&Event::Apply(job("stays", json!({ "pools": [{ "name": "base" }, { "name": "other" }] }))));
+        stores.deployments.apply(&Event::Apply(deployment("chat", "stays")));
+        stores
+    }
+
+    /// `Kind namespace/name`, sorted, with a mark at those that go ahead.
+    fn woken(change: &Change<'_>) -> Vec<String> {
+        let mark = |lane| if lane == Lane::NewSpec { " ahead" } else { "" };
+        let mut keys: Vec<String> = keys(change, &stores()).into_iter().map(|(key, lane)| format!("{key}{}", mark(lane))).collect();
+        keys.sort();
+        keys
+    }
+
+    fn metadata(name: &str, rest: Value) -> ObjectMeta {
+        let mut metadata = json!({ "namespace": "team", "name": name });
+        metadata.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+        serde_json::from_value(metadata).unwrap()
+    }
+
+    #[test]
+    fn objects_concern_those_that_name_them() {
+        let base = pool("team", "base", "models", json!([]));
+        assert_eq!(
+            woken(&Change::Pool(&base)),
+            ["BaseModelPool team/base", "CarryOnDeployment team/chat", "CarryOnJob team/expires", "CarryOnJob team/stays"]
+        );
+        assert_eq!(woken(&Change::Pool(&pool("elsewhere", "base", "models", json!([])))), ["BaseModelPool elsewhere/base"]);
+        assert_eq!(woken(&Change::Job(&job("stays", json!({})))), ["CarryOnDeployment team/chat", "CarryOnJob team/stays"]);
+        assert_eq!(woken(&Change::Job(&job("expires", json!({})))), ["CarryOnJob team/expires"]);
+        // A job that expires waits until nobody serves its head.
+        assert_eq!(woken(&Change::Deployment(&deployment("chat", "stays"))), ["CarryOnDeployment team/chat", "CarryOnJob team/expires"]);
+        assert_eq!(woken(&Change::Claim(&metadata("models", json!({})))), ["BaseModelPool team/base"]);
+        assert_eq!(woken(&Change::Claim(&metadata("results", json!({})))), ["CarryOnJob team/expires", "CarryOnJob team/stays"]);
+        assert_eq!(woken(&Change::ConfigMap(&metadata("samples", json!({})))), ["CarryOnJob team/expires", "CarryOnJob team/stays"]);
+        assert_eq!(woken(&Change::Secret(&metadata("keys", json!({})))), ["CarryOnDeployment team/chat"]);
+        assert_eq!(woken(&Change::Secret(&metadata("others", json!({})))), [""; 0]);
+        // A node may hold what had no room; the pool that is ready does not wait for one.
+        assert_eq!(woken(&Change::Node), ["BaseModelPool team/base"]);
+        assert_eq!(woken(&Change::Listed).len(), 5);
+    }
+
+    #[test]
+    fn a_spec_that_no_status_speaks_of_goes_ahead() {
+        let mut spec =
+            json!({ "metadata": { "generation": 2 }, "spec": { "model": { "source": {} } }, "status": { "observedGeneration": 1 } });
+        assert_eq!(woken(&Change::Pool(&object("new", "x", spec.clone()))), ["BaseModelPool new/x ahead"]);
+        spec["status"]["observedGeneration"] = json!(2);
+        assert_eq!(woken(&Change::Pool(&object("new", "x", spec))), ["BaseModelPool new/x"]);
+        // What cannot be decoded is told of when its turn comes.
+        assert_eq!(woken(&Change::Pool(&object("new", "x", json!({ "spec": 3 })))), ["BaseModelPool new/x"]);
+    }
+
+    #[test]
+    fn children_concern_their_owner_by_reference_or_by_label() {
+        let owner = |api: &str, kind: &str| json!([{ "apiVersion": api, "kind": kind, "name": "base", "uid": "1" }]);
+        let labels = |component: &str| json!({ "app.kubernetes.io/component": component, "app.kubernetes.io/instance": "base" });
+        let woken = |rest: Value| woken(&Change::Child(&metadata("child", rest)));
+        let pool = owner("carryon.dev/v1alpha1", "BaseModelPool");
+        assert_eq!(woken(json!({ "ownerReferences": pool })), ["BaseModelPool team/base"]);
+        assert_eq!(woken(json!({ "ownerReferences": pool, "labels": labels("pool") })), ["BaseModelPool team/base"]);
+        assert_eq!(
+            woken(json!({ "ownerReferences": owner("apps/v1", "StatefulSet"), "labels": labels("trainer") })),
+            ["CarryOnJob team/base"]
+        );
+        assert_eq!(woken(json!({ "labels": labels("gateway") })), ["CarryOnDeployment team/base"]);
+        assert_eq!(woken(json!({ "ownerReferences": owner("apps/v1", "StatefulSet"), "labels": labels("operator") })), [""; 0]);
+    }
 }

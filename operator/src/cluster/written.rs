@@ -1,59 +1,98 @@
-//! What was written a moment ago, for as long as the caches have not seen it.
+//! The operator's own writes of late, for as long as the caches may not have seen them: without them, a reconcile between a write and its
+//! event would act on the past.
 
 use std::any::Any;
-use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use kube::{Resource, ResourceExt as _};
+use kube::{Resource, ResourceExt};
 
-/// How long what was written stands in for a cache that has not seen it yet.
-const FRESH: Duration = Duration::from_secs(15);
+/// How long a write is remembered; the caches see it long before.
+const FRESH: Duration = Duration::from_secs(60);
 
-/// Children by type, namespace and name. Without it, a look at an object between a write and its event would write again.
+/// Writes by type, namespace and name.
 #[derive(Default)]
-pub struct Written(Mutex<BTreeMap<String, Entry>>);
+pub struct Written(Mutex<Writes>);
 
-struct Entry {
-    digest: String,
-    uid: Option<String>,
-    object: Box<dyn Any + Send>,
+#[derive(Default)]
+struct Writes {
+    by_object: HashMap<String, Write>,
+    /// When the old ones were forgotten.
+    swept: Option<Instant>,
+}
+
+struct Write {
     at: Instant,
+    /// Version of the object that was written over, and that a cache may still hold; none when there was no object.
+    replaced: Option<String>,
+    uid: Option<String>,
+    version: Option<String>,
+    /// Digest of what was wanted, and the object as the API server holds it since.
+    answer: Option<(String, Box<dyn Any + Send>)>,
 }
 
 impl Written {
-    /// `object` was the answer to a write of what has this digest.
-    pub fn insert<K: Resource<DynamicType = ()> + Send + 'static>(&self, object: K, digest: String) {
-        let (key, uid) = (key(&object), object.uid());
-        self.lock().insert(key, Entry { digest, uid, object: Box::new(object), at: Instant::now() });
+    /// A child was written: `answer` has come of what has this digest, in place of what had this version.
+    pub fn child<K: Resource<DynamicType = ()> + Clone + Send + 'static>(&self, answer: &K, digest: String, replaced: Option<String>) {
+        self.insert(answer, replaced, Some((digest, Box::new(answer.clone()))));
     }
 
-    /// The answer to the last write of `wanted`, when that had this digest and the caches may not have seen it yet.
-    pub fn get<K: Resource<DynamicType = ()> + Clone + 'static>(&self, wanted: &K, digest: &str) -> Option<K> {
-        let mut entries = self.lock();
-        entries.retain(|_, entry| entry.at.elapsed() < FRESH);
-        let found = entries.get(&key(wanted)).filter(|entry| entry.digest == digest)?;
-        found.object.downcast_ref().cloned()
+    /// A status was written in place of what had this version.
+    pub fn status<K: Resource<DynamicType = ()>>(&self, answer: &K, replaced: Option<String>) {
+        self.insert(answer, replaced, None);
     }
 
-    /// The cache has seen it.
+    /// The answer to the last write of `wanted`, when that had this digest and the cache still holds what was there before.
+    pub fn answer<K: Resource<DynamicType = ()> + Clone + 'static>(&self, wanted: &K, digest: &str, cached: Option<&K>) -> Option<K> {
+        let writes = self.writes();
+        let write = writes.by_object.get(&key(wanted)).filter(|write| write.at.elapsed() < FRESH)?;
+        let (written, answer) = write.answer.as_ref()?;
+        let is_behind = write.replaced == cached.and_then(ResourceExt::resource_version);
+        if is_behind && written == digest { answer.downcast_ref().cloned() } else { None }
+    }
+
+    /// Whether the cache is yet to see the last write of an object that it holds.
+    pub fn is_ahead_of<K: Resource<DynamicType = ()>>(&self, cached: &K) -> bool {
+        let writes = self.writes();
+        let write = writes.by_object.get(&key(cached)).filter(|write| write.at.elapsed() < FRESH);
+        write
+            .is_some_and(|write| write.replaced.is_some() && write.replaced == cached.resource_version() && write.version != write.replaced)
+    }
+
+    /// A cache has seen this version of an object.
     pub fn seen<K: Resource<DynamicType = ()>>(&self, object: &K) {
-        self.lock().remove(&key(object));
+        if let Some(write) = self.writes().by_object.get_mut(&key(object)).filter(|write| write.version == object.resource_version()) {
+            write.answer = None;
+        }
     }
 
-    /// The cache has seen it go. One of the same name that was made since is another.
+    /// A cache has seen it go. One of the same name that was made since is another.
     pub fn gone<K: Resource<DynamicType = ()>>(&self, object: &K) {
         let (key, uid) = (key(object), object.uid());
-        self.lock().retain(|known, entry| *known != key || entry.uid != uid);
+        let mut writes = self.writes();
+        if writes.by_object.get(&key).is_some_and(|write| write.uid == uid) {
+            writes.by_object.remove(&key);
+        }
     }
 
-    /// The cache has seen all objects of this type anew.
-    pub fn relisted<K: Resource<DynamicType = ()>>(&self) {
+    /// A cache has seen all objects of this type anew.
+    pub fn listed<K: Resource<DynamicType = ()>>(&self) {
         let prefix = format!("{}/", K::kind(&()));
-        self.lock().retain(|known, _| !known.starts_with(&prefix));
+        self.writes().by_object.retain(|known, _| !known.starts_with(&prefix));
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Entry>> {
+    fn insert<K: Resource<DynamicType = ()>>(&self, written: &K, replaced: Option<String>, answer: Option<(String, Box<dyn Any + Send>)>) {
+        let mut writes = self.writes();
+        if writes.swept.is_none_or(|swept| swept.elapsed() >= FRESH) {
+            writes.swept = Some(Instant::now());
+            writes.by_object.retain(|_, write| write.at.elapsed() < FRESH);
+        }
+        let (uid, version) = (written.uid(), written.resource_version());
+        writes.by_object.insert(key(written), Write { at: Instant::now(), replaced, uid, version, answer });
+    }
+
+    fn writes(&self) -> MutexGuard<'_, Writes> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -69,22 +108,48 @@ mod tests {
 
     use super::Written;
 
+    fn of(uid: &str, version: &str) -> ConfigMap {
+        let metadata = json!({ "name": "a", "namespace": "b", "uid": uid, "resourceVersion": version });
+        serde_json::from_value(json!({ "metadata": metadata })).unwrap()
+    }
+
+    #[test]
+    fn a_write_stands_in_for_the_cache_until_that_has_seen_it() {
+        let (written, wanted) = (Written::default(), of("", ""));
+        written.child(&of("1", "7"), "digest".to_owned(), None);
+        let version = |cached: Option<&ConfigMap>, digest: &str| written.answer(&wanted, digest, cached)?.metadata.resource_version;
+        assert_eq!(version(None, "digest").as_deref(), Some("7"));
+        assert_eq!(version(None, "another"), None);
+        assert_eq!(version(Some(&of("1", "8")), "digest"), None, "somebody has written since");
+        written.child(&of("1", "9"), "digest".to_owned(), Some("8".to_owned()));
+        assert_eq!(version(Some(&of("1", "8")), "digest").as_deref(), Some("9"));
+        assert_eq!(version(None, "digest"), None);
+        written.seen(&of("1", "9"));
+        assert_eq!(version(Some(&of("1", "8")), "digest"), None);
+    }
+
     #[test]
     fn what_is_gone_is_not_remembered_and_what_was_made_since_is() {
-        let of = |uid: &str| -> ConfigMap {
-            serde_json::from_value(json!({ "metadata": { "name": "a", "namespace": "b", "uid": uid } })).unwrap()
-        };
-        let written = Written::default();
-        let write = |uid: &str| written.insert(of(uid), "digest".to_owned());
+        let (written, wanted) = (Written::default(), of("", ""));
+        let write = |uid: &str| written.child(&of(uid, "1"), "digest".to_owned(), None);
+        let uid = || written.answer(&wanted, "digest", None)?.metadata.uid;
         write("1");
-        assert!(written.get(&of(""), "digest").is_some());
-        assert!(written.get(&of(""), "another").is_none());
-        written.gone(&of("1"));
-        assert!(written.get(&of(""), "digest").is_none());
+        written.gone(&of("1", "2"));
+        assert_eq!(uid(), None);
         write("2");
-        written.gone(&of("1"));
-        assert_eq!(written.get(&of(""), "digest").unwrap().metadata.uid.as_deref(), Some("2"));
-        written.relisted::<ConfigMap>();
-        assert!(written.get(&of(""), "digest").is_none());
+        written.gone(&of("1", "2"));
+        assert_eq!(uid().as_deref(), Some("2"));
+        written.listed::<ConfigMap>();
+        assert_eq!(uid(), None);
+    }
+
+    #[test]
+    fn an_object_whose_status_was_written_is_known_to_be_old() {
+        let written = Written::default();
+        written.status(&of("1", "2"), Some("1".to_owned()));
+        assert!(written.is_ahead_of(&of("1", "1")) && !written.is_ahead_of(&of("1", "2")));
+        // A write that changed nothing.
+        written.status(&of("1", "2"), Some("2".to_owned()));
+        assert!(!written.is_ahead_of(&of("1", "2")));
     }
 }

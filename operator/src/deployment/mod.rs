@@ -6,6 +6,6 @@ pub mod status;
 pub mod validate;
 
 pub use build::{Applied, Children, build};
-pub use observe::{Observed, referenced_claim};
+pub use observe::{Observed, referenced_claim, refers_to};
 pub use status::status;
 pub use validate::{Validated, validate};

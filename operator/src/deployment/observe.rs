@@ -30,3 +30,8 @@ pub fn referenced_claim(deployment: &CarryOnDeployment, job: Option<&CarryOnJob>
     let head = of_job(deployment, &deployment.spec.head.job_ref.as_ref()?.name, job)?;
     names::parse_claim_uri(&head.uri).map(|(claim, _)| claim.to_owned())
 }
+
+/// Whether the deployment's head is that of job `name`.
+pub fn refers_to(deployment: &CarryOnDeployment, name: &str) -> bool {
+    deployment.spec.head.job_ref.as_ref().is_some_and(|job| job.name == name)
+}

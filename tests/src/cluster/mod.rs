@@ -18,6 +18,7 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource};
+use nix::sys::signal::Signal;
 use own::Own;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -258,6 +259,18 @@ impl TestCluster {
     pub fn kill_node(&self, number: usize) {
         assert!(number > 1, "node1 holds the control plane");
         self.ours().script("down.sh").args(["--node", &number.to_string()]).run();
+    }
+
+    /// Stops the API server in its tracks, as a machine does that swaps, or lets it go on.
+    ///
+    /// # Panics
+    /// When the cluster is not ours.
+    pub fn freeze_api_server(&self, frozen: bool) {
+        let pid = std::fs::read_to_string(self.ours().folder().join("node1/kube-apiserver.pid")).expect("the API server has a number");
+        let pid = nix::unistd::Pid::from_raw(pid.trim().parse().expect("it is a number"));
+        // What was started is nsenter, which became the API server, or waits for it.
+        let signal = if frozen { Signal::SIGSTOP } else { Signal::SIGCONT };
+        nix::sys::signal::killpg(pid, signal).expect("the API server runs");
     }
 
     /// This cluster if the test made it; else none, and a word about it.

@@ -1,0 +1,36 @@
+//! How the operator is started.
+
+use std::net::SocketAddr;
+
+use super::pod_user::PodUser;
+use crate::shared::Settings;
+
+/// Arguments of `carryon-operator run`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct RunArgs {
+    /// Worker image of objects that name none.
+    #[arg(long, value_name = "IMAGE", default_value_t = Settings::default().worker_image)]
+    pub worker_image: String,
+    /// User of the workers' pods, and group of the volumes they write: a number, `cluster` where each namespace has its own, or `auto`: 65532,
+    /// but `cluster` on OpenShift.
+    #[arg(long, value_name = "USER", default_value_t = PodUser::Auto)]
+    pub pod_user: PodUser,
+    /// Look after this namespace only.
+    #[arg(long)]
+    pub namespace: Option<String>,
+    /// Address of /healthz, /readyz and /metrics.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Namespace of the Lease that the one of several operators which works holds: the namespace that is looked after, or kube-system, when none is named.
+    #[arg(long, value_name = "NAMESPACE")]
+    pub lease_namespace: Option<String>,
+    /// Work without a Lease: nothing keeps another operator from working too.
+    #[arg(long, conflicts_with = "lease_namespace")]
+    pub without_lease: bool,
+    /// Who installed this operator; operators of one installation stand in for each other.
+    #[arg(long, value_name = "NAME", default_value = "by hand")]
+    pub installation: String,
+    /// Name of this operator in the Lease; its pod's name.
+    #[arg(long, env = "POD_NAME", value_name = "NAME", default_value = "carryon-operator")]
+    pub identity: String,
+}

@@ -1,0 +1,194 @@
+//! What the cluster holds, as watches have shown it: one cache per type.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::PartialObjectMeta;
+use kube::core::DeserializeGuard;
+use kube::runtime::reflector::store::Writer;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher::Event;
+use kube::{Resource, ResourceExt as _};
+
+/// An object, or what is known of one that cannot be decoded: it must not stop the watch of its kind.
+pub type Guarded<K> = DeserializeGuard<K>;
+
+/// Which objects of a type exist, without their content.
+pub type Names<K> = Cache<PartialObjectMeta<K>>;
+
+/// All that is watched.
+#[derive(Default)]
+pub struct Stores {
+    /// The three kinds.
+    pub pools: Cache<Guarded<BaseModelPool>>,
+    /// Training jobs.
+    pub jobs: Cache<Guarded<CarryOnJob>>,
+    /// Served heads.
+    pub deployments: Cache<Guarded<CarryOnDeployment>>,
+    /// Children: the workloads …
+    pub stateful_sets: Cache<Guarded<StatefulSet>>,
+    /// … of gateways …
+    pub workloads: Cache<Guarded<Deployment>>,
+    /// … of training attempts.
+    pub attempts: Cache<Guarded<Job>>,
+    /// Their pods.
+    pub pods: Cache<Guarded<Pod>>,
+    /// Children: Services.
+    pub services: Cache<Guarded<Service>>,
+    /// Children: the workers' configuration.
+    pub config_maps: Cache<Guarded<ConfigMap>>,
+    /// Children: disruption budgets of pools.
+    pub budgets: Cache<Guarded<PodDisruptionBudget>>,
+    /// Claims of users.
+    pub claims: Names<PersistentVolumeClaim>,
+    /// ConfigMaps of users.
+    pub data: Names<ConfigMap>,
+    /// Secrets of users.
+    pub secrets: Names<Secret>,
+    /// Nodes, with their labels and what they have to give; none when one namespace is looked after, which has no right to see them.
+    pub nodes: Option<Cache<Guarded<Node>>>,
+}
+
+/// Objects of one type, by namespace and name, and by whose they are.
+pub struct Cache<T: Resource<DynamicType = ()> + Clone + 'static> {
+    writer: Mutex<Writer<T>>,
+    objects: Store<T>,
+    owned: RwLock<Owned>,
+}
+
+/// Names of objects by namespace, component and instance: whose they are, by their labels.
+type Owned = HashMap<[String; 3], BTreeSet<String>>;
+
+impl<T: Resource<DynamicType = ()> + Clone + 'static> Default for Cache<T> {
+    fn default() -> Self {
+        let writer = Writer::<T>::default();
+        Self { objects: writer.as_reader(), writer: Mutex::new(writer), owned: RwLock::default() }
+    }
+}
+
+impl<T: Resource<DynamicType = ()> + Clone + 'static> Cache<T> {
+    /// What the watch has shown.
+    pub fn apply(&self, event: &Event<T>) {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner).apply_watcher_event(event);
+        let mut owned = self.owned.write().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Event::Apply(object) => own(&mut owned, object),
+            Event::Delete(object) => disown(&mut owned, object),
+            Event::InitDone => {
+                owned.clear();
+                self.objects.state().iter().for_each(|object| own(&mut owned, &**object));
+            }
+            Event::Init | Event::InitApply(_) => {}
+        }
+    }
+
+    /// The object as it was shown, decoded or not.
+    pub fn shown(&self, namespace: &str, name: &str) -> Option<Arc<T>> {
+        self.objects.get(&ObjectRef::new(name).within(namespace))
+    }
+
+    /// All objects.
+    pub fn all(&self) -> Vec<Arc<T>> {
+        self.objects.state()
+    }
+}
+
+impl<K: Resource<DynamicType = ()> + Clone + 'static> Cache<Guarded<K>> {
+    /// The object, when it exists and can be decoded.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<K> {
+        self.shown(namespace, name)?.0.as_ref().ok().cloned()
+    }
+
+    /// All objects that can be decoded and for which `wanted` holds, by name.
+    pub fn list(&self, wanted: impl Fn(&K) -> bool) -> Vec<K> {
+        let holds = |object: &Guarded<K>| object.0.as_ref().is_ok_and(&wanted);
+        let mut found: Vec<K> = self.objects.state_filter(holds).iter().filter_map(|object| object.0.as_ref().ok().cloned()).collect();
+        found.sort_by_key(|object| (object.namespace(), object.name_any()));
+        found
+    }
+
+    /// The names of those in a namespace.
+    pub fn names_of(&self, namespace: &str, wanted: impl Fn(&K) -> bool) -> Vec<String> {
+        let holds = |object: &Guarded<K>| object.meta().namespace.as_deref() == Some(namespace) && object.0.as_ref().is_ok_and(&wanted);
+        self.objects.state_filter(holds).iter().map(|object| object.name_any()).collect()
+    }
+
+    /// Those that have the labels of this component and instance, by name.
+    pub fn owned_by(&self, namespace: &str, component: &str, instance: &str) -> Vec<K> {
+        let key = [namespace, component, instance].map(str::to_owned);
+        let owned = self.owned.read().unwrap_or_else(PoisonError::into_inner);
+        owned
+            .get(&key)
+            .into_iter()
+            .flatten()
+            .filter_map(|name| self.get(namespace, name))
+            .filter(|object| owner(object) == Some(key.clone()))
+            .collect()
+    }
+}
+
+impl Names<PersistentVolumeClaim> {
+    /// The claim, of which no more is known than that it exists.
+    pub fn claim(&self, namespace: &str, name: &str) -> Option<PersistentVolumeClaim> {
+        let metadata = self.shown(namespace, name)?.metadata.clone();
+        Some(PersistentVolumeClaim { metadata, ..PersistentVolumeClaim::default() })
+    }
+}
+
+fn owner<T: Resource>(object: &T) -> Option<[String; 3]> {
+    let label = |key: &str| object.labels().get(key).cloned();
+    Some([object.namespace()?, label("app.kubernetes.io/component")?, label("app.kubernetes.io/instance")?])
+}
+
+fn own<T: Resource>(owned: &mut Owned, object: &T) {
+    if let Some(key) = owner(object) {
+        owned.entry(key).or_default().insert(object.name_any());
+    }
+}
+
+fn disown<T: Resource>(owned: &mut Owned, object: &T) {
+    let Some(key) = owner(object) else { return };
+    if let Some(names) = owned.get_mut(&key) {
+        names.remove(&object.name_any());
+        if names.is_empty() {
+            owned.remove(&key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use kube::ResourceExt as _;
+    use kube::runtime::watcher::Event;
+    use serde_json::json;
+
+    use super::{Cache, Guarded};
+
+    fn pod(name: &str, instance: &str) -> Guarded<Pod> {
+        let labels = json!({ "app.kubernetes.io/component": "pool", "app.kubernetes.io/instance": instance });
+        serde_json::from_value(json!({ "metadata": { "name": name, "namespace": "team", "labels": labels } })).unwrap()
+    }
+
+    #[test]
+    fn pods_are_found_by_their_owner_through_changes_and_a_new_list() {
+        let cache = Cache::<Guarded<Pod>>::default();
+        let names = |instance: &str| cache.owned_by("team", "pool", instance).iter().map(|pod| pod.name_any()).collect::<Vec<_>>();
+        ["b", "a", "other"].iter().for_each(|name| cache.apply(&Event::Apply(pod(name, if *name == "other" { "y" } else { "x" }))));
+        assert_eq!((names("x"), names("y")), (vec!["a".to_owned(), "b".to_owned()], vec!["other".to_owned()]));
+        cache.apply(&Event::Delete(pod("a", "x")));
+        // Its labels have changed.
+        cache.apply(&Event::Apply(pod("b", "y")));
+        assert_eq!((names("x").len(), names("y").len()), (0, 2));
+        cache.apply(&Event::Init);
+        cache.apply(&Event::InitApply(pod("c", "x")));
+        assert_eq!(names("x").len(), 0, "not before the list is whole");
+        cache.apply(&Event::InitDone);
+        assert_eq!((names("x"), names("y").len()), (vec!["c".to_owned()], 0));
+    }
+}

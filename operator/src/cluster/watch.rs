@@ -1,0 +1,220 @@
+//! The watches: they fill the stores, and tell of every change.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
+use futures::{Stream, StreamExt as _};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Container, Node, NodeStatus, Pod, PodSpec, PodTemplateSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::PartialObjectMeta;
+use kube::core::NamespaceResourceScope;
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, Config, Event, watcher};
+use kube::{Api, Client, Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
+
+use super::store::{Cache, Guarded, Stores};
+use super::synced::Synced;
+use super::written::Written;
+
+/// Where `kubectl apply` keeps a copy of the whole object.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// What has changed, been made or deleted.
+pub enum Change<'a> {
+    /// A pool.
+    Pool(&'a Guarded<BaseModelPool>),
+    /// A job.
+    Job(&'a Guarded<CarryOnJob>),
+    /// A deployment.
+    Deployment(&'a Guarded<CarryOnDeployment>),
+    /// A child of one of them, or a pod of such a child.
+    Child(&'a ObjectMeta),
+    /// A claim.
+    Claim(&'a ObjectMeta),
+    /// A ConfigMap that is not ours.
+    ConfigMap(&'a ObjectMeta),
+    /// A Secret.
+    Secret(&'a ObjectMeta),
+    /// A node.
+    Node,
+    /// Anything: a type was listed anew, and what was deleted while nobody watched has no change of its own.
+    Listed,
+}
+
+/// Who is told of changes, when the stores have them.
+pub type Listener = Arc<dyn Fn(&Change<'_>, &Stores) + Send + Sync>;
+
+/// Starts all watches. They go on as long as the tasks are held; the stores are filled when `synced` says so.
+pub fn start(
+    client: &Client,
+    namespace: Option<&str>,
+    written: Arc<Written>,
+    synced: Arc<Synced>,
+    listener: Listener,
+) -> (Arc<Stores>, JoinSet<String>) {
+    let ours = Config::default().labels(&format!("app.kubernetes.io/managed-by={}", names::MANAGER));
+    let others = Config::default().labels(&format!("app.kubernetes.io/managed-by!={}", names::MANAGER));
+    let any = Config::default();
+    let stores = Arc::new(Stores { nodes: namespace.is_none().then(Cache::default), ..Stores::default() });
+    let seen = Seen { stores: stores.clone(), written, synced, listener };
+    let mut watches = Watches { client, namespace, seen, tasks: JoinSet::new() };
+    watches.objects(|stores| &stores.pools, &any, whole, |pool| Change::Pool(pool));
+    watches.objects(|stores| &stores.jobs, &any, whole, |job| Change::Job(job));
+    watches.objects(|stores| &stores.deployments, &any, whole, |deployment| Change::Deployment(deployment));
+    watches.objects(|stores| &stores.stateful_sets, &ours, whole, child);
+    watches.objects(|stores| &stores.workloads, &ours, whole, child);
+    watches.objects(|stores| &stores.attempts, &ours, without_template, child);
+    watches.objects(|stores| &stores.pods, &ours, without_containers, child);
+    watches.objects(|stores| &stores.services, &ours, whole, child);
+    watches.objects(|stores| &stores.config_maps, &ours, whole, child);
+    watches.objects(|stores| &stores.budgets, &ours, whole, child);
+    watches.metadata(|stores| &stores.claims, &any, |claim| Change::Claim(&claim.metadata));
+    watches.metadata(|stores| &stores.data, &others, |data| Change::ConfigMap(&data.metadata));
+    watches.metadata(|stores| &stores.secrets, &any, |secret| Change::Secret(&secret.metadata));
+    watches.nodes();
+    (stores, watches.tasks)
+}
+
+/// Where a type is kept.
+type CacheOf<T> = fn(&Stores) -> &Cache<T>;
+/// What a change of an object is.
+type ChangeOf<T> = for<'a> fn(&'a T) -> Change<'a>;
+
+/// What is done with what a watch shows.
+#[derive(Clone)]
+struct Seen {
+    stores: Arc<Stores>,
+    written: Arc<Written>,
+    synced: Arc<Synced>,
+    listener: Listener,
+}
+
+impl Seen {
+    fn event<T: Resource<DynamicType = ()> + Clone + 'static>(&self, cache: CacheOf<T>, change: ChangeOf<T>, event: &Event<T>) {
+        cache(&self.stores).apply(event);
+        match event {
+            Event::Apply(object) => {
+                self.written.seen(object);
+                (self.listener)(&change(object), &self.stores);
+            }
+            Event::Delete(object) => {
+                self.written.gone(object);
+                (self.listener)(&change(object), &self.stores);
+            }
+            Event::InitDone => {
+                self.written.listed::<T>();
+                (self.listener)(&Change::Listed, &self.stores);
+            }
+            Event::Init | Event::InitApply(_) => {}
+        }
+    }
+}
+
+/// The watches that run.
+struct Watches<'a> {
+    client: &'a Client,
+    namespace: Option<&'a str>,
+    seen: Seen,
+    tasks: JoinSet<String>,
+}
+
+impl Watches<'_> {
+    /// Objects of a type, of which only what `trim` leaves is kept.
+    fn objects<K>(&mut self, cache: CacheOf<Guarded<K>>, config: &Config, trim: fn(&mut K), change: ChangeOf<Guarded<K>>)
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    {
+        let api: Api<Guarded<K>> = self.api();
+        let events = watcher(api, config.clone()).modify(move |object| object.0.iter_mut().for_each(trim));
+        self.add(K::plural(&()).into_owned(), events, cache, change);
+    }
+
+    /// That objects of a type are there.
+    fn metadata<K>(&mut self, cache: CacheOf<PartialObjectMeta<K>>, config: &Config, change: ChangeOf<PartialObjectMeta<K>>)
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    {
+        let api: Api<PartialObjectMeta<K>> = self.api();
+        self.add(format!("metadata of {}", K::plural(&())), watcher(api, config.clone()), cache, change);
+    }
+
+    fn nodes(&mut self) {
+        let Some(_) = &self.seen.stores.nodes else { return };
+        let api: Api<Guarded<Node>> = Api::all(self.client.clone());
+        let events = watcher(api, Config::default()).modify(|node| node.0.iter_mut().for_each(allocatable));
+        let cache: CacheOf<Guarded<Node>> = |stores| stores.nodes.as_ref().expect("nodes are watched when there is a cache");
+        self.add("nodes".to_owned(), events, cache, |_| Change::Node);
+    }
+
+    fn api<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(&self) -> Api<K> {
+        match self.namespace {
+            Some(namespace) => Api::namespaced(self.client.clone(), namespace),
+            None => Api::all(self.client.clone()),
+        }
+    }
+
+    fn add<T>(
+        &mut self,
+        name: String,
+        events: impl Stream<Item = watcher::Result<Event<T>>> + Send + 'static,
+        cache: CacheOf<T>,
+        change: ChangeOf<T>,
+    ) where
+        T: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+    {
+        let seen = self.seen.clone();
+        seen.synced.waits(&name);
+        self.tasks.spawn(async move {
+            let events = events.default_backoff().modify(|object| {
+                object.managed_fields_mut().clear();
+                object.annotations_mut().remove(LAST_APPLIED);
+            });
+            let mut events = std::pin::pin!(events);
+            while let Some(event) = events.next().await {
+                match event {
+                    Ok(event) => {
+                        seen.event(cache, change, &event);
+                        if matches!(event, Event::InitDone) {
+                            seen.synced.done(&name);
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!("the watch of {name} was interrupted and is tried again: {error}");
+                        seen.synced.failed(&name, &error);
+                    }
+                }
+            }
+            name
+        });
+    }
+}
+
+fn child<K: Resource<DynamicType = ()>>(child: &Guarded<K>) -> Change<'_> {
+    Change::Child(child.meta())
+}
+
+fn whole<K>(_: &mut K) {}
+
+/// An attempt is never written again: nothing is compared with its template, which is its greatest part.
+fn without_template(attempt: &mut Job) {
+    attempt.spec.iter_mut().for_each(|spec| spec.template = PodTemplateSpec::default());
+}
+
+/// Of a pod's spec, its node and the ports by which it is asked.
+fn without_containers(pod: &mut Pod) {
+    let Some(spec) = pod.spec.take() else { return };
+    let ports = |container: Container| Container { name: container.name, ports: container.ports, ..Container::default() };
+    let containers = spec.containers.into_iter().map(ports).collect();
+    pod.spec = Some(PodSpec { containers, node_name: spec.node_name, ..PodSpec::default() });
+}
+
+/// A node says much that changes often and concerns nobody here.
+fn allocatable(node: &mut Node) {
+    let allocatable = node.status.take().and_then(|status| status.allocatable);
+    node.status = Some(NodeStatus { allocatable, ..NodeStatus::default() });
+    node.annotations_mut().clear();
+}
