@@ -18,7 +18,8 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use own::Own;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -261,16 +262,15 @@ impl TestCluster {
         self.ours().script("down.sh").args(["--node", &number.to_string()]).run();
     }
 
-    /// Stops the API server in its tracks, as a machine does that swaps, or lets it go on.
+    /// Stops the API server in its tracks, as a machine does that swaps, until the answer is dropped.
     ///
     /// # Panics
     /// When the cluster is not ours.
-    pub fn freeze_api_server(&self, frozen: bool) {
+    pub fn freeze_api_server(&self) -> Frozen {
         let pid = std::fs::read_to_string(self.ours().folder().join("node1/kube-apiserver.pid")).expect("the API server has a number");
-        let pid = nix::unistd::Pid::from_raw(pid.trim().parse().expect("it is a number"));
-        // What was started is nsenter, which became the API server, or waits for it.
-        let signal = if frozen { Signal::SIGSTOP } else { Signal::SIGCONT };
-        nix::sys::signal::killpg(pid, signal).expect("the API server runs");
+        let group = Pid::from_raw(pid.trim().parse().expect("it is a number"));
+        killpg(group, Signal::SIGSTOP).expect("the API server runs");
+        Frozen(group)
     }
 
     /// This cluster if the test made it; else none, and a word about it.
@@ -293,6 +293,15 @@ impl TestCluster {
 
     fn ours(&self) -> &Own {
         self.own.as_ref().expect("only a cluster of our own can do that: unset CARRYON_E2E")
+    }
+}
+
+/// A program that was stopped, and goes on when this is dropped: a stopped one would outlive its node.
+pub struct Frozen(Pid);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = killpg(self.0, Signal::SIGCONT);
     }
 }
 

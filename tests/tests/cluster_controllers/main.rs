@@ -6,6 +6,7 @@ mod deaths;
 mod edits;
 mod ends;
 mod faults;
+mod leaders;
 mod told;
 mod users;
 mod watched;
