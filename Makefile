@@ -51,7 +51,7 @@ test test-all: $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICKSTART_DATA) $(CARR
 	PATH="$(TOOLS):$$PATH" cargo nextest run --release --locked --workspace $(if $(filter test-all,$@),--run-ignored all)
 	@if [ -x $(HELM) ]; then $(MAKE) --no-print-directory chart; else echo 'SKIPPED, NOT TESTED: the chart, for want of Helm'; fi
 	@$(if $(filter test-all,$@),[ ! -x $(HELM) ] || $(MAKE) --no-print-directory test-external)
-test: ## Lint, licences and every test that a change must pass, real training on real nodes too (12 minutes, 35 at first)
+test: ## Lint, licences and every test that a change must pass, real training on real nodes too
 test-all: ## Those, and the long ones: a death at every write, upgrades and lost nodes, a cluster that is not ours
 
 test-programs: lint build
