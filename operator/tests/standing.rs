@@ -133,6 +133,35 @@ fn a_pool_says_what_its_pods_do() {
 }
 
 #[test]
+fn what_is_said_of_a_pool_s_models_stands_until_all_pods_are_heard() {
+    let ready = |name: &str| pod(name, json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}}));
+    let mut pool: BaseModelPool = with(&example("quickstart/pool.yaml"), json!({"spec": {"replicas": 2}}));
+    let mut observed = pool::Observed {
+        claim: Some(serde_json::from_value(json!({"metadata": {"name": "models"}})).unwrap()),
+        pods: vec![ready("a"), ready("b")],
+        models: [("a", "w"), ("b", "v")].map(|(pod, weights)| (pod.to_owned(), model(weights))).into(),
+        ..pool::Observed::default()
+    };
+    let judge = |pool: &BaseModelPool, observed: &pool::Observed| {
+        let validated = pool::validate(pool, observed, &Settings::default()).unwrap();
+        let counts = json!({"status": {"replicas": 2, "readyReplicas": 2, "updatedReplicas": 2}});
+        let applied = pool::Applied { stateful_set: with(&pool::build(&validated).stateful_set, counts) };
+        pool::status(pool, Ok((&validated, &applied)), observed, &at(0))
+    };
+    let differ = judge(&pool, &observed);
+    assert!(summary(&differ.conditions).starts_with("Stalled ModelsDiffer: pods a and b"));
+    pool.status = Some(differ.clone());
+    // Another operator takes over and hears one pod after the other.
+    for unheard in ["a", "b"] {
+        let mut heard = observed.clone();
+        heard.models.remove(unheard);
+        assert_eq!(judge(&pool, &heard), differ, "{unheard} is not heard yet");
+    }
+    observed.models = [("a", "v"), ("b", "v")].map(|(pod, weights)| (pod.to_owned(), model(weights))).into();
+    assert!(summary(&judge(&pool, &observed).conditions).starts_with("Ready PodsReady"));
+}
+
+#[test]
 fn a_pool_without_its_volume_waits() {
     let pool: BaseModelPool = example("quickstart/pool.yaml");
     let observed = pool::Observed::default();

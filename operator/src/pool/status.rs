@@ -1,12 +1,13 @@
 //! A pool's status: what its pods do, in ordered checks.
 
 use carryon_crds::condition::Verdict;
-use carryon_crds::condition::types::NO_NODE_FITS;
+use carryon_crds::condition::types::{NO_NODE_FITS, READY};
 use carryon_crds::pool::ModelStatus;
 use carryon_crds::wire::ModelDescription;
 use carryon_crds::{BaseModelPool, BaseModelPoolStatus, condition, names};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt as _;
 
 use super::{Applied, Observed, Validated, capacity};
 use crate::shared::Refusal;
@@ -14,7 +15,10 @@ use crate::shared::kstatus::Standing;
 use crate::shared::meta::Owner;
 use crate::shared::rollout::{Counts, Obstacle, counted};
 use crate::shared::text::bounded;
+use crate::shared::trouble::is_ready;
 
+/// Reason of a pool whose pods loaded different models.
+const MODELS_DIFFER: &str = "ModelsDiffer";
 /// Characters of a model's name, which is the checkpoint's own.
 const NAME: usize = 253;
 /// Seconds in which a pod has to become ready: an hour to pull a model in an image, and the startup probe's to load it.
@@ -29,14 +33,23 @@ pub fn status(
 ) -> BaseModelPoolStatus {
     let owner = Owner::of(pool, "pool");
     let previous = pool.status.clone().unwrap_or_default();
-    let model = observed.models.values().next().map(model_status).or(previous.model.clone());
+    // What was said of the pods' models stands until all of them are heard: an operator that has only started has heard none.
+    let unheard = observed.pods.iter().any(|pod| is_ready(pod) && !observed.models.contains_key(&pod.name_any()));
+    let heard = observed.models.values().next().map(model_status);
+    let model = if unheard { previous.model.clone().or(heard) } else { heard.or(previous.model.clone()) };
+    let differ = disagreement(observed).or_else(|| differed(&previous).filter(|_| unheard));
     let (standing, image, waiting_since, (replicas, ready_replicas)) = match outcome {
         Err(refusal) => (Standing::from(refusal), None, None, counted(&observed.pods)),
         Ok((validated, applied)) => {
             let image = pool.spec.server.image.is_none().then(|| validated.image.clone());
             let counts = Counts::of_stateful_set(&applied.stateful_set);
             let since = waiting_since(pool, &previous, &counts, now);
-            (standing(&applied.stateful_set, observed, model.as_ref(), since.as_ref(), now), image, since, (counts.replicas, counts.ready))
+            (
+                standing(&applied.stateful_set, observed, model.as_ref(), differ, since.as_ref(), now),
+                image,
+                since,
+                (counts.replicas, counts.ready),
+            )
         }
     };
     let mut verdicts = standing.verdicts();
@@ -62,15 +75,21 @@ fn waiting_since(pool: &BaseModelPool, previous: &BaseModelPoolStatus, counts: &
     (!counts.is_settled() && !counts.is_zero()).then(|| since.unwrap_or_else(|| now.clone()))
 }
 
-fn standing(set: &StatefulSet, observed: &Observed, model: Option<&ModelStatus>, waiting_since: Option<&Time>, now: &Time) -> Standing {
+fn standing(
+    set: &StatefulSet,
+    observed: &Observed,
+    model: Option<&ModelStatus>,
+    differ: Option<String>,
+    waiting_since: Option<&Time>,
+    now: &Time,
+) -> Standing {
     let counts = Counts::of_stateful_set(set);
     let Counts { wanted, ready, updated, .. } = counts;
     if counts.is_zero() {
         return Standing::current("ScaledToZero", "spec.replicas is 0: no pod runs");
     }
-    if let Some((one, other)) = disagreement(observed) {
-        let message = format!("pods {one} and {other} loaded different models: make the volume's content the same and restart them");
-        return Standing::stalled("ModelsDiffer", message);
+    if let Some(message) = differ {
+        return Standing::stalled(MODELS_DIFFER, message);
     }
     if counts.is_settled() {
         return match model {
@@ -94,10 +113,16 @@ fn standing(set: &StatefulSet, observed: &Observed, model: Option<&ModelStatus>,
 }
 
 /// Two pods whose models are not the same.
-fn disagreement(observed: &Observed) -> Option<(&str, &str)> {
-    let (first, model) = observed.models.iter().next()?;
+fn disagreement(observed: &Observed) -> Option<String> {
+    let (one, model) = observed.models.iter().next()?;
     let (other, _) = observed.models.iter().find(|(_, other)| other.identity != model.identity)?;
-    Some((first, other))
+    Some(format!("pods {one} and {other} loaded different models: make the volume's content the same and restart them"))
+}
+
+/// What the status says of such pods.
+fn differed(previous: &BaseModelPoolStatus) -> Option<String> {
+    let ready = previous.conditions.iter().find(|condition| condition.type_ == READY && condition.reason == MODELS_DIFFER)?;
+    Some(ready.message.clone())
 }
 
 fn model_status(model: &ModelDescription) -> ModelStatus {
