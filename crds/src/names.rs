@@ -27,8 +27,16 @@ pub const TERMINATION_LOG: &str = "/dev/termination-log";
 /// Mount path of the Secret with the API key that clients of a gateway must send.
 pub const API_KEY_DIR: &str = "/etc/carryon-api-key";
 
-/// Annotation of a pod template: digest of the configuration it reads, so that a changed one rolls the pods.
+/// Annotation of a pod template: digest of the revision it is of.
 pub const CONFIG_DIGEST_ANNOTATION: &str = "carryon.dev/config-digest";
+/// Annotation of an object: whenever its value changes, the pods are rendered as today's operator would, with today's worker image.
+pub const UPGRADE_ANNOTATION: &str = "carryon.dev/upgrade";
+/// Annotation of a ControllerRevision: what the pods were rendered from.
+pub const RENDERED_FROM_ANNOTATION: &str = "carryon.dev/rendered-from";
+/// Component of the ControllerRevisions.
+pub const REVISION: &str = "revision";
+/// Volume of every pod with the worker's configuration.
+pub const CONFIG_VOLUME: &str = "config";
 /// Annotation of a child: digest of what the operator last applied.
 pub const APPLIED_ANNOTATION: &str = "carryon.dev/applied";
 /// Label of a child: `pool`, `trainer` or `gateway`. The worker's container has that name too.
@@ -42,7 +50,7 @@ pub const RESULT_ANNOTATION: &str = "carryon.dev/result";
 /// Command of every container: the worker binary.
 pub const WORKER: &str = "carryon-worker";
 
-/// The standard labels of a child; `component` is `pool`, `trainer` or `gateway`.
+/// The standard labels of a child; `component` is `pool`, `trainer`, `gateway` or [`REVISION`].
 pub fn labels(component: &str, instance: &str) -> BTreeMap<String, String> {
     [
         ("app.kubernetes.io/name", "carry-on"),

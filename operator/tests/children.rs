@@ -44,7 +44,7 @@ fn value(object: &impl Serialize) -> serde_json::Value {
 fn children_of_a_pool() {
     let observed = pool::Observed { claim: Some(claim("models")), ..pool::Observed::default() };
     let validated = pool::validate(&example("quickstart/pool.yaml"), &observed, &settings()).unwrap();
-    let pool::Children { config_map, service, stateful_set, disruption_budget } = pool::build(&validated);
+    let pool::Children { revision: _, config_map, service, stateful_set, disruption_budget } = pool::build(&validated);
     snapshot("pool", &[value(&config_map), value(&service), value(&stateful_set), value(&disruption_budget)]);
 }
 
@@ -70,7 +70,7 @@ fn children_of_a_job() {
     let observed = job::Observed { pool: Some(loaded_pool()), claims, ..job::Observed::default() };
     let job: CarryOnJob = example("quickstart/job.yaml");
     let validated = job::validate(&job, &observed, &settings(), &at(0)).unwrap();
-    let job::Children { config_map, attempt, stop } = job::build(&validated);
+    let job::Children { revision: _, config_map, attempt, stop } = job::build(&validated);
     assert!(stop.is_empty());
     snapshot("job", &[value(&config_map.unwrap()), value(&attempt.unwrap())]);
 }
@@ -95,20 +95,6 @@ fn children_of_a_deployment() {
     let deployment = value(&example::<CarryOnDeployment>("quickstart/deployment.yaml"));
     let deployment: CarryOnDeployment = serde_json::from_value(patched(deployment, &patch)).unwrap();
     let validated = deployment::validate(&deployment, &observed, &settings()).unwrap();
-    let deployment::Children { config_map, service, deployment } = deployment::build(&validated);
+    let deployment::Children { revision: _, config_map, service, deployment } = deployment::build(&validated);
     snapshot("deployment", &[value(&config_map), value(&service), value(&deployment)]);
-}
-
-#[test]
-fn a_changed_configuration_rolls_the_pods_and_a_new_default_image_does_not() {
-    let observed = pool::Observed { claim: Some(claim("models")), ..pool::Observed::default() };
-    let mut pool: BaseModelPool = example("quickstart/pool.yaml");
-    let set = |pool: &BaseModelPool, settings: &Settings| {
-        pool::build(&pool::validate(pool, &observed, settings).unwrap()).stateful_set.spec.unwrap().template
-    };
-    let first = set(&pool, &settings());
-    pool.status = Some(carryon_crds::BaseModelPoolStatus { image: Some(settings().worker_image), ..Default::default() });
-    assert_eq!(set(&pool, &Settings { worker_image: "example.org/worker:2".to_owned(), ..Settings::default() }), first);
-    pool.spec.engine.max_num_seqs = 3;
-    assert_ne!(set(&pool, &settings()).metadata, first.metadata);
 }

@@ -120,7 +120,7 @@ fn a_pool_says_what_its_pods_do() {
         let pool: BaseModelPool = with(&example("quickstart/pool.yaml"), json!({"spec": {"replicas": replicas}}));
         let claim = Some(serde_json::from_value(json!({"metadata": {"name": "models"}})).unwrap());
         let models = models.into_iter().map(|(pod, weights)| (pod.to_owned(), model(weights))).collect();
-        let observed = pool::Observed { claim, pods, refused: None, models, nodes: None };
+        let observed = pool::Observed { claim, pods, models, ..pool::Observed::default() };
         let validated = pool::validate(&pool, &observed, &Settings::default()).unwrap();
         let applied = pool::Applied { stateful_set: with(&pool::build(&validated).stateful_set, json!({"status": status})) };
         let status = pool::status(&pool, Ok((&validated, &applied)), &observed, &at(0));

@@ -34,11 +34,13 @@ pub struct Options<'a> {
     pub candidate: Option<&'a str>,
     /// Who has installed it.
     pub installation: &'a str,
+    /// The worker image of its release, when that is another.
+    pub worker_image: Option<&'a str>,
 }
 
 impl Default for Options<'_> {
     fn default() -> Self {
-        Self { namespace: None, last: usize::MAX, candidate: None, installation: "test" }
+        Self { namespace: None, last: usize::MAX, candidate: None, installation: "test", worker_image: None }
     }
 }
 
@@ -103,7 +105,7 @@ impl Operator {
         let (cut, lists_held) = (watch::Sender::new(false), watch::Sender::new(false));
         let way = Arc::new(Way { answered: AtomicUsize::new(0), last: options.last, reached: Notify::new(), cut, lists_held, agent });
         let args = RunArgs {
-            worker_image: Settings::default().worker_image,
+            worker_image: options.worker_image.map_or_else(|| Settings::default().worker_image, str::to_owned),
             pod_user: PodUser::Auto,
             namespace: options.namespace.map(str::to_owned),
             listen: address,

@@ -222,16 +222,27 @@ impl<O: Child + HasStatus> Owned<'_, O> {
     /// # Errors
     /// When the cluster refuses or cannot answer.
     pub async fn delete(&self, job: &Job) -> Result<(), Unapplied> {
-        let preconditions = Preconditions { uid: job.uid(), resource_version: None };
-        let parameters = DeleteParams {
-            propagation_policy: Some(PropagationPolicy::Foreground),
-            preconditions: Some(preconditions),
-            ..DeleteParams::default()
-        };
-        match self.applier.api::<Job>(job).delete(&job.name_any(), &parameters).await {
+        self.remove(job, PropagationPolicy::Foreground).await
+    }
+
+    /// Deletes those of `present` that no pod needs any more: all but the one called `current`.
+    ///
+    /// # Errors
+    /// When the cluster refuses or cannot answer.
+    pub async fn collect<K: Child>(&self, present: Vec<K>, current: &str) -> Result<(), Unapplied> {
+        for child in present.iter().filter(|child| child.name_any() != current && child.meta().deletion_timestamp.is_none()) {
+            self.remove(child, PropagationPolicy::Background).await?;
+        }
+        Ok(())
+    }
+
+    async fn remove<K: Child>(&self, child: &K, policy: PropagationPolicy) -> Result<(), Unapplied> {
+        let preconditions = Some(Preconditions { uid: child.uid(), resource_version: None });
+        let parameters = DeleteParams { propagation_policy: Some(policy), preconditions, ..DeleteParams::default() };
+        match self.applier.api::<K>(child).delete(&child.name_any(), &parameters).await {
             Ok(_) => Ok(()),
             Err(error) if [404, 409].contains(&code(&error)) => Ok(()),
-            Err(error) => Err(failed("delete", job, error)),
+            Err(error) => Err(failed("delete", child, error)),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use carryon_crds::{CarryOnDeployment, CarryOnDeploymentStatus};
+use carryon_crds::{CarryOnDeployment, CarryOnDeploymentStatus, names};
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{Api, ResourceExt as _};
@@ -14,7 +14,7 @@ use super::key::Kind;
 use super::kinds::{Outcome, Reconcile};
 use super::store::{Cache, Guarded, Stores};
 use crate::deployment::{self, Applied, Children, Observed, Validated, referenced_claim};
-use crate::shared::meta::namespace;
+use crate::shared::meta::{Owner, namespace};
 use crate::shared::{Refusal, Settings};
 
 impl Reconcile for CarryOnDeployment {
@@ -37,6 +37,7 @@ impl Reconcile for CarryOnDeployment {
             claim: claim.and_then(|claim| stores.claims.claim(&namespace, &claim)),
             secret: secret(self, &namespace, context).await?,
             pods: stores.pods.owned_by(&namespace, Kind::Deployment.component(), &self.name_any()),
+            revisions: stores.revisions_of(&Owner::of(self, "gateway"), &names::gateway(&self.name_any())),
             url: None,
             job,
         })
@@ -51,12 +52,19 @@ impl Reconcile for CarryOnDeployment {
     }
 
     async fn apply(&self, children: Children, _: &Observed, context: &Context) -> Result<Applied, Unapplied> {
-        let Children { config_map, service, deployment } = children;
+        let Children { revision, config_map, service, deployment } = children;
         let (stores, owned, namespace) = (&context.stores, context.applier.of(self), namespace(self));
-        let name = deployment.name_any();
-        owned.apply(config_map, stores.config_maps.get(&namespace, &name)).await?;
+        let (name, current) = (deployment.name_any(), revision.name_any());
+        owned.apply(revision, stores.revisions.get(&namespace, &current)).await?;
+        owned.apply(config_map, stores.config_maps.get(&namespace, &current)).await?;
         owned.apply(service, stores.services.get(&namespace, &name)).await?;
-        Ok(Applied { deployment: owned.apply(deployment, stores.workloads.get(&namespace, &name)).await? })
+        let applied = Applied { deployment: owned.apply(deployment, stores.workloads.get(&namespace, &name)).await? };
+        if applied.is_settled() {
+            let owner = Owner::of(self, "gateway");
+            owned.collect(stores.revisions_of(&owner, &name), &current).await?;
+            owned.collect(stores.config_maps_of(&owner), &current).await?;
+        }
+        Ok(applied)
     }
 
     fn judge(&self, outcome: Outcome<'_, Self>, observed: &Observed, now: &Time) -> CarryOnDeploymentStatus {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use carryon_crds::{CarryOnDeployment, CarryOnJob, CarryOnJobStatus};
+use carryon_crds::{CarryOnDeployment, CarryOnJob, CarryOnJobStatus, names};
+use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{Api, ResourceExt as _};
@@ -20,7 +21,8 @@ use crate::job::plan::plan;
 use crate::job::record::Record;
 use crate::job::trainers::{is_held, is_of, lives};
 use crate::job::{self, Applied, Children, Observed, Validated};
-use crate::shared::meta::namespace;
+use crate::shared::meta::{Owner, namespace};
+use crate::shared::revision;
 use crate::shared::trouble::phase;
 use crate::shared::{Refusal, Settings};
 
@@ -60,6 +62,7 @@ impl Reconcile for CarryOnJob {
             attempt,
             pods,
             refused,
+            revisions: stores.revisions_of(&Owner::of(self, attempts::TRAINER), &names::trainer(&self.name_any())),
             progress,
         })
     }
@@ -77,7 +80,7 @@ impl Reconcile for CarryOnJob {
     }
 
     async fn apply(&self, children: Children, observed: &Observed, context: &Context) -> Result<Applied, Unapplied> {
-        let Children { config_map, attempt, stop } = children;
+        let Children { revision, config_map, attempt, stop } = children;
         let (stores, owned, namespace) = (&context.stores, context.applier.of(self), namespace(self));
         let present = |name: &str| observed.attempt.clone().filter(|attempt| attempt.name_any() == name);
         for name in stop {
@@ -86,6 +89,10 @@ impl Reconcile for CarryOnJob {
             if let Some(attempt) = attempt {
                 owned.delete(&attempt).await?;
             }
+        }
+        if let Some(revision) = revision {
+            let known = stores.revisions.get(&namespace, &revision.name_any());
+            owned.apply(revision, known).await?;
         }
         if let Some(config_map) = config_map {
             let known = stores.config_maps.get(&namespace, &config_map.name_any());
@@ -96,7 +103,9 @@ impl Reconcile for CarryOnJob {
             Some(present) => owned.adopt(&wanted, present).await?,
             None => {
                 attempts::is_free(self, &wanted, context).await?;
-                owned.create_once(wanted).await?
+                let attempt = owned.create_once(wanted).await?;
+                collect(self, &attempt, context).await?;
+                attempt
             }
         };
         Ok(Applied { attempt: Some(attempt) })
@@ -139,4 +148,12 @@ async fn data(job: &CarryOnJob, namespace: &str, context: &Context) -> Result<Op
     }
     let found = Api::<ConfigMap>::namespaced(context.client.clone(), namespace).get_opt(&source.name).await;
     found.map_err(|error| read(format!("ConfigMap {namespace}/{}", source.name), error))
+}
+
+/// No trainer but that of the new attempt is there: what those before it were rendered as goes.
+async fn collect(job: &CarryOnJob, attempt: &Job, context: &Context) -> Result<(), Unapplied> {
+    let Some(current) = attempt.spec.as_ref().and_then(|spec| revision::name_in(&spec.template)) else { return Ok(()) };
+    let (owner, owned) = (Owner::of(job, attempts::TRAINER), context.applier.of(job));
+    owned.collect(context.stores.revisions_of(&owner, &names::trainer(&owner.name)), current).await?;
+    owned.collect(context.stores.config_maps_of(&owner), current).await
 }

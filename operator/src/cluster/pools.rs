@@ -15,7 +15,7 @@ use super::kinds::{Outcome, RETRY, Reconcile};
 use super::refused::refused;
 use super::store::{Cache, Guarded, Stores};
 use crate::pool::{self, Applied, Children, Observed, Validated};
-use crate::shared::meta::namespace;
+use crate::shared::meta::{Owner, namespace};
 use crate::shared::rollout::Counts;
 use crate::shared::trouble::is_ready;
 use crate::shared::{Refusal, Settings};
@@ -42,7 +42,8 @@ impl Reconcile for BaseModelPool {
         let claim = source.and_then(|path| stores.claims.claim(&namespace, &path.claim_name));
         let pods = stores.pods.owned_by(&namespace, Kind::Pool.component(), &self.name_any());
         let models = context.ask.models(pods.iter().filter(|pod| is_ready(pod)));
-        Ok(Observed { claim, pods, refused, models, nodes: stores.nodes.as_ref().map(|nodes| nodes.list(|_| true)) })
+        let revisions = stores.revisions_of(&Owner::of(self, "pool"), &names::pool(&self.name_any()));
+        Ok(Observed { claim, pods, refused, models, revisions, nodes: stores.nodes.as_ref().map(|nodes| nodes.list(|_| true)) })
     }
 
     fn validate(&self, observed: &Observed, settings: &Settings, _: &Time) -> Result<Validated, Refusal> {
@@ -54,13 +55,20 @@ impl Reconcile for BaseModelPool {
     }
 
     async fn apply(&self, children: Children, _: &Observed, context: &Context) -> Result<Applied, Unapplied> {
-        let Children { config_map, service, stateful_set, disruption_budget } = children;
+        let Children { revision, config_map, service, stateful_set, disruption_budget } = children;
         let (stores, owned, namespace) = (&context.stores, context.applier.of(self), namespace(self));
-        let name = stateful_set.name_any();
-        owned.apply(config_map, stores.config_maps.get(&namespace, &name)).await?;
+        let (name, current) = (stateful_set.name_any(), revision.name_any());
+        owned.apply(revision, stores.revisions.get(&namespace, &current)).await?;
+        owned.apply(config_map, stores.config_maps.get(&namespace, &current)).await?;
         owned.apply(service, stores.services.get(&namespace, &name)).await?;
         owned.apply(disruption_budget, stores.budgets.get(&namespace, &name)).await?;
-        Ok(Applied { stateful_set: owned.apply(stateful_set, stores.stateful_sets.get(&namespace, &name)).await? })
+        let applied = Applied { stateful_set: owned.apply(stateful_set, stores.stateful_sets.get(&namespace, &name)).await? };
+        if applied.is_settled() {
+            let owner = Owner::of(self, "pool");
+            owned.collect(stores.revisions_of(&owner, &name), &current).await?;
+            owned.collect(stores.config_maps_of(&owner), &current).await?;
+        }
+        Ok(applied)
     }
 
     fn judge(&self, outcome: Outcome<'_, Self>, observed: &Observed, now: &Time) -> BaseModelPoolStatus {

@@ -3,8 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
-use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
+use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -14,6 +14,8 @@ use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt as _};
+
+use crate::shared::meta::Owner;
 
 /// An object, or what is known of one that cannot be decoded: it must not stop the watch of its kind.
 pub type Guarded<K> = DeserializeGuard<K>;
@@ -42,6 +44,8 @@ pub struct Stores {
     pub services: Cache<Guarded<Service>>,
     /// Children: the workers' configuration.
     pub config_maps: Cache<Guarded<ConfigMap>>,
+    /// What pods were rendered as.
+    pub revisions: Cache<Guarded<ControllerRevision>>,
     /// Children: disruption budgets of pools.
     pub budgets: Cache<Guarded<PodDisruptionBudget>>,
     /// Claims of users.
@@ -52,6 +56,20 @@ pub struct Stores {
     pub secrets: Names<Secret>,
     /// Nodes, with their labels and what they have to give; none when one namespace is looked after, which has no right to see them.
     pub nodes: Option<Cache<Guarded<Node>>>,
+}
+
+impl Stores {
+    /// What the pods of `owner`, whose child is called `child`, were rendered as.
+    pub fn revisions_of(&self, owner: &Owner, child: &str) -> Vec<ControllerRevision> {
+        let of_child = self.revisions.owned_by(&owner.namespace, names::REVISION, child);
+        of_child.into_iter().filter(|revision| owner.controls(revision)).collect()
+    }
+
+    /// The ConfigMaps that the pods of `owner` read, or have read.
+    pub fn config_maps_of(&self, owner: &Owner) -> Vec<ConfigMap> {
+        let of_owner = self.config_maps.owned_by(&owner.namespace, owner.component, &owner.name);
+        of_owner.into_iter().filter(|map| owner.controls(map)).collect()
+    }
 }
 
 /// Objects of one type, by namespace and name, and by whose they are.

@@ -58,6 +58,8 @@ pub fn start(
 ) -> (Arc<Stores>, JoinSet<String>) {
     let ours = Config::default().labels(&format!("app.kubernetes.io/managed-by={}", names::MANAGER));
     let others = Config::default().labels(&format!("app.kubernetes.io/managed-by!={}", names::MANAGER));
+    let revisions = format!("app.kubernetes.io/managed-by={},app.kubernetes.io/component={}", names::MANAGER, names::REVISION);
+    let revisions = Config::default().labels(&revisions);
     let any = Config::default();
     let stores = Arc::new(Stores { nodes: namespace.is_none().then(Cache::default), ..Stores::default() });
     let seen = Seen { stores: stores.clone(), written, synced, listener };
@@ -71,6 +73,7 @@ pub fn start(
     watches.objects(|stores| &stores.pods, &ours, without_containers, child);
     watches.objects(|stores| &stores.services, &ours, whole, child);
     watches.objects(|stores| &stores.config_maps, &ours, whole, child);
+    watches.objects(|stores| &stores.revisions, &revisions, whole, child);
     watches.objects(|stores| &stores.budgets, &ours, whole, child);
     watches.metadata(|stores| &stores.claims, &any, |claim| Change::Claim(&claim.metadata));
     watches.metadata(|stores| &stores.data, &others, |data| Change::ConfigMap(&data.metadata));

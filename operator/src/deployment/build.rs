@@ -1,8 +1,8 @@
 //! A validated deployment's children: the gateway's Deployment, its Service and its configuration.
 
 use carryon_crds::names;
-use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
-use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
+use k8s_openapi::api::core::v1::{ConfigMap, PodTemplateSpec, Service};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::Validated;
@@ -19,6 +19,8 @@ const PROGRESS_DEADLINE_SECONDS: i32 = 2 * STARTUP_FAILURES;
 /// What a deployment is made of.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Children {
+    /// What the pods are rendered as.
+    pub revision: ControllerRevision,
     /// The worker's configuration.
     pub config_map: ConfigMap,
     /// The OpenAI endpoint.
@@ -34,11 +36,20 @@ pub struct Applied {
     pub deployment: Deployment,
 }
 
-/// Renders the children.
-pub fn build(gateway: &Validated) -> Children {
+impl Applied {
+    /// Whether no pod of an earlier revision is there, or can come again.
+    pub fn is_settled(&self) -> bool {
+        let wanted = self.deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+        self.deployment.status.as_ref().is_some_and(|status| {
+            status.observed_generation.unwrap_or(0) >= self.deployment.metadata.generation.unwrap_or(0)
+                && (status.replicas.unwrap_or(0), status.updated_replicas.unwrap_or(0)) == (wanted, wanted)
+        })
+    }
+}
+
+/// The pods, rendered today.
+fn template(gateway: &Validated) -> PodTemplateSpec {
     let owner = &gateway.owner;
-    let name = names::gateway(&owner.name);
-    let (config_map, digest) = meta::config_map(owner, &name, &gateway.config);
     let mut args = vec![
         ("--pool", names::service_url(&names::pool(&gateway.pool), &owner.namespace, names::POOL_PORT)),
         ("--head", pods::inside(names::HEAD_DIR, Some(&gateway.path))),
@@ -49,9 +60,8 @@ pub fn build(gateway: &Validated) -> Children {
         args.push(("--api-key-file", pods::inside(names::API_KEY_DIR, Some(&key.key))));
         mounts.push(Mount { name: "api-key", path: names::API_KEY_DIR, source: MountSource::Secret(key), read_only: true });
     }
-    let template = pods::template(Role {
+    pods::template(Role {
         owner,
-        config: (&name, &digest),
         template: &gateway.template,
         image: &gateway.image,
         subcommand: "serve",
@@ -69,8 +79,16 @@ pub fn build(gateway: &Validated) -> Children {
         user: gateway.user,
         writes: false,
         restart_policy: "Always",
-    });
+    })
+}
+
+/// Renders the children.
+pub fn build(gateway: &Validated) -> Children {
+    let owner = &gateway.owner;
+    let name = names::gateway(&owner.name);
+    let revision = gateway.rendering.revision(&name, &gateway.config, || template(gateway));
     Children {
+        revision: revision.kept(owner, &name),
         deployment: Deployment {
             metadata: owner.meta(&name),
             spec: Some(DeploymentSpec {
@@ -78,13 +96,15 @@ pub fn build(gateway: &Validated) -> Children {
                 selector: owner.label_selector(),
                 progress_deadline_seconds: Some(PROGRESS_DEADLINE_SECONDS),
                 strategy: Some(rolling()),
-                template,
+                // Those that are left behind could not start: their configuration is gone.
+                revision_history_limit: Some(0),
+                template: revision.template(),
                 ..DeploymentSpec::default()
             }),
             status: None,
         },
         service: meta::service(owner, &name, names::GATEWAY_PORT, false),
-        config_map,
+        config_map: revision.config_map(owner),
     }
 }
 

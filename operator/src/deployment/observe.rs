@@ -1,6 +1,7 @@
 //! What a deployment's validation and status look at, in Kubernetes' own types.
 
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
+use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
 
 use super::validate::of_job;
@@ -18,6 +19,8 @@ pub struct Observed {
     pub secret: Option<Secret>,
     /// The gateway's pods.
     pub pods: Vec<Pod>,
+    /// What its pods were rendered as.
+    pub revisions: Vec<ControllerRevision>,
     /// Base URL that clients outside reach, when it is known.
     pub url: Option<String>,
 }

@@ -4,11 +4,12 @@ use carryon_crds::common::PodTemplate;
 use carryon_crds::condition::{is_true, types};
 use carryon_crds::deployment::{SecretKey, ServedHead};
 use carryon_crds::wire::ServeConfig;
-use carryon_crds::{CarryOnDeployment, CarryOnJob, names};
+use carryon_crds::{CarryOnDeployment, CarryOnDeploymentSpec, CarryOnJob, names};
 use kube::ResourceExt as _;
 
 use super::Observed;
 use crate::shared::meta::Owner;
+use crate::shared::revision::{Rendering, Source};
 use crate::shared::{Refusal, Settings};
 
 /// A deployment that can be built.
@@ -36,6 +37,8 @@ pub struct Validated {
     pub image: String,
     /// User of the pods; none where the cluster picks one.
     pub user: Option<i64>,
+    /// Whether the pods stay what they were rendered as.
+    pub rendering: Rendering,
 }
 
 /// Checks a deployment against the world.
@@ -56,6 +59,9 @@ pub fn validate(deployment: &CarryOnDeployment, observed: &Observed, settings: &
     let pool = pool(deployment, &head, observed, &owner)?;
     let key = spec.api.key_secret_ref.clone();
     key.as_ref().map_or(Ok(()), |key| secret(key, observed, &owner))?;
+    // Of the head, what pods see of it.
+    let shaping = (CarryOnDeploymentSpec { replicas: 0, ..spec.clone() }, head.digest.clone(), head.uri.clone());
+    let rendering = Rendering::of(&Source::of(deployment, shaping), &observed.revisions);
     Ok(Validated {
         config: ServeConfig {
             served_model_name: spec.served_model_name.clone().unwrap_or_else(|| deployment.name_any()),
@@ -69,7 +75,8 @@ pub fn validate(deployment: &CarryOnDeployment, observed: &Observed, settings: &
         replicas: spec.replicas,
         template: spec.gateway.clone(),
         user: settings.pod_user,
-        image: settings.pinned_image(deployment.status.as_ref().and_then(|status| status.image.as_ref())),
+        image: rendering.image(settings),
+        rendering,
         owner,
     })
 }

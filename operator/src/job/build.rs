@@ -2,6 +2,7 @@
 
 use carryon_crds::names;
 use carryon_crds::wire::ExitCode;
+use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::batch::v1::{
     Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule,
 };
@@ -9,7 +10,6 @@ use k8s_openapi::api::core::v1::{ConfigMap, PodTemplateSpec};
 
 use super::Validated;
 use super::plan::Plan;
-use crate::shared::meta;
 use crate::shared::pods::{self, Mount, MountSource, Probes, Role};
 
 /// The trainer's container, which has the name of its component.
@@ -20,6 +20,8 @@ const GRACE_SECONDS: i64 = 120;
 /// What a job is made of at one moment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Children {
+    /// What the pods are rendered as, for as long as an attempt is to exist.
+    pub revision: Option<ControllerRevision>,
     /// The worker's configuration, for as long as an attempt is to exist.
     pub config_map: Option<ConfigMap>,
     /// The attempt that is to exist; created once and never written again.
@@ -38,20 +40,22 @@ pub struct Applied {
 /// Renders the children.
 pub fn build(job: &Validated) -> Children {
     let name = names::trainer(&job.owner.name);
-    let (config_map, digest) = meta::config_map(&job.owner, &name, &job.config);
+    let revision = job.rendering.revision(&name, &job.config, || template(job));
     let (attempt, stop) = match &job.plan {
         Plan::Keep(number) | Plan::Start(number) => (Some(*number), None),
         Plan::Suspended { stop } | Plan::Failed { stop, .. } => (None, *stop),
         Plan::BackOff { .. } | Plan::Wait { .. } | Plan::Complete => (None, None),
     };
     Children {
-        attempt: attempt.map(|number| batch_job(job, number, template(job, &name, &digest))),
+        attempt: attempt.map(|number| batch_job(job, number, revision.template())),
         stop: stop.into_iter().chain(job.ledger.surplus()).map(|number| names::attempt(&job.owner.name, number)).collect(),
-        config_map: attempt.map(|_| config_map),
+        revision: attempt.map(|_| revision.kept(&job.owner, &name)),
+        config_map: attempt.map(|_| revision.config_map(&job.owner)),
     }
 }
 
-fn template(job: &Validated, config: &str, digest: &str) -> PodTemplateSpec {
+/// The pods of all attempts, rendered today.
+fn template(job: &Validated) -> PodTemplateSpec {
     let (source, path) = match (&job.data.persistent_volume_claim, &job.data.config_map) {
         (Some(claim), _) => (MountSource::Claim(claim.claim_name.clone()), claim.path.as_deref()),
         (None, map) => (MountSource::ConfigMap(map.iter().map(|map| map.name.clone()).collect()), None),
@@ -59,7 +63,6 @@ fn template(job: &Validated, config: &str, digest: &str) -> PodTemplateSpec {
     let output = MountSource::Claim(job.output.claim_name.clone());
     pods::template(Role {
         owner: &job.owner,
-        config: (config, digest),
         template: &job.template,
         image: &job.image,
         subcommand: "train",

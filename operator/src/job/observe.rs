@@ -3,6 +3,7 @@
 use carryon_crds::BaseModelPool;
 use carryon_crds::job::AttemptStatus;
 use carryon_crds::wire::Progress;
+use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
 
@@ -24,6 +25,8 @@ pub struct Observed {
     pub pods: Vec<Pod>,
     /// Why the API server refuses the pod of [`attempt`](Self::attempt), when it has none.
     pub refused: Option<String>,
+    /// What its pods were rendered as.
+    pub revisions: Vec<ControllerRevision>,
     /// What the running trainer says.
     pub progress: Option<Progress>,
 }

@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 
 use carryon_crds::common::{ClaimPath, DataSource, PodTemplate};
+use carryon_crds::job::PoolUnavailablePolicy;
 use carryon_crds::pool::ModelStatus;
 use carryon_crds::wire::TrainConfig;
-use carryon_crds::{BaseModelPool, CarryOnJob};
+use carryon_crds::{BaseModelPool, CarryOnJob, CarryOnJobSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 
@@ -14,6 +15,7 @@ use super::Observed;
 use super::attempts::Ledger;
 use super::plan::{Plan, plan};
 use crate::shared::meta::Owner;
+use crate::shared::revision::{Rendering, Source};
 use crate::shared::{Refusal, Settings};
 
 /// A job that can be built.
@@ -39,6 +41,8 @@ pub struct Validated {
     pub image: String,
     /// User of the pods; none where the cluster picks one.
     pub user: Option<i64>,
+    /// Whether the pods stay what they were rendered as: all attempts do.
+    pub rendering: Rendering,
     /// Labels by which a queue such as Kueue takes charge of the attempts.
     pub queue_labels: BTreeMap<String, String>,
 }
@@ -55,6 +59,7 @@ pub fn validate(job: &CarryOnJob, observed: &Observed, settings: &Settings, now:
     if matches!(plan, Plan::Start(_)) {
         references(job, observed, &owner)?;
     }
+    let rendering = Rendering::of(&Source::of(job, shaping(spec)), &observed.revisions);
     Ok(Validated {
         ledger,
         plan,
@@ -77,10 +82,24 @@ pub fn validate(job: &CarryOnJob, observed: &Observed, settings: &Settings, now:
         output: output(job),
         template: spec.trainer.clone(),
         user: settings.pod_user,
-        image: settings.pinned_image(job.status.as_ref().and_then(|status| status.image.as_ref())),
+        image: rendering.image(settings),
+        rendering,
         queue_labels: job.labels().clone().into_iter().filter(|(key, _)| key.starts_with("kueue.x-k8s.io/")).collect(),
         owner,
     })
+}
+
+/// The spec without what a job may change while it runs.
+fn shaping(spec: &CarryOnJobSpec) -> CarryOnJobSpec {
+    CarryOnJobSpec {
+        suspend: false,
+        backoff_limit: 0,
+        active_deadline_seconds: None,
+        ttl_seconds_after_finished: None,
+        pool_unavailable_policy: PoolUnavailablePolicy::default(),
+        pool_unavailable_grace_seconds: 0,
+        ..spec.clone()
+    }
 }
 
 /// Claim and path of the job's own folder.

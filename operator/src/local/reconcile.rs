@@ -75,11 +75,11 @@ impl World<'_> {
             let said: Option<ModelDescription> = self.ask(pod, "/v1/model", MODEL_PERIOD);
             models.extend(said.map(|model| (pod.name_any(), model)));
         }
-        pool::Observed { claim, pods, refused: None, models, nodes: None }
+        pool::Observed { claim, pods, models, ..pool::Observed::default() }
     }
 
     fn apply_pool(&mut self, children: pool::Children) -> io::Result<pool::Applied> {
-        let pool::Children { config_map, service, stateful_set, disruption_budget } = children;
+        let pool::Children { revision: _, config_map, service, stateful_set, disruption_budget } = children;
         self.apply_config(&config_map)?;
         self.store.apply(&service, &self.now)?;
         self.store.apply(&disruption_budget, &self.now)?;
@@ -117,12 +117,13 @@ impl World<'_> {
             attempt,
             pods,
             refused: None,
+            revisions: Vec::new(),
             progress,
         }
     }
 
     fn apply_job(&mut self, space: &str, children: job::Children) -> io::Result<job::Applied> {
-        let job::Children { config_map, attempt, stop } = children;
+        let job::Children { revision: _, config_map, attempt, stop } = children;
         for job in stop.iter().filter_map(|name| self.store.get::<Job>(space, name)).collect::<Vec<_>>() {
             workloads::delete(self.store, job, &self.now)?;
         }
@@ -161,11 +162,12 @@ impl World<'_> {
             url: pods.iter().find_map(address),
             job,
             pods,
+            revisions: Vec::new(),
         }
     }
 
     fn apply_deployment(&mut self, children: deployment::Children) -> io::Result<deployment::Applied> {
-        let deployment::Children { config_map, service, deployment } = children;
+        let deployment::Children { revision: _, config_map, service, deployment } = children;
         self.apply_config(&config_map)?;
         self.store.apply(&service, &self.now)?;
         Ok(deployment::Applied { deployment: self.store.apply(&deployment, &self.now)? })

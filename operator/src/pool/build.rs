@@ -3,8 +3,8 @@
 
 use carryon_crds::names;
 use carryon_crds::pool::{ImageMount, ModelImage};
-use k8s_openapi::api::apps::v1::{StatefulSet, StatefulSetSpec};
-use k8s_openapi::api::core::v1::{ConfigMap, Service};
+use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet, StatefulSetSpec};
+use k8s_openapi::api::core::v1::{ConfigMap, PodTemplateSpec, Service};
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
@@ -21,6 +21,8 @@ const STARTUP_FAILURES: i32 = 3600;
 /// What a pool is made of.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Children {
+    /// What the pods are rendered as.
+    pub revision: ControllerRevision,
     /// The worker's configuration.
     pub config_map: ConfigMap,
     /// Headless: resolves to every ready pod.
@@ -38,15 +40,23 @@ pub struct Applied {
     pub stateful_set: StatefulSet,
 }
 
-/// Renders the children.
-pub fn build(pool: &Validated) -> Children {
-    let owner = &pool.owner;
-    let name = names::pool(&owner.name);
-    let (config_map, digest) = meta::config_map(owner, &name, &pool.config);
+impl Applied {
+    /// Whether no pod of an earlier revision is there, or can come again.
+    pub fn is_settled(&self) -> bool {
+        let wanted = self.stateful_set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+        self.stateful_set.status.as_ref().is_some_and(|status| {
+            status.observed_generation.unwrap_or(0) >= self.stateful_set.metadata.generation.unwrap_or(0)
+                && (status.replicas, status.updated_replicas.unwrap_or(0)) == (wanted, wanted)
+                && status.current_revision == status.update_revision
+        })
+    }
+}
+
+/// The pods, rendered today.
+fn template(pool: &Validated) -> PodTemplateSpec {
     let (source, model, before) = model(&pool.model);
-    let template = pods::template(Role {
-        owner,
-        config: (&name, &digest),
+    pods::template(Role {
+        owner: &pool.owner,
         template: &pool.template,
         image: &pool.image,
         subcommand: "base",
@@ -64,8 +74,16 @@ pub fn build(pool: &Validated) -> Children {
         user: pool.user,
         writes: false,
         restart_policy: "Always",
-    });
+    })
+}
+
+/// Renders the children.
+pub fn build(pool: &Validated) -> Children {
+    let owner = &pool.owner;
+    let name = names::pool(&owner.name);
+    let revision = pool.rendering.revision(&name, &pool.config, || template(pool));
     Children {
+        revision: revision.kept(owner, &name),
         stateful_set: StatefulSet {
             metadata: owner.meta(&name),
             spec: Some(StatefulSetSpec {
@@ -73,7 +91,7 @@ pub fn build(pool: &Validated) -> Children {
                 service_name: Some(name.clone()),
                 pod_management_policy: Some("Parallel".to_owned()),
                 selector: owner.label_selector(),
-                template,
+                template: revision.template(),
                 ..StatefulSetSpec::default()
             }),
             status: None,
@@ -90,7 +108,7 @@ pub fn build(pool: &Validated) -> Children {
             status: None,
         },
         service: meta::service(owner, &name, names::POOL_PORT, true),
-        config_map,
+        config_map: revision.config_map(owner),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use carryon_crds::wire::ModelDescription;
+use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod};
 
 /// The world around a pool at one moment.
@@ -16,6 +17,8 @@ pub struct Observed {
     pub refused: Option<String>,
     /// What ready pods say of their model, by pod name.
     pub models: BTreeMap<String, ModelDescription>,
+    /// What its pods were rendered as.
+    pub revisions: Vec<ControllerRevision>,
     /// The cluster's nodes; none when they are not watched.
     pub nodes: Option<Vec<Node>>,
 }

@@ -1,13 +1,14 @@
 //! A pool's spec and the world, checked: everything `build` needs and nothing it has to doubt.
 
-use carryon_crds::BaseModelPool;
 use carryon_crds::common::{ClaimPath, PodTemplate};
 use carryon_crds::pool::ModelImage;
 use carryon_crds::wire::BaseConfig;
+use carryon_crds::{BaseModelPool, BaseModelPoolSpec};
 use kube::ResourceExt as _;
 
 use super::Observed;
 use crate::shared::meta::Owner;
+use crate::shared::revision::{Rendering, Source};
 use crate::shared::{Refusal, Settings};
 
 /// Where the weights are.
@@ -36,6 +37,8 @@ pub struct Validated {
     pub image: String,
     /// User of the pods; none where the cluster picks one.
     pub user: Option<i64>,
+    /// Whether the pods stay what they were rendered as.
+    pub rendering: Rendering,
 }
 
 /// Checks a pool against the world.
@@ -55,13 +58,15 @@ pub fn validate(pool: &BaseModelPool, observed: &Observed, settings: &Settings) 
         (None, Some(image)) => Model::Image(image.clone()),
         (None, None) => return Err(Refusal::permanent("NoModelSource", "spec.model.source is empty: set persistentVolumeClaim or image")),
     };
+    let rendering = Rendering::of(&Source::of(pool, BaseModelPoolSpec { replicas: 0, ..spec.clone() }), &observed.revisions);
     Ok(Validated {
         config: BaseConfig { name: pool.name_any(), dtype: spec.dtype, engine: spec.engine.clone() },
         model,
         replicas: spec.replicas,
         template: spec.server.clone(),
         user: settings.pod_user,
-        image: settings.pinned_image(pool.status.as_ref().and_then(|status| status.image.as_ref())),
+        image: rendering.image(settings),
+        rendering,
         owner,
     })
 }

@@ -1,13 +1,12 @@
-//! Metadata of children: names, labels, owners, the Services that find their pods, the ConfigMap they read.
+//! Metadata of children: names, labels, owners, the Services that find their pods.
 
 use std::collections::BTreeMap;
 
-use carryon_crds::{names, wire};
-use k8s_openapi::api::core::v1::{ConfigMap, Service, ServicePort, ServiceSpec};
+use carryon_crds::names;
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{Resource, ResourceExt as _};
-use serde::Serialize;
 
 /// Who a child belongs to and what it is part of.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +43,12 @@ impl Owner {
         }
     }
 
+    /// Whether an object is ours to keep or to remove: no other has a controller of its own.
+    pub fn controls<K: Resource>(&self, object: &K) -> bool {
+        let controller = object.owner_references().iter().find(|owner| owner.controller == Some(true));
+        controller.is_none_or(|controller| self.reference.as_ref().is_some_and(|reference| reference.uid == controller.uid))
+    }
+
     /// Labels that select the pods.
     pub fn selector(&self) -> BTreeMap<String, String> {
         names::selector(self.component, &self.name)
@@ -63,14 +68,6 @@ impl Owner {
 /// Namespace of an object; `default` while it has none.
 pub fn namespace<K: Resource>(object: &K) -> String {
     object.namespace().unwrap_or_else(|| "default".to_owned())
-}
-
-/// The ConfigMap that carries a worker's configuration, and the digest that rolls its pods.
-pub fn config_map<C: Serialize>(owner: &Owner, name: &str, config: &C) -> (ConfigMap, String) {
-    let text = serde_json::to_string_pretty(config).expect("a worker configuration is JSON");
-    let digest = wire::digest(text.as_bytes());
-    let data = BTreeMap::from([(names::CONFIG_FILE.to_owned(), text)]);
-    (ConfigMap { metadata: owner.meta(name), data: Some(data), ..ConfigMap::default() }, digest)
 }
 
 /// A Service over the owner's pods; `headless` gives each pod its own address.

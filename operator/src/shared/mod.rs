@@ -4,6 +4,7 @@ pub mod kstatus;
 pub mod meta;
 pub mod pods;
 pub mod quantity;
+pub mod revision;
 pub mod rollout;
 pub mod said;
 pub mod text;
@@ -37,7 +38,7 @@ impl Refusal {
 /// What the operator itself is configured with.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Worker image of objects that name none and have none pinned in their status.
+    /// Worker image of pods that are rendered today and whose object names none.
     pub worker_image: String,
     /// User, and group of written volumes, of pods; none where the cluster picks them.
     pub pod_user: Option<i64>,
@@ -47,12 +48,5 @@ impl Default for Settings {
     fn default() -> Self {
         // As distroless images call their user "nonroot".
         Self { worker_image: concat!("ghcr.io/carry-on/worker:", env!("CARGO_PKG_VERSION")).to_owned(), pod_user: Some(65_532) }
-    }
-}
-
-impl Settings {
-    /// The image an object without an image of its own keeps: the one it was started with, else today's default.
-    pub fn pinned_image(&self, in_status: Option<&String>) -> String {
-        in_status.unwrap_or(&self.worker_image).clone()
     }
 }

@@ -25,8 +25,6 @@ pub const LINGER_SECONDS: i64 = 5;
 pub struct Role<'a> {
     /// Who the pod belongs to.
     pub owner: &'a Owner,
-    /// Name of the ConfigMap with the configuration, and its digest.
-    pub config: (&'a str, &'a str),
     /// The user's template.
     pub template: &'a PodTemplate,
     /// Image when the template names none.
@@ -130,10 +128,11 @@ pub fn inside(mount: &str, path: Option<&str>) -> String {
 /// The pod template of a role.
 pub fn template(role: Role<'_>) -> PodTemplateSpec {
     let mut volumes = vec![
-        Volume { name: "config".to_owned(), config_map: Some(config_map_volume(role.config.0)), ..Volume::default() },
+        // The revision of which the template becomes a part knows its name.
+        Volume { name: names::CONFIG_VOLUME.to_owned(), config_map: Some(config_map_volume("")), ..Volume::default() },
         Volume { name: "tmp".to_owned(), empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() },
     ];
-    let mut mounts = vec![mount("config", names::CONFIG_DIR, true), mount("tmp", "/tmp", false)];
+    let mut mounts = vec![mount(names::CONFIG_VOLUME, names::CONFIG_DIR, true), mount("tmp", "/tmp", false)];
     for Mount { name, path, source, read_only } in &role.mounts {
         let volume = volume(name, source);
         // A kubelet does not mount one claim twice into a pod: two paths of it share the volume.
@@ -162,11 +161,7 @@ pub fn template(role: Role<'_>) -> PodTemplateSpec {
     });
     let scheduling = role.template.scheduling.clone();
     PodTemplateSpec {
-        metadata: Some(ObjectMeta {
-            labels: Some(names::labels(role.owner.component, &role.owner.name)),
-            annotations: Some(BTreeMap::from([(names::CONFIG_DIGEST_ANNOTATION.to_owned(), role.config.1.to_owned())])),
-            ..ObjectMeta::default()
-        }),
+        metadata: Some(ObjectMeta { labels: Some(names::labels(role.owner.component, &role.owner.name)), ..ObjectMeta::default() }),
         spec: Some(PodSpec {
             affinity: scheduling.affinity,
             node_selector: (!scheduling.node_selector.is_empty()).then_some(scheduling.node_selector),

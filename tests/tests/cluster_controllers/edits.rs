@@ -2,10 +2,11 @@
 
 use carryon_crds::condition::types::READY;
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
+use carryon_operator::shared::revision::name_in;
 use carryon_tests::cluster::Object;
 use carryon_tests::cluster::hollow::Fate;
 use carryon_tests::operator::Operator;
-use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -62,7 +63,10 @@ fn a_field_that_is_set_and_removed_is_as_before_and_amounts_have_many_names() {
     assert_eq!((set.annotations()["team"].as_str(), set.spec.as_ref().unwrap().min_ready_seconds), ("blue", Some(1)));
     comes_back::<StatefulSet>(&world, "edits", "smollm2-pool");
     comes_back::<PodDisruptionBudget>(&world, "edits", "smollm2-pool");
-    comes_back::<ConfigMap>(&world, "edits", "quickstart-gateway");
+    let gateway: Deployment = world.get("edits", "quickstart-gateway");
+    let config = name_in(&gateway.spec.as_ref().unwrap().template).unwrap().to_owned();
+    comes_back::<ConfigMap>(&world, "edits", &config);
+    comes_back::<ControllerRevision>(&world, "edits", &config);
     comes_back::<Service>(&world, "edits", "quickstart-gateway");
     comes_back::<Deployment>(&world, "edits", "quickstart-gateway");
 

@@ -127,7 +127,7 @@ fn a_missing_permission_is_named_and_its_return_is_noticed() {
     let _operator = Operator::start(&world.cluster, None);
     let pool = world.until::<BaseModelPool>("rights", "smollm2", READY, "False", "Forbidden");
     let message = pool.message(READY);
-    assert!(["ConfigMap rights/smollm2-pool", "configmaps", "permission"].iter().all(|part| message.contains(part)), "{message}");
+    assert!(["Service rights/smollm2-pool", "services", "permission"].iter().all(|part| message.contains(part)), "{message}");
     let less = world.cluster.block_on(roles.get("carry-on-operator")).unwrap();
     let metadata = ObjectMeta { resource_version: less.metadata.resource_version, ..whole.metadata.clone() };
     let whole = k8s_openapi::api::rbac::v1::ClusterRole { metadata, ..whole };

@@ -8,6 +8,7 @@ mod ends;
 mod faults;
 mod leaders;
 mod told;
+mod upgrades;
 mod users;
 mod watched;
 mod world;

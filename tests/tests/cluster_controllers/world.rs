@@ -161,9 +161,28 @@ pub fn picture(world: &World, namespace: &str) -> Value {
             "spec": item["spec"], "data": item["data"], "status": item["status"],
         });
         scrub(&mut shown, namespace);
+        name_without_digest(&mut shown);
         picture.entry(item["kind"].as_str().unwrap().to_owned()).or_default().push(shown);
     }
     json!(picture)
+}
+
+/// The end of a configuration's name is drawn from its content, which names the namespace.
+fn name_without_digest(shown: &mut Value) {
+    let short = |value: &mut Value| {
+        if let Some((name, digest)) = value.as_str().and_then(|text| text.rsplit_once('-'))
+            && digest.len() == 10
+        {
+            *value = json!(name);
+        }
+    };
+    if !shown["data"].is_null() {
+        short(&mut shown["name"]);
+    }
+    for pod in ["/spec/volumes", "/spec/template/spec/volumes"] {
+        let volumes = shown.pointer_mut(pod).and_then(Value::as_array_mut).into_iter().flatten();
+        volumes.filter_map(|volume| volume.pointer_mut("/configMap/name")).for_each(short);
+    }
 }
 
 /// Takes out what differs from run to run.
