@@ -169,9 +169,17 @@ fn a_queue_takes_an_attempts_place_and_gives_it_back() {
     let pods = world.api::<Pod>("preempted");
     let trainers = ListParams::default().labels("app.kubernetes.io/component=trainer");
     let gone = async || pods.list(&trainers).await.unwrap().items.is_empty().then_some(());
-    world.cluster.eventually("its pod has ended and is not held", gone);
-    world.hollow.fate("preempted", "quickstart", complete());
+    world.cluster.eventually("its pod has ended and is not held", &gone);
+    world.hollow.fate("preempted", "quickstart", Fate::Lingers);
     world.patch::<Job>("preempted", "quickstart-1", json!({ "spec": { "suspend": false } }));
+    world.until::<CarryOnJob>("preempted", "quickstart", READY, "True", "Running");
+    // Who deletes the pod alone takes the place away too, and leaves the batch Job to give it back.
+    let running = world.cluster.block_on(pods.list(&trainers)).unwrap().items.remove(0);
+    delete::<Pod>(&world, "preempted", &running.name_any(), PropagationPolicy::Background);
+    world.hollow.fate("preempted", "quickstart", Fate::Ends(75, "checkpointed".to_owned()));
+    let another = async || pods.get_opt(&running.name_any()).await.unwrap().is_none().then_some(());
+    world.cluster.eventually("it has ended and is not held", another);
+    world.hollow.fate("preempted", "quickstart", complete());
     world.until::<CarryOnJob>("preempted", "quickstart", COMPLETE, "True", "Complete");
     let status = status(&world, "preempted");
     assert_eq!((status.attempt, status.failures, status.attempts.len()), (1, 0, 1));
