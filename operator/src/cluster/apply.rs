@@ -313,6 +313,10 @@ fn failed<K: Child>(step: &'static str, object: &K, error: kube::Error) -> Unapp
         kube::Error::Api(status) => bounded(&status.message, WORDS),
         other => other.to_string(),
     };
+    if let Some(webhook) = silent_webhook(&said).filter(|_| code(&error) == 500) {
+        let message = format!("cannot {step} {what}: the admission webhook {webhook} does not answer");
+        return Unapplied::Refused(Refusal::waiting("WebhookUnavailable", message));
+    }
     match code(&error) {
         403 if said.contains("being terminated") => {
             Unapplied::Refused(Refusal::waiting("NamespaceTerminating", "the namespace is being deleted"))
@@ -324,4 +328,10 @@ fn failed<K: Child>(step: &'static str, object: &K, error: kube::Error) -> Unapp
         400 | 422 => Unapplied::Refused(Refusal::waiting("Rejected", format!("cannot {step} {what}: {said}"))),
         _ => Unapplied::Failed(Failure::Api { step, what, source: Box::new(error) }),
     }
+}
+
+/// The webhook that the API server could not ask. What it says beyond the name may differ from time to time, and has no place in a status.
+fn silent_webhook(said: &str) -> Option<&str> {
+    let (_, after) = said.split_once("failed calling webhook \"")?;
+    after.split_once('"').map(|(name, _)| name)
 }

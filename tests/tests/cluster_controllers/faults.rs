@@ -134,3 +134,22 @@ fn a_missing_permission_is_named_and_its_return_is_noticed() {
     world.cluster.block_on(roles.replace("carry-on-operator", &Default::default(), &whole)).unwrap();
     world.until_served("rights");
 }
+
+#[test]
+fn a_webhook_that_does_not_answer_is_named_and_its_return_is_noticed() {
+    let Some(world) = World::start() else { return };
+    let jobs = json!({ "apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["jobs"] });
+    let away = json!({ "name": "jobs.example.org", "clientConfig": { "url": "https://127.0.0.1:1/" }, "rules": [jobs],
+        "sideEffects": "None", "admissionReviewVersions": ["v1"] });
+    let away = json!({ "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
+        "metadata": { "name": "away" }, "webhooks": [away] });
+    world.cluster.apply("default", &away.to_string());
+    let _operator = Operator::start(&world.cluster, None);
+    world.volumes("webhook");
+    world.cluster.apply("webhook", &example("quickstart/pool.yaml"));
+    world.cluster.apply("webhook", &example("quickstart/job.yaml"));
+    let job = world.until::<CarryOnJob>("webhook", "quickstart", READY, "False", "WebhookUnavailable");
+    assert_eq!(job.message(READY), "cannot create Job webhook/quickstart-1: the admission webhook jobs.example.org does not answer");
+    world.cluster.kubectl(&["delete", "mutatingwebhookconfiguration", "away"]);
+    world.until::<CarryOnJob>("webhook", "quickstart", READY, "True", "Complete");
+}
