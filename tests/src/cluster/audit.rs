@@ -1,7 +1,9 @@
 //! The API server's audit log.
 
 use std::path::Path;
+use std::time::Duration;
 
+use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
 /// A request that wrote something, or tried to, or was the operator's. What does not apply is empty.
@@ -25,6 +27,10 @@ pub struct AuditEntry {
     pub name: String,
     /// HTTP status of the answer.
     pub code: u64,
+    /// When it arrived.
+    pub at: Timestamp,
+    /// From then to the answer.
+    pub took: Duration,
 }
 
 impl AuditEntry {
@@ -43,6 +49,8 @@ pub fn read(log: &Path) -> Vec<AuditEntry> {
 
 fn entry(event: &Value) -> AuditEntry {
     let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let time = |pointer: &str| text(pointer).parse::<Timestamp>().expect("the audit log has times");
+    let at = time("/requestReceivedTimestamp");
     let acted = text("/impersonatedUser/username");
     AuditEntry {
         verb: text("/verb"),
@@ -54,5 +62,7 @@ fn entry(event: &Value) -> AuditEntry {
         namespace: text("/objectRef/namespace"),
         name: text("/objectRef/name"),
         code: event.pointer("/responseStatus/code").and_then(Value::as_u64).unwrap_or_default(),
+        at,
+        took: time("/stageTimestamp").duration_since(at).try_into().unwrap_or_default(),
     }
 }

@@ -79,7 +79,7 @@ impl Hollow {
         let hollow = Self { client: cluster.client(), fates: Arc::new(watch::Sender::default()) };
         let player = hollow.clone();
         cluster.block_on(async {
-            answer().await;
+            answer(|| progress(7)).await;
             tokio::spawn(player.play());
         });
         hollow
@@ -175,19 +175,19 @@ pub fn model() -> ModelDescription {
     }
 }
 
-fn progress(step: u64) -> Progress {
+pub(super) fn progress(step: u64) -> Progress {
     Progress { phase: "training".to_owned(), step, total_steps: 20, train_loss: Some(0.5), ..Progress::default() }
 }
 
 /// What all pools and trainers say.
-pub(super) async fn answer() {
-    serve(names::POOL_PORT, "/v1/model", model()).await;
-    serve(names::TRAINER_PORT, "/progress", progress(7)).await;
+pub(super) async fn answer(progress: impl Fn() -> Progress + Clone + Send + Sync + 'static) {
+    serve(names::POOL_PORT, "/v1/model", model).await;
+    serve(names::TRAINER_PORT, "/progress", progress).await;
 }
 
-async fn serve<T: serde::Serialize + Clone + Send + Sync + 'static>(port: i32, path: &str, answer: T) {
+async fn serve<T: serde::Serialize + Send + 'static>(port: i32, path: &str, answer: impl Fn() -> T + Clone + Send + Sync + 'static) {
     let listener = tokio::net::TcpListener::bind(format!("{ADDRESS}:{port}")).await.expect("the port is free");
-    let router = Router::new().route(path, get(move || std::future::ready(Json(answer.clone()))));
+    let router = Router::new().route(path, get(move || std::future::ready(Json(answer()))));
     tokio::spawn(async { axum::serve(listener, router).await });
 }
 

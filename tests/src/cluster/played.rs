@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
@@ -15,24 +15,25 @@ use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use super::hollow::{Fate, answer, ended, model, patch, running};
+use super::hollow::{Fate, answer, ended, model, patch, progress, running};
 use super::{Object, TestCluster};
 use carryon_crds::names;
+use carryon_crds::wire::Progress;
 
-/// How long a trainer runs.
-const TRAINING: Duration = Duration::from_secs(1);
 /// Workloads of a type that are written for at the same time: Kubernetes' controllers sync five unless they are told otherwise.
 const SYNCS: usize = 5;
 
-/// Plays the pods of StatefulSets and Deployments, which stay, and of Jobs, which end well, until the cluster is dropped.
-pub fn play(cluster: &TestCluster) {
-    cluster.block_on(answer());
-    cluster.spawn(follow::<StatefulSet>(cluster.client()));
-    cluster.spawn(follow::<Deployment>(cluster.client()));
-    cluster.spawn(follow::<Job>(cluster.client()));
+/// Plays the pods of StatefulSets and Deployments, which stay, and of Jobs, which end well after that long, until the cluster is dropped.
+/// Whoever asks a trainer finds it a step further than the second before.
+pub fn play(cluster: &TestCluster, training: Duration) {
+    let started = Instant::now();
+    cluster.block_on(answer(move || Progress { total_steps: 100_000, ..progress(started.elapsed().as_secs()) }));
+    cluster.spawn(follow::<StatefulSet>(cluster.client(), training));
+    cluster.spawn(follow::<Deployment>(cluster.client(), training));
+    cluster.spawn(follow::<Job>(cluster.client(), training));
 }
 
-async fn follow<K: Object>(client: Client) {
+async fn follow<K: Object>(client: Client, training: Duration) {
     let ours = watcher::Config::default().labels(&format!("app.kubernetes.io/managed-by={}", names::MANAGER));
     let mut known = BTreeSet::new();
     let syncs = Arc::new(Semaphore::new(SYNCS));
@@ -43,14 +44,14 @@ async fn follow<K: Object>(client: Client) {
                 && known.insert(workload.uid())
             {
                 let (client, syncs) = (client.clone(), syncs.clone());
-                tokio::spawn(async move { live(&client, &workload, &syncs).await.expect("what is played is taken") });
+                tokio::spawn(async move { live(&client, &workload, &syncs, training).await.expect("what is played is taken") });
             }
             std::future::ready(())
         })
         .await;
 }
 
-async fn live<K: Object>(client: &Client, workload: &K, syncs: &Semaphore) -> kube::Result<()> {
+async fn live<K: Object>(client: &Client, workload: &K, syncs: &Semaphore, training: Duration) -> kube::Result<()> {
     let sync = async || syncs.acquire().await.expect("is never closed");
     let space = workload.namespace().unwrap_or_default();
     let (pods, workloads) = (Api::<Pod>::namespaced(client.clone(), &space), Api::<K>::namespaced(client.clone(), &space));
@@ -75,7 +76,7 @@ async fn live<K: Object>(client: &Client, workload: &K, syncs: &Semaphore) -> ku
         return Ok(());
     }
     drop(syncing);
-    tokio::time::sleep(TRAINING).await;
+    tokio::time::sleep(training).await;
     let _syncing = sync().await;
     let Fate::Ends(code, words) = Fate::complete(&model().identity.digest()) else { unreachable!("a good end is an end") };
     for pod in &made {
