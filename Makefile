@@ -11,6 +11,9 @@ export CARRYON_PYTHON := $(CACHE)/venvs/client/bin/python
 export CARRYON_KUBERNETES := $(CACHE)/kubernetes
 export CARRYON_IMAGES := $(CACHE)/images
 export CARRYON_RUN ?= $(CACHE)/run/cluster
+# The release that upgrades come from: a commit that every clone has.
+PREVIOUS := 015d3d5d20320664ef32513b3e43a1f1ba3085cd
+export CARRYON_PREVIOUS := $(CACHE)/previous/$(PREVIOUS)
 STATE ?= .carryon
 NODES ?= 2
 
@@ -46,6 +49,7 @@ lint: $(TOOLS)/cargo-deny
 	PATH="$(TOOLS):$$PATH" cargo deny --log-level error check bans licenses sources
 
 # Nothing but the runs themselves waits for anything: Kubernetes is built beside our own programs.
+test-all: $(CARRYON_PREVIOUS)/release/carryon-operator
 test test-all: $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICKSTART_DATA) $(CARRYON_PYTHON)
 	@$(MAKE) --no-print-directory --jobs=2 test-cluster test-programs
 	PATH="$(TOOLS):$$PATH" cargo nextest run --release --locked --workspace $(if $(filter test-all,$@),--run-ignored all)
@@ -106,13 +110,19 @@ cluster-load: images ## Those images into its nodes
 cluster-down: ## End it and forget it
 	@$(CLUSTER)/down.sh --wipe
 
-cluster-e2e: build $(if $(filter external,$(CARRYON_E2E)),,cluster-tools) $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICKSTART_DATA) ## The tests on clusters alone
+cluster-e2e: build $(CARRYON_PREVIOUS)/release/carryon-operator $(if $(filter external,$(CARRYON_E2E)),,cluster-tools) $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICKSTART_DATA) ## The tests on clusters alone
 	CARRYON_E2E=$${CARRYON_E2E:-required} PATH="$(TOOLS):$$PATH" cargo nextest run --release --locked --workspace --run-ignored all -E '$(if $(filter external,$(CARRYON_E2E)),binary(cluster_admission) | binary(cluster_nodes),binary(/^cluster/))'
 
-bench-operator: cluster-tools ## 1,000 objects on a real API server; writes target/bench-operator.json
+bench-operator: cluster-tools ## 1,000 objects, then 1,000 running jobs, on a real API server; writes target/bench-operator*.json
 	cargo build --release --locked --bins --examples
 	mkdir -p target
-	cd tests && $(CARGO_TARGET_DIR)/release/examples/bench_operator ../target/bench-operator.json
+	cd tests && for what in all running; do $(CARGO_TARGET_DIR)/release/examples/bench_operator $$what ../target/bench-operator-$$what.json; done
+
+$(CARRYON_PREVIOUS)/release/carryon-operator:
+	$(call say,building the release before this one)
+	rm -rf $(CACHE)/previous && mkdir -p $(CARRYON_PREVIOUS)/source
+	git archive $(PREVIOUS) | tar -x -C $(CARRYON_PREVIOUS)/source
+	cd $(CARRYON_PREVIOUS)/source && CARGO_TARGET_DIR=$(CARRYON_PREVIOUS) cargo build --release --locked --bins
 
 # What is downloaded -------------------------------------------------------------------------------------------------------
 

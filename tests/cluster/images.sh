@@ -1,6 +1,7 @@
 #!/bin/bash
 # images.sh NAME… : makes the images' tars in $CARRYON_IMAGES, when older than what goes into them.
 # pause coredns shell: what every cluster needs, and a shell with a few programs for tests. worker operator: ours, from $CARRYON_BIN.
+# previous-worker previous-operator: those of the release before, from $CARRYON_PREVIOUS/release.
 # model: the file $CARRYON_MODEL as /models/NAME, and cp.
 . "$(dirname "$0")/lib/common.sh"
 bin=${CARRYON_BIN:-$CACHE/target/release}
@@ -17,7 +18,11 @@ image() {
     done
 }
 
-built() { [ -x "$bin/$1" ] || fail "$bin/$1 is missing: run \`make build\`"; }
+# program NAME TAG FOLDER: the image of one of our programs
+program() {
+    [ -x "$3/carryon-$1" ] || fail "$3/carryon-$1 is missing: run \`make build\`, or \`make test-all\` for the release before"
+    image "$name" "localhost/carry-on/$1:$2" "$3/carryon-$1=/usr/local/bin/carryon-$1"
+}
 
 for name in "$@"; do
     case $name in
@@ -33,10 +38,8 @@ for name in "$@"; do
         ;;
     # Somebody else's: it names no user.
     model) CARRYON_IMAGE_USER='' image model localhost/carry-on/model:test "$(command -v cp)=/bin/cp" "${CARRYON_MODEL:?names the file}=/models/${CARRYON_MODEL##*/}" ;;
-    worker | operator)
-        built "carryon-$name"
-        image "$name" "localhost/carry-on/$name:test" "$bin/carryon-$name=/usr/local/bin/carryon-$name"
-        ;;
+    worker | operator) program "$name" test "$bin" ;;
+    previous-*) program "${name#previous-}" previous "${CARRYON_PREVIOUS:?names its folder}/release" ;;
     *) fail "no image $name" ;;
     esac
 done

@@ -37,6 +37,15 @@ pub fn binary(name: &str) -> PathBuf {
     existing("CARRYON_BIN", place("CARRYON_BIN", "target/release").join(name))
 }
 
+/// Folder of the release before this one: its `source`, and its programs in `release`.
+///
+/// # Panics
+/// When it is not built.
+pub fn previous() -> PathBuf {
+    let folder = std::env::var_os("CARRYON_PREVIOUS").expect("CARRYON_PREVIOUS names the release before: run `make test-all`");
+    existing("CARRYON_PREVIOUS", folder.into())
+}
+
 /// The SmolLM2 GGUF file.
 ///
 /// # Panics

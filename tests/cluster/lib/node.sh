@@ -55,6 +55,8 @@ kill_nodes() {
         [ ! -s "$file" ] || ! grep -qsx nsenter "/proc/$(<"$file")/comm" || pids+=" $(<"$file")"
     done
     for pid in $inits; do kill -9 "$pid" || true; done
+    # One that a test has stopped, and was itself killed before it went on, fetches nothing.
+    for pid in $pids; do kill -CONT "$pid" 2>/dev/null || true; done
     for pid in $pids; do
         for _ in $(seq 200); do runs "$pid" || break; sleep 0.05; done
         ! runs "$pid" || fail "process $pid does not end: $(tr '\0' ' ' <"/proc/$pid/cmdline")"

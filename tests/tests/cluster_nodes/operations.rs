@@ -1,6 +1,7 @@
 //! What a platform team does to a cluster while a job runs: upgrades, rolls back, reinstalls, loses nodes.
 
-use carryon_tests::example;
+use carryon_operator::shared::trouble::is_ready;
+use carryon_tests::{example, previous};
 use kube::ResourceExt as _;
 
 use super::world::{World, job, replaced, short_job};
@@ -25,15 +26,15 @@ fn likes(node: &str, field: &str) -> String {
 #[ignore = "takes minutes: make test-all"]
 fn a_running_job_outlives_upgrades_a_reinstallation_and_its_nodes() {
     let Some(world) = World::start(3) else { return };
-    let (mut here, mut next) = (vec![], vec!["--set", "replicas=2"]);
-    if world.cluster.may("an upgrade to another tag of the images, and lost nodes") {
-        for image in ["localhost/carry-on/operator", "localhost/carry-on/worker"] {
-            world.cluster.tag_image(3, image, "next");
-        }
+    let mut here = vec![];
+    if world.cluster.may("an upgrade from the release before, and lost nodes") {
+        world.cluster.load_previous_images();
         here = vec!["--set", "nodeSelector.kubernetes\\.io/hostname=node1"];
-        next.extend(["--set", "image.tag=next,workerImage.tag=next"]);
+        let before = ["--set", "image.tag=previous,workerImage.tag=previous"];
+        world.install_chart(&previous().join("source/charts/carry-on"), "install", "carry-on", &[&here[..], &before].concat());
+    } else {
+        world.install("install", "carry-on", &here);
     }
-    world.install("install", "carry-on", &here);
     let space = &world.volumes("ops");
     world.apply(space, &(example("quickstart/pool.yaml") + &likes("node2", "server")));
     // More steps than any machine makes meanwhile.
@@ -42,7 +43,7 @@ fn a_running_job_outlives_upgrades_a_reinstallation_and_its_nodes() {
     let identities = || ["pool", "trainer"].map(|component| world.pod(space, component).uid().unwrap());
     let first = identities();
 
-    world.install("upgrade", "carry-on", &[&here[..], &next].concat());
+    world.install("upgrade", "carry-on", &[&here[..], &["--set", "replicas=2"]].concat());
     assert_eq!(identities(), first, "an upgrade restarted a worker");
     let rolled_back = world.helm(&["rollback", "carry-on", "1", "--wait", "--timeout=120s"]);
     assert!(rolled_back.status.success(), "{}", String::from_utf8_lossy(&rolled_back.stderr));
@@ -73,15 +74,25 @@ fn a_running_job_outlives_upgrades_a_reinstallation_and_its_nodes() {
     world.cluster.kubectl(&["taint", "node", "node3", "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute"]);
     world.wait("a trainer on the first node", || world.step(space) > 0);
     assert_eq!((on("pool").as_str(), on("trainer").as_str()), ("node1", "node1"));
+    let image = |component: &str| world.pod(space, component).spec.unwrap().containers[0].image.clone().unwrap();
+    assert!(image("pool").ends_with(":previous") && image("trainer").ends_with(":previous"), "another release took over by itself");
     let step = world.step(space);
     assert!(step + 8 >= reached, "the job was at step {reached} and is at {step}: its checkpoint was lost");
     let long = world.job(space).status.unwrap();
     assert_eq!((long.attempt, long.failures), (1, 0), "{long:#?}");
 
-    // What the first node has taken over serves what comes now.
+    // What the first node has taken over serves what comes now, which is of today's release.
     world.cluster.kubectl(&["--namespace", space, "delete", "coj", "quickstart"]);
     world.apply(space, &short_job("short", 4));
     world.apply(space, &replaced(&example("quickstart/deployment.yaml"), "jobRef:\n      name: quickstart", "jobRef:\n      name: short"));
     let url = world.until_served(space);
+    world.until_answered(&url);
+    assert!(image("pool").ends_with(":previous") && image("gateway").ends_with(":test"), "the releases are not as they should be");
+
+    world.cluster.kubectl(&["--namespace", space, "annotate", "bmp/smollm2", "carryon.dev/upgrade=now"]);
+    world.wait("a pool of today's release", || {
+        let pools = world.pods(space, "pool");
+        pools.len() == 1 && image("pool").ends_with(":test") && is_ready(&pools[0])
+    });
     world.until_answered(&url);
 }

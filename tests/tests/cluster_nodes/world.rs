@@ -78,12 +78,17 @@ impl World {
 
     /// `helm COMMAND RELEASE charts/carry-on` with the images of the test, and waits for the operator.
     pub fn install(&self, command: &str, release: &str, arguments: &[&str]) {
+        self.install_chart(&repository().join("charts/carry-on"), command, release, arguments);
+    }
+
+    /// The same with another chart than today's.
+    pub fn install_chart(&self, chart: &Path, command: &str, release: &str, arguments: &[&str]) {
         let images = "image.repository=localhost/carry-on/operator,workerImage.repository=localhost/carry-on/worker,image.tag=test,workerImage.tag=test";
         // Definitions that are there already, of whoever's making, become the chart's.
         let adopt = if self.proxy.is_none() { &[][..] } else { &["--take-ownership", "--force-conflicts"] };
+        let chart = chart.to_string_lossy();
         let all =
-            [&[command, release, "charts/carry-on", "--create-namespace", "--wait", "--timeout=120s", "--set", images], arguments, adopt]
-                .concat();
+            [&[command, release, &chart, "--create-namespace", "--wait", "--timeout=120s", "--set", images], arguments, adopt].concat();
         let output = self.helm(&all);
         assert!(output.status.success(), "helm {all:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
