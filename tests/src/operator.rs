@@ -24,6 +24,11 @@ const HOME: &str = "carry-on-system";
 /// Who the operator is, to the API server.
 pub const ACCOUNT: &str = "system:serviceaccount:carry-on-system:carry-on-operator";
 
+/// What the audit log names an operator's program, with that name in this process: tests may share a cluster.
+pub fn agent(name: &str) -> String {
+    format!("{name}/{}", std::process::id())
+}
+
 /// How an operator is to be started.
 pub struct Options<'a> {
     /// The one namespace it works on; none for all.
@@ -101,7 +106,8 @@ impl Operator {
     /// When no port is free, or no runtime starts.
     pub fn start_with(cluster: &TestCluster, options: Options<'_>) -> Self {
         let address = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port is free");
-        let agent = HeaderValue::from_str(options.candidate.unwrap_or("carryon-operator")).expect("a name is a header");
+        let agent = agent(options.candidate.unwrap_or("carryon-operator"));
+        let agent = HeaderValue::from_str(&agent).expect("a name is a header");
         let (cut, lists_held) = (watch::Sender::new(false), watch::Sender::new(false));
         let way = Arc::new(Way { answered: AtomicUsize::new(0), last: options.last, reached: Notify::new(), cut, lists_held, agent });
         let args = RunArgs {

@@ -1,5 +1,7 @@
 //! The API server's audit log.
 
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 use std::time::Duration;
 
@@ -40,9 +42,11 @@ impl AuditEntry {
     }
 }
 
-/// All entries of a log. A line still being written is left for the next time.
-pub fn read(log: &Path) -> Vec<AuditEntry> {
-    let text = std::fs::read_to_string(log).unwrap_or_else(|error| panic!("{}: {error}", log.display()));
+/// The entries of a log from this byte on. A line still being written is left for the next time.
+pub fn read(log: &Path, from: u64) -> Vec<AuditEntry> {
+    let mut text = String::new();
+    let read = File::open(log).and_then(|mut file| file.seek(SeekFrom::Start(from)).and_then(|_| file.read_to_string(&mut text)));
+    read.unwrap_or_else(|error| panic!("{}: {error}", log.display()));
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
     whole.lines().map(|line| entry(&serde_json::from_str(line).expect("the audit log is JSON lines"))).collect()
 }

@@ -1,7 +1,7 @@
 //! Pods without nodes: they run, answer and end as a test tells them to, under Kubernetes' own controllers.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::routing::get;
 use axum::{Json, Router};
@@ -28,8 +28,11 @@ pub const CONTROLLERS: [&str; 7] = [
     "disruption-controller",
     "garbage-collector-controller",
 ];
-/// Address of every pod, in the network of the first node.
-const ADDRESS: &str = "127.0.0.1";
+/// Address of every pod that this process plays, in the network of the first node: tests that share a cluster do not answer for each other.
+static ADDRESS: LazyLock<String> = LazyLock::new(|| {
+    let [_, high, middle, low] = std::process::id().to_be_bytes();
+    format!("127.{}.{middle}.{low}", 128 | high)
+});
 
 /// What becomes of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,13 +73,16 @@ type Fates = BTreeMap<(String, String), Fate>;
 #[derive(Clone)]
 pub struct Hollow {
     client: Client,
+    /// None: all.
+    namespaces: Option<Vec<String>>,
     fates: Arc<watch::Sender<Fates>>,
 }
 
 impl Hollow {
-    /// Plays until the cluster is dropped.
-    pub fn start(cluster: &TestCluster) -> Self {
-        let hollow = Self { client: cluster.client(), fates: Arc::new(watch::Sender::default()) };
+    /// Plays in all namespaces, or in some, until the cluster is dropped.
+    pub fn start(cluster: &TestCluster, namespaces: Option<&[&str]>) -> Self {
+        let namespaces = namespaces.map(|some| some.iter().map(|&name| name.to_owned()).collect());
+        let hollow = Self { client: cluster.client(), namespaces, fates: Arc::new(watch::Sender::default()) };
         let player = hollow.clone();
         cluster.block_on(async {
             answer(|| progress(7)).await;
@@ -96,6 +102,7 @@ impl Hollow {
         let pods = watcher(Api::<Pod>::all(self.client.clone()), ours).default_backoff().applied_objects();
         pods.for_each(|pod| {
             if let Ok(pod) = pod
+                && self.namespaces.as_ref().is_none_or(|some| pod.namespace().is_some_and(|name| some.contains(&name)))
                 && known.insert(pod.uid())
             {
                 tokio::spawn(self.clone().follow(pod));
@@ -186,7 +193,7 @@ pub(super) async fn answer(progress: impl Fn() -> Progress + Clone + Send + Sync
 }
 
 async fn serve<T: serde::Serialize + Send + 'static>(port: i32, path: &str, answer: impl Fn() -> T + Clone + Send + Sync + 'static) {
-    let listener = tokio::net::TcpListener::bind(format!("{ADDRESS}:{port}")).await.expect("the port is free");
+    let listener = tokio::net::TcpListener::bind(format!("{}:{port}", *ADDRESS)).await.expect("the port is free");
     let router = Router::new().route(path, get(move || std::future::ready(Json(answer()))));
     tokio::spawn(async { axum::serve(listener, router).await });
 }
@@ -202,7 +209,7 @@ fn waiting(words: &str) -> Value {
 pub(super) fn running(pod: &Pod) -> Value {
     let conditions = ["PodScheduled", "Initialized", "ContainersReady", "Ready"].map(|type_| condition(type_, "True", "", ""));
     let state = json!({ "running": { "startedAt": "2026-01-01T00:00:00Z" } });
-    json!({ "phase": "Running", "podIP": ADDRESS, "podIPs": [{ "ip": ADDRESS }], "conditions": conditions,
+    json!({ "phase": "Running", "podIP": *ADDRESS, "podIPs": [{ "ip": *ADDRESS }], "conditions": conditions,
         "containerStatuses": containers(pod, true, 0, &state) })
 }
 
@@ -211,7 +218,7 @@ fn crashing(pod: &Pod, code: i32, words: &str) -> Value {
     let last = json!({ "terminated": { "exitCode": code, "message": words, "finishedAt": "2026-01-01T00:00:10Z" } });
     let mut containers = containers(pod, false, 5, &json!({ "waiting": { "reason": "CrashLoopBackOff", "message": "back-off 5m0s" } }));
     containers[1]["lastState"] = last;
-    json!({ "phase": "Running", "podIP": ADDRESS, "podIPs": [{ "ip": ADDRESS }], "containerStatuses": containers,
+    json!({ "phase": "Running", "podIP": *ADDRESS, "podIPs": [{ "ip": *ADDRESS }], "containerStatuses": containers,
         "conditions": conditions.map(|(type_, status)| condition(type_, status, "", "")) })
 }
 

@@ -20,7 +20,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use own::Own;
+use own::{Own, Turn};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
@@ -73,22 +73,48 @@ impl TestCluster {
         Self::up(&["--nodes", "0", "--controllers", &controllers.join(",")])
     }
 
+    /// The same, shared by all tests that one runner starts, each in a namespace of its own: to start one takes longer than most tests do.
+    /// The first `prepare`s it. What the audit log says begins with the caller.
+    ///
+    /// # Panics
+    /// As [`TestCluster::start`].
+    pub fn shared(controllers: &[&str], prepare: impl FnOnce(&Self)) -> Option<Self> {
+        if !Self::is_wanted()? {
+            return Some(Self::of(None));
+        }
+        let turn = Turn::take();
+        let (own, new) = Own::share(&turn, &["--nodes", "0", "--controllers", &controllers.join(",")]);
+        let cluster = Self::of(Some(own));
+        if new {
+            prepare(&cluster);
+            turn.done();
+        }
+        Some(cluster)
+    }
+
     fn up(arguments: &[&str]) -> Option<Self> {
+        Self::is_wanted().map(|ours| Self::of(ours.then(|| Own::up(arguments))))
+    }
+
+    /// Whether the cluster is to be ours. None, and a word about it, when this machine cannot have one.
+    fn is_wanted() -> Option<bool> {
         let wish = std::env::var("CARRYON_E2E").unwrap_or_default();
-        let own = if wish == "external" {
-            None
-        } else {
-            if let Err(missing) = own::possible() {
-                assert!(wish != "required" && std::env::var_os("CI").is_none(), "no test cluster: {missing}");
-                skipped(&format!("no test cluster here: {missing}"));
-                return None;
-            }
-            Some(Own::up(arguments))
-        };
+        if wish == "external" {
+            return Some(false);
+        }
+        if let Err(missing) = own::possible() {
+            assert!(wish != "required" && std::env::var_os("CI").is_none(), "no test cluster: {missing}");
+            skipped(&format!("no test cluster here: {missing}"));
+            return None;
+        }
+        Some(true)
+    }
+
+    fn of(own: Option<Own>) -> Self {
         // Its threads start where this one is: in the node's network.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime starts");
         let client = runtime.block_on(async { Client::try_from(config(own.as_ref()).await).expect("the configuration makes a client") });
-        Some(Self { runtime, client, own })
+        Self { runtime, client, own }
     }
 
     /// A client with every right.
@@ -179,7 +205,7 @@ impl TestCluster {
     /// # Panics
     /// When the cluster is not ours.
     pub fn requests(&self) -> Vec<AuditEntry> {
-        audit::read(&self.ours().folder().join("audit.log"))
+        audit::read(&self.ours().folder().join("audit.log"), self.ours().heard)
     }
 
     /// Imports `localhost/carry-on/worker:test`, `operator:test` and `model:test`, which holds the quick start's model in `/models`, into
@@ -212,14 +238,12 @@ impl TestCluster {
         self.ours().folder().join("volumes").join(volume)
     }
 
-    /// Calls an image that the nodes have by another tag as well.
+    /// Imports `worker:previous` and `operator:previous`, those of the release before this one, into every node.
     ///
     /// # Panics
-    /// When the cluster is not ours.
-    pub fn tag_image(&self, nodes: usize, image: &str, tag: &str) {
-        for node in 1..=nodes {
-            self.containerd(&format!("node{node}"), &["images", "tag", "--force", &format!("{image}:test"), &format!("{image}:{tag}")]);
-        }
+    /// When its binaries are not built, or the cluster is not ours.
+    pub fn load_previous_images(&self) {
+        self.ours().load_images(&["previous-worker", "previous-operator"]);
     }
 
     /// Kills the one container of a pod in its node, as the kernel does when memory runs out.

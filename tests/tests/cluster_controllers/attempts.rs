@@ -40,8 +40,8 @@ fn train(world: &World, space: &str) {
 
 #[test]
 fn a_batch_job_that_is_deleted_is_followed_when_its_pod_has_ended() {
-    let Some(world) = World::start() else { return };
-    let _operator = Operator::start(&world.cluster, None);
+    let Some(world) = World::within(&["ending"]) else { return };
+    let _operator = world.operate();
     train(&world, "ending");
     delete::<Job>(&world, "ending", "quickstart-1", PropagationPolicy::Background);
     let waits = world.until::<CarryOnJob>("ending", "quickstart", READY, "False", "OutputInUse");
@@ -60,7 +60,7 @@ fn a_batch_job_that_is_deleted_is_followed_when_its_pod_has_ended() {
 
 #[test]
 fn no_end_is_lost_to_a_policy_that_removes_finished_batch_jobs_at_once() {
-    let Some(world) = World::start() else { return };
+    let Some(world) = World::within(&["swept", "refused"]) else { return };
     for (space, fate) in [("swept", complete()), ("refused", Fate::Ends(65, "train.jsonl, line 3: no text".to_owned()))] {
         let operator = Operator::start(&world.cluster, Some(space));
         train(&world, space);
@@ -91,50 +91,50 @@ fn no_end_is_lost_to_a_policy_that_removes_finished_batch_jobs_at_once() {
 
 #[test]
 fn a_pod_whose_job_went_while_nobody_looked_is_let_go() {
-    let Some(world) = World::start() else { return };
-    let operator = Operator::start(&world.cluster, None);
-    train(&world, "gone");
+    let Some(world) = World::within(&["left"]) else { return };
+    let operator = world.operate();
+    train(&world, "left");
     drop(operator);
-    delete::<CarryOnJob>(&world, "gone", "quickstart", PropagationPolicy::Background);
-    let (pods, trainers) = (world.api::<Pod>("gone"), ListParams::default().labels("app.kubernetes.io/component=trainer"));
+    delete::<CarryOnJob>(&world, "left", "quickstart", PropagationPolicy::Background);
+    let (pods, trainers) = (world.api::<Pod>("left"), ListParams::default().labels("app.kubernetes.io/component=trainer"));
     let leaves = async || pods.list(&trainers).await.unwrap().items.first()?.metadata.deletion_timestamp.clone();
     world.cluster.eventually("its pod is on its way", leaves);
-    world.hollow.fate("gone", "quickstart", Fate::Ends(75, "checkpointed".to_owned()));
+    world.hollow.fate("left", "quickstart", Fate::Ends(75, "checkpointed".to_owned()));
     let ended = async || {
         let pods = pods.list(&trainers).await.unwrap().items;
         (pods.first()?.status.as_ref()?.phase.as_deref() == Some("Failed")).then_some(())
     };
     world.cluster.eventually("it has ended, and is held", ended);
-    let _operator = Operator::start(&world.cluster, None);
+    let _operator = world.operate();
     world.cluster.eventually("it is gone", async || pods.list(&trainers).await.unwrap().items.is_empty().then_some(()));
 }
 
 #[test]
 fn an_attempt_that_has_lost_its_owner_is_taken_over() {
-    let Some(world) = World::start() else { return };
-    let _operator = Operator::start(&world.cluster, None);
-    train(&world, "orphan");
-    let job: CarryOnJob = world.get("orphan", "quickstart");
+    let Some(world) = World::within(&["unowned"]) else { return };
+    let _operator = world.operate();
+    train(&world, "unowned");
+    let job: CarryOnJob = world.get("unowned", "quickstart");
     let owned_by =
         |owner: Option<String>| move |job: &Job| job.owner_references().iter().any(|reference| Some(&reference.uid) == owner.as_ref());
-    world.patch::<Job>("orphan", "quickstart-1", json!({ "metadata": { "ownerReferences": null } }));
-    let attempt = world.until_is::<Job>("orphan", "quickstart-1", "has its owner back", &owned_by(job.uid()));
+    world.patch::<Job>("unowned", "quickstart-1", json!({ "metadata": { "ownerReferences": null } }));
+    let attempt = world.until_is::<Job>("unowned", "quickstart-1", "has its owner back", &owned_by(job.uid()));
 
-    delete::<CarryOnJob>(&world, "orphan", "quickstart", PropagationPolicy::Orphan);
-    world.until_is::<Job>("orphan", "quickstart-1", "is an orphan", &|job| job.owner_references().is_empty());
+    delete::<CarryOnJob>(&world, "unowned", "quickstart", PropagationPolicy::Orphan);
+    world.until_is::<Job>("unowned", "quickstart-1", "is an orphan", &|job| job.owner_references().is_empty());
     // Something else is not its work.
     let other = example("quickstart/job.yaml").replace("training:\n", "training:\n    seed: 7\n");
     assert!(other.contains("seed: 7"));
-    world.cluster.apply("orphan", &other);
-    world.until::<CarryOnJob>("orphan", "quickstart", STALLED, "True", "ChildTaken");
-    delete::<CarryOnJob>(&world, "orphan", "quickstart", PropagationPolicy::Orphan);
-    world.cluster.apply("orphan", &example("quickstart/job.yaml"));
-    let again = world.until::<CarryOnJob>("orphan", "quickstart", READY, "True", "Running");
-    let adopted = world.until_is::<Job>("orphan", "quickstart-1", "has a new owner", &owned_by(again.uid()));
+    world.cluster.apply("unowned", &other);
+    world.until::<CarryOnJob>("unowned", "quickstart", STALLED, "True", "ChildTaken");
+    delete::<CarryOnJob>(&world, "unowned", "quickstart", PropagationPolicy::Orphan);
+    world.cluster.apply("unowned", &example("quickstart/job.yaml"));
+    let again = world.until::<CarryOnJob>("unowned", "quickstart", READY, "True", "Running");
+    let adopted = world.until_is::<Job>("unowned", "quickstart-1", "has a new owner", &owned_by(again.uid()));
     assert_eq!(adopted.uid(), attempt.uid());
-    world.hollow.fate("orphan", "quickstart", complete());
-    world.until::<CarryOnJob>("orphan", "quickstart", COMPLETE, "True", "Complete");
-    assert_eq!(world.list::<Job>("orphan").len(), 1);
+    world.hollow.fate("unowned", "quickstart", complete());
+    world.until::<CarryOnJob>("unowned", "quickstart", COMPLETE, "True", "Complete");
+    assert_eq!(world.list::<Job>("unowned").len(), 1);
     world.no_refused_writes();
 }
 
@@ -160,8 +160,8 @@ fn a_head_is_not_lost_to_a_look_that_was_refused() {
 
 #[test]
 fn a_queue_takes_an_attempts_place_and_gives_it_back() {
-    let Some(world) = World::start() else { return };
-    let _operator = Operator::start(&world.cluster, None);
+    let Some(world) = World::within(&["preempted"]) else { return };
+    let _operator = world.operate();
     train(&world, "preempted");
     world.patch::<Job>("preempted", "quickstart-1", json!({ "spec": { "suspend": true } }));
     world.until::<CarryOnJob>("preempted", "quickstart", READY, "False", "AttemptQueued");
@@ -188,7 +188,7 @@ fn a_queue_takes_an_attempts_place_and_gives_it_back() {
 
 #[test]
 fn batch_jobs_of_old_attempts_go() {
-    let Some(world) = World::start() else { return };
+    let Some(world) = World::within(&["history"]) else { return };
     world.hollow.fate("history", "quickstart", Fate::Lingers);
     world.volumes("history");
     world.cluster.apply("history", &example("quickstart/job.yaml"));
@@ -213,7 +213,7 @@ fn batch_jobs_of_old_attempts_go() {
         let ended = json!({ "status": { "startTime": long_ago, "failed": 1, "conditions": ended } });
         world.cluster.block_on(world.api::<Job>("history").patch_status(&name, &PatchParams::default(), &Patch::Merge(ended))).unwrap();
     }
-    let _operator = Operator::start(&world.cluster, None);
+    let _operator = world.operate();
     world.cluster.apply("history", &example("quickstart/pool.yaml"));
     world.until::<CarryOnJob>("history", "quickstart", READY, "True", "Running");
     let jobs = world.api::<Job>("history");
@@ -226,8 +226,8 @@ fn batch_jobs_of_old_attempts_go() {
 
 #[test]
 fn a_finished_job_that_is_restored_without_its_status_is_not_trained_again() {
-    let Some(world) = World::start() else { return };
-    let _operator = Operator::start(&world.cluster, None);
+    let Some(world) = World::within(&["backup"]) else { return };
+    let _operator = world.operate();
     world.hollow.fate("backup", "quickstart", complete());
     world.volumes("backup");
     world.cluster.apply("backup", &example("quickstart/pool.yaml"));

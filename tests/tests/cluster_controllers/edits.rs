@@ -5,7 +5,6 @@ use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
 use carryon_operator::shared::revision::name_in;
 use carryon_tests::cluster::Object;
 use carryon_tests::cluster::hollow::Fate;
-use carryon_tests::operator::Operator;
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
@@ -35,9 +34,9 @@ fn comes_back<K: Object>(world: &World, space: &str, name: &str) {
 
 #[test]
 fn a_field_that_is_set_and_removed_is_as_before_and_amounts_have_many_names() {
-    let Some(world) = World::start() else { return };
+    let Some(world) = World::within(&["edits"]) else { return };
     world.quickstart("edits");
-    let _operator = Operator::start(&world.cluster, None);
+    let _operator = world.operate();
     world.until_served("edits");
     let before: StatefulSet = world.get("edits", "smollm2-pool");
     let set = |what: &str, holds: &dyn Fn(&StatefulSet) -> bool| {
@@ -84,9 +83,9 @@ fn a_field_that_is_set_and_removed_is_as_before_and_amounts_have_many_names() {
 
 #[test]
 fn a_services_port_that_somebody_has_edited_is_as_before() {
-    let Some(world) = World::start() else { return };
+    let Some(world) = World::within(&["ports"]) else { return };
     world.quickstart("ports");
-    let _operator = Operator::start(&world.cluster, None);
+    let _operator = world.operate();
     world.until_served("ports");
     let ports = |service: &Service| service.spec.as_ref().unwrap().ports.clone().unwrap();
     for name in ["smollm2-pool", "quickstart-gateway"] {
@@ -119,10 +118,10 @@ fn a_services_port_that_somebody_has_edited_is_as_before() {
 
 #[test]
 fn a_job_is_suspended_and_resumed_ten_times_while_a_queue_places_its_attempts() {
-    let Some(world) = World::start() else { return };
+    let Some(world) = World::within(&["queue"]) else { return };
     world.hollow.fate("queue", "quickstart", Fate::Runs);
     world.quickstart("queue");
-    let _operator = Operator::start(&world.cluster, None);
+    let _operator = world.operate();
     for number in 1..=11 {
         let name = format!("quickstart-{number}");
         world.until_is::<Job>("queue", &name, "is made", &|_| true);

@@ -5,7 +5,7 @@ use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
 use carryon_tests::cluster::Object;
 use carryon_tests::cluster::hollow::{Fate, model};
 use carryon_tests::example;
-use carryon_tests::operator::{ACCOUNT, Operator};
+use carryon_tests::operator::ACCOUNT;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Pod, Service};
@@ -43,8 +43,8 @@ fn made(world: &World, space: &str) -> usize {
 
 #[test]
 fn children_go_with_their_owner_or_stay_when_orphaned_and_nothing_is_made_meanwhile() {
-    let Some(world) = World::start() else { return };
-    let _operator = Operator::start(&world.cluster, None);
+    let Some(world) = World::within(&["foreground", "background", "orphan"]) else { return };
+    let _operator = world.operate();
     let sorts = [("foreground", PropagationPolicy::Foreground), ("background", PropagationPolicy::Background)];
     for (space, propagation) in sorts {
         // The trainer still runs when all is deleted.
@@ -82,8 +82,8 @@ fn children_go_with_their_owner_or_stay_when_orphaned_and_nothing_is_made_meanwh
 
 #[test]
 fn a_head_outlives_its_job_and_a_job_that_is_served_outlives_its_time() {
-    let Some(world) = World::start() else { return };
-    let _operator = Operator::start(&world.cluster, None);
+    let Some(world) = World::within(&["heads", "time"]) else { return };
+    let _operator = world.operate();
     world.quickstart("heads");
     let served = world.until_served("heads").status.unwrap().stable.unwrap();
     let over = world.patch::<CarryOnJob>("heads", "quickstart", json!({ "spec": { "ttlSecondsAfterFinished": 0 } }));
@@ -119,8 +119,8 @@ fn a_head_outlives_its_job_and_a_job_that_is_served_outlives_its_time() {
 
 #[test]
 fn a_head_serves_until_the_job_made_anew_under_its_name_has_written_another() {
-    let Some(world) = World::start() else { return };
-    let _operator = Operator::start(&world.cluster, None);
+    let Some(world) = World::within(&["anew"]) else { return };
+    let _operator = world.operate();
     let job = example("quickstart/job.yaml").replace("name: quickstart\n", "name: lesson\n");
     let deployment = example("quickstart/deployment.yaml").replace("jobRef:\n      name: quickstart", "jobRef:\n      name: lesson");
     world.volumes("anew");

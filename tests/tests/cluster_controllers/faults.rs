@@ -31,8 +31,8 @@ fn an_object_that_cannot_be_decoded_does_not_stop_its_neighbours() {
 
 #[test]
 fn trainers_that_fail_are_told_of_in_numbers_that_json_has() {
-    let Some(world) = World::start() else { return };
-    let _operator = Operator::start(&world.cluster, None);
+    let Some(world) = World::within(&["nan", "words"]) else { return };
+    let _operator = world.operate();
     let words = r#"{"message": "step 12: the loss is not a number", "progress": {"phase": "training", "step": 12, "total_steps": 20, "train_loss": null}}"#;
     world.hollow.fate("nan", "quickstart", Fate::Ends(65, words.to_owned()));
     world.quickstart("nan");
@@ -75,8 +75,8 @@ fn a_pool_that_no_node_could_hold_says_so_with_the_figures_until_one_comes() {
 
 #[test]
 fn a_pool_that_goes_is_missed_by_name_and_welcomed_back() {
-    let Some(world) = World::start() else { return };
-    let _operator = Operator::start(&world.cluster, None);
+    let Some(world) = World::within(&["gone", "hasty"]) else { return };
+    let _operator = world.operate();
     world.hollow.fate("gone", "smollm2", Fate::Waits("0/2 nodes are available: 2 Insufficient nvidia.com/gpu.".to_owned()));
     world.hollow.fate("gone", "quickstart", Fate::Runs);
     world.quickstart("gone");

@@ -17,7 +17,8 @@ fn candidate(world: &World, name: &str) -> Operator {
 /// Who has written, in the order of the audit log, each once for as long as nobody else did.
 fn writers(world: &World, namespace: Option<&str>) -> Vec<String> {
     let of_interest = world.written().into_iter().filter(|entry| namespace.is_none_or(|namespace| entry.namespace == namespace));
-    let mut writers: Vec<String> = of_interest.map(|entry| entry.user_agent).collect();
+    let name = |agent: String| agent.split_once('/').map(|(name, _)| name.to_owned());
+    let mut writers: Vec<String> = of_interest.filter_map(|entry| name(entry.user_agent)).collect();
     writers.dedup();
     writers
 }

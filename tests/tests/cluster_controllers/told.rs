@@ -67,30 +67,30 @@ fn pods_that_the_api_server_refuses_are_told_of_in_its_words_until_it_takes_them
 
 #[test]
 fn a_new_head_that_crashes_leaves_the_old_one_serving_and_named() {
-    let Some(world) = World::start() else { return };
-    let _operator = Operator::start(&world.cluster, None);
-    world.quickstart("heads");
-    let before = world.until_served("heads").status.unwrap();
+    let Some(world) = World::within(&["crashing"]) else { return };
+    let _operator = world.operate();
+    world.quickstart("crashing");
+    let before = world.until_served("crashing").status.unwrap();
     assert_eq!(before.stable, before.resolved);
 
-    world.hollow.fate("heads", "quickstart", Fate::Crashes(1, "error: head.safetensors is cut off".to_owned()));
+    world.hollow.fate("crashing", "quickstart", Fate::Crashes(1, "error: head.safetensors is cut off".to_owned()));
     let digest = format!("sha256:{}", "5f".repeat(32));
     let artifact = json!({ "persistentVolumeClaim": { "claimName": "quickstart-output", "path": "other" }, "digest": digest });
-    world.patch::<CarryOnDeployment>("heads", "quickstart", json!({ "spec": { "head": { "jobRef": null, "artifact": artifact } } }));
-    let stalled = world.until::<CarryOnDeployment>("heads", "quickstart", STALLED, "True", "PodCrashing");
+    world.patch::<CarryOnDeployment>("crashing", "quickstart", json!({ "spec": { "head": { "jobRef": null, "artifact": artifact } } }));
+    let stalled = world.until::<CarryOnDeployment>("crashing", "quickstart", STALLED, "True", "PodCrashing");
     assert!(stalled.message(STALLED).ends_with("it said: error: head.safetensors is cut off"), "{}", stalled.message(STALLED));
     let status = stalled.status.unwrap();
     assert_eq!((&status.stable, &status.url), (&before.stable, &before.url), "the old head serves");
     assert_eq!(status.resolved.unwrap().digest, digest);
 
     // Refused, it serves still.
-    world.cluster.block_on(world.api::<BaseModelPool>("heads").delete("smollm2", &DeleteParams::default())).unwrap();
-    let refused = world.until::<CarryOnDeployment>("heads", "quickstart", READY, "False", "PoolNotFound").status.unwrap();
+    world.cluster.block_on(world.api::<BaseModelPool>("crashing").delete("smollm2", &DeleteParams::default())).unwrap();
+    let refused = world.until::<CarryOnDeployment>("crashing", "quickstart", READY, "False", "PoolNotFound").status.unwrap();
     assert_eq!((&refused.stable, &refused.url, refused.ready_replicas), (&before.stable, &before.url, 1));
-    world.cluster.apply("heads", &carryon_tests::example("quickstart/pool.yaml"));
+    world.cluster.apply("crashing", &carryon_tests::example("quickstart/pool.yaml"));
 
-    world.hollow.fate("heads", "quickstart", Fate::Runs);
-    let after = world.until_served("heads").status.unwrap();
+    world.hollow.fate("crashing", "quickstart", Fate::Runs);
+    let after = world.until_served("crashing").status.unwrap();
     assert_eq!(after.stable.unwrap().digest, digest);
     world.no_refused_writes();
 }

@@ -70,11 +70,11 @@ fn as_an_older_build_left_it<K: Object>(world: &World, space: &str, name: &str, 
 
 #[test]
 fn an_operator_that_renders_otherwise_rolls_nothing_until_it_is_asked_to() {
-    let Some(world) = World::start() else { return };
+    let Some(world) = World::within(&["upgrade"]) else { return };
     let space = "upgrade";
     world.hollow.fate(space, "quickstart", Fate::Runs);
     world.quickstart(space);
-    let operator = Operator::start(&world.cluster, None);
+    let operator = world.operate();
     world.until::<CarryOnJob>(space, "quickstart", READY, "True", "Running");
     world.cluster.apply(space, &artifact());
     world.until::<CarryOnDeployment>(space, "served", READY, "True", "Serving");
@@ -88,7 +88,7 @@ fn an_operator_that_renders_otherwise_rolls_nothing_until_it_is_asked_to() {
     let before = (set().spec.unwrap().template, gateway().spec.unwrap().template);
     assert_eq!(args(&before.0).last().unwrap(), "--retired");
 
-    let next = Operator::start_with(&world.cluster, Options { worker_image: Some(NEXT), ..Options::default() });
+    let next = Operator::start_with(&world.cluster, Options { namespace: Some(space), worker_image: Some(NEXT), ..Options::default() });
     // It has looked at everything once it has changed how many there are to be.
     world.patch::<BaseModelPool>(space, "smollm2", json!({ "spec": { "replicas": 2 } }));
     world.patch::<CarryOnDeployment>(space, "served", json!({ "spec": { "replicas": 2 } }));
@@ -153,12 +153,12 @@ fn digest(letter: &str) -> String {
 
 #[test]
 fn a_gateway_of_before_finds_its_own_configuration_while_a_bad_head_is_rolled_out() {
-    let Some(world) = World::start() else { return };
+    let Some(world) = World::within(&["rollout"]) else { return };
     let space = "rollout";
     world.volumes(space);
     world.cluster.apply(space, &carryon_tests::example("quickstart/pool.yaml"));
     world.cluster.apply(space, &artifact());
-    let _operator = Operator::start(&world.cluster, None);
+    let _operator = world.operate();
     world.until::<CarryOnDeployment>(space, "served", READY, "True", "Serving");
     let stable = world.get::<Deployment>(space, "served-gateway").spec.unwrap().template;
     let of_stable = name_in(&stable).unwrap().to_owned();

@@ -17,15 +17,32 @@ use serde_json::{Value, json};
 pub struct World {
     pub cluster: TestCluster,
     pub hollow: Hollow,
+    /// Ours in a cluster that other tests are in too.
+    namespaces: Vec<&'static str>,
 }
 
 impl World {
-    /// None, after a word about it, when this machine cannot have one.
+    /// A cluster of its own, where a test may change definitions, rights and nodes. None, after a word about it, when this machine cannot have one.
     pub fn start() -> Option<Self> {
         let cluster = TestCluster::api_server_with(&CONTROLLERS).and_then(TestCluster::ours_only)?;
         Operator::install(&cluster);
-        let hollow = Hollow::start(&cluster);
-        Some(Self { cluster, hollow })
+        let hollow = Hollow::start(&cluster, None);
+        Some(Self { cluster, hollow, namespaces: Vec::new() })
+    }
+
+    /// These namespaces in the cluster that tests share. None, after a word about it, when this machine cannot have one.
+    pub fn within(namespaces: &[&'static str]) -> Option<Self> {
+        let cluster = TestCluster::shared(&CONTROLLERS, Operator::install).and_then(TestCluster::ours_only)?;
+        let hollow = Hollow::start(&cluster, Some(namespaces));
+        Some(Self { cluster, hollow, namespaces: namespaces.to_vec() })
+    }
+
+    /// An operator for all of this world: one for all namespaces, or one for each that is ours.
+    pub fn operate(&self) -> Vec<Operator> {
+        if self.namespaces.is_empty() {
+            return vec![Operator::start(&self.cluster, None)];
+        }
+        self.namespaces.iter().map(|namespace| Operator::start(&self.cluster, Some(namespace))).collect()
     }
 
     pub fn api<K: Object>(&self, namespace: &str) -> Api<K> {
@@ -103,7 +120,9 @@ impl World {
 
     /// The operator's requests that wrote or tried to, by the API server's own word. Its Lease it writes at rest too.
     pub fn written(&self) -> Vec<AuditEntry> {
-        self.cluster.audit().into_iter().filter(|entry| entry.user == ACCOUNT && entry.resource != "leases").collect()
+        let ours = format!("/{}", std::process::id());
+        let of_operator = |entry: &AuditEntry| entry.user == ACCOUNT && entry.user_agent.ends_with(&ours) && entry.resource != "leases";
+        self.cluster.audit().into_iter().filter(of_operator).collect()
     }
 
     /// None of the operator's writes was refused, but for the few that lose a race and are made again: to make or change what another has made
