@@ -34,25 +34,27 @@ CLOSED = ["--set", "networkPolicy.enabled=true,networkPolicy.tenantNamespaces={t
 
 # The operator's interface, written down a second time: group, resources, verbs.
 READ = ["get", "list", "watch"]
+WATCH = ["list", "watch"]
 OPERATOR_RULES = [
     ("carryon.dev", KINDS, READ),
     ("carryon.dev", ["carryonjobs"], ["delete", "patch"]),
-    ("carryon.dev", [f"{kind}/status" for kind in KINDS], ["get", "patch", "update"]),
+    ("carryon.dev", [f"{kind}/status" for kind in KINDS], ["patch"]),
     ("carryon.dev", [f"{kind}/finalizers" for kind in KINDS], ["update"]),
     ("apps", ["statefulsets", "deployments"], READ + ["create", "patch"]),
     ("batch", ["jobs"], READ + ["create", "patch", "delete"]),
     ("apps", ["controllerrevisions"], READ + ["create", "patch", "delete"]),
     ("", ["configmaps"], READ + ["create", "patch", "delete"]),
     ("", ["services"], READ + ["create", "patch"]),
-    ("", ["pods"], READ + ["patch"]),
-    ("", ["persistentvolumeclaims", "secrets"], READ),
+    ("", ["pods"], WATCH + ["patch"]),
+    ("", ["persistentvolumeclaims"], WATCH),
+    ("", ["secrets"], READ),
     ("policy", ["poddisruptionbudgets"], READ + ["create", "patch"]),
     ("", ["events"], ["list"]),
     ("events.k8s.io", ["events"], ["create", "patch"]),
 ]
 # Of all namespaces only.
-CLUSTER_RULES = [("", ["nodes"], READ), ("coordination.k8s.io", ["leases"], ["list"])]
-LEASE_RULES = [("coordination.k8s.io", ["leases"], ["get", "create", "update", "patch"])]
+CLUSTER_RULES = [("", ["nodes"], WATCH), ("coordination.k8s.io", ["leases"], ["list"])]
+LEASE_RULES = [("coordination.k8s.io", ["leases"], ["get", "create", "update"])]
 
 ACCEPTED = [
     {"replicas": 5},
