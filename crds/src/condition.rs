@@ -77,14 +77,14 @@ pub fn set(previous: &[Condition], verdicts: &[Verdict], generation: Option<i64>
         .iter()
         .map(|verdict| {
             let status = if verdict.holds { "True" } else { "False" };
-            let since = previous.iter().find(|c| c.type_ == verdict.type_ && c.status == status);
+            let since = find(previous, verdict.type_).filter(|known| known.status == status);
             Condition {
                 type_: verdict.type_.to_owned(),
                 status: status.to_owned(),
                 reason: verdict.reason.to_owned(),
                 message: verdict.message.chars().take(MESSAGE).collect(),
                 observed_generation: generation,
-                last_transition_time: since.map_or_else(|| now.clone(), |c| c.last_transition_time.clone()),
+                last_transition_time: since.map_or_else(|| now.clone(), |since| since.last_transition_time.clone()),
             }
         })
         .collect();
@@ -92,7 +92,17 @@ pub fn set(previous: &[Condition], verdicts: &[Verdict], generation: Option<i64>
     conditions
 }
 
+/// The condition of this type.
+pub fn find<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Condition> {
+    conditions.iter().find(|condition| condition.type_ == type_)
+}
+
+/// The condition of this type, when it is True.
+pub fn holding<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Condition> {
+    find(conditions, type_).filter(|condition| condition.status == "True")
+}
+
 /// Whether `type_` is True.
 pub fn is_true(conditions: &[Condition], type_: &str) -> bool {
-    conditions.iter().any(|c| c.type_ == type_ && c.status == "True")
+    holding(conditions, type_).is_some()
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-/// Value of `app.kubernetes.io/managed-by`.
+/// Value of [`MANAGER_LABEL`].
 pub const MANAGER: &str = "carryon-operator";
 /// Port of a pool pod: exchange, generation, health, metrics.
 pub const POOL_PORT: i32 = 8080;
@@ -41,6 +41,10 @@ pub const CONFIG_VOLUME: &str = "config";
 pub const APPLIED_ANNOTATION: &str = "carryon.dev/applied";
 /// Label of a child: `pool`, `trainer` or `gateway`. The worker's container has that name too.
 pub const COMPONENT_LABEL: &str = "app.kubernetes.io/component";
+/// Label of a child: name of the object that it is of.
+pub const INSTANCE_LABEL: &str = "app.kubernetes.io/instance";
+/// Label of everything that the operator makes.
+pub const MANAGER_LABEL: &str = "app.kubernetes.io/managed-by";
 /// Label of a training attempt's batch Job and pod: the attempt's number.
 pub const ATTEMPT_LABEL: &str = "carryon.dev/attempt";
 /// Finalizer of a trainer's pod: how it ended has yet to be read.
@@ -52,20 +56,15 @@ pub const WORKER: &str = "carryon-worker";
 
 /// The standard labels of a child; `component` is `pool`, `trainer`, `gateway` or [`REVISION`].
 pub fn labels(component: &str, instance: &str) -> BTreeMap<String, String> {
-    [
-        ("app.kubernetes.io/name", "carry-on"),
-        (COMPONENT_LABEL, component),
-        ("app.kubernetes.io/instance", instance),
-        ("app.kubernetes.io/managed-by", MANAGER),
-    ]
-    .map(|(key, value)| (key.to_owned(), value.to_owned()))
-    .into()
+    [("app.kubernetes.io/name", "carry-on"), (COMPONENT_LABEL, component), (INSTANCE_LABEL, instance), (MANAGER_LABEL, MANAGER)]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into()
 }
 
 /// The labels that select a child's pods (the standard ones without those that may change).
 pub fn selector(component: &str, instance: &str) -> BTreeMap<String, String> {
     let mut labels = labels(component, instance);
-    labels.remove("app.kubernetes.io/managed-by");
+    labels.remove(MANAGER_LABEL);
     labels
 }
 
@@ -94,7 +93,7 @@ pub fn gateway(name: &str) -> String {
     format!("{name}-gateway")
 }
 
-/// Name of a job's ConfigMap and Service.
+/// Name of a job's children but its attempts.
 pub fn trainer(name: &str) -> String {
     format!("{name}-trainer")
 }

@@ -6,48 +6,44 @@ use serde::{Deserialize, Serialize};
 
 /// Observed state of a job.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", default)]
 pub struct CarryOnJobStatus {
     /// Ready, Reconciling, Stalled; Complete, Failed, Suspended.
-    #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
     /// Generation this status speaks of.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// Number of the current or last attempt, from 1; 0 before the first.
-    #[serde(default)]
     pub attempt: u32,
     /// Attempts that failed and counted.
-    #[serde(default)]
     pub failures: u32,
     /// When the first attempt was started.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Time>,
     /// When the job became Complete or Failed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub completion_time: Option<Time>,
     /// Seconds that trainers ran, up to `activeUntil`, for `activeDeadlineSeconds`. Waiting for a pod to run does not count.
-    #[serde(default)]
     pub active_seconds: i64,
     /// When the last pod ended that `activeSeconds` counts.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub active_until: Option<Time>,
     /// Since when the pool has been missing or not ready, with `poolUnavailablePolicy: Fail`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub pool_unavailable_since: Option<Time>,
     /// The last attempts, oldest first.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["number"]))]
     pub attempts: Vec<AttemptStatus>,
     /// Worker image the job was started with; another default image does not change it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// What the trainer last said.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<ProgressStatus>,
     /// The trained head.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub artifact: Option<ArtifactStatus>,
 }
 

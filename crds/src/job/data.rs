@@ -1,0 +1,76 @@
+//! What a job trains on.
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::common::DataSource;
+
+/// Samples, as JSON Lines.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Data {
+    /// Where the files are.
+    pub source: DataSource,
+    /// What a line holds.
+    #[serde(default)]
+    pub format: DataFormat,
+    /// The files of each split.
+    pub split: Split,
+    /// Longest sample in tokens.
+    #[serde(default = "max_length")]
+    #[schemars(range(min = 8, max = 1_048_576))]
+    pub max_length: u32,
+    /// What happens to a longer one.
+    #[serde(default)]
+    pub overlong: Overlong,
+}
+
+/// What a line holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DataFormat {
+    /// Recognised by the fields of the first line.
+    #[default]
+    Auto,
+    /// `messages`: OpenAI chat messages; loss on the last assistant message.
+    Chat,
+    /// `prompt` and `completion`, put into the model's chat template.
+    PromptCompletion,
+    /// `text`: loss on all of it.
+    Text,
+    /// `text` and `label`, for task Classification.
+    TextLabel,
+    /// `input_ids` and `prompt_length`: already tokenised.
+    Tokenized,
+}
+
+/// The files of each split, relative to the source.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("!(self.train.startsWith('/') || self.train.split('/').exists(p, p == '..'))", "train must be relative and must not contain '..'"))]
+#[x_kube(validation = ("!has(self.evaluation) || !(self.evaluation.startsWith('/') || self.evaluation.split('/').exists(p, p == '..'))", "evaluation must be relative and must not contain '..'"))]
+pub struct Split {
+    /// Training samples.
+    #[schemars(length(min = 1, max = 512))]
+    pub train: String,
+    /// Held-out samples; no evaluation when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub evaluation: Option<String>,
+}
+
+/// What happens to a sample longer than `maxLength`; counted in the log and the report.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Overlong {
+    /// Cut at the end.
+    #[default]
+    Truncate,
+    /// Left out.
+    Skip,
+    /// The job fails and names file and line.
+    Fail,
+}
+
+fn max_length() -> u32 {
+    1024
+}

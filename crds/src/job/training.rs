@@ -1,0 +1,120 @@
+//! How a job trains: when it steps, evaluates and saves.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How to train.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Training {
+    /// Passes over the data.
+    #[schemars(range(min = 1, max = 1000))]
+    pub num_train_epochs: u32,
+    /// Optimizer steps at most; overrides the epochs when set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub max_steps: Option<u64>,
+    /// Samples of one micro-batch.
+    #[schemars(range(min = 1, max = 4096))]
+    pub per_device_train_batch_size: u32,
+    /// Micro-batches of one optimizer step.
+    #[schemars(range(min = 1, max = 4096))]
+    pub gradient_accumulation_steps: u32,
+    /// Optimizer.
+    pub optim: Optimizer,
+    /// Learning rate of AdamW.
+    #[schemars(range(min = 0.0, max = 10.0))]
+    pub learning_rate: f64,
+    /// Learning rate of Muon.
+    #[schemars(range(min = 0.0, max = 10.0))]
+    pub muon_learning_rate: f64,
+    /// Decoupled weight decay.
+    #[schemars(range(min = 0.0, max = 10.0))]
+    pub weight_decay: f64,
+    /// Steps of linear warm-up.
+    #[schemars(range(min = 0, max = 10_000_000))]
+    pub warmup_steps: u64,
+    /// Where the cosine ends, as a share of the peak.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub min_lr_ratio: f64,
+    /// Global gradient norm above which gradients are scaled down.
+    #[schemars(range(min = 0.0, max = 1_000_000.0))]
+    pub max_grad_norm: f64,
+    /// Seed of initial weights and of the order of samples.
+    #[schemars(range(min = 0, max = 9_007_199_254_740_991u64))]
+    pub seed: u64,
+    /// Where the vocabulary-sized product runs.
+    pub loss: LossPlace,
+}
+
+impl Default for Training {
+    fn default() -> Self {
+        Self {
+            num_train_epochs: 3,
+            max_steps: None,
+            per_device_train_batch_size: 8,
+            gradient_accumulation_steps: 1,
+            optim: Optimizer::Muon,
+            learning_rate: 3e-3,
+            muon_learning_rate: 0.02,
+            weight_decay: 0.01,
+            warmup_steps: 10,
+            min_lr_ratio: 0.1,
+            max_grad_norm: 1.0,
+            seed: 0,
+            loss: LossPlace::Remote,
+        }
+    }
+}
+
+/// Optimizer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Optimizer {
+    /// Muon for matrices, AdamW for vectors.
+    #[default]
+    Muon,
+    /// AdamW for everything.
+    AdamW,
+}
+
+/// Where the vocabulary-sized product runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum LossPlace {
+    /// In the pool: the LM head never reaches the trainer.
+    #[default]
+    Remote,
+    /// In the trainer, on an LM head fetched once.
+    Local,
+}
+
+/// When to evaluate.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Evaluation {
+    /// Steps between evaluations; the end of each epoch when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub eval_steps: Option<u64>,
+    /// Evaluations without improvement after which training stops; never when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub early_stopping_patience: Option<u32>,
+}
+
+/// Checkpoints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Checkpoint {
+    /// Optimizer steps between checkpoints.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub save_steps: u64,
+    /// Checkpoints kept.
+    #[schemars(range(min = 1, max = 100))]
+    pub save_total_limit: u32,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { save_steps: 50, save_total_limit: 2 }
+    }
+}
