@@ -7,11 +7,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use carryon_operator::local::{folders::Folders, kubelet::Kubelet, polls::Polls, process::Record, store::Store, workloads};
+use carryon_operator::local::args::{DownArgs, StateArgs};
+use carryon_operator::local::{down, folders::Folders, kubelet::Kubelet, polls::Polls, process::Record, store::Store, workloads};
 use common::repository;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Pod, Secret, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
@@ -247,4 +248,19 @@ fn assert_admitted(folder: &Path) {
     let admission = carryon_operator::admission::Admission::new().unwrap();
     let admitted = carryon_operator::local::manifest::admit(&documents, &admission, &store, &|_, _| false).unwrap();
     assert!(admitted.len() >= 3, "{}", folder.display());
+}
+
+#[test]
+fn what_a_secret_no_longer_holds_is_not_kept_on_disk() {
+    let state = tempfile::tempdir().unwrap();
+    let folders = Folders::create(state.path()).unwrap();
+    let write =
+        |data: Value| folders.write_secret(&serde_json::from_value::<Secret>(json!({"metadata": {"name": "key"}, "data": data})).unwrap());
+    write(json!({"old": "b2xk", "kept": "b2xk"})).unwrap();
+    write(json!({"kept": "bmV3"})).unwrap();
+    let folder = folders.secret("default", "key");
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+    assert_eq!(std::fs::read(folder.join("kept")).unwrap(), b"new");
+    down::down(&DownArgs { state: StateArgs { state_dir: state.path().to_owned() }, delete: true }).unwrap();
+    assert!(!folder.exists(), "objects forgotten, a Secret's content kept");
 }

@@ -27,7 +27,7 @@ pub fn down(args: &DownArgs) -> Result<(), Error> {
     }
     stop(root)?;
     if args.delete {
-        for folder in ["objects", "incoming", "configmaps", "pods"] {
+        for folder in ["objects", "incoming", "configmaps", "secrets", "pods"] {
             let removed = fs::remove_dir_all(root.join(folder));
             removed
                 .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
@@ -59,9 +59,6 @@ pub fn stop(root: &Path) -> Result<(), Error> {
 }
 
 /// Prints the objects.
-///
-/// # Errors
-/// When the state directory cannot be read.
 pub fn status(args: &StateArgs) -> Result<(), Error> {
     let root = &args.state_dir;
     if !root.join("objects").is_dir() {

@@ -7,12 +7,14 @@
 //! pods/         working folder, /tmp and last words of each pod
 //! ```
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 
 use super::store::{Store, scoped, write_atomic};
@@ -27,9 +29,6 @@ pub struct Folders {
 
 impl Folders {
     /// Makes the directory and its folders.
-    ///
-    /// # Errors
-    /// When one cannot be made.
     pub fn create(root: &Path) -> io::Result<Self> {
         for folder in ["objects", "incoming", "volumes", "logs", "configmaps", "secrets", "pods"] {
             fs::create_dir_all(root.join(folder))?;
@@ -79,10 +78,7 @@ impl Folders {
     }
 
     /// Gives every stored claim its folder, and every folder its claim: both stand for the user's volume.
-    ///
-    /// # Errors
-    /// When a folder cannot be made or an object not be written.
-    pub fn bind_claims(&self, store: &mut Store, now: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Time) -> io::Result<()> {
+    pub fn bind_claims(&self, store: &mut Store, now: &Time) -> io::Result<()> {
         for claim in store.list::<PersistentVolumeClaim>() {
             let folder = self.claim(&namespace(&claim), &claim.name_any());
             if !folder.exists() {
@@ -103,9 +99,6 @@ impl Folders {
     }
 
     /// Writes a ConfigMap's keys as files.
-    ///
-    /// # Errors
-    /// When a file cannot be written.
     pub fn write_config_map(&self, config_map: &ConfigMap) -> io::Result<()> {
         let text = config_map.data.iter().flatten().map(|(key, text)| (key, text.as_bytes()));
         let bytes = config_map.binary_data.iter().flatten().map(|(key, bytes)| (key, &*bytes.0));
@@ -113,22 +106,22 @@ impl Folders {
     }
 
     /// Writes a Secret's keys as files; a process that reads one sees that it has changed, as in a pod.
-    ///
-    /// # Errors
-    /// When a file cannot be written.
     pub fn write_secret(&self, secret: &Secret) -> io::Result<()> {
         let bytes = secret.data.iter().flatten().map(|(key, bytes)| (key, &*bytes.0));
         write_keys(&self.secret(&namespace(secret), &secret.name_any()), bytes)
     }
 }
 
+/// Makes `folder` hold exactly these files.
 fn write_keys<'a>(folder: &Path, files: impl Iterator<Item = (&'a String, &'a [u8])>) -> io::Result<()> {
     fs::create_dir_all(folder)?;
+    let mut left: BTreeSet<PathBuf> = fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
     for (key, bytes) in files {
         let path = folder.join(key);
         if fs::read(&path).ok().as_deref() != Some(bytes) {
             write_atomic(&path, bytes)?;
         }
+        left.remove(&path);
     }
-    Ok(())
+    left.into_iter().try_for_each(fs::remove_file)
 }

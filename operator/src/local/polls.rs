@@ -35,9 +35,6 @@ struct Entry {
 
 impl Polls {
     /// Nothing asked yet.
-    ///
-    /// # Errors
-    /// When no HTTP client can be made.
     pub fn new() -> reqwest::Result<Self> {
         // Loopback never goes through a proxy.
         let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(5)).build()?;
@@ -70,9 +67,10 @@ impl Polls {
         self.entries.get_mut(name)?.answer.take()
     }
 
-    /// Forgets everything whose name begins with `prefix`: another process answers there now, or none.
-    pub fn forget(&mut self, prefix: &str) {
-        self.entries.retain(|name, _| !name.starts_with(prefix));
+    /// Forgets what `pod` has said, whose names begin with its own: another process answers there now, or none.
+    pub fn forget(&mut self, pod: &str) {
+        let is_of_pod = |name: &str| name.strip_prefix(pod).is_some_and(|rest| rest.starts_with('/'));
+        self.entries.retain(|name, _| !is_of_pod(name));
     }
 
     fn ask(&mut self, name: &str, url: &str, period: Duration) {
@@ -95,5 +93,20 @@ impl Polls {
             // The supervisor is gone when nobody listens.
             let _ = sender.send((name, answer));
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_that_is_forgotten_takes_none_of_a_longer_name_with_it() {
+        let mut polls = Polls::new().unwrap();
+        for name in ["Pod/web-1/startup", "Pod/web-1/v1/model", "Pod/web-10/startup", "Pod/web-1@team/startup"] {
+            polls.entries.insert(name.to_owned(), Entry::default());
+        }
+        polls.forget("Pod/web-1");
+        assert!(polls.entries.keys().eq(["Pod/web-10/startup", "Pod/web-1@team/startup"]));
     }
 }
