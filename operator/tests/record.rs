@@ -75,3 +75,21 @@ fn what_is_not_of_this_very_job_or_cannot_be_is_not_believed() {
     annotations.insert(names::RESULT_ANNOTATION.to_owned(), record.to_string());
     assert_eq!(scene.reconcile(), (None, None));
 }
+
+#[test]
+fn what_a_trainer_says_in_control_characters_ends_its_job_all_the_same() {
+    let mut first = Scene::running(json!({"spec": {"backoffLimit": 0}}));
+    first.ends(1, "it begins\nerror:\tno \u{1b}[31mroom\u{1b}[0m");
+    assert!(first.says().starts_with("Stalled+Failed BackoffLimitExceeded: 1 attempts failed"), "{}", first.says());
+    assert!(!first.says().contains(char::is_control), "{:?}", first.says());
+    let mut scene = restored(&first.job);
+    assert_eq!((scene.reconcile(), scene.says()), ((None, None), first.says()));
+}
+
+#[test]
+fn a_result_that_could_not_be_read_back_is_not_due() {
+    let labels: Vec<String> = (0..1000).map(|number| format!("{number:0>100}")).collect();
+    let mut scene = Scene::running(json!({"spec": {"task": "Classification", "head": {"labels": labels}}}));
+    scene.ends(0, &done());
+    assert_eq!(Record::due(&scene.job, scene.job.status.as_ref().unwrap()), None);
+}

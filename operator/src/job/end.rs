@@ -9,6 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::Observed;
 use super::trainers::{lives, was_stopped};
 use crate::shared::said::Said as _;
+use crate::shared::text::{WORDS, bounded};
 use crate::shared::trouble::{last_end, last_line};
 
 /// The end of an attempt.
@@ -41,7 +42,7 @@ pub fn end(attempt: &AttemptStatus, observed: &Observed) -> Option<End> {
     let told = || job.and_then(|job| told_exit_code(job).or(condition(job, "Complete").map(|_| ExitCode::Complete as i32)));
     let exit_code = terminated.map(|end| end.exit_code).or_else(told);
     let elsewhere = terminated.is_none() && job.is_some_and(|job| manager(job).is_some());
-    let mut message = words.as_ref().map(|words| words.message.clone()).or_else(|| said.map(|text| last_line(text).to_owned()));
+    let mut message = words.as_ref().map(|words| words.message.clone()).or_else(|| said.map(|text| bounded(last_line(text), WORDS)));
     let result = match exit_code {
         Some(code) if code == ExitCode::Complete as i32 => {
             if elsewhere || words.as_ref().is_some_and(|words| words.digest.is_some()) {

@@ -1,7 +1,7 @@
 //! What a job came to, in an annotation of its own. A backup keeps metadata and spec and drops the status: a finished job that is restored has
 //! its result from here and is not trained again. One that is deleted and applied again from its manifest has no annotation, and trains.
 
-use carryon_crds::condition::{is_true, types};
+use carryon_crds::condition::{holding, is_true, types};
 use carryon_crds::job::ArtifactStatus;
 use carryon_crds::{CarryOnJob, CarryOnJobSpec, CarryOnJobStatus, names};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -45,7 +45,7 @@ pub struct Reason {
 impl Record {
     /// What `job` has to be told of, once it is finished with `status`; none when its annotation says so already.
     pub fn due(job: &CarryOnJob, status: &CarryOnJobStatus) -> Option<Self> {
-        let failed = status.conditions.iter().find(|condition| condition.type_ == types::FAILED && condition.status == "True");
+        let failed = holding(&status.conditions, types::FAILED);
         let failure = failed.map(|failed| Reason { reason: failed.reason.clone(), message: failed.message.clone() });
         if failure.is_none() && !is_true(&status.conditions, types::COMPLETE) {
             return None;
@@ -59,14 +59,23 @@ impl Record {
             failure,
         };
         let known = Self::read(job).is_some_and(|known| (&known.artifact, &known.failure) == (&record.artifact, &record.failure));
-        (!known).then_some(record)
+        // One that could not be read back would be due for ever, and hold up the status: that has to do.
+        let lasts = || serde_json::to_string(&record).is_ok_and(|text| Self::parse(&text, job).is_some());
+        (!known && lasts()).then_some(record)
     }
 
-    /// What the annotation of `job` says. Anybody may have written it: what is not of this very job, or could not be, is not there.
+    /// What the annotation of `job` says.
     pub fn read(job: &CarryOnJob) -> Option<Self> {
-        let text = job.annotations().get(names::RESULT_ANNOTATION).filter(|text| text.len() <= LONGEST)?;
+        Self::parse(job.annotations().get(names::RESULT_ANNOTATION)?, job)
+    }
+
+    /// Anybody may have written it: what is not of this very job, or could not be, is not there.
+    fn parse(text: &str, job: &CarryOnJob) -> Option<Self> {
+        if text.len() > LONGEST {
+            return None;
+        }
         let record: Self = serde_json::from_str(text).ok()?;
-        let own = record.name == job.name_any() && lasting(&record.spec) == lasting(&job.spec);
+        let own = record.name == job.name_any() && record.spec.lasting() == job.spec.lasting();
         let whole = match &record.failure {
             Some(failure) => known_reason(&failure.reason).is_some() && printable(&failure.message, 4096),
             None => true,
@@ -78,19 +87,6 @@ impl Record {
     pub fn plan(&self) -> Plan {
         let reason = self.failure.as_ref().and_then(|failure| Some((known_reason(&failure.reason)?, failure.message.clone())));
         reason.map_or(Plan::Complete, |(reason, message)| Plan::Failed { reason, message, stop: None })
-    }
-}
-
-/// The spec without what may be changed while a job runs.
-fn lasting(spec: &CarryOnJobSpec) -> CarryOnJobSpec {
-    CarryOnJobSpec {
-        suspend: false,
-        backoff_limit: 0,
-        active_deadline_seconds: None,
-        ttl_seconds_after_finished: None,
-        pool_unavailable_policy: Default::default(),
-        pool_unavailable_grace_seconds: 0,
-        ..spec.clone()
     }
 }
 
