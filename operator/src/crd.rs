@@ -3,7 +3,7 @@
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt as _;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// The definitions, in the order in which a user meets the kinds.
 pub fn all() -> Vec<CustomResourceDefinition> {
@@ -27,47 +27,37 @@ pub fn schema(crd: &CustomResourceDefinition) -> Value {
         .map_or(Value::Null, |schema| serde_json::to_value(&schema.open_api_v3_schema).expect("a schema is JSON"))
 }
 
-/// Leaves out what an API server warns of: number formats that OpenAPI does not know.
+/// Leaves out what an API server warns of, number formats that OpenAPI does not know, and bounds what Kubernetes' own types leave open.
 fn clean(crd: CustomResourceDefinition) -> CustomResourceDefinition {
     let mut value = serde_json::to_value(crd).expect("a definition is JSON");
-    remove_unknown_formats(&mut value);
-    bound_borrowed_types(&mut value);
+    each_object(&mut value, &|members| {
+        if members.get("format").and_then(Value::as_str).is_some_and(|format| format.starts_with("uint")) {
+            members.remove("format");
+        }
+        // These come without bounds, which the CEL rules beside them need, and with the text of Kubernetes' documentation, which
+        // `kubectl explain pod.spec` has already.
+        if let Some(scheduling) = members.get_mut("scheduling") {
+            fields(scheduling).for_each(bound);
+        }
+    });
     serde_json::from_value(value).expect("only formats were removed and bounds added")
 }
 
-fn remove_unknown_formats(value: &mut Value) {
+/// Visits every object in `value`, the outer ones first.
+fn each_object(value: &mut Value, visit: &impl Fn(&mut Map<String, Value>)) {
     match value {
         Value::Object(members) => {
-            if members.get("format").and_then(Value::as_str).is_some_and(|format| format.starts_with("uint")) {
-                members.remove("format");
-            }
-            members.values_mut().for_each(remove_unknown_formats);
+            visit(members);
+            members.values_mut().for_each(|member| each_object(member, visit));
         }
-        Value::Array(items) => items.iter_mut().for_each(remove_unknown_formats),
+        Value::Array(items) => items.iter_mut().for_each(|item| each_object(item, visit)),
         _ => {}
     }
 }
 
-/// Kubernetes' own types come without bounds, which the CEL rules beside them need, and with the text of its documentation,
-/// which `kubectl explain pod.spec` has already.
-fn bound_borrowed_types(value: &mut Value) {
-    match value {
-        Value::Object(members) => {
-            for (name, member) in members.iter_mut() {
-                if name == "scheduling" {
-                    member
-                        .get_mut("properties")
-                        .and_then(Value::as_object_mut)
-                        .into_iter()
-                        .flat_map(|fields| fields.values_mut())
-                        .for_each(bound);
-                }
-                bound_borrowed_types(member);
-            }
-        }
-        Value::Array(items) => items.iter_mut().for_each(bound_borrowed_types),
-        _ => {}
-    }
+/// The schemas of an object's fields.
+fn fields(schema: &mut Value) -> impl Iterator<Item = &mut Value> {
+    schema.get_mut("properties").and_then(Value::as_object_mut).into_iter().flat_map(Map::values_mut)
 }
 
 /// Bounds a schema and all below it; its own description stays.
@@ -82,8 +72,7 @@ fn bound(schema: &mut Value) {
         }
         _ => {}
     }
-    let fields = schema.get_mut("properties").and_then(Value::as_object_mut).into_iter().flat_map(|fields| fields.values_mut());
-    fields.for_each(bound_below);
+    fields(schema).for_each(bound_below);
     for name in ["items", "additionalProperties"] {
         schema.get_mut(name).into_iter().for_each(bound_below);
     }

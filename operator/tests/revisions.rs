@@ -160,7 +160,7 @@ fn nothing_is_collected_before_no_pod_of_before_can_come_again() {
         let mut set = set.clone();
         set.metadata.generation = Some(2);
         set.status = Some(serde_json::from_value::<StatefulSetStatus>(status).unwrap());
-        pool::Applied { stateful_set: set }.is_settled()
+        pool::Applied { stateful_set: set }.is_rolled_out()
     };
     let done = json!({"observedGeneration": 2, "replicas": 1, "updatedReplicas": 1, "currentRevision": "b", "updateRevision": "b"});
     assert!(settled(done.clone()));

@@ -41,7 +41,7 @@ fn look(deployment: &CarryOnDeployment, gateway: Value, pods: Vec<Pod>) -> (Stri
     let validated = deployment::validate(deployment, &observed, &Settings::default()).unwrap();
     let rendered = deployment::build(&validated).deployment;
     let applied = deployment::Applied { deployment: with(&rendered, json!({"metadata": {"generation": 2}, "status": gateway})) };
-    let status = deployment::status(deployment, Ok((&validated, &applied)), &observed, &at(0));
+    let status = deployment::status(deployment, &Ok((validated, applied)), &observed, &at(0));
     (summary(&status.conditions), CarryOnDeployment { status: Some(status), ..deployment.clone() })
 }
 
@@ -89,12 +89,12 @@ fn a_refusal_takes_nothing_away_from_what_serves() {
     let (_, serving) = look(&with(&example("quickstart/deployment.yaml"), head("a")), settled(), vec![]);
     let refusal = Refusal::waiting("Forbidden", "may not");
     let pods = vec![pod("a", true, json!({})), crashed("b")];
-    let refused = deployment::status(&serving, Err(&refusal), &observed(pods), &at(1));
+    let refused = deployment::status(&serving, &Err(refusal.clone()), &observed(pods), &at(1));
     assert_eq!(refused.url.as_deref(), Some("http://quickstart-gateway.default.svc:8000/v1"));
     assert_eq!((&refused.stable, &refused.resolved), (&status(&serving).stable, &status(&serving).resolved));
     assert_eq!((refused.replicas, refused.ready_replicas), (2, 1), "counted, not remembered");
     let new: CarryOnDeployment = example("quickstart/deployment.yaml");
-    assert_eq!(deployment::status(&new, Err(&refusal), &observed(vec![]), &at(1)).url, None, "nothing serves yet");
+    assert_eq!(deployment::status(&new, &Err(refusal), &observed(vec![]), &at(1)).url, None, "nothing serves yet");
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn a_pool_that_cannot_get_on_is_stalled_until_it_can() {
         let observed = pool::Observed { claim: claim.clone(), refused: refused.map(str::to_owned), ..pool::Observed::default() };
         let validated = pool::validate(pool, &observed, &Settings::default()).unwrap();
         let set = with(&pool::build(&validated).stateful_set, json!({"metadata": {"generation": 1}, "status": counts}));
-        let status = pool::status(pool, Ok((&validated, &pool::Applied { stateful_set: set })), &observed, &at(second));
+        let status = pool::status(pool, &Ok((validated, pool::Applied { stateful_set: set })), &observed, &at(second));
         (summary(&status.conditions), BaseModelPool { status: Some(status), ..pool.clone() })
     };
     let pool: BaseModelPool = with(&example("quickstart/pool.yaml"), json!({"spec": {"replicas": 2}}));

@@ -123,12 +123,13 @@ fn a_pool_says_what_its_pods_do() {
         let observed = pool::Observed { claim, pods, models, ..pool::Observed::default() };
         let validated = pool::validate(&pool, &observed, &Settings::default()).unwrap();
         let applied = pool::Applied { stateful_set: with(&pool::build(&validated).stateful_set, json!({"status": status})) };
-        let status = pool::status(&pool, Ok((&validated, &applied)), &observed, &at(0));
+        let outcome = Ok((validated, applied));
+        let status = pool::status(&pool, &outcome, &observed, &at(0));
         assert_eq!(summary(&status.conditions), says, "{name}");
         assert_eq!(status.observed_generation, Some(1));
         // The same again changes nothing, not even a time.
         let again = BaseModelPool { status: Some(status.clone()), ..pool.clone() };
-        assert_eq!(pool::status(&again, Ok((&validated, &applied)), &observed, &at(9)), status, "{name}");
+        assert_eq!(pool::status(&again, &outcome, &observed, &at(9)), status, "{name}");
     }
 }
 
@@ -146,7 +147,7 @@ fn what_is_said_of_a_pool_s_models_stands_until_all_pods_are_heard() {
         let validated = pool::validate(pool, observed, &Settings::default()).unwrap();
         let counts = json!({"status": {"replicas": 2, "readyReplicas": 2, "updatedReplicas": 2}});
         let applied = pool::Applied { stateful_set: with(&pool::build(&validated).stateful_set, counts) };
-        pool::status(pool, Ok((&validated, &applied)), observed, &at(0))
+        pool::status(pool, &Ok((validated, applied)), observed, &at(0))
     };
     let differ = judge(&pool, &observed);
     assert!(summary(&differ.conditions).starts_with("Stalled ModelsDiffer: pods a and b"));
@@ -166,7 +167,7 @@ fn a_pool_without_its_volume_waits() {
     let pool: BaseModelPool = example("quickstart/pool.yaml");
     let observed = pool::Observed::default();
     let refusal = pool::validate(&pool, &observed, &Settings::default()).unwrap_err();
-    let status = pool::status(&pool, Err(&refusal), &observed, &at(0));
+    let status = pool::status(&pool, &Err(refusal), &observed, &at(0));
     let says = "Reconciling ClaimNotFound: PersistentVolumeClaim default/models (spec.model.source) not found: create it";
     assert_eq!(summary(&status.conditions), says);
 }
@@ -188,15 +189,12 @@ fn world() -> deployment::Observed {
 }
 
 fn says(deployment: &CarryOnDeployment, observed: &deployment::Observed) -> (String, CarryOnDeployment) {
-    let validated = deployment::validate(deployment, observed, &Settings::default());
-    let status = match &validated {
-        Ok(validated) => {
-            let counts = json!({"replicas": 1, "readyReplicas": 1, "updatedReplicas": 1, "observedGeneration": 1});
-            let applied = deployment::Applied { deployment: with(&deployment::build(validated).deployment, json!({"status": counts})) };
-            deployment::status(deployment, Ok((validated, &applied)), observed, &at(0))
-        }
-        Err(refusal) => deployment::status(deployment, Err(refusal), observed, &at(0)),
-    };
+    let outcome = deployment::validate(deployment, observed, &Settings::default()).map(|validated| {
+        let counts = json!({"replicas": 1, "readyReplicas": 1, "updatedReplicas": 1, "observedGeneration": 1});
+        let applied = deployment::Applied { deployment: with(&deployment::build(&validated).deployment, json!({"status": counts})) };
+        (validated, applied)
+    });
+    let status = deployment::status(deployment, &outcome, observed, &at(0));
     (summary(&status.conditions), CarryOnDeployment { status: Some(status), ..deployment.clone() })
 }
 

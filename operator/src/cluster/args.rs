@@ -13,7 +13,7 @@ pub struct RunArgs {
     pub worker_image: String,
     /// User of the workers' pods, and group of the volumes they write: a number, `cluster` where each namespace has its own, or `auto`: 65532,
     /// but `cluster` on OpenShift.
-    #[arg(long, value_name = "USER", default_value_t = PodUser::Auto)]
+    #[arg(long, value_name = "USER", default_value = "auto")]
     pub pod_user: PodUser,
     /// Look after this namespace only.
     #[arg(long)]

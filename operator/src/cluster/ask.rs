@@ -33,9 +33,6 @@ pub struct Ask {
 
 impl Ask {
     /// Nobody asked yet.
-    ///
-    /// # Errors
-    /// When no HTTP client can be made.
     pub fn new() -> reqwest::Result<Self> {
         let http = Http::new(PATIENCE)?;
         Ok(Self { models: Round::new(http.clone(), "/v1/model", POOLS), progress: Round::new(http, "/progress", TRAINERS) })

@@ -22,9 +22,6 @@ pub struct Clients {
 
 impl Clients {
     /// Clients by a configuration, each made by `build`.
-    ///
-    /// # Errors
-    /// When the configuration makes no client.
     pub fn new(config: &Config, build: impl Fn(Config) -> kube::Result<Client>) -> kube::Result<Self> {
         let client = |silence| {
             let mut config = config.clone();

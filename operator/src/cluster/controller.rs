@@ -1,7 +1,7 @@
 //! The loop: keys out of the queue, each reconciled as the object that it names.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
@@ -15,7 +15,8 @@ use super::failure::Failure;
 use super::key::{Key, Kind};
 use super::kinds::{RETRY, Reconcile};
 use super::leader::Tenure;
-use super::metrics::{Counters, Result as Counted};
+use super::lock::lock;
+use super::metrics::Counters;
 use super::queue::Queue;
 use super::reconcile::{BEHIND, reconcile};
 
@@ -68,7 +69,7 @@ impl<'a> Controller<'a> {
             Ok(object) => object,
             Err(invalid) => {
                 tracing::error!("{key} cannot be decoded and is left alone: {}", invalid.error);
-                self.counters.count(key.kind, Counted::Undecodable, Duration::ZERO);
+                self.counters.undecodable(key.kind);
                 return self.forget(key);
             }
         };
@@ -82,7 +83,7 @@ impl<'a> Controller<'a> {
             Err(Failure::Deleted) => None,
             Err(failure) => return Some(self.back_off(key, &failure)),
         };
-        self.counters.count(key.kind, Counted::Done, started.elapsed());
+        self.counters.done(key.kind, started.elapsed());
         self.forget(key);
         requeue
     }
@@ -95,19 +96,15 @@ impl<'a> Controller<'a> {
     }
 
     fn forget(&self, key: &Key) -> Option<Duration> {
-        self.failures().remove(key);
+        lock(&self.failures).remove(key);
         None
     }
 
     fn back_off(&self, key: &Key, failure: &Failure) -> Duration {
         tracing::warn!("{key}: {failure}");
-        self.counters.count_error(key.kind, failure.step());
-        let mut failures = self.failures();
+        self.counters.failed(key.kind, failure.step());
+        let mut failures = lock(&self.failures);
         let times = failures.entry(key.clone()).and_modify(|times| *times += 1).or_insert(1);
         (BACK_OFF * 2u32.pow((*times - 1).min(10))).min(BACK_OFF_LIMIT)
-    }
-
-    fn failures(&self) -> MutexGuard<'_, HashMap<Key, u32>> {
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

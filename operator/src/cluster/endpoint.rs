@@ -1,6 +1,5 @@
 //! `/healthz`, `/readyz` and `/metrics`.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -11,38 +10,27 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 
 use super::metrics;
-use super::standing::Standing;
-
-/// Listens.
-///
-/// # Errors
-/// When the address is taken.
-pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("failed to listen on {address}"))
-}
+use super::readiness::Readiness;
 
 /// Answers until the process ends.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn serve(listener: TcpListener, standing: Arc<Standing>) -> anyhow::Result<()> {
+pub async fn serve(listener: TcpListener, readiness: Arc<Readiness>) -> anyhow::Result<()> {
     let router = Router::new()
         .route("/healthz", get(|| async { "ok" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(figures))
-        .with_state(standing);
+        .with_state(readiness);
     axum::serve(listener, router).await.context("the listener has failed")
 }
 
-async fn ready(State(standing): State<Arc<Standing>>) -> (StatusCode, String) {
-    match standing.ready() {
+async fn ready(State(readiness): State<Arc<Readiness>>) -> (StatusCode, String) {
+    match readiness.ready() {
         Ok(words) => (StatusCode::OK, words),
         Err(words) => (StatusCode::SERVICE_UNAVAILABLE, words),
     }
 }
 
-async fn figures(State(standing): State<Arc<Standing>>) -> Result<Vec<u8>, StatusCode> {
-    let work = standing.work();
+async fn figures(State(readiness): State<Arc<Readiness>>) -> Result<Vec<u8>, StatusCode> {
+    let work = readiness.work();
     let work = work.as_ref().map(|work| (&*work.stores, &*work.queue));
-    metrics::text(&standing.counters, work).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
+    metrics::text(&readiness.counters, work).map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)
 }

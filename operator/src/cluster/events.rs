@@ -1,4 +1,4 @@
-//! Events of transitions. They are written beside the looks, one after another and no faster than a pace, so that a thousand objects that
+//! Events of transitions. They are written beside the reconciles, one after another and no faster than a pace, so that a thousand objects that
 //! change at once have their children first and their events a moment later.
 
 use std::time::Duration;

@@ -8,30 +8,24 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{Api, ResourceExt as _};
 
-use super::apply::Unapplied;
-use super::attempts::{self, read};
+use super::attempts::{self, TRAINER};
 use super::context::Context;
 use super::failure::Failure;
 use super::key::Kind;
-use super::kinds::{Outcome, RETRY, Reconcile};
+use super::kinds::{RETRY, Reconcile, Reconciled, settle};
 use super::refused::refused;
 use super::store::{Cache, Guarded, Stores};
 use crate::deployment::refers_to;
 use crate::job::plan::plan;
 use crate::job::record::Record;
-use crate::job::trainers::{is_held, is_of, lives};
-use crate::job::{self, Applied, Children, Observed, Validated};
+use crate::job::trainers::{is_held, is_of, lives, recorded};
+use crate::job::{self, Applied, Children, Observed};
 use crate::shared::meta::{Owner, namespace};
 use crate::shared::revision;
 use crate::shared::trouble::phase;
-use crate::shared::{Refusal, Settings};
 
 impl Reconcile for CarryOnJob {
     const KIND: Kind = Kind::Job;
-    type Observed = Observed;
-    type Validated = Validated;
-    type Children = Children;
-    type Applied = Applied;
 
     fn cache(stores: &Stores) -> &Cache<Guarded<Self>> {
         &stores.jobs
@@ -43,76 +37,18 @@ impl Reconcile for CarryOnJob {
         job::life_left(self, now) == Some(0) && stores.deployments.names_of(&namespace(self), serves).is_empty()
     }
 
-    async fn observe(&self, context: &Context) -> Result<Observed, Failure> {
-        let (stores, namespace, spec) = (&context.stores, namespace(self), &self.spec);
-        let attempt = attempts::present(self, &namespace, context).await?;
-        let pods = attempts::pods(self, attempt.as_ref(), context).await?;
-        let uid = attempt.as_ref().and_then(|attempt| attempt.metadata.uid.as_ref());
-        let of_present = || pods.iter().filter(|pod| is_of(pod, uid));
-        let refused = match attempt.as_ref().filter(|attempt| job::lacks_pod(attempt, of_present())) {
-            Some(attempt) => refused(attempt, &context.client).await,
-            None => None,
-        };
-        let progress = of_present().find(|pod| phase(pod) == "Running" && lives(pod)).and_then(|pod| context.ask.progress(pod));
-        let named = [spec.data.source.persistent_volume_claim.as_ref(), Some(&spec.output.persistent_volume_claim)].into_iter().flatten();
-        Ok(Observed {
-            pool: spec.pools.first().and_then(|pool| stores.pools.get(&namespace, &pool.name)),
-            claims: named.filter_map(|path| stores.claims.claim(&namespace, &path.claim_name)).collect(),
-            data: data(self, &namespace, context).await?,
-            attempt,
-            pods,
-            refused,
-            revisions: stores.revisions_of(&Owner::of(self, attempts::TRAINER), &names::trainer(&self.name_any())),
-            progress,
-        })
-    }
-
-    async fn let_go(&self, observed: &Observed, context: &Context, now: &Time) -> Result<(), Failure> {
-        attempts::let_go(job::trainers::recorded(self, &observed.pods, now), context).await
-    }
-
-    fn validate(&self, observed: &Observed, settings: &Settings, now: &Time) -> Result<Validated, Refusal> {
-        job::validate(self, observed, settings, now)
-    }
-
-    fn build(validated: &Validated) -> Children {
-        job::build(validated)
-    }
-
-    async fn apply(&self, children: Children, observed: &Observed, context: &Context) -> Result<Applied, Unapplied> {
-        let Children { revision, config_map, attempt, stop } = children;
-        let (stores, owned, namespace) = (&context.stores, context.applier.of(self), namespace(self));
-        let present = |name: &str| observed.attempt.clone().filter(|attempt| attempt.name_any() == name);
-        for name in stop {
-            let cached = || stores.attempts.get(&namespace, &name).filter(|attempt| attempts::is_owned(attempt, self));
-            let attempt = present(&name).or_else(cached).filter(|attempt| attempt.metadata.deletion_timestamp.is_none());
-            if let Some(attempt) = attempt {
-                owned.delete(&attempt).await?;
-            }
-        }
-        if let Some(revision) = revision {
-            let known = stores.revisions.get(&namespace, &revision.name_any());
-            owned.apply(revision, known).await?;
-        }
-        if let Some(config_map) = config_map {
-            let known = stores.config_maps.get(&namespace, &config_map.name_any());
-            owned.apply(config_map, known).await?;
-        }
-        let Some(wanted) = attempt else { return Ok(Applied { attempt: None }) };
-        let attempt = match present(&wanted.name_any()) {
-            Some(present) => owned.adopt(&wanted, present).await?,
-            None => {
-                attempts::is_free(self, &wanted, context).await?;
-                let attempt = owned.create_once(wanted).await?;
-                collect(self, &attempt, context).await?;
-                attempt
-            }
-        };
-        Ok(Applied { attempt: Some(attempt) })
-    }
-
-    fn judge(&self, outcome: Outcome<'_, Self>, observed: &Observed, now: &Time) -> CarryOnJobStatus {
-        job::status(self, outcome, observed, now)
+    async fn stages(&self, context: &Context, now: &Time) -> Result<Reconciled<Self>, Failure> {
+        let observed = observe(self, context).await?;
+        attempts::let_go(recorded(self, &observed.pods, now), context).await?;
+        let outcome = settle(async {
+            let validated = job::validate(self, &observed, &context.settings, now)?;
+            let applied = apply(self, job::build(&validated), &observed, context).await?;
+            Ok((validated, applied))
+        });
+        let outcome = outcome.await?;
+        let status = job::status(self, &outcome, &observed, now);
+        let refused = outcome.is_err().then_some(RETRY);
+        Ok(Reconciled { status, requeue: refused.into_iter().chain(requeue(self, &observed, now)).min() })
     }
 
     async fn record(&self, status: &CarryOnJobStatus, context: &Context) -> Result<bool, Failure> {
@@ -124,18 +60,76 @@ impl Reconcile for CarryOnJob {
 
     /// Its trainers may go without a word.
     async fn left(namespace: &str, name: &str, context: &Context) -> Result<(), Failure> {
-        let pods = context.stores.pods.owned_by(namespace, attempts::TRAINER, name);
+        let pods = context.stores.pods.owned_by(namespace, TRAINER, name);
         attempts::let_go(pods.iter().filter(|pod| is_held(pod)), context).await
     }
+}
 
-    fn requeue(&self, _: Outcome<'_, Self>, observed: &Observed, _: &CarryOnJobStatus, now: &Time) -> Option<Duration> {
-        let soon = |seconds: i64| Duration::from_secs(seconds.unsigned_abs().max(1));
-        let (ledger, plan) = plan(self, observed, now);
-        let next = job::until_next(self, &ledger, &plan, now).map(soon);
-        let life = job::life_left(self, now).filter(|left| *left > 0).map(soon);
-        let lacking = observed.attempt.as_ref().is_some_and(|attempt| job::lacks_pod(attempt, observed.pods_of_present().iter()));
-        [next, life, lacking.then_some(RETRY)].into_iter().flatten().min()
+async fn observe(job: &CarryOnJob, context: &Context) -> Result<Observed, Failure> {
+    let (stores, owner, spec) = (&context.stores, Owner::of(job, TRAINER), &job.spec);
+    let namespace = &owner.namespace;
+    let attempt = attempts::present(job, namespace, context).await?;
+    let pods = attempts::pods(job, attempt.as_ref(), context).await?;
+    let uid = attempt.as_ref().and_then(|attempt| attempt.metadata.uid.as_ref());
+    let of_present = || pods.iter().filter(|pod| is_of(pod, uid));
+    let refused = match attempt.as_ref().filter(|attempt| job::lacks_pod(attempt, of_present())) {
+        Some(attempt) => refused(attempt, &context.client).await,
+        None => None,
+    };
+    let progress = of_present().find(|pod| phase(pod) == "Running" && lives(pod)).and_then(|pod| context.ask.progress(pod));
+    let named = [spec.data.source.persistent_volume_claim.as_ref(), Some(&spec.output.persistent_volume_claim)].into_iter().flatten();
+    Ok(Observed {
+        pool: spec.pools.first().and_then(|pool| stores.pools.get(namespace, &pool.name)),
+        claims: named.filter_map(|path| stores.claims.claim(namespace, &path.claim_name)).collect(),
+        data: data(job, namespace, context).await?,
+        attempt,
+        pods,
+        refused,
+        revisions: stores.revisions_of(&owner, &names::trainer(&owner.name)),
+        progress,
+    })
+}
+
+async fn apply(job: &CarryOnJob, children: Children, observed: &Observed, context: &Context) -> Result<Applied, Failure> {
+    let Children { revision, config_map, attempt, stop } = children;
+    let (stores, owned, namespace) = (&context.stores, context.applier.of(job), namespace(job));
+    let present = |name: &str| observed.attempt.clone().filter(|attempt| attempt.name_any() == name);
+    for name in stop {
+        let cached = || stores.attempts.get(&namespace, &name).filter(|attempt| attempts::is_owned(attempt, job));
+        let attempt = present(&name).or_else(cached).filter(|attempt| attempt.metadata.deletion_timestamp.is_none());
+        if let Some(attempt) = attempt {
+            owned.delete(&attempt).await?;
+        }
     }
+    if let Some(revision) = revision {
+        let known = stores.revisions.get(&namespace, &revision.name_any());
+        owned.apply(revision, known).await?;
+    }
+    if let Some(config_map) = config_map {
+        let known = stores.config_maps.get(&namespace, &config_map.name_any());
+        owned.apply(config_map, known).await?;
+    }
+    let Some(wanted) = attempt else { return Ok(Applied { attempt: None }) };
+    let attempt = match present(&wanted.name_any()) {
+        Some(present) => owned.adopt(&wanted, present).await?,
+        None => {
+            attempts::is_free(job, &wanted, context).await?;
+            let attempt = owned.create_once(wanted).await?;
+            collect(job, &attempt, context).await?;
+            attempt
+        }
+    };
+    Ok(Applied { attempt: Some(attempt) })
+}
+
+/// When time alone changes something.
+fn requeue(job: &CarryOnJob, observed: &Observed, now: &Time) -> Option<Duration> {
+    let soon = |seconds: i64| Duration::from_secs(seconds.unsigned_abs().max(1));
+    let (ledger, plan) = plan(job, observed, now);
+    let next = job::until_next(job, &ledger, &plan, now).map(soon);
+    let life = job::life_left(job, now).filter(|left| *left > 0).map(soon);
+    let lacking = observed.attempt.as_ref().is_some_and(|attempt| job::lacks_pod(attempt, observed.pods_of_present().iter()));
+    [next, life, lacking.then_some(RETRY)].into_iter().flatten().min()
 }
 
 /// The user's ConfigMap, whose keys matter only before an attempt starts.
@@ -147,13 +141,13 @@ async fn data(job: &CarryOnJob, namespace: &str, context: &Context) -> Result<Op
         return Ok(None);
     }
     let found = Api::<ConfigMap>::namespaced(context.client.clone(), namespace).get_opt(&source.name).await;
-    found.map_err(|error| read(format!("ConfigMap {namespace}/{}", source.name), error))
+    found.map_err(Failure::of("read", format!("ConfigMap {namespace}/{}", source.name)))
 }
 
 /// No trainer but that of the new attempt is there: what those before it were rendered as goes.
-async fn collect(job: &CarryOnJob, attempt: &Job, context: &Context) -> Result<(), Unapplied> {
+async fn collect(job: &CarryOnJob, attempt: &Job, context: &Context) -> Result<(), Failure> {
     let Some(current) = attempt.spec.as_ref().and_then(|spec| revision::name_in(&spec.template)) else { return Ok(()) };
-    let (owner, owned) = (Owner::of(job, attempts::TRAINER), context.applier.of(job));
+    let (owner, owned) = (Owner::of(job, TRAINER), context.applier.of(job));
     owned.collect(context.stores.revisions_of(&owner, &names::trainer(&owner.name)), current).await?;
     owned.collect(context.stores.config_maps_of(&owner), current).await
 }

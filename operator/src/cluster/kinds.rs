@@ -1,4 +1,4 @@
-//! What the three kinds tell of themselves, so that one [`reconcile`](super::reconcile) does for all: observe, validate, build, apply, status.
+//! What the three kinds tell of themselves, so that one [`reconcile`](super::reconcile) does for all.
 
 use std::fmt::Debug;
 use std::future::{Future, ready};
@@ -12,20 +12,24 @@ use kube::core::object::HasStatus;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::apply::Unapplied;
 use super::context::Context;
 use super::failure::Failure;
 use super::key::Kind;
 use super::store::{Cache, Guarded, Stores};
-use crate::shared::{Refusal, Settings};
+use crate::shared::Refusal;
 
 /// How often what the cluster refuses, or nobody watches, is tried again.
 pub const RETRY: Duration = Duration::from_secs(30);
 
-/// What came of validating and applying.
-pub type Outcome<'a, K> = Result<(&'a <K as Reconcile>::Validated, &'a <K as Reconcile>::Applied), &'a Refusal>;
+/// What has come of an object's stages.
+pub struct Reconciled<K: HasStatus> {
+    /// Its status as it is now.
+    pub status: K::Status,
+    /// When to reconcile again at the latest, when nothing happens; none where that does not matter.
+    pub requeue: Option<Duration>,
+}
 
-/// One of the three kinds. What has no `async` is pure.
+/// One of the three kinds.
 pub trait Reconcile:
     Resource<DynamicType = (), Scope = NamespaceResourceScope>
     + HasStatus<Status: ObservedStatus + Clone + PartialEq + Serialize + Send + Sync>
@@ -40,15 +44,6 @@ pub trait Reconcile:
     /// Which one.
     const KIND: Kind;
 
-    /// The world around an object at one moment.
-    type Observed: Send + Sync;
-    /// An object that can be built.
-    type Validated: Send + Sync;
-    /// The children it is to have.
-    type Children: Send;
-    /// The children as the cluster holds them.
-    type Applied: Send + Sync;
-
     /// Where objects of this kind are kept.
     fn cache(stores: &Stores) -> &Cache<Guarded<Self>>;
 
@@ -57,33 +52,8 @@ pub trait Reconcile:
         false
     }
 
-    /// Looks around.
-    fn observe(&self, context: &Context) -> impl Future<Output = Result<Self::Observed, Failure>> + Send;
-
-    /// What is done whatever the spec says.
-    fn let_go(&self, _: &Self::Observed, _: &Context, _: &Time) -> impl Future<Output = Result<(), Failure>> + Send {
-        ready(Ok(()))
-    }
-
-    /// Checks the spec against what was observed.
-    ///
-    /// # Errors
-    /// What is missing or wrong.
-    fn validate(&self, observed: &Self::Observed, settings: &Settings, now: &Time) -> Result<Self::Validated, Refusal>;
-
-    /// Renders the children.
-    fn build(validated: &Self::Validated) -> Self::Children;
-
-    /// Makes the children so.
-    fn apply(
-        &self,
-        children: Self::Children,
-        observed: &Self::Observed,
-        context: &Context,
-    ) -> impl Future<Output = Result<Self::Applied, Unapplied>> + Send;
-
-    /// The status as it is now.
-    fn judge(&self, outcome: Outcome<'_, Self>, observed: &Self::Observed, now: &Time) -> Self::Status;
+    /// Observes, validates, builds, applies, and judges what has come of it.
+    fn stages(&self, context: &Context, now: &Time) -> impl Future<Output = Result<Reconciled<Self>, Failure>> + Send;
 
     /// Writes down what has to outlive the status. When there was something, the status is written once the cache has seen it.
     fn record(&self, _: &Self::Status, _: &Context) -> impl Future<Output = Result<bool, Failure>> + Send {
@@ -94,7 +64,16 @@ pub trait Reconcile:
     fn left(_namespace: &str, _name: &str, _: &Context) -> impl Future<Output = Result<(), Failure>> + Send {
         ready(Ok(()))
     }
+}
 
-    /// When to reconcile again at the latest.
-    fn requeue(&self, outcome: Outcome<'_, Self>, observed: &Self::Observed, status: &Self::Status, now: &Time) -> Option<Duration>;
+/// What was validated and applied, or the refusal that becomes the object's conditions.
+///
+/// # Errors
+/// What is worth another try.
+pub async fn settle<T>(stages: impl Future<Output = Result<T, Failure>>) -> Result<Result<T, Refusal>, Failure> {
+    match stages.await {
+        Ok(applied) => Ok(Ok(applied)),
+        Err(Failure::Refused(refusal)) => Ok(Err(refusal)),
+        Err(failure) => Err(failure),
+    }
 }

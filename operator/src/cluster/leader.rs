@@ -83,9 +83,6 @@ impl Leader {
     }
 
     /// Returns when this operator is to work, or is to stop.
-    ///
-    /// # Errors
-    /// When the election has ended.
     pub async fn until(&self, leads: bool) -> anyhow::Result<()> {
         let mut tenure = self.tenure.clone();
         tenure.wait_for(|tenure| tenure.leads == leads).await.context("the election has ended")?;

@@ -11,24 +11,6 @@ use super::key::Kind;
 use super::queue::Queue;
 use super::store::{Cache, Guarded, Stores};
 
-/// How a reconcile ended.
-#[derive(Clone, Copy)]
-pub enum Result {
-    /// As it should.
-    Done,
-    /// The object cannot be decoded.
-    Undecodable,
-}
-
-impl Result {
-    fn label(self) -> &'static str {
-        match self {
-            Self::Done => "done",
-            Self::Undecodable => "undecodable",
-        }
-    }
-}
-
 /// What only grows.
 pub struct Counters {
     registry: Registry,
@@ -39,9 +21,6 @@ pub struct Counters {
 
 impl Counters {
     /// All at zero.
-    ///
-    /// # Errors
-    /// When a name is no name of a metric, which would be a defect.
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let reconciles = IntCounterVec::new(Opts::new("carryon_reconciles_total", "Reconciled objects."), &["kind", "outcome"])?;
@@ -54,22 +33,24 @@ impl Counters {
         Ok(Self { registry, reconciles, seconds, errors })
     }
 
-    /// A reconcile ended.
-    pub fn count(&self, kind: Kind, result: Result, took: Duration) {
-        self.reconciles.with_label_values(&[kind.name(), result.label()]).inc();
+    /// An object was reconciled.
+    pub fn done(&self, kind: Kind, took: Duration) {
+        self.reconciles.with_label_values(&[kind.name(), "done"]).inc();
         self.seconds.with_label_values(&[kind.name()]).observe(took.as_secs_f64());
     }
 
+    /// An object cannot be decoded.
+    pub fn undecodable(&self, kind: Kind) {
+        self.reconciles.with_label_values(&[kind.name(), "undecodable"]).inc();
+    }
+
     /// A reconcile failed at `step`.
-    pub fn count_error(&self, kind: Kind, step: &str) {
+    pub fn failed(&self, kind: Kind, step: &str) {
         self.errors.with_label_values(&[kind.name(), step]).inc();
     }
 }
 
 /// Everything in Prometheus' text format. Gauges live as long as one answer: two scrapes at once do not meet, and what is gone is not shown.
-///
-/// # Errors
-/// When a figure cannot be written as text.
 pub fn text(counters: &Counters, work: Option<(&Stores, &Queue)>) -> prometheus::Result<Vec<u8>> {
     let mut families = counters.registry.gather();
     if let Some((stores, queue)) = work {

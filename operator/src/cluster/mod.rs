@@ -3,37 +3,39 @@
 //! [`watch`] fills the [`store`]s, [`wake`] says whom a change concerns, the [`queue`] in what order they are reconciled. [`controller`] is the
 //! loop and [`reconcile`] the one way for all three [`kinds`] ([`pools`], [`jobs`], [`deployments`]); [`apply`] is the only writer of children.
 
-pub mod apply;
+mod apply;
 pub mod args;
 pub mod ask;
-pub mod attempts;
+mod attempts;
 pub mod clients;
-pub mod context;
-pub mod controller;
-pub mod covers;
-pub mod deployments;
-pub mod election;
+mod context;
+mod controller;
+mod covers;
+mod deployments;
+mod election;
 mod endpoint;
-pub mod events;
-pub mod failure;
-pub mod jobs;
-pub mod key;
-pub mod kinds;
-pub mod leader;
-pub mod metrics;
+mod events;
+mod failure;
+mod jobs;
+mod key;
+mod kinds;
+mod leader;
+mod lock;
+mod metrics;
+mod ownership;
 pub mod pod_user;
-pub mod pools;
-pub mod queue;
-pub mod reconcile;
+mod pools;
+mod queue;
+mod readiness;
+mod reconcile;
 mod refused;
-pub mod standing;
 mod status_patch;
-pub mod store;
-pub mod synced;
-pub mod wake;
-pub mod watch;
-pub mod write_status;
-pub mod written;
+mod store;
+mod synced;
+mod wake;
+mod watch;
+mod write_status;
+mod written;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +44,7 @@ use anyhow::Context as _;
 use carryon_crds::names;
 use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
+use tokio::net::TcpListener;
 
 pub use self::args::RunArgs;
 
@@ -54,7 +57,7 @@ use self::key::{Key, Kind};
 use self::kinds::RETRY;
 use self::leader::Leader;
 use self::queue::{Lane, Queue};
-use self::standing::{Standing, Work};
+use self::readiness::{Readiness, Work};
 use self::synced::Synced;
 use self::written::Written;
 use crate::shared::Settings;
@@ -85,23 +88,23 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
 /// # Errors
 /// As [`run`].
 pub async fn operate(args: RunArgs, clients: Clients, asked: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    let listener = endpoint::bind(args.listen).await?;
+    let listener = TcpListener::bind(args.listen).await.with_context(|| format!("failed to listen on {}", args.listen))?;
     let leader = Leader::start(clients.requests.clone(), &args);
-    let standing = Arc::new(Standing::new(args.installation.clone(), leader.tenure())?);
+    let readiness = Arc::new(Readiness::new(args.installation.clone(), leader.tenure())?);
     let terms = async {
         loop {
             leader.until(true).await?;
             tokio::select! {
-                ended = work(&args, &clients, &leader, &standing) => return ended,
+                ended = work(&args, &clients, &leader, &readiness) => return ended,
                 ended = leader.until(false) => ended?,
             }
-            standing.set_work(None);
+            readiness.set_work(None);
             tracing::warn!("the Lease could not be renewed in time, or another operator has it: waiting for it again");
         }
     };
     let ended = tokio::select! {
         ended = terms => ended,
-        ended = endpoint::serve(listener, standing.clone()) => ended,
+        ended = endpoint::serve(listener, readiness.clone()) => ended,
         asked = asked => asked,
     };
     leader.release().await;
@@ -122,14 +125,14 @@ pub fn probe(url: &str) -> anyhow::Result<()> {
 }
 
 /// Does the operator's work without end.
-async fn work(args: &RunArgs, clients: &Clients, leader: &Leader, standing: &Standing) -> anyhow::Result<()> {
+async fn work(args: &RunArgs, clients: &Clients, leader: &Leader, readiness: &Readiness) -> anyhow::Result<()> {
     let pod_user = pod_user(args, &clients.requests).await;
     let (queue, synced, written) = (Arc::<Queue>::default(), Arc::<Synced>::default(), Arc::<Written>::default());
     let woken = queue.clone();
     let listener: watch::Listener =
         Arc::new(move |change, stores| wake::keys(change, stores).into_iter().for_each(|(key, lane)| woken.push(key, lane)));
     let (stores, mut watches) = watch::start(&clients.watches, args.namespace.as_deref(), written.clone(), synced.clone(), listener);
-    standing.set_work(Some(Work { stores: stores.clone(), synced: synced.clone(), queue: queue.clone() }));
+    readiness.set_work(Some(Work { stores: stores.clone(), synced: synced.clone(), queue: queue.clone() }));
     let client = clients.requests.clone();
     let reporter = Reporter { controller: names::MANAGER.to_owned(), instance: Some(args.identity.clone()) };
     let recorder = Recorder::new(client.clone(), reporter);
@@ -137,7 +140,7 @@ async fn work(args: &RunArgs, clients: &Clients, leader: &Leader, standing: &Sta
     let applier = Applier::new(client.clone(), written.clone());
     let settings = Settings { worker_image: args.worker_image.clone(), pod_user };
     let context = Context { client, stores, written, applier, ask: Ask::new()?, events, settings };
-    let controller = Controller::new(&context, &queue, &standing.counters, leader.tenure());
+    let controller = Controller::new(&context, &queue, &readiness.counters, leader.tenure());
     let reconciles = async {
         synced.all().await;
         tracing::info!("working as {}", args.identity);

@@ -6,13 +6,14 @@
 //! kube-runtime's scheduler and runner take what they hold in no order: with a backlog, some objects would wait for as long as others come.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, timeout_at};
 
 use super::key::{Key, Kind};
+use super::lock::lock;
 
 /// From a change around an object to its reconcile; what changes until then is seen by the same one.
 const SETTLE: Duration = Duration::from_millis(500);
@@ -40,101 +41,126 @@ pub struct Queue {
 impl Queue {
     /// Puts a key in, unless it waits already.
     pub fn push(&self, key: Key, lane: Lane) {
-        self.state().push(key, lane, Instant::now());
+        lock(&self.state).push(key, lane, Instant::now());
         self.changed.notify_one();
     }
 
     /// The next key, when there is one; it is [`done`](Self::done) before it comes out again.
     pub async fn pop(&self) -> Key {
         loop {
-            let due = match self.state().pop(Instant::now()) {
+            let due = match lock(&self.state).pop(Instant::now()) {
                 Ok(key) => return key,
                 Err(due) => due,
             };
-            let time_has_come = async {
-                match due {
-                    Some(due) => sleep_until(due).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = time_has_come => {}
-                () = self.changed.notified() => {}
+            let changed = self.changed.notified();
+            match due {
+                Some(due) => timeout_at(due, changed).await.unwrap_or_default(),
+                None => changed.await,
             }
         }
     }
 
     /// The reconcile is over; the key comes out again after `requeue`, or when it is put in.
     pub fn done(&self, key: &Key, requeue: Option<Duration>) {
-        self.state().done(key, requeue.map(|requeue| Instant::now() + requeue));
+        lock(&self.state).done(key, requeue.map(|requeue| Instant::now() + requeue));
         self.changed.notify_one();
     }
 
     /// How many keys of a kind wait for nothing but their turn.
     pub fn length(&self, kind: Kind) -> usize {
-        let (state, now) = (self.state(), Instant::now());
-        state.waiting.iter().filter(|(key, (_, ticket))| key.kind == kind && ticket.0 <= now).count()
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let (state, now) = (lock(&self.state), Instant::now());
+        state.waiting.iter().filter(|(key, place)| key.kind == kind && place.turn.due <= now).count()
     }
 }
 
-/// When a key may come out, and its number among those of the same moment.
-type Ticket = (Instant, u64);
+/// When a key may come out, and of which lane; the more urgent first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    lane: Lane,
+    due: Instant,
+}
+
+/// A turn, and its number among those of the same moment.
+#[derive(Clone, Copy)]
+struct Place {
+    turn: Turn,
+    number: u64,
+}
+
+/// A key that is being reconciled.
+struct Running {
+    /// The lane that it came from.
+    lane: Lane,
+    /// Its next turn, when it has been put in since.
+    again: Option<Turn>,
+}
 
 #[derive(Default)]
 struct State {
-    waiting: HashMap<Key, (Lane, Ticket)>,
+    waiting: HashMap<Key, Place>,
     /// The same in order.
-    lanes: [BTreeMap<Ticket, Key>; 2],
-    /// Keys that are being reconciled, by the lane they came from, and as what they have been put in since.
-    running: HashMap<Key, (Lane, Option<(Lane, Instant)>)>,
+    lanes: [BTreeMap<(Instant, u64), Key>; 2],
+    running: HashMap<Key, Running>,
+    /// Of the last place.
     number: u64,
 }
 
 impl State {
     fn push(&mut self, key: Key, lane: Lane, now: Instant) {
-        self.enter(key, (lane, if lane == Lane::NewSpec { now } else { now + SETTLE }));
+        let due = if lane == Lane::NewSpec { now } else { now + SETTLE };
+        self.enter(key, Turn { lane, due });
     }
 
-    fn enter(&mut self, key: Key, entry @ (lane, due): (Lane, Instant)) {
-        if let Some((_, since)) = self.running.get_mut(&key) {
-            *since = Some(since.map_or(entry, |known| known.min(entry)));
+    /// Gives a key its turn, unless it has one as urgent.
+    fn enter(&mut self, key: Key, turn: Turn) {
+        if let Some(running) = self.running.get_mut(&key) {
+            running.again = Some(running.again.map_or(turn, |again| again.min(turn)));
             return;
         }
-        if let Some((known, ticket)) = self.waiting.get(&key) {
-            if (*known, ticket.0) <= entry {
+        if let Some(known) = self.waiting.get(&key) {
+            if known.turn <= turn {
                 return;
             }
-            self.lanes[*known as usize].remove(ticket);
+            self.lanes[known.turn.lane as usize].remove(&(known.turn.due, known.number));
         }
         self.number += 1;
-        self.lanes[lane as usize].insert((due, self.number), key.clone());
-        self.waiting.insert(key, (lane, (due, self.number)));
+        self.lanes[turn.lane as usize].insert((turn.due, self.number), key.clone());
+        self.waiting.insert(key, Place { turn, number: self.number });
     }
 
     /// The next key, or when there may be one without anything happening before.
     fn pop(&mut self, now: Instant) -> Result<Key, Option<Instant>> {
-        let running = |lane| self.running.values().filter(|(of, _)| *of == lane).count();
-        let order: &[Lane] = match (running(Lane::NewSpec), running(Lane::Around)) {
+        let mut next_due: Option<Instant> = None;
+        for lane in self.open_lanes() {
+            let Some(first) = self.lanes[*lane as usize].first_entry() else { continue };
+            let (due, _) = *first.key();
+            if due <= now {
+                let key = first.remove();
+                self.waiting.remove(&key);
+                self.running.insert(key.clone(), Running { lane: *lane, again: None });
+                return Ok(key);
+            }
+            next_due = Some(next_due.map_or(due, |other| other.min(due)));
+        }
+        Err(next_due)
+    }
+
+    /// The lanes of which a key may come out now, in the order in which they are looked at.
+    fn open_lanes(&self) -> &'static [Lane] {
+        let running = |lane| self.running.values().filter(|running| running.lane == lane).count();
+        match (running(Lane::NewSpec), running(Lane::Around)) {
             (_, ..BESIDE) => &[Lane::Around, Lane::NewSpec],
             (0, ..ALONE) => &[Lane::NewSpec, Lane::Around],
             _ => &[Lane::NewSpec],
-        };
-        let firsts = || order.iter().filter_map(|lane| Some((*lane, self.lanes[*lane as usize].first_key_value()?.0.0)));
-        let Some((lane, _)) = firsts().find(|(_, due)| *due <= now) else { return Err(firsts().map(|(_, due)| due).min()) };
-        let (_, key) = self.lanes[lane as usize].pop_first().ok_or(None)?;
-        self.waiting.remove(&key);
-        self.running.insert(key.clone(), (lane, None));
-        Ok(key)
+        }
     }
 
     fn done(&mut self, key: &Key, requeue: Option<Instant>) {
-        let since = self.running.remove(key).and_then(|(_, since)| since);
-        let again = since.into_iter().chain(requeue.map(|due| (Lane::Around, due))).min();
-        again.into_iter().for_each(|entry| self.enter(key.clone(), entry));
+        let again = self.running.remove(key).and_then(|running| running.again);
+        let requeue = requeue.map(|due| Turn { lane: Lane::Around, due });
+        if let Some(turn) = again.into_iter().chain(requeue).min() {
+            self.enter(key.clone(), turn);
+        }
     }
 }
 

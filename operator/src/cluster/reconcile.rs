@@ -4,14 +4,13 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{DeleteParams, Preconditions};
-use kube::{Api, ResourceExt as _};
+use kube::ResourceExt as _;
+use kube::api::PropagationPolicy;
 
-use super::apply::settle;
 use super::context::Context;
-use super::failure::{Failure, code};
+use super::failure::Failure;
 use super::key::Key;
-use super::kinds::{RETRY, Reconcile};
+use super::kinds::{Reconcile, Reconciled};
 use super::write_status::{StatusWrite, write_status};
 
 /// How often an object is reconciled when nothing happens; spread so that not all are at once.
@@ -25,19 +24,10 @@ pub const BEHIND: Duration = Duration::from_secs(1);
 /// What is worth another try.
 pub async fn reconcile<K: Reconcile>(object: &K, context: &Context, now: &Time) -> Result<Option<Duration>, Failure> {
     if object.is_expired(&context.stores, now) {
-        return delete(object, context).await.map(|()| None);
+        let deleted = context.applier.delete(object, object.resource_version(), PropagationPolicy::Background);
+        return deleted.await.map(|()| None);
     }
-    let observed = object.observe(context).await?;
-    object.let_go(&observed, context, now).await?;
-    let outcome = match object.validate(&observed, &context.settings, now) {
-        Ok(validated) => {
-            let applied = object.apply(K::build(&validated), &observed, context).await;
-            settle(applied)?.map(|applied| (validated, applied))
-        }
-        Err(refusal) => Err(refusal),
-    };
-    let outcome = outcome.as_ref().map(|(validated, applied)| (validated, applied));
-    let status = object.judge(outcome, &observed, now);
+    let Reconciled { status, requeue } = object.stages(context, now).await?;
     if object.record(&status, context).await? {
         return Ok(None);
     }
@@ -46,21 +36,7 @@ pub async fn reconcile<K: Reconcile>(object: &K, context: &Context, now: &Time) 
         StatusWrite::Conflict => return Ok(Some(BEHIND)),
         StatusWrite::Gone => return Ok(None),
     }
-    let refused = outcome.is_err().then_some(RETRY);
-    let requeue = refused.into_iter().chain(object.requeue(outcome, &observed, &status, now)).min();
     Ok(Some(requeue.map_or_else(|| spread(RESYNC, &Key::of(K::KIND, object)), |requeue| requeue.min(RESYNC))))
-}
-
-async fn delete<K: Reconcile>(object: &K, context: &Context) -> Result<(), Failure> {
-    let preconditions = Preconditions { uid: object.uid(), resource_version: object.resource_version() };
-    let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
-    let api = Api::<K>::namespaced(context.client.clone(), &object.namespace().unwrap_or_default());
-    match api.delete(&object.name_any(), &parameters).await {
-        Err(error) if ![404, 409].contains(&code(&error)) => {
-            Err(Failure::Api { step: "delete", what: Key::of(K::KIND, object).to_string(), source: Box::new(error) })
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Between one and one and a half times `wait`, by the object's name.

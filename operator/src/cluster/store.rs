@@ -15,6 +15,7 @@ use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt as _};
 
+use super::lock::lock;
 use crate::shared::meta::Owner;
 
 /// An object, or what is known of one that cannot be decoded: it must not stop the watch of its kind.
@@ -92,7 +93,7 @@ impl<T: Resource<DynamicType = ()> + Clone + 'static> Default for Cache<T> {
 impl<T: Resource<DynamicType = ()> + Clone + 'static> Cache<T> {
     /// What the watch has shown.
     pub fn apply(&self, event: &Event<T>) {
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner).apply_watcher_event(event);
+        lock(&self.writer).apply_watcher_event(event);
         let mut owned = self.owned.write().unwrap_or_else(PoisonError::into_inner);
         match event {
             Event::Apply(object) => own(&mut owned, object),
@@ -160,7 +161,7 @@ impl Names<PersistentVolumeClaim> {
 
 fn owner<T: Resource>(object: &T) -> Option<[String; 3]> {
     let label = |key: &str| object.labels().get(key).cloned();
-    Some([object.namespace()?, label("app.kubernetes.io/component")?, label("app.kubernetes.io/instance")?])
+    Some([object.namespace()?, label(names::COMPONENT_LABEL)?, label(names::INSTANCE_LABEL)?])
 }
 
 fn own<T: Resource>(owned: &mut Owned, object: &T) {

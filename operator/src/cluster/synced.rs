@@ -1,11 +1,13 @@
 //! What the watches have come to: whether the stores can be relied on, and why not.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use kube::runtime::watcher::Error;
 use tokio::sync::Notify;
+
+use super::lock::lock;
 
 /// How long a refusal is held against a watch: it is tried again at least every half minute, and says nothing when it goes on.
 const REFUSED: Duration = Duration::from_secs(90);
@@ -28,7 +30,7 @@ struct Watch {
 impl Synced {
     /// Returns when every watch has shown everything once.
     pub async fn all(&self) {
-        while !self.watches().values().all(|watch| watch.listed) {
+        while !lock(&self.watches).values().all(|watch| watch.listed) {
             self.listed.notified().await;
         }
     }
@@ -41,31 +43,27 @@ impl Synced {
             None if !watch.listed => Some(format!("{name}: not listed yet")),
             _ => None,
         };
-        self.watches().iter().filter_map(|(name, watch)| words(name, watch)).collect()
+        lock(&self.watches).iter().filter_map(|(name, watch)| words(name, watch)).collect()
     }
 
     /// A watch has begun.
     pub fn waits(&self, name: &str) {
-        self.watches().insert(name.to_owned(), Watch::default());
+        lock(&self.watches).insert(name.to_owned(), Watch::default());
     }
 
     /// It has shown everything.
     pub fn done(&self, name: &str) {
-        self.watches().insert(name.to_owned(), Watch { listed: true, error: None });
+        lock(&self.watches).insert(name.to_owned(), Watch { listed: true, error: None });
         self.listed.notify_one();
     }
 
     /// It has met an error.
     pub fn failed(&self, name: &str, error: &Error) {
-        let mut watches = self.watches();
+        let mut watches = lock(&self.watches);
         let watch = watches.entry(name.to_owned()).or_default();
         if !watch.listed || is_refused(error) {
             watch.error = Some((error.to_string(), Instant::now()));
         }
-    }
-
-    fn watches(&self) -> MutexGuard<'_, BTreeMap<String, Watch>> {
-        self.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

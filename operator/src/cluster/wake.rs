@@ -3,7 +3,7 @@
 use carryon_crds::common::ClaimPath;
 use carryon_crds::condition::types::READY;
 use carryon_crds::condition::{ObservedStatus, is_true};
-use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, GROUP};
+use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, GROUP, names};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
 use kube::core::object::HasStatus;
@@ -73,11 +73,11 @@ where
 fn owners(child: &ObjectMeta) -> Vec<(Key, Lane)> {
     let (namespace, _) = path(child);
     let label = |key: &str| child.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
-    let labelled = |kind: &Kind| label("app.kubernetes.io/component") == Some(kind.component());
+    let labelled = |kind: &Kind| label(names::COMPONENT_LABEL) == Some(kind.component());
     let owned = child.owner_references.iter().flatten().filter(|owner| owner.api_version.starts_with(GROUP));
     let mut owners: Vec<(Kind, &str)> =
         owned.filter_map(|owner| Some((Kind::ALL.into_iter().find(|kind| kind.name() == owner.kind)?, owner.name.as_str()))).collect();
-    owners.extend(Kind::ALL.into_iter().find(labelled).zip(label("app.kubernetes.io/instance")));
+    owners.extend(Kind::ALL.into_iter().find(labelled).zip(label(names::INSTANCE_LABEL)));
     owners.dedup();
     owners.into_iter().map(|(kind, name)| (Key { kind, namespace: namespace.to_owned(), name: name.to_owned() }, Lane::Around)).collect()
 }

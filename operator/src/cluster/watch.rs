@@ -3,7 +3,8 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
+use carryon_crds::names::{COMPONENT_LABEL, MANAGER, MANAGER_LABEL, REVISION};
+use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
 use futures::{Stream, StreamExt as _};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Container, Node, NodeStatus, Pod, PodSpec, PodTemplateSpec};
@@ -56,10 +57,10 @@ pub fn start(
     synced: Arc<Synced>,
     listener: Listener,
 ) -> (Arc<Stores>, JoinSet<String>) {
-    let ours = Config::default().labels(&format!("app.kubernetes.io/managed-by={}", names::MANAGER));
-    let others = Config::default().labels(&format!("app.kubernetes.io/managed-by!={}", names::MANAGER));
-    let revisions = format!("app.kubernetes.io/managed-by={},app.kubernetes.io/component={}", names::MANAGER, names::REVISION);
-    let revisions = Config::default().labels(&revisions);
+    let labelled = |labels: String| Config::default().labels(&labels);
+    let (ours, others) = (format!("{MANAGER_LABEL}={MANAGER}"), format!("{MANAGER_LABEL}!={MANAGER}"));
+    let revisions = labelled(format!("{ours},{COMPONENT_LABEL}={REVISION}"));
+    let (ours, others) = (labelled(ours), labelled(others));
     let any = Config::default();
     let stores = Arc::new(Stores { nodes: namespace.is_none().then(Cache::default), ..Stores::default() });
     let seen = Seen { stores: stores.clone(), written, synced, listener };
@@ -87,6 +88,14 @@ type CacheOf<T> = fn(&Stores) -> &Cache<T>;
 /// What a change of an object is.
 type ChangeOf<T> = for<'a> fn(&'a T) -> Change<'a>;
 
+/// One watch.
+struct Watch<T: Resource<DynamicType = ()> + Clone + 'static> {
+    /// What it watches, for people.
+    name: String,
+    cache: CacheOf<T>,
+    change: ChangeOf<T>,
+}
+
 /// What is done with what a watch shows.
 #[derive(Clone)]
 struct Seen {
@@ -97,20 +106,21 @@ struct Seen {
 }
 
 impl Seen {
-    fn event<T: Resource<DynamicType = ()> + Clone + 'static>(&self, cache: CacheOf<T>, change: ChangeOf<T>, event: &Event<T>) {
-        cache(&self.stores).apply(event);
+    fn event<T: Resource<DynamicType = ()> + Clone + 'static>(&self, watch: &Watch<T>, event: &Event<T>) {
+        (watch.cache)(&self.stores).apply(event);
         match event {
             Event::Apply(object) => {
                 self.written.seen(object);
-                (self.listener)(&change(object), &self.stores);
+                (self.listener)(&(watch.change)(object), &self.stores);
             }
             Event::Delete(object) => {
                 self.written.gone(object);
-                (self.listener)(&change(object), &self.stores);
+                (self.listener)(&(watch.change)(object), &self.stores);
             }
             Event::InitDone => {
                 self.written.listed::<T>();
                 (self.listener)(&Change::Listed, &self.stores);
+                self.synced.done(&watch.name);
             }
             Event::Init | Event::InitApply(_) => {}
         }
@@ -133,24 +143,26 @@ impl Watches<'_> {
     {
         let api: Api<Guarded<K>> = self.api();
         let events = watcher(api, config.clone()).modify(move |object| object.0.iter_mut().for_each(trim));
-        self.add(K::plural(&()).into_owned(), events, cache, change);
+        self.add(Watch { name: K::plural(&()).into_owned(), cache, change }, events);
     }
 
-    /// That objects of a type are there.
+    /// That objects of a type are there; their content never leaves the API server.
     fn metadata<K>(&mut self, cache: CacheOf<PartialObjectMeta<K>>, config: &Config, change: ChangeOf<PartialObjectMeta<K>>)
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     {
-        let api: Api<PartialObjectMeta<K>> = self.api();
-        self.add(format!("metadata of {}", K::plural(&())), watcher(api, config.clone()), cache, change);
+        let events = watcher(self.api::<PartialObjectMeta<K>>(), config.clone());
+        self.add(Watch { name: format!("metadata of {}", K::plural(&())), cache, change }, events);
     }
 
     fn nodes(&mut self) {
-        let Some(_) = &self.seen.stores.nodes else { return };
+        if self.seen.stores.nodes.is_none() {
+            return;
+        }
         let api: Api<Guarded<Node>> = Api::all(self.client.clone());
         let events = watcher(api, Config::default()).modify(|node| node.0.iter_mut().for_each(allocatable));
         let cache: CacheOf<Guarded<Node>> = |stores| stores.nodes.as_ref().expect("nodes are watched when there is a cache");
-        self.add("nodes".to_owned(), events, cache, |_| Change::Node);
+        self.add(Watch { name: "nodes".to_owned(), cache, change: |_| Change::Node }, events);
     }
 
     fn api<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(&self) -> Api<K> {
@@ -160,40 +172,33 @@ impl Watches<'_> {
         }
     }
 
-    fn add<T>(
-        &mut self,
-        name: String,
-        events: impl Stream<Item = watcher::Result<Event<T>>> + Send + 'static,
-        cache: CacheOf<T>,
-        change: ChangeOf<T>,
-    ) where
+    /// Follows a watch as long as it goes on.
+    fn add<T>(&mut self, watch: Watch<T>, events: impl Stream<Item = watcher::Result<Event<T>>> + Send + 'static)
+    where
         T: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
     {
         let seen = self.seen.clone();
-        seen.synced.waits(&name);
+        seen.synced.waits(&watch.name);
         self.tasks.spawn(async move {
-            let events = events.default_backoff().modify(|object| {
-                object.managed_fields_mut().clear();
-                object.annotations_mut().remove(LAST_APPLIED);
-            });
-            let mut events = std::pin::pin!(events);
+            let mut events = std::pin::pin!(events.default_backoff().modify(without_baggage));
             while let Some(event) = events.next().await {
                 match event {
-                    Ok(event) => {
-                        seen.event(cache, change, &event);
-                        if matches!(event, Event::InitDone) {
-                            seen.synced.done(&name);
-                        }
-                    }
+                    Ok(event) => seen.event(&watch, &event),
                     Err(error) => {
-                        tracing::warn!("the watch of {name} was interrupted and is tried again: {error}");
-                        seen.synced.failed(&name, &error);
+                        tracing::warn!("the watch of {} was interrupted and is tried again: {error}", watch.name);
+                        seen.synced.failed(&watch.name, &error);
                     }
                 }
             }
-            name
+            watch.name
         });
     }
+}
+
+/// What nobody here reads, and is often the greater part of an object.
+fn without_baggage<T: Resource>(object: &mut T) {
+    object.managed_fields_mut().clear();
+    object.annotations_mut().remove(LAST_APPLIED);
 }
 
 fn child<K: Resource<DynamicType = ()>>(child: &Guarded<K>) -> Change<'_> {

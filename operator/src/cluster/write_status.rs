@@ -1,7 +1,7 @@
 //! The status is written when it is news, and its transitions become events.
 
 use carryon_crds::condition::types::{READY, STALLED};
-use carryon_crds::condition::{ObservedStatus as _, is_true};
+use carryon_crds::condition::{ObservedStatus as _, find, is_true};
 use carryon_crds::names;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::events::{Event, EventType};
@@ -9,10 +9,12 @@ use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
 use super::context::Context;
-use super::failure::{Failure, code};
-use super::key::Key;
+use super::failure::{Failure, code, path};
 use super::kinds::Reconcile;
 use super::status_patch::difference;
+
+/// Longest note of an event that an API server takes, in bytes.
+const NOTE: usize = 1024;
 
 /// What came of a status.
 pub enum StatusWrite {
@@ -45,15 +47,13 @@ pub async fn write_status<K: Reconcile>(object: &K, status: &K::Status, context:
         }
         Err(error) if code(&error) == 404 => Ok(StatusWrite::Gone),
         Err(error) if code(&error) == 409 => Ok(StatusWrite::Conflict),
-        Err(error) => {
-            Err(Failure::Api { step: "write the status of", what: Key::of(K::KIND, object).to_string(), source: Box::new(error) })
-        }
+        Err(error) => Err(Failure::of("write the status of", path(object))(error)),
     }
 }
 
 /// An event for each transition of Ready: its status or its reason.
 fn announce<K: Reconcile>(object: &K, status: &K::Status, context: &Context) {
-    let ready = |status: &K::Status| status.conditions().iter().find(|condition| condition.type_ == READY).cloned();
+    let ready = |status: &K::Status| find(status.conditions(), READY).cloned();
     let Some(now) = ready(status) else { return };
     let before = object.status().and_then(ready);
     if before.is_some_and(|before| (&before.status, &before.reason) == (&now.status, &now.reason)) {
@@ -63,9 +63,26 @@ fn announce<K: Reconcile>(object: &K, status: &K::Status, context: &Context) {
     let event = Event {
         type_: if stalled { EventType::Warning } else { EventType::Normal },
         reason: now.reason.clone(),
-        note: Some(now.message.chars().take(1000).collect()),
+        note: Some(note(&now.message).to_owned()),
         action: "Reconcile".to_owned(),
         secondary: None,
     };
     context.events.publish(event, object.object_ref(&()));
+}
+
+fn note(message: &str) -> &str {
+    &message[..message.floor_char_boundary(NOTE)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::note;
+
+    #[test]
+    fn a_note_is_bounded_in_bytes_and_cuts_no_character() {
+        let message = "größer… ".repeat(200);
+        let cut = note(&message);
+        assert!((1020..=1024).contains(&cut.len()) && message.starts_with(cut));
+        assert_eq!(note("short"), "short");
+    }
 }

@@ -3,10 +3,12 @@
 
 use std::any::Any;
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use kube::{Resource, ResourceExt};
+
+use super::lock::lock;
 
 /// How long a write is remembered; the caches see it long before.
 const FRESH: Duration = Duration::from_secs(60);
@@ -45,7 +47,7 @@ impl Written {
 
     /// The answer to the last write of `wanted`, when that had this digest and the cache still holds what was there before.
     pub fn answer<K: Resource<DynamicType = ()> + Clone + 'static>(&self, wanted: &K, digest: &str, cached: Option<&K>) -> Option<K> {
-        let writes = self.writes();
+        let writes = lock(&self.0);
         let write = writes.by_object.get(&key(wanted)).filter(|write| write.at.elapsed() < FRESH)?;
         let (written, answer) = write.answer.as_ref()?;
         let is_behind = write.replaced == cached.and_then(ResourceExt::resource_version);
@@ -54,7 +56,7 @@ impl Written {
 
     /// Whether the cache is yet to see the last write of an object that it holds.
     pub fn is_ahead_of<K: Resource<DynamicType = ()>>(&self, cached: &K) -> bool {
-        let writes = self.writes();
+        let writes = lock(&self.0);
         let write = writes.by_object.get(&key(cached)).filter(|write| write.at.elapsed() < FRESH);
         write
             .is_some_and(|write| write.replaced.is_some() && write.replaced == cached.resource_version() && write.version != write.replaced)
@@ -62,7 +64,7 @@ impl Written {
 
     /// A cache has seen this version of an object.
     pub fn seen<K: Resource<DynamicType = ()>>(&self, object: &K) {
-        if let Some(write) = self.writes().by_object.get_mut(&key(object)).filter(|write| write.version == object.resource_version()) {
+        if let Some(write) = lock(&self.0).by_object.get_mut(&key(object)).filter(|write| write.version == object.resource_version()) {
             write.answer = None;
         }
     }
@@ -70,7 +72,7 @@ impl Written {
     /// A cache has seen it go. One of the same name that was made since is another.
     pub fn gone<K: Resource<DynamicType = ()>>(&self, object: &K) {
         let (key, uid) = (key(object), object.uid());
-        let mut writes = self.writes();
+        let mut writes = lock(&self.0);
         if writes.by_object.get(&key).is_some_and(|write| write.uid == uid) {
             writes.by_object.remove(&key);
         }
@@ -79,21 +81,17 @@ impl Written {
     /// A cache has seen all objects of this type anew.
     pub fn listed<K: Resource<DynamicType = ()>>(&self) {
         let prefix = format!("{}/", K::kind(&()));
-        self.writes().by_object.retain(|known, _| !known.starts_with(&prefix));
+        lock(&self.0).by_object.retain(|known, _| !known.starts_with(&prefix));
     }
 
     fn insert<K: Resource<DynamicType = ()>>(&self, written: &K, replaced: Option<String>, answer: Option<(String, Box<dyn Any + Send>)>) {
-        let mut writes = self.writes();
+        let mut writes = lock(&self.0);
         if writes.swept.is_none_or(|swept| swept.elapsed() >= FRESH) {
             writes.swept = Some(Instant::now());
             writes.by_object.retain(|_, write| write.at.elapsed() < FRESH);
         }
         let (uid, version) = (written.uid(), written.resource_version());
         writes.by_object.insert(key(written), Write { at: Instant::now(), replaced, uid, version, answer });
-    }
-
-    fn writes(&self) -> MutexGuard<'_, Writes> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -7,14 +7,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::Validated;
 use crate::shared::meta;
-use crate::shared::pods::{self, LINGER_SECONDS, Mount, MountSource, Probes, Role, http_probe};
-
-/// Seconds between SIGTERM and SIGKILL: answers that have begun are finished.
-const GRACE_SECONDS: i64 = 60;
-/// Startup probes that may fail, one second apart: the gateway is ready when its head is in the pool, which may still load.
-const STARTUP_FAILURES: i32 = 3600;
-/// Seconds in which a pod has to become ready: the startup probe's, and as many for its image and its node.
-const PROGRESS_DEADLINE_SECONDS: i32 = 2 * STARTUP_FAILURES;
+use crate::shared::pods::{self, Lifetime, Mount, MountSource, PROGRESS_DEADLINE_SECONDS, Role};
+use crate::shared::rollout::Counts;
 
 /// What a deployment is made of.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,18 +32,14 @@ pub struct Applied {
 
 impl Applied {
     /// Whether no pod of an earlier revision is there, or can come again.
-    pub fn is_settled(&self) -> bool {
-        let wanted = self.deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
-        self.deployment.status.as_ref().is_some_and(|status| {
-            status.observed_generation.unwrap_or(0) >= self.deployment.metadata.generation.unwrap_or(0)
-                && (status.replicas.unwrap_or(0), status.updated_replicas.unwrap_or(0)) == (wanted, wanted)
-        })
+    pub fn is_rolled_out(&self) -> bool {
+        self.deployment.status.is_some() && Counts::of_deployment(&self.deployment).is_rolled_out()
     }
 }
 
 /// The pods, rendered today.
 fn template(gateway: &Validated) -> PodTemplateSpec {
-    let owner = &gateway.owner;
+    let owner = &gateway.basis.owner;
     let mut args = vec![
         ("--pool", names::service_url(&names::pool(&gateway.pool), &owner.namespace, names::POOL_PORT)),
         ("--head", pods::inside(names::HEAD_DIR, Some(&gateway.path))),
@@ -60,33 +50,22 @@ fn template(gateway: &Validated) -> PodTemplateSpec {
         args.push(("--api-key-file", pods::inside(names::API_KEY_DIR, Some(&key.key))));
         mounts.push(Mount { name: "api-key", path: names::API_KEY_DIR, source: MountSource::Secret(key), read_only: true });
     }
-    pods::template(Role {
-        owner,
-        template: &gateway.template,
-        image: &gateway.image,
+    pods::template(&Role {
+        basis: &gateway.basis,
         subcommand: "serve",
         args,
         port: names::GATEWAY_PORT,
         mounts,
         before: None,
-        grace_seconds: GRACE_SECONDS,
-        probes: Probes {
-            startup: Some(http_probe("/readyz", 1, STARTUP_FAILURES)),
-            readiness: Some(http_probe("/readyz", 5, 3)),
-            liveness: Some(http_probe("/healthz", 10, 6)),
-        },
-        linger_seconds: Some(LINGER_SECONDS),
-        user: gateway.user,
-        writes: false,
-        restart_policy: "Always",
+        lifetime: Lifetime::Server,
     })
 }
 
 /// Renders the children.
 pub fn build(gateway: &Validated) -> Children {
-    let owner = &gateway.owner;
+    let owner = &gateway.basis.owner;
     let name = names::gateway(&owner.name);
-    let revision = gateway.rendering.revision(&name, &gateway.config, || template(gateway));
+    let revision = gateway.basis.rendering.revision(&name, &gateway.config, || template(gateway));
     Children {
         revision: revision.kept(owner, &name),
         deployment: Deployment {

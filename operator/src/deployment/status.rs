@@ -6,7 +6,7 @@ use k8s_openapi::api::apps::v1::DeploymentCondition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Applied, Observed, Validated};
-use crate::shared::Refusal;
+use crate::shared::Outcome;
 use crate::shared::kstatus::Standing;
 use crate::shared::meta::Owner;
 use crate::shared::rollout::{Counts, DEADLINE_EXCEEDED, Obstacle, counted};
@@ -15,7 +15,7 @@ use crate::shared::text::{WORDS, bounded};
 /// The status of `deployment` after `outcome`.
 pub fn status(
     deployment: &CarryOnDeployment,
-    outcome: Result<(&Validated, &Applied), &Refusal>,
+    outcome: &Outcome<Validated, Applied>,
     observed: &Observed,
     now: &Time,
 ) -> CarryOnDeploymentStatus {
@@ -43,7 +43,7 @@ pub fn status(
                 replicas: counts.replicas,
                 ready_replicas: counts.ready,
                 url: Some(format!("{}/v1", observed.url.clone().unwrap_or_else(in_cluster))),
-                image: deployment.spec.gateway.image.is_none().then(|| validated.image.clone()).or(previous.image.clone()),
+                image: deployment.spec.gateway.image.is_none().then(|| validated.basis.image.clone()).or(previous.image.clone()),
                 resolved: Some(validated.head.clone()),
                 stable: if proven { Some(validated.head.clone()) } else { previous.stable.clone() },
                 ..shared
@@ -86,8 +86,10 @@ fn standing(validated: &Validated, applied: &Applied, observed: &Observed) -> St
 fn starting(ready: i32, wanted: i32, validated: &Validated, observed: &Observed) -> String {
     let status = observed.pool.as_ref().and_then(|pool| pool.status.as_ref());
     let conditions = status.map_or(&[][..], |status| &status.conditions);
-    let why = match conditions.iter().find(|condition| condition.type_ == types::READY && condition.status != "True") {
-        Some(condition) => format!("BaseModelPool {}/{} is not ready: {}", validated.owner.namespace, validated.pool, condition.message),
+    let why = match condition::find(conditions, types::READY).filter(|ready| ready.status != "True") {
+        Some(condition) => {
+            format!("BaseModelPool {}/{} is not ready: {}", validated.basis.owner.namespace, validated.pool, condition.message)
+        }
         None => "the others push the head".to_owned(),
     };
     format!("{ready} of {wanted} gateways are ready; {why}")

@@ -1,6 +1,5 @@
 //! A deployment's spec and the world, checked. A jobRef is resolved once: what the status holds is kept, until another job of that name is complete.
 
-use carryon_crds::common::PodTemplate;
 use carryon_crds::condition::{is_true, types};
 use carryon_crds::deployment::{SecretKey, ServedHead};
 use carryon_crds::wire::ServeConfig;
@@ -9,14 +8,15 @@ use kube::ResourceExt as _;
 
 use super::Observed;
 use crate::shared::meta::Owner;
+use crate::shared::pods::Basis;
 use crate::shared::revision::{Rendering, Source};
 use crate::shared::{Refusal, Settings};
 
 /// A deployment that can be built.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Validated {
-    /// Owner of the children.
-    pub owner: Owner,
+    /// Owner of the children, and what the pods are made from.
+    pub basis: Basis,
     /// The worker's configuration.
     pub config: ServeConfig,
     /// The head, resolved.
@@ -31,14 +31,6 @@ pub struct Validated {
     pub key: Option<SecretKey>,
     /// Gateway pods.
     pub replicas: i32,
-    /// The pods' template.
-    pub template: PodTemplate,
-    /// Image when the template names none.
-    pub image: String,
-    /// User of the pods; none where the cluster picks one.
-    pub user: Option<i64>,
-    /// Whether the pods stay what they were rendered as.
-    pub rendering: Rendering,
 }
 
 /// Checks a deployment against the world.
@@ -73,11 +65,7 @@ pub fn validate(deployment: &CarryOnDeployment, observed: &Observed, settings: &
         pool,
         key,
         replicas: spec.replicas,
-        template: spec.gateway.clone(),
-        user: settings.pod_user,
-        image: rendering.image(settings),
-        rendering,
-        owner,
+        basis: Basis::new(owner, &spec.gateway, rendering, settings),
     })
 }
 
@@ -117,9 +105,8 @@ fn resolve(deployment: &CarryOnDeployment, observed: &Observed, owner: &Owner) -
         return Ok(head);
     }
     let path = format!("{}/{}", owner.namespace, reference.name);
-    let Some(job) = &observed.job else {
-        return Err(Refusal::waiting("JobNotFound", format!("CarryOnJob {path} (spec.head.jobRef) not found: create it")));
-    };
+    let lacks = || owner.lacks("JobNotFound", "CarryOnJob", &reference.name, "spec.head.jobRef");
+    let job = observed.job.as_ref().ok_or_else(lacks)?;
     match job.status.as_ref().is_some_and(|status| is_true(&status.conditions, types::FAILED)) {
         true => Err(Refusal::permanent("JobFailed", format!("CarryOnJob {path} has failed: refer to another job"))),
         false => Err(Refusal::waiting("JobNotComplete", format!("waiting for CarryOnJob {path} to complete"))),
@@ -128,29 +115,28 @@ fn resolve(deployment: &CarryOnDeployment, observed: &Observed, owner: &Owner) -
 
 fn pool(deployment: &CarryOnDeployment, head: &ServedHead, observed: &Observed, owner: &Owner) -> Result<String, Refusal> {
     let name = deployment.spec.pools.first().map(|pool| pool.name.clone()).unwrap_or_default();
-    let path = format!("{}/{name}", owner.namespace);
-    if observed.pool.is_none() {
-        return Err(Refusal::waiting("PoolNotFound", format!("BaseModelPool {path} (spec.pools[0]) not found: create it")));
-    }
+    let pool = observed.pool.as_ref().ok_or_else(|| owner.lacks("PoolNotFound", "BaseModelPool", &name, "spec.pools[0]"))?;
     // Of a kept head whose job is gone the base is not known here; the pool refuses one that is not its own.
     let artifact =
         observed.job.as_ref().and_then(|job| job.status.as_ref()?.artifact.as_ref()).filter(|artifact| artifact.digest == head.digest);
-    let model = observed.pool.as_ref().and_then(|pool| pool.status.as_ref()?.model.as_ref());
+    let model = pool.status.as_ref().and_then(|status| status.model.as_ref());
     match (artifact.map(|artifact| artifact.base_model_digest.as_str()), model.map(|model| model.identity_digest.as_str())) {
         (Some(head), Some(pool)) if !head.is_empty() && head != pool => Err(Refusal::permanent(
             "BaseModelDiffers",
-            format!("the head was trained on base {head}, BaseModelPool {path} runs {pool}: name a pool of the same model"),
+            format!(
+                "the head was trained on base {head}, BaseModelPool {}/{name} runs {pool}: name a pool of the same model",
+                owner.namespace
+            ),
         )),
         _ => Ok(name),
     }
 }
 
 fn secret(key: &SecretKey, observed: &Observed, owner: &Owner) -> Result<(), Refusal> {
-    let path = format!("{}/{}", owner.namespace, key.name);
-    let Some(secret) = &observed.secret else {
-        return Err(Refusal::waiting("SecretNotFound", format!("Secret {path} (spec.api.keySecretRef) not found: create it")));
-    };
-    let has = secret.data.as_ref().is_some_and(|data| data.contains_key(&key.key))
-        || secret.string_data.as_ref().is_some_and(|data| data.contains_key(&key.key));
-    if has { Ok(()) } else { Err(Refusal::waiting("SecretKeyNotFound", format!("Secret {path} has no key {:?}: add it", key.key))) }
+    let secret = observed.secret.as_ref().ok_or_else(|| owner.lacks("SecretNotFound", "Secret", &key.name, "spec.api.keySecretRef"))?;
+    if secret.data.as_ref().is_some_and(|data| data.contains_key(&key.key)) {
+        return Ok(());
+    }
+    let message = format!("Secret {}/{} has no key {:?}: add it", owner.namespace, key.name, key.key);
+    Err(Refusal::waiting("SecretKeyNotFound", message))
 }

@@ -10,12 +10,10 @@ use k8s_openapi::api::core::v1::{ConfigMap, PodTemplateSpec};
 
 use super::Validated;
 use super::plan::Plan;
-use crate::shared::pods::{self, Mount, MountSource, Probes, Role};
+use crate::shared::pods::{self, Lifetime, Mount, MountSource, Role};
 
 /// The trainer's container, which has the name of its component.
 const TRAINER: &str = "trainer";
-/// Seconds between SIGTERM and SIGKILL: a checkpoint is written.
-const GRACE_SECONDS: i64 = 120;
 
 /// What a job is made of at one moment.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,8 +37,8 @@ pub struct Applied {
 
 /// Renders the children.
 pub fn build(job: &Validated) -> Children {
-    let name = names::trainer(&job.owner.name);
-    let revision = job.rendering.revision(&name, &job.config, || template(job));
+    let name = names::trainer(&job.basis.owner.name);
+    let revision = job.basis.rendering.revision(&name, &job.config, || template(job));
     let (attempt, stop) = match &job.plan {
         Plan::Keep(number) | Plan::Start(number) => (Some(*number), None),
         Plan::Suspended { stop } | Plan::Failed { stop, .. } => (None, *stop),
@@ -48,9 +46,9 @@ pub fn build(job: &Validated) -> Children {
     };
     Children {
         attempt: attempt.map(|number| batch_job(job, number, revision.template())),
-        stop: stop.into_iter().chain(job.ledger.surplus()).map(|number| names::attempt(&job.owner.name, number)).collect(),
-        revision: attempt.map(|_| revision.kept(&job.owner, &name)),
-        config_map: attempt.map(|_| revision.config_map(&job.owner)),
+        stop: stop.into_iter().chain(job.ledger.surplus()).map(|number| names::attempt(&job.basis.owner.name, number)).collect(),
+        revision: attempt.map(|_| revision.kept(&job.basis.owner, &name)),
+        config_map: attempt.map(|_| revision.config_map(&job.basis.owner)),
     }
 }
 
@@ -61,13 +59,11 @@ fn template(job: &Validated) -> PodTemplateSpec {
         (None, map) => (MountSource::ConfigMap(map.iter().map(|map| map.name.clone()).collect()), None),
     };
     let output = MountSource::Claim(job.output.claim_name.clone());
-    pods::template(Role {
-        owner: &job.owner,
-        template: &job.template,
-        image: &job.image,
+    pods::template(&Role {
+        basis: &job.basis,
         subcommand: "train",
         args: vec![
-            ("--pool", names::service_url(&names::pool(&job.pool), &job.owner.namespace, names::POOL_PORT)),
+            ("--pool", names::service_url(&names::pool(&job.pool), &job.basis.owner.namespace, names::POOL_PORT)),
             ("--data", pods::inside(names::DATA_DIR, path)),
             ("--output", pods::inside(names::OUTPUT_DIR, job.output.path.as_deref())),
             ("--termination-log", names::TERMINATION_LOG.to_owned()),
@@ -78,19 +74,13 @@ fn template(job: &Validated) -> PodTemplateSpec {
             Mount { name: "data", path: names::DATA_DIR, source, read_only: true },
         ],
         before: None,
-        grace_seconds: GRACE_SECONDS,
-        // A trainer that hangs is ended by the job's deadline, not by a probe: a long step is no reason to lose it.
-        probes: Probes::default(),
-        linger_seconds: None,
-        user: job.user,
-        writes: true,
-        restart_policy: "Never",
+        lifetime: Lifetime::Task,
     })
 }
 
 fn batch_job(job: &Validated, number: u32, mut template: PodTemplateSpec) -> Job {
     let label = (names::ATTEMPT_LABEL.to_owned(), number.to_string());
-    let mut metadata = job.owner.meta(names::attempt(&job.owner.name, number));
+    let mut metadata = job.basis.owner.meta(names::attempt(&job.basis.owner.name, number));
     metadata.labels.get_or_insert_default().extend([label.clone()].into_iter().chain(job.queue_labels.clone()));
     let pod = template.metadata.get_or_insert_default();
     pod.labels.get_or_insert_default().extend([label]);
@@ -138,8 +128,7 @@ fn ignore_resumable() -> PodFailurePolicyRule {
 }
 
 /// Any other failure of the trainer ends the attempt; how a container beside it ends is no matter. The exit code is then in the words of the batch
-/// Job's condition, even when the
-/// pod was deleted and is gone.
+/// Job's condition, even when the pod was deleted and is gone.
 fn fail_by_exit_code() -> PodFailurePolicyRule {
     PodFailurePolicyRule {
         action: "FailJob".to_owned(),

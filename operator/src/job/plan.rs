@@ -1,6 +1,6 @@
 //! What comes next for a job: its suspension, its deadline, its back-off, its pool, and the pods that have to go first.
 
-use carryon_crds::condition::{is_true, types};
+use carryon_crds::condition::{holding, is_true, types};
 use carryon_crds::job::{AttemptResult, AttemptStatus, PoolUnavailablePolicy};
 use carryon_crds::wire::ExitCode;
 use carryon_crds::{CarryOnJob, CarryOnJobSpec};
@@ -81,7 +81,7 @@ fn settled(job: &CarryOnJob, ledger: &Ledger) -> Option<Plan> {
     if is_true(conditions, types::COMPLETE) {
         return Some(Plan::Complete);
     }
-    if let Some(failed) = conditions.iter().find(|condition| condition.type_ == types::FAILED && condition.status == "True") {
+    if let Some(failed) = holding(conditions, types::FAILED) {
         let reason = known_reason(&failed.reason).unwrap_or("Failed");
         return Some(Plan::Failed { reason, message: failed.message.clone(), stop: ledger.running() });
     }

@@ -16,14 +16,14 @@ use super::record::Record;
 use super::trainers::lives;
 use super::validate::output;
 use super::{Applied, Observed, Validated};
-use crate::shared::Refusal;
+use crate::shared::Outcome;
 use crate::shared::kstatus::Standing;
 use crate::shared::meta::namespace;
 use crate::shared::rollout::{FAILED_CREATE, refusal};
 use crate::shared::trouble::{self, phase};
 
-/// The status of `job` after `outcome`. A look that was refused accounts for an end as any other does: what is written down here is let go.
-pub fn status(job: &CarryOnJob, outcome: Result<(&Validated, &Applied), &Refusal>, observed: &Observed, now: &Time) -> CarryOnJobStatus {
+/// The status of `job` after `outcome`. A reconcile that was refused accounts for an end as any other does: what is written down here is let go.
+pub fn status(job: &CarryOnJob, outcome: &Outcome<Validated, Applied>, observed: &Observed, now: &Time) -> CarryOnJobStatus {
     let previous = job.status.clone().unwrap_or_default();
     let (mut ledger, plan) = plan(job, observed, now);
     if let (Plan::Keep(number) | Plan::Start(number), Ok((_, Applied { attempt: Some(attempt) }))) = (&plan, outcome) {
@@ -37,7 +37,7 @@ pub fn status(job: &CarryOnJob, outcome: Result<(&Validated, &Applied), &Refusal
         _ => standing(job, &plan, &ledger, artifact.is_some(), observed),
     };
     let verdicts: Vec<Verdict> = standing.verdicts().into_iter().chain(further).collect();
-    let image = outcome.ok().filter(|_| job.spec.trainer.image.is_none()).map(|(validated, _)| validated.image.clone());
+    let image = outcome.as_ref().ok().filter(|_| job.spec.trainer.image.is_none()).map(|(validated, _)| validated.basis.image.clone());
     let finished = plan.is_final().then(|| restored.as_ref().map_or_else(|| now.clone(), |record| record.completion_time.clone()));
     let last = restored.map_or(previous.attempt, |record| record.attempt);
     CarryOnJobStatus {

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use carryon_crds::common::{ClaimPath, DataSource, PodTemplate};
-use carryon_crds::job::PoolUnavailablePolicy;
+use carryon_crds::common::{ClaimPath, DataSource};
 use carryon_crds::pool::ModelStatus;
 use carryon_crds::wire::TrainConfig;
-use carryon_crds::{BaseModelPool, CarryOnJob, CarryOnJobSpec};
+use carryon_crds::{BaseModelPool, CarryOnJob};
+use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 
@@ -15,14 +15,15 @@ use super::Observed;
 use super::attempts::Ledger;
 use super::plan::{Plan, plan};
 use crate::shared::meta::Owner;
+use crate::shared::pods::Basis;
 use crate::shared::revision::{Rendering, Source};
 use crate::shared::{Refusal, Settings};
 
 /// A job that can be built.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Validated {
-    /// Owner of the children.
-    pub owner: Owner,
+    /// Owner of the children, and what the pods are made from.
+    pub basis: Basis,
     /// Attempts up to now.
     pub ledger: Ledger,
     /// What comes next.
@@ -35,14 +36,6 @@ pub struct Validated {
     pub data: DataSource,
     /// Claim and path of the job's own folder.
     pub output: ClaimPath,
-    /// The trainer's template.
-    pub template: PodTemplate,
-    /// Image when the template names none.
-    pub image: String,
-    /// User of the pods; none where the cluster picks one.
-    pub user: Option<i64>,
-    /// Whether the pods stay what they were rendered as: all attempts do.
-    pub rendering: Rendering,
     /// Labels by which a queue such as Kueue takes charge of the attempts.
     pub queue_labels: BTreeMap<String, String>,
 }
@@ -59,7 +52,7 @@ pub fn validate(job: &CarryOnJob, observed: &Observed, settings: &Settings, now:
     if matches!(plan, Plan::Start(_)) {
         references(job, observed, &owner)?;
     }
-    let rendering = Rendering::of(&Source::of(job, shaping(spec)), &observed.revisions);
+    let rendering = Rendering::of(&Source::of(job, spec.lasting()), &observed.revisions);
     Ok(Validated {
         ledger,
         plan,
@@ -80,26 +73,9 @@ pub fn validate(job: &CarryOnJob, observed: &Observed, settings: &Settings, now:
         pool: pool.name.clone(),
         data: spec.data.source.clone(),
         output: output(job),
-        template: spec.trainer.clone(),
-        user: settings.pod_user,
-        image: rendering.image(settings),
-        rendering,
         queue_labels: job.labels().clone().into_iter().filter(|(key, _)| key.starts_with("kueue.x-k8s.io/")).collect(),
-        owner,
+        basis: Basis::new(owner, &spec.trainer, rendering, settings),
     })
-}
-
-/// The spec without what a job may change while it runs.
-fn shaping(spec: &CarryOnJobSpec) -> CarryOnJobSpec {
-    CarryOnJobSpec {
-        suspend: false,
-        backoff_limit: 0,
-        active_deadline_seconds: None,
-        ttl_seconds_after_finished: None,
-        pool_unavailable_policy: PoolUnavailablePolicy::default(),
-        pool_unavailable_grace_seconds: 0,
-        ..spec.clone()
-    }
 }
 
 /// Claim and path of the job's own folder.
@@ -118,9 +94,7 @@ fn references(job: &CarryOnJob, observed: &Observed, owner: &Owner) -> Result<()
 fn pool(job: &CarryOnJob, observed: &Observed, owner: &Owner) -> Result<(), Refusal> {
     let wanted = &job.spec.pools[0];
     let path = format!("{}/{}", owner.namespace, wanted.name);
-    let Some(pool) = &observed.pool else {
-        return Err(Refusal::waiting("PoolNotFound", format!("BaseModelPool {path} (spec.pools[0]) not found: create it")));
-    };
+    let pool = observed.pool.as_ref().ok_or_else(|| owner.lacks("PoolNotFound", "BaseModelPool", &wanted.name, "spec.pools[0]"))?;
     let model = loaded(pool).ok_or_else(|| Refusal::waiting("PoolNotReady", format!("waiting for BaseModelPool {path} to be ready")))?;
     let deepest = wanted.taps.iter().flat_map(|taps| &taps.layers).max();
     match deepest {
@@ -152,25 +126,22 @@ fn data(job: &CarryOnJob, observed: &Observed, owner: &Owner) -> Result<(), Refu
             "spec.data.source is empty: set persistentVolumeClaim or configMap; create a new job",
         ));
     };
-    let path = format!("{}/{}", owner.namespace, wanted.name);
-    let Some(found) = &observed.data else {
-        return Err(Refusal::waiting("ConfigMapNotFound", format!("ConfigMap {path} (spec.data.source) not found: create it")));
-    };
+    let found = observed.data.as_ref().ok_or_else(|| owner.lacks("ConfigMapNotFound", "ConfigMap", &wanted.name, "spec.data.source"))?;
     let missing = [Some(&data.split.train), data.split.evaluation.as_ref()].into_iter().flatten().find(|key| !has_key(found, key));
     missing.map_or(Ok(()), |key| {
-        Err(Refusal::waiting("ConfigMapKeyNotFound", format!("ConfigMap {path} (spec.data.source) has no key {key:?}: add it")))
+        let message = format!("ConfigMap {}/{} (spec.data.source) has no key {key:?}: add it", owner.namespace, wanted.name);
+        Err(Refusal::waiting("ConfigMapKeyNotFound", message))
     })
 }
 
-fn has_key(config_map: &k8s_openapi::api::core::v1::ConfigMap, key: &str) -> bool {
+fn has_key(config_map: &ConfigMap, key: &str) -> bool {
     config_map.data.as_ref().is_some_and(|data| data.contains_key(key))
         || config_map.binary_data.as_ref().is_some_and(|data| data.contains_key(key))
 }
 
 fn claim(wanted: &ClaimPath, field: &str, observed: &Observed, owner: &Owner) -> Result<(), Refusal> {
-    if observed.claims.iter().any(|claim| claim.name_any() == wanted.claim_name) {
-        return Ok(());
+    match observed.claims.iter().any(|claim| claim.name_any() == wanted.claim_name) {
+        true => Ok(()),
+        false => Err(owner.lacks("ClaimNotFound", "PersistentVolumeClaim", &wanted.claim_name, field)),
     }
-    let path = format!("{}/{}", owner.namespace, wanted.claim_name);
-    Err(Refusal::waiting("ClaimNotFound", format!("PersistentVolumeClaim {path} ({field}) not found: create it")))
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, Pod};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateRunning, ContainerStateTerminated, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 
@@ -18,7 +18,9 @@ use super::probes::{Health, Probes};
 use super::process::{Register, Running};
 use super::rewrite;
 use super::store::{Key, Store};
-use crate::shared::meta::namespace;
+use crate::shared::meta;
+use crate::shared::trouble::phase;
+use crate::shared::worker;
 
 /// Back-off before the second restart; the first is at once.
 const BACK_OFF: Duration = Duration::from_secs(1);
@@ -56,38 +58,32 @@ pub struct Kubelet {
 impl Kubelet {
     /// Ends what an earlier run has left and takes over its pods: containers start anew; a pod that runs to completion is
     /// lost with its node, so its Job makes another one.
-    ///
-    /// # Errors
-    /// When the state directory cannot be written.
     pub fn new(folders: Folders, worker: PathBuf, store: &mut Store) -> io::Result<Self> {
         let register = Register::clean(&folders.root.join("processes.json"))?;
         let ports = Ports::open(folders.root.join("ports.json"));
         let mut slots = BTreeMap::new();
         for mut pod in store.list::<Pod>() {
-            let (space, name) = (namespace(&pod), pod.name_any());
+            let (namespace, name) = (meta::namespace(&pod), pod.name_any());
             if runs_once(&pod) && !is_finished(&pod) {
-                store.remove::<Pod>(&space, &name)?;
+                store.remove::<Pod>(&namespace, &name)?;
             } else if !runs_once(&pod) {
                 pod.status = None;
                 store.put(&pod)?;
             } else {
-                slots.insert(Key::of::<Pod>(&space, &name), Slot { container: pod_status::read(&pod), ..Slot::default() });
+                slots.insert(Key::of::<Pod>(&namespace, &name), Slot { container: pod_status::read(&pod), ..Slot::default() });
             }
         }
         Ok(Self { folders, worker, ports, register, slots, stopping: false })
     }
 
     /// One round: gives ports, starts, reaps, probes, stops, and writes the statuses of all pods.
-    ///
-    /// # Errors
-    /// When the state directory cannot be written.
     pub fn tick(&mut self, store: &mut Store, polls: &mut Polls, now: &Time) -> io::Result<()> {
         // All ports first: a process is told the addresses of every pod of a Service.
         for mut pod in store.list::<Pod>() {
             self.give_ports(&mut pod, store)?;
         }
         for mut pod in store.list::<Pod>() {
-            let key = Key::of::<Pod>(&namespace(&pod), &pod.name_any());
+            let key = Key::of::<Pod>(&meta::namespace(&pod), &pod.name_any());
             let mut slot = self.slots.remove(&key).unwrap_or_default();
             if pod.metadata.deletion_timestamp.is_some() && slot.running.is_none() {
                 store.remove::<Pod>(&key.namespace, &key.name)?;
@@ -110,7 +106,7 @@ impl Kubelet {
     pub fn stop(&mut self, store: &Store, component: &str) {
         self.stopping = true;
         for pod in store.list::<Pod>() {
-            let key = Key::of::<Pod>(&namespace(&pod), &pod.name_any());
+            let key = Key::of::<Pod>(&meta::namespace(&pod), &pod.name_any());
             if let Some(slot) = self.slots.get_mut(&key).filter(|_| is_of(&pod, component)) {
                 terminate(slot, &pod);
             }
@@ -129,7 +125,7 @@ impl Kubelet {
     }
 
     fn give_ports(&mut self, pod: &mut Pod, store: &mut Store) -> io::Result<()> {
-        let key = Key::of::<Pod>(&namespace(pod), &pod.name_any());
+        let key = Key::of::<Pod>(&meta::namespace(pod), &pod.name_any());
         let ports = pod.spec.iter_mut().flat_map(|spec| &mut spec.containers).flat_map(|container| container.ports.iter_mut().flatten());
         for port in ports.filter(|port| port.host_port.is_none()) {
             port.host_port = Some(i32::from(self.ports.assign(&key.to_string(), port.container_port)?));
@@ -142,14 +138,10 @@ impl Kubelet {
         if slot.not_before.is_some_and(|until| Instant::now() < until) {
             return;
         }
-        let waiting = |reason: &str, message: String| ContainerState {
-            waiting: Some(ContainerStateWaiting { reason: Some(reason.to_owned()), message: Some(message) }),
-            ..ContainerState::default()
-        };
         let process = match rewrite::process(pod, store, &self.folders, &self.worker) {
             Ok(process) => process,
             Err(rewrite::NotYet(message)) => {
-                slot.container.state = waiting("ContainerCreating", message);
+                slot.container.state = pod_status::waiting("ContainerCreating", Some(message));
                 return;
             }
         };
@@ -165,7 +157,7 @@ impl Kubelet {
                     ContainerState { running: Some(ContainerStateRunning { started_at: Some(now.clone()) }), ..ContainerState::default() };
             }
             Err(error) => {
-                slot.container.state = waiting("CreateContainerError", error.to_string());
+                slot.container.state = pod_status::waiting("CreateContainerError", Some(error.to_string()));
                 slot.not_before = Some(Instant::now() + back_off(slot.streak));
                 slot.streak += 1;
             }
@@ -230,10 +222,7 @@ fn ended(slot: &mut Slot, pod: &Pod, exit_code: i32, message: Option<String>, no
     slot.container.restarts += 1;
     slot.not_before = Some(Instant::now() + back_off(slot.streak));
     slot.streak += 1;
-    slot.container.state = ContainerState {
-        waiting: Some(ContainerStateWaiting { reason: Some("CrashLoopBackOff".to_owned()), message: None }),
-        ..ContainerState::default()
-    };
+    slot.container.state = pod_status::waiting("CrashLoopBackOff", None);
 }
 
 /// None for the first restart in a row, then doubled each time.
@@ -245,7 +234,7 @@ fn back_off(streak: u32) -> Duration {
 }
 
 fn is_of(pod: &Pod, component: &str) -> bool {
-    pod.labels().get("app.kubernetes.io/component").is_some_and(|own| own == component)
+    worker::name(pod) == Some(component)
 }
 
 fn runs_once(pod: &Pod) -> bool {
@@ -253,6 +242,5 @@ fn runs_once(pod: &Pod) -> bool {
 }
 
 fn is_finished(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
+    matches!(phase(pod), "Succeeded" | "Failed")
 }

@@ -51,9 +51,6 @@ fn step(name: &'static str) -> impl FnOnce(io::Error) -> Error {
 }
 
 /// Runs a command.
-///
-/// # Errors
-/// See [`Error`].
 pub fn run(command: LocalCommand) -> Result<(), Error> {
     // One thread: a child dies with the thread that started it, so that has to be one that lives as long as the operator.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(step("starting"))?;

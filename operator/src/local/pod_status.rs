@@ -1,6 +1,6 @@
 //! The status of a pod with one container, as a kubelet writes it.
 
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodCondition, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStateWaiting, ContainerStatus, Pod, PodCondition, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 /// How a pod's container stands.
@@ -18,6 +18,12 @@ pub struct Container {
     pub started: bool,
     /// When it was started.
     pub started_at: Option<Time>,
+}
+
+/// A container that is not there yet.
+pub fn waiting(reason: &str, message: Option<String>) -> ContainerState {
+    let waiting = ContainerStateWaiting { reason: Some(reason.to_owned()), message };
+    ContainerState { waiting: Some(waiting), ..ContainerState::default() }
 }
 
 /// The container's standing that `pod`'s stored status tells of.

@@ -93,9 +93,6 @@ impl Running {
     }
 
     /// How it ended; none while it runs.
-    ///
-    /// # Errors
-    /// When the kernel does not say.
     pub fn ended(&mut self) -> io::Result<Option<i32>> {
         let status = self.child.try_wait()?;
         if status.is_some() {
@@ -143,9 +140,6 @@ pub struct Register {
 
 impl Register {
     /// Kills what an earlier operator has left behind, and starts anew.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
     pub fn clean(file: &Path) -> io::Result<Self> {
         let stale: Vec<Record> = fs::read(file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
         for record in stale.iter().filter(|record| record.is_alive()) {
@@ -158,9 +152,6 @@ impl Register {
     }
 
     /// Enters and strikes out, so that the file holds exactly `records`.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
     pub fn set(&mut self, records: Vec<Record>) -> io::Result<()> {
         if records != self.records {
             self.records = records;

@@ -21,7 +21,7 @@ use super::workloads;
 use crate::shared::Settings;
 use crate::shared::meta::namespace;
 use crate::shared::said::Said;
-use crate::shared::trouble::is_ready;
+use crate::shared::trouble::{is_ready, phase};
 use crate::{deployment, job, pool};
 
 /// How often a pool is asked for its model and a trainer for its progress.
@@ -44,9 +44,6 @@ pub struct World<'a> {
 
 impl World<'_> {
     /// One round over all objects, pools first: what they say is news to the jobs of the same round.
-    ///
-    /// # Errors
-    /// When the state directory cannot be written.
     pub fn tick(&mut self) -> io::Result<()> {
         self.store.list::<BaseModelPool>().into_iter().try_for_each(|pool| self.pool(pool))?;
         self.store.list::<CarryOnJob>().into_iter().try_for_each(|job| self.job(job))?;
@@ -56,12 +53,11 @@ impl World<'_> {
     fn pool(&mut self, mut pool: BaseModelPool) -> io::Result<()> {
         let space = namespace(&pool);
         let observed = self.observe_pool(&pool, &space);
-        let validated = pool::validate(&pool, &observed, self.settings);
-        let outcome = match &validated {
-            Ok(validated) => Ok((validated, self.apply_pool(pool::build(validated))?)),
+        let outcome = match pool::validate(&pool, &observed, self.settings) {
+            Ok(validated) => self.apply_pool(pool::build(&validated)).map(|applied| Ok((validated, applied)))?,
             Err(refusal) => Err(refusal),
         };
-        pool.status = Some(pool::status(&pool, outcome.as_ref().map(|(v, a)| (*v, a)).map_err(|refusal| *refusal), &observed, &self.now));
+        pool.status = Some(pool::status(&pool, &outcome, &observed, &self.now));
         self.store.put(&pool)
     }
 
@@ -89,12 +85,11 @@ impl World<'_> {
     fn job(&mut self, mut job: CarryOnJob) -> io::Result<()> {
         let space = namespace(&job);
         let observed = self.observe_job(&job, &space);
-        let validated = job::validate(&job, &observed, self.settings, &self.now);
-        let outcome = match &validated {
-            Ok(validated) => Ok((validated, self.apply_job(&space, job::build(validated))?)),
+        let outcome = match job::validate(&job, &observed, self.settings, &self.now) {
+            Ok(validated) => self.apply_job(&space, job::build(&validated)).map(|applied| Ok((validated, applied)))?,
             Err(refusal) => Err(refusal),
         };
-        job.status = Some(job::status(&job, outcome.as_ref().map(|(v, a)| (*v, a)).map_err(|refusal| *refusal), &observed, &self.now));
+        job.status = Some(job::status(&job, &outcome, &observed, &self.now));
         self.store.put(&job)
     }
 
@@ -106,7 +101,7 @@ impl World<'_> {
         let selector = names::selector("trainer", &name);
         let of_job = |pod: &Pod| namespace(pod) == space && selector.iter().all(|(key, value)| pod.labels().get(key) == Some(value));
         let pods: Vec<Pod> = self.store.list().into_iter().filter(of_job).collect();
-        let running = pods.iter().find(|pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running"));
+        let running = pods.iter().find(|pod| phase(pod) == "Running");
         let progress: Option<Progress> = running.and_then(|pod| self.ask(pod, "/progress", PROGRESS_PERIOD));
         let output = Some(&spec.output.persistent_volume_claim);
         let claims = [spec.data.source.persistent_volume_claim.as_ref(), output].into_iter().flatten();
@@ -116,9 +111,8 @@ impl World<'_> {
             data: spec.data.source.config_map.as_ref().and_then(|source| self.store.get(space, &source.name)),
             attempt,
             pods,
-            refused: None,
-            revisions: Vec::new(),
             progress,
+            ..job::Observed::default()
         }
     }
 
@@ -139,13 +133,11 @@ impl World<'_> {
     fn deployment(&mut self, mut deployment: CarryOnDeployment) -> io::Result<()> {
         let space = namespace(&deployment);
         let observed = self.observe_deployment(&deployment, &space);
-        let validated = deployment::validate(&deployment, &observed, self.settings);
-        let outcome = match &validated {
-            Ok(validated) => Ok((validated, self.apply_deployment(deployment::build(validated))?)),
+        let outcome = match deployment::validate(&deployment, &observed, self.settings) {
+            Ok(validated) => self.apply_deployment(deployment::build(&validated)).map(|applied| Ok((validated, applied)))?,
             Err(refusal) => Err(refusal),
         };
-        let outcome = outcome.as_ref().map(|(v, a)| (*v, a)).map_err(|refusal| *refusal);
-        deployment.status = Some(deployment::status(&deployment, outcome, &observed, &self.now));
+        deployment.status = Some(deployment::status(&deployment, &outcome, &observed, &self.now));
         self.store.put(&deployment)
     }
 
@@ -162,7 +154,7 @@ impl World<'_> {
             url: pods.iter().find_map(address),
             job,
             pods,
-            revisions: Vec::new(),
+            ..deployment::Observed::default()
         }
     }
 

@@ -9,7 +9,7 @@ use kube::ResourceExt as _;
 
 use super::folders::Folders;
 use super::store::Store;
-use crate::shared::meta::namespace;
+use crate::shared::meta;
 
 /// A process to start.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,12 +35,12 @@ pub struct NotYet(pub String);
 /// # Errors
 /// When a Service it needs is not there yet.
 pub fn process(pod: &Pod, store: &Store, folders: &Folders, worker: &Path) -> Result<Process, NotYet> {
-    let space = namespace(pod);
+    let namespace = meta::namespace(pod);
     let spec = pod.spec.clone().unwrap_or_default();
     let container = spec.containers.into_iter().next().ok_or_else(|| NotYet("the pod has no container".to_owned()))?;
-    let folder = folders.pod(&space, &pod.name_any());
+    let folder = folders.pod(&namespace, &pod.name_any());
     let termination_log = folder.join("termination-log");
-    let mut places = mounts(&container, &spec.volumes.unwrap_or_default(), folders, &space, &folder);
+    let mut places = mounts(&container, &spec.volumes.unwrap_or_default(), folders, &namespace, &folder);
     places.push((names::TERMINATION_LOG.to_owned(), termination_log.clone()));
     // The longest path first, so that a mount inside another one is found.
     places.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
@@ -50,7 +50,7 @@ pub fn process(pod: &Pod, store: &Store, folders: &Folders, worker: &Path) -> Re
     Ok(Process {
         program: if program == names::WORKER { worker.to_owned() } else { PathBuf::from(program) },
         args,
-        log: folders.log(&space, &pod.name_any()),
+        log: folders.log(&namespace, &pod.name_any()),
         folder,
         termination_log,
     })
@@ -64,20 +64,23 @@ pub fn host_port(container: &Container, port: i32) -> Option<i32> {
 /// `http://127.0.0.1:PORT` of a pod's first port.
 pub fn address(pod: &Pod) -> Option<String> {
     let container = pod.spec.as_ref()?.containers.first()?;
-    let port = container.ports.as_ref()?.first()?.host_port?;
-    Some(format!("http://127.0.0.1:{port}"))
+    local_url(container, container.ports.as_ref()?.first()?.container_port)
 }
 
-fn mounts(container: &Container, volumes: &[Volume], folders: &Folders, space: &str, pod: &Path) -> Vec<(String, PathBuf)> {
+fn local_url(container: &Container, port: i32) -> Option<String> {
+    host_port(container, port).map(|port| format!("http://127.0.0.1:{port}"))
+}
+
+fn mounts(container: &Container, volumes: &[Volume], folders: &Folders, namespace: &str, pod: &Path) -> Vec<(String, PathBuf)> {
     let folder = |name: &str| {
         let volume = volumes.iter().find(|volume| volume.name == name)?;
         if let Some(claim) = &volume.persistent_volume_claim {
-            return Some(folders.claim(space, &claim.claim_name));
+            return Some(folders.claim(namespace, &claim.claim_name));
         }
         if let Some(name) = volume.secret.as_ref().and_then(|secret| secret.secret_name.as_ref()) {
-            return Some(folders.secret(space, name));
+            return Some(folders.secret(namespace, name));
         }
-        let config_map = volume.config_map.as_ref().map(|source| folders.config_map(space, &source.name));
+        let config_map = volume.config_map.as_ref().map(|source| folders.config_map(namespace, &source.name));
         config_map.or_else(|| volume.empty_dir.as_ref().map(|_| pod.join(name)))
     };
     let mounts = container.volume_mounts.iter().flatten();
@@ -96,7 +99,7 @@ fn rewrite(argument: &str, places: &[(String, PathBuf)], container: &Container, 
         return Ok(format!("127.0.0.1:{local}"));
     }
     if argument.split(',').all(|url| service(url).is_some()) {
-        let urls = argument.split(',').filter_map(service).map(|(name, space, port)| endpoints(name, space, port, store));
+        let urls = argument.split(',').filter_map(service).map(|(name, namespace, port)| endpoints(name, namespace, port, store));
         return Ok(urls.collect::<Result<Vec<_>, _>>()?.join(","));
     }
     Ok(argument.to_owned())
@@ -105,23 +108,17 @@ fn rewrite(argument: &str, places: &[(String, PathBuf)], container: &Container, 
 /// Name, namespace and port of `http://SERVICE.NAMESPACE.svc:PORT`.
 fn service(url: &str) -> Option<(&str, &str, i32)> {
     let (host, port) = url.strip_prefix("http://")?.split_once(':')?;
-    let (name, space) = host.strip_suffix(".svc")?.split_once('.')?;
-    Some((name, space, port.parse().ok()?))
+    let (name, namespace) = host.strip_suffix(".svc")?.split_once('.')?;
+    Some((name, namespace, port.parse().ok()?))
 }
 
 /// The addresses of a Service's pods, ready or not: a pod keeps its port over restarts, and clients retry.
-fn endpoints(name: &str, space: &str, port: i32, store: &Store) -> Result<String, NotYet> {
-    let service: Service = store.get(space, name).ok_or_else(|| NotYet(format!("Service {space}/{name} not found")))?;
+fn endpoints(name: &str, namespace: &str, port: i32, store: &Store) -> Result<String, NotYet> {
+    let service: Service = store.get(namespace, name).ok_or_else(|| NotYet(format!("Service {namespace}/{name} not found")))?;
     let selector = service.spec.and_then(|spec| spec.selector).unwrap_or_default();
-    let selected = |pod: &Pod| namespace(pod) == space && selector.iter().all(|(key, value)| pod.labels().get(key) == Some(value));
-    let urls: Vec<String> = store
-        .list::<Pod>()
-        .iter()
-        .filter(|pod| selected(pod))
-        .filter_map(|pod| {
-            let container = pod.spec.as_ref()?.containers.first()?;
-            host_port(container, port).map(|port| format!("http://127.0.0.1:{port}"))
-        })
-        .collect();
-    if urls.is_empty() { Err(NotYet(format!("Service {space}/{name} has no pods"))) } else { Ok(urls.join(",")) }
+    let selected =
+        |pod: &Pod| meta::namespace(pod) == namespace && selector.iter().all(|(key, value)| pod.labels().get(key) == Some(value));
+    let url = |pod: &Pod| local_url(pod.spec.as_ref()?.containers.first()?, port);
+    let urls: Vec<String> = store.list::<Pod>().iter().filter(|pod| selected(pod)).filter_map(url).collect();
+    if urls.is_empty() { Err(NotYet(format!("Service {namespace}/{name} has no pods"))) } else { Ok(urls.join(",")) }
 }

@@ -89,25 +89,23 @@ impl Store {
         self.objects.get(key)
     }
 
+    /// All objects of one kind as JSON, by namespace and name.
+    pub fn values(&self, kind: &str) -> impl Iterator<Item = &Value> {
+        self.objects.iter().filter(move |(key, _)| key.kind == kind).map(|(_, value)| value)
+    }
+
     /// All objects of one kind, by namespace and name.
     pub fn list<K: Object>(&self) -> Vec<K> {
-        let kind = K::kind(&());
-        self.objects.iter().filter(|(key, _)| key.kind == kind).filter_map(|(_, value)| decode(value)).collect()
+        self.values(&K::kind(&())).filter_map(decode).collect()
     }
 
     /// Writes `object` as it is.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
     pub fn put<K: Object>(&mut self, object: &K) -> io::Result<()> {
         self.put_value(serde_json::to_value(object).map_err(io::Error::other)?)
     }
 
     /// Writes what an apply of `object` makes of the stored one: server-set metadata and status are kept, a changed spec
     /// is a new generation.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
     pub fn apply<K: Object>(&mut self, object: &K, now: &Time) -> io::Result<K> {
         let value = serde_json::to_value(object).map_err(io::Error::other)?;
         self.apply_value(value, now)?;
@@ -115,9 +113,6 @@ impl Store {
     }
 
     /// [`Store::apply`] for an object as JSON.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
     pub fn apply_value(&mut self, mut value: Value, now: &Time) -> io::Result<()> {
         let key = Key::of_value(&value);
         value["metadata"]["namespace"] = json!(key.namespace);
@@ -146,9 +141,6 @@ impl Store {
     }
 
     /// Removes an object; nothing happens when it does not exist.
-    ///
-    /// # Errors
-    /// When the file cannot be removed.
     pub fn remove<K: Object>(&mut self, namespace: &str, name: &str) -> io::Result<()> {
         let key = Key::of::<K>(namespace, name);
         if self.objects.remove(&key).is_some() {
@@ -197,17 +189,11 @@ pub fn read_folder(folder: &Path) -> io::Result<Vec<(PathBuf, Value)>> {
 }
 
 /// Writes JSON for the owner's eyes only (Secrets are among the objects): a temporary file, synced and renamed.
-///
-/// # Errors
-/// When the file cannot be written.
 pub fn write_json(path: &Path, value: &Value) -> io::Result<()> {
     write_atomic(path, serde_json::to_string_pretty(value).map_err(io::Error::other)?.as_bytes())
 }
 
 /// Writes a file through a temporary name in the same folder, synced and renamed; only the owner may read it.
-///
-/// # Errors
-/// When the file cannot be written.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".tmp");

@@ -55,9 +55,6 @@ impl Supervisor {
     }
 
     /// One round.
-    ///
-    /// # Errors
-    /// When the state directory cannot be written.
     pub fn tick(&mut self) -> io::Result<()> {
         let now = Time(Timestamp::now());
         self.take_in(&now)?;
@@ -69,18 +66,12 @@ impl Supervisor {
     }
 
     /// Announces this process as the supervisor of its state directory.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
     pub fn announce(&self) -> io::Result<()> {
         let own = i32::try_from(std::process::id()).ok().and_then(Record::of);
         write_json(&record_file(&self.folders.root), &json!(own))
     }
 
     /// Stops everything in order: gateways, then trainers, which checkpoint, then pools. A second `interrupt` ends it at once.
-    ///
-    /// # Errors
-    /// When the state directory cannot be written.
     pub async fn stop(&mut self, mut interrupt: impl AsyncFnMut()) -> io::Result<()> {
         for component in ["gateway", "trainer", "pool"] {
             self.kubelet.stop(&self.store, component);

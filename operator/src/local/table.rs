@@ -9,9 +9,6 @@ use k8s_openapi::jiff;
 use serde_json::Value;
 
 use super::store::{Key, Store};
-use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
-use kube::ResourceExt as _;
-use serde_json::json;
 
 /// Least time between two progress lines of one object where there is no terminal.
 const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
@@ -31,10 +28,7 @@ pub struct Row {
 
 /// The rows of all objects of the three kinds.
 pub fn rows(store: &Store) -> Vec<Row> {
-    let pools = store.list::<BaseModelPool>().into_iter().map(|pool| (pool.name_any(), json!(pool)));
-    let jobs = store.list::<CarryOnJob>().into_iter().map(|job| (job.name_any(), json!(job)));
-    let deployments = store.list::<CarryOnDeployment>().into_iter().map(|deployment| (deployment.name_any(), json!(deployment)));
-    pools.chain(jobs).chain(deployments).map(|(_, value)| row(&value)).collect()
+    ["BaseModelPool", "CarryOnJob", "CarryOnDeployment"].into_iter().flat_map(|kind| store.values(kind)).map(row).collect()
 }
 
 fn row(value: &Value) -> Row {
@@ -104,9 +98,6 @@ impl Display {
     }
 
     /// Shows `rows`, if they have changed.
-    ///
-    /// # Errors
-    /// When stdout cannot be written.
     pub fn show(&mut self, rows: Vec<Row>) -> io::Result<()> {
         if rows == self.shown {
             return Ok(());

@@ -1,6 +1,6 @@
 //! When `--until complete` is reached, or cannot be any more.
 
-use carryon_crds::condition::{is_true, types};
+use carryon_crds::condition::{find, is_true, types};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde_json::Value;
 
@@ -28,7 +28,7 @@ pub fn complete(store: &Store, keys: &[Key]) -> Verdict {
         };
         let value = store.value(key).unwrap_or(&Value::Null);
         let conditions: Vec<Condition> = serde_json::from_value(value["status"]["conditions"].clone()).unwrap_or_default();
-        let message = |type_: &str| conditions.iter().find(|condition| condition.type_ == type_).map(|condition| condition.message.clone());
+        let message = |type_: &str| find(&conditions, type_).map(|condition| condition.message.clone());
         if is_true(&conditions, types::STALLED) {
             return Verdict::Failed(format!("{key}: {}", message(types::STALLED).unwrap_or_default()));
         }

@@ -36,7 +36,7 @@ pub async fn up(args: UpArgs) -> Result<(), Error> {
     let documents = manifest::read(&args.files)?;
     let store = Store::open(&folders.root).map_err(step("reading the stored objects"))?;
     let linked = |claim: &str| args.volumes.iter().any(|(own, _)| own == claim);
-    let has_claim = |space: &str, claim: &str| folders.claim(space, claim).exists() || space == "default" && linked(claim);
+    let has_claim = |namespace: &str, claim: &str| folders.claim(namespace, claim).exists() || namespace == "default" && linked(claim);
     let admission = Admission::new().map_err(|error| Refused(vec![error]))?;
     let objects = manifest::admit(&documents, &admission, &store, &has_claim)?;
     let worker = worker(args.worker.clone())?;
@@ -67,9 +67,6 @@ pub async fn up(args: UpArgs) -> Result<(), Error> {
 }
 
 /// Runs the supervisor that `up --detach` starts: no table, until SIGTERM.
-///
-/// # Errors
-/// When the state directory cannot be used.
 pub async fn supervise(args: SuperviseArgs) -> Result<(), Error> {
     let folders = Folders::create(&args.state.state_dir).map_err(step("making the state directory"))?;
     foreground(&folders, args.worker, &Goal { keys: None, deadline: None }).await

@@ -7,21 +7,18 @@ use carryon_crds::wire;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, StatefulSet, StatefulSetStatus};
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobStatus};
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
-use kube::{Resource, ResourceExt as _};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt as _;
 use serde_json::json;
 
 use super::store::{Object, Store};
 use crate::shared::meta::namespace;
-use crate::shared::trouble::is_ready;
+use crate::shared::trouble::{is_ready, phase};
 
 /// Label with the digest of the template a pod was made from.
 const REVISION_LABEL: &str = "controller-revision-hash";
 
 /// One round over all workloads.
-///
-/// # Errors
-/// When the state directory cannot be written.
 pub fn tick(store: &mut Store, now: &Time) -> io::Result<()> {
     for set in store.list::<StatefulSet>() {
         stateful_set(store, set, now)?;
@@ -36,9 +33,6 @@ pub fn tick(store: &mut Store, now: &Time) -> io::Result<()> {
 }
 
 /// Marks an object as deleted, once; what runs for it ends with its grace period.
-///
-/// # Errors
-/// When the state directory cannot be written.
 pub fn delete<K: Object>(store: &mut Store, mut object: K, now: &Time) -> io::Result<()> {
     if object.meta().deletion_timestamp.is_none() {
         object.meta_mut().deletion_timestamp = Some(now.clone());
@@ -123,11 +117,10 @@ fn job(store: &mut Store, mut job: Job, now: &Time) -> io::Result<()> {
         return Ok(());
     }
     let Some(template) = job.spec.as_ref().map(|spec| spec.template.clone()) else { return Ok(()) };
-    let phase = |pod: &Pod| pod.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default();
-    let finished = pods.iter().map(phase).find(|phase| phase == "Succeeded" || phase == "Failed");
+    let finished = pods.iter().map(phase).find(|phase| ["Succeeded", "Failed"].contains(phase));
     let mut status = job.status.clone().unwrap_or_default();
     status.start_time.get_or_insert_with(|| now.clone());
-    match finished.as_deref() {
+    match finished {
         Some("Succeeded") => finish(&mut status, "Complete", now),
         Some(_) => finish(&mut status, "Failed", now),
         None if pods.is_empty() => create_pod(store, &job, &format!("{}-0", job.name_any()), &template, &revision(&template), now)?,
@@ -139,12 +132,11 @@ fn job(store: &mut Store, mut job: Job, now: &Time) -> io::Result<()> {
 
 fn finish(status: &mut JobStatus, type_: &str, now: &Time) {
     status.active = None;
-    match type_ {
-        "Complete" => {
-            status.succeeded = Some(1);
-            status.completion_time = Some(now.clone());
-        }
-        _ => status.failed = Some(1),
+    if type_ == "Complete" {
+        status.succeeded = Some(1);
+        status.completion_time = Some(now.clone());
+    } else {
+        status.failed = Some(1);
     }
     let condition = JobCondition {
         type_: type_.to_owned(),
@@ -171,11 +163,7 @@ fn create_pod<K: Object>(
     let mut metadata = template.metadata.clone().unwrap_or_default();
     metadata.name = Some(name.to_owned());
     metadata.namespace = Some(namespace(owner));
-    metadata.owner_references = Some(vec![reference(owner)]);
+    metadata.owner_references = owner.controller_owner_ref(&()).map(|owner| vec![owner]);
     metadata.labels.get_or_insert_default().insert(REVISION_LABEL.to_owned(), revision.to_owned());
     store.apply(&Pod { metadata, spec: template.spec.clone(), status: None }, now).map(|_| ())
-}
-
-fn reference<K: Resource<DynamicType = ()>>(owner: &K) -> OwnerReference {
-    owner.controller_owner_ref(&()).unwrap_or_default()
 }

@@ -3,7 +3,7 @@
 
 use carryon_crds::names;
 use carryon_crds::pool::{ImageMount, ModelImage};
-use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet, StatefulSetSpec};
+use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet, StatefulSetSpec, StatefulSetStatus};
 use k8s_openapi::api::core::v1::{ConfigMap, PodTemplateSpec, Service};
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -11,12 +11,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::Validated;
 use super::validate::Model;
 use crate::shared::meta;
-use crate::shared::pods::{self, Before, LINGER_SECONDS, Mount, MountSource, Probes, Role, http_probe};
-
-/// Seconds between SIGTERM and SIGKILL: running requests are drained.
-const GRACE_SECONDS: i64 = 60;
-/// Startup probes that may fail, one second apart: an hour for loading weights.
-const STARTUP_FAILURES: i32 = 3600;
+use crate::shared::pods::{self, Before, Lifetime, Mount, MountSource, Role};
+use crate::shared::rollout::Counts;
 
 /// What a pool is made of.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,46 +38,31 @@ pub struct Applied {
 
 impl Applied {
     /// Whether no pod of an earlier revision is there, or can come again.
-    pub fn is_settled(&self) -> bool {
-        let wanted = self.stateful_set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
-        self.stateful_set.status.as_ref().is_some_and(|status| {
-            status.observed_generation.unwrap_or(0) >= self.stateful_set.metadata.generation.unwrap_or(0)
-                && (status.replicas, status.updated_replicas.unwrap_or(0)) == (wanted, wanted)
-                && status.current_revision == status.update_revision
-        })
+    pub fn is_rolled_out(&self) -> bool {
+        let has_one_revision = |status: &StatefulSetStatus| status.current_revision == status.update_revision;
+        Counts::of_stateful_set(&self.stateful_set).is_rolled_out() && self.stateful_set.status.as_ref().is_some_and(has_one_revision)
     }
 }
 
 /// The pods, rendered today.
 fn template(pool: &Validated) -> PodTemplateSpec {
     let (source, model, before) = model(&pool.model);
-    pods::template(Role {
-        owner: &pool.owner,
-        template: &pool.template,
-        image: &pool.image,
+    pods::template(&Role {
+        basis: &pool.basis,
         subcommand: "base",
         args: vec![("--model", model)],
         port: names::POOL_PORT,
         mounts: vec![Mount { name: "model", path: names::MODEL_DIR, source, read_only: true }],
         before,
-        grace_seconds: GRACE_SECONDS,
-        probes: Probes {
-            startup: Some(http_probe("/readyz", 1, STARTUP_FAILURES)),
-            readiness: Some(http_probe("/readyz", 5, 3)),
-            liveness: Some(http_probe("/healthz", 10, 6)),
-        },
-        linger_seconds: Some(LINGER_SECONDS),
-        user: pool.user,
-        writes: false,
-        restart_policy: "Always",
+        lifetime: Lifetime::Server,
     })
 }
 
 /// Renders the children.
 pub fn build(pool: &Validated) -> Children {
-    let owner = &pool.owner;
+    let owner = &pool.basis.owner;
     let name = names::pool(&owner.name);
-    let revision = pool.rendering.revision(&name, &pool.config, || template(pool));
+    let revision = pool.basis.rendering.revision(&name, &pool.config, || template(pool));
     Children {
         revision: revision.kept(owner, &name),
         stateful_set: StatefulSet {

@@ -10,9 +10,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 
 use super::{Applied, Observed, Validated, capacity};
-use crate::shared::Refusal;
+use crate::shared::Outcome;
 use crate::shared::kstatus::Standing;
 use crate::shared::meta::Owner;
+use crate::shared::pods::PROGRESS_DEADLINE_SECONDS;
 use crate::shared::rollout::{Counts, Obstacle, counted};
 use crate::shared::text::bounded;
 use crate::shared::trouble::is_ready;
@@ -21,16 +22,9 @@ use crate::shared::trouble::is_ready;
 const MODELS_DIFFER: &str = "ModelsDiffer";
 /// Characters of a model's name, which is the checkpoint's own.
 const NAME: usize = 253;
-/// Seconds in which a pod has to become ready: an hour to pull a model in an image, and the startup probe's to load it.
-const PROGRESS_DEADLINE_SECONDS: i64 = 7200;
 
 /// The status of `pool` after `outcome`.
-pub fn status(
-    pool: &BaseModelPool,
-    outcome: Result<(&Validated, &Applied), &Refusal>,
-    observed: &Observed,
-    now: &Time,
-) -> BaseModelPoolStatus {
+pub fn status(pool: &BaseModelPool, outcome: &Outcome<Validated, Applied>, observed: &Observed, now: &Time) -> BaseModelPoolStatus {
     let owner = Owner::of(pool, "pool");
     let previous = pool.status.clone().unwrap_or_default();
     // What was said of the pods' models stands until all of them are heard: an operator that has only started has heard none.
@@ -41,7 +35,7 @@ pub fn status(
     let (standing, image, waiting_since, (replicas, ready_replicas)) = match outcome {
         Err(refusal) => (Standing::from(refusal), None, None, counted(&observed.pods)),
         Ok((validated, applied)) => {
-            let image = pool.spec.server.image.is_none().then(|| validated.image.clone());
+            let image = pool.spec.server.image.is_none().then(|| validated.basis.image.clone());
             let counts = Counts::of_stateful_set(&applied.stateful_set);
             let since = waiting_since(pool, &previous, &counts, now);
             (
@@ -97,7 +91,7 @@ fn standing(
             None => Standing::in_progress("ModelUnknown", "the pods are ready; waiting for one to describe its model"),
         };
     }
-    let late = waiting_since.filter(|since| now.0.as_second() - since.0.as_second() >= PROGRESS_DEADLINE_SECONDS);
+    let late = waiting_since.filter(|since| now.0.as_second() - since.0.as_second() >= i64::from(PROGRESS_DEADLINE_SECONDS));
     let obstacle = Obstacle {
         what: "pods",
         counts,
@@ -121,8 +115,7 @@ fn disagreement(observed: &Observed) -> Option<String> {
 
 /// What the status says of such pods.
 fn differed(previous: &BaseModelPoolStatus) -> Option<String> {
-    let ready = previous.conditions.iter().find(|condition| condition.type_ == READY && condition.reason == MODELS_DIFFER)?;
-    Some(ready.message.clone())
+    condition::find(&previous.conditions, READY).filter(|ready| ready.reason == MODELS_DIFFER).map(|ready| ready.message.clone())
 }
 
 fn model_status(model: &ModelDescription) -> ModelStatus {

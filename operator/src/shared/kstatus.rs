@@ -7,55 +7,35 @@ use super::Refusal;
 
 /// Where an object stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// As wanted.
-    Current {
-        /// CamelCase reason.
-        reason: &'static str,
-        /// One sentence.
-        message: String,
-    },
-    /// On its way; waiting helps.
-    InProgress {
-        /// CamelCase reason.
-        reason: &'static str,
-        /// One sentence.
-        message: String,
-    },
-    /// Only a change by the user helps.
-    Stalled {
-        /// CamelCase reason.
-        reason: &'static str,
-        /// One sentence.
-        message: String,
-    },
+pub struct Standing {
+    /// The one of the three conditions that holds.
+    holds: &'static str,
+    /// CamelCase reason.
+    reason: &'static str,
+    /// One sentence.
+    message: String,
 }
 
 impl Standing {
     /// As wanted.
     pub fn current(reason: &'static str, message: impl Into<String>) -> Self {
-        Self::Current { reason, message: message.into() }
+        Self { holds: READY, reason, message: message.into() }
     }
 
-    /// On its way.
+    /// On its way; waiting helps.
     pub fn in_progress(reason: &'static str, message: impl Into<String>) -> Self {
-        Self::InProgress { reason, message: message.into() }
+        Self { holds: RECONCILING, reason, message: message.into() }
     }
 
-    /// Needs a change by the user.
+    /// Only a change by the user helps.
     pub fn stalled(reason: &'static str, message: impl Into<String>) -> Self {
-        Self::Stalled { reason, message: message.into() }
+        Self { holds: STALLED, reason, message: message.into() }
     }
 
     /// `Ready`, `Reconciling` and `Stalled`, all three always present.
     pub fn verdicts(&self) -> Vec<Verdict> {
-        let (ready, reconciling, stalled, reason, message) = match self {
-            Self::Current { reason, message } => (true, false, false, *reason, message),
-            Self::InProgress { reason, message } => (false, true, false, *reason, message),
-            Self::Stalled { reason, message } => (false, false, true, *reason, message),
-        };
-        let verdict = |type_, holds| Verdict { type_, holds, reason, message: message.clone() };
-        vec![verdict(READY, ready), verdict(RECONCILING, reconciling), verdict(STALLED, stalled)]
+        let verdict = |type_| Verdict { type_, holds: type_ == self.holds, reason: self.reason, message: self.message.clone() };
+        [READY, RECONCILING, STALLED].map(verdict).into()
     }
 }
 

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use carryon_crds::names;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{Resource, ResourceExt as _};
+
+use super::Refusal;
 
 /// Who a child belongs to and what it is part of.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,7 +20,7 @@ pub struct Owner {
     /// `pool`, `trainer` or `gateway`.
     pub component: &'static str,
     /// Controller reference to the object; absent while it has no uid.
-    reference: Option<k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference>,
+    reference: Option<OwnerReference>,
 }
 
 impl Owner {
@@ -27,9 +29,9 @@ impl Owner {
         Self { name: object.name_any(), namespace: namespace(object), component, reference: object.controller_owner_ref(&()) }
     }
 
-    /// `NAMESPACE/NAME`, for messages.
-    pub fn path(&self) -> String {
-        format!("{}/{}", self.namespace, self.name)
+    /// That what `field` names is not there yet, in the owner's namespace.
+    pub fn lacks(&self, reason: &'static str, kind: &str, name: &str, field: &str) -> Refusal {
+        Refusal::waiting(reason, format!("{kind} {}/{name} ({field}) not found: create it", self.namespace))
     }
 
     /// Metadata of a child called `name`.

@@ -35,6 +35,9 @@ impl Refusal {
     }
 }
 
+/// What came of an object: what was validated and applied, or what is in the way.
+pub type Outcome<V, A> = Result<(V, A), Refusal>;
+
 /// What the operator itself is configured with.
 #[derive(Clone, Debug)]
 pub struct Settings {

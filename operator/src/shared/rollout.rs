@@ -59,9 +59,14 @@ impl Counts {
         self.wanted == 0 && self.replicas == 0
     }
 
-    /// Whether all wanted pods are of the present configuration, ready, and the only ones.
+    /// Whether all wanted pods are of the present configuration, and the only ones.
+    pub fn is_rolled_out(&self) -> bool {
+        self.seen && self.updated == self.wanted && self.replicas == self.wanted
+    }
+
+    /// Whether they are ready, too.
     pub fn is_settled(&self) -> bool {
-        self.seen && self.ready == self.wanted && self.updated == self.wanted && self.replicas == self.wanted
+        self.is_rolled_out() && self.ready == self.wanted
     }
 
     /// Whether its controller has seen how many are wanted and has not made so many.

@@ -43,11 +43,11 @@ impl Scene {
         let wanted = children.as_ref().and_then(|children| children.attempt.clone()).map(created);
         let existing = self.observed.attempt.clone().filter(|job| wanted.as_ref().is_some_and(|wanted| name(job) == name(wanted)));
         let applied = job::Applied { attempt: existing.or(wanted.clone()) };
-        let outcome = match (&self.refusal, &validated) {
-            (Some(refusal), _) | (None, Err(refusal)) => Err(refusal),
-            (None, Ok(validated)) => Ok((validated, &applied)),
+        let outcome = match self.refusal.clone() {
+            Some(refusal) => Err(refusal),
+            None => validated.map(|validated| (validated, applied)),
         };
-        self.job.status = Some(job::status(&self.job, outcome, &self.observed, &now));
+        self.job.status = Some(job::status(&self.job, &outcome, &self.observed, &now));
         if wanted.as_ref().is_some_and(|wanted| self.observed.attempt.as_ref().is_none_or(|job| name(job) != name(wanted))) {
             self.observed.attempt = wanted.clone();
             self.observed.pods = vec![self.pod("Running", json!({"running": {"startedAt": now}}))];

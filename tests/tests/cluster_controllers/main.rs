@@ -1,6 +1,7 @@
 //! The controllers against a real API server and Kubernetes' own controllers; only the kubelets are played.
 #![allow(clippy::unwrap_used)]
 
+mod anew;
 mod attempts;
 mod deaths;
 mod edits;

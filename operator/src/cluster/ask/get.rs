@@ -32,9 +32,6 @@ pub struct Http(reqwest::Client);
 
 impl Http {
     /// A client that waits `patience` for a whole answer.
-    ///
-    /// # Errors
-    /// When no HTTP client can be made.
     pub fn new(patience: Duration) -> reqwest::Result<Self> {
         // Pods are not reached through a proxy. They are asked too seldom for a connection to be kept, and there are many of them.
         let client = reqwest::Client::builder().no_proxy().redirect(Policy::none()).pool_max_idle_per_host(0).timeout(patience).build()?;

@@ -1,15 +1,17 @@
 //! Pods that are asked in turn.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use carryon_crds::names;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 use tokio::sync::Notify;
 
 use super::get::{Http, Unheard};
+use crate::cluster::lock::lock;
 use crate::shared::said::Said;
 use crate::shared::{meta, worker};
 
@@ -51,6 +53,13 @@ struct Asked<T> {
     answer: Option<T>,
 }
 
+/// One question to one container.
+struct Question {
+    uid: String,
+    url: String,
+    container: String,
+}
+
 impl<T> Asked<T> {
     /// Time until it may be asked; none when there is nothing to ask.
     fn due_in(&self, pace: Pace, now: Instant) -> Option<Duration> {
@@ -74,11 +83,11 @@ impl<T: Said + Clone + PartialEq> Round<T> {
         let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
         let url = format!("http://{host}:{}{}", worker::port(pod)?, self.path);
         let container = worker::status(pod)?.container_id.clone().unwrap_or_default();
-        let mut pods = self.pods();
+        let mut pods = lock(&self.pods);
         if let Some(known) = pods.get(&uid).filter(|known| known.url == url && known.container == container) {
             return known.answer.clone();
         }
-        let (namespace, instance) = (meta::namespace(pod), pod.labels().get("app.kubernetes.io/instance")?.clone());
+        let (namespace, instance) = (meta::namespace(pod), pod.labels().get(names::INSTANCE_LABEL)?.clone());
         let asked = Asked { namespace, pod: pod.name_any(), instance, url, container, last: None, under_way: false, answer: None };
         pods.insert(uid, asked);
         self.new.notify_one();
@@ -87,55 +96,54 @@ impl<T: Said + Clone + PartialEq> Round<T> {
 
     /// Asks without end those that `lives(namespace, name, uid)`, and calls `news(namespace, name)` of an object whose pod says something else.
     pub async fn run(&self, lives: impl Fn(&str, &str, &str) -> bool, news: impl Fn(&str, &str)) {
-        let due = futures::stream::unfold(Instant::now(), |mut swept| {
-            let lives = &lives;
-            async move {
-                loop {
-                    let now = Instant::now();
-                    if now.duration_since(swept) >= RETRY {
-                        self.forget(lives);
-                        swept = now;
-                    }
-                    match self.next(now) {
-                        Ok(due) => {
-                            tokio::time::sleep(self.pace.between).await;
-                            return Some((due, swept));
-                        }
-                        Err(wait) => {
-                            let _ = tokio::time::timeout(wait, self.new.notified()).await;
-                        }
-                    }
-                }
-            }
-        });
-        due.for_each_concurrent(None, |(uid, url)| {
+        let due = futures::stream::unfold(Instant::now(), |swept| self.due(swept, &lives));
+        let asks = due.for_each_concurrent(None, |question| {
             let news = &news;
             async move {
-                let answer = self.http.get(&url).await;
-                if let Some((namespace, name)) = self.learn(&uid, &url, answer) {
+                let answer = self.http.get(&question.url).await;
+                if let Some((namespace, name)) = self.learn(&question, answer) {
                     news(&namespace, &name);
                 }
             }
-        })
-        .await;
+        });
+        asks.await;
     }
 
-    /// The pod that has waited longest of those that are due; else how long nobody is.
-    fn next(&self, now: Instant) -> Result<(String, String), Duration> {
-        let mut pods = self.pods();
+    /// The next question, once its time has come; and when those that are gone were looked for.
+    async fn due(&self, mut swept: Instant, lives: impl Fn(&str, &str, &str) -> bool) -> Option<(Question, Instant)> {
+        loop {
+            let now = Instant::now();
+            if now.duration_since(swept) >= RETRY {
+                self.forget(&lives);
+                swept = now;
+            }
+            match self.next(now) {
+                Ok(question) => {
+                    tokio::time::sleep(self.pace.between).await;
+                    return Some((question, swept));
+                }
+                Err(wait) => tokio::time::timeout(wait, self.new.notified()).await.unwrap_or_default(),
+            }
+        }
+    }
+
+    /// To the pod that has waited longest of those that are due; else how long nobody is.
+    fn next(&self, now: Instant) -> Result<Question, Duration> {
+        let mut pods = lock(&self.pods);
         let waits = |asked: &Asked<T>| asked.due_in(self.pace, now);
         let due = pods.iter_mut().filter(|(_, asked)| waits(asked) == Some(Duration::ZERO)).min_by_key(|(_, asked)| asked.last);
         if let Some((uid, asked)) = due {
             (asked.last, asked.under_way) = (Some(now), true);
-            return Ok((uid.clone(), asked.url.clone()));
+            return Ok(Question { uid: uid.clone(), url: asked.url.clone(), container: asked.container.clone() });
         }
         Err(pods.values().filter_map(waits).fold(RETRY, Duration::min))
     }
 
-    /// Enters what came of an ask; the object for which it is news.
-    fn learn(&self, uid: &str, url: &str, answer: Result<T, Unheard>) -> Option<(String, String)> {
-        let mut pods = self.pods();
-        let asked = pods.get_mut(uid).filter(|asked| asked.url == url)?;
+    /// Enters what came of a question; the object for which it is news. What another container of the pod has said is no answer any more.
+    fn learn(&self, question: &Question, answer: Result<T, Unheard>) -> Option<(String, String)> {
+        let mut pods = lock(&self.pods);
+        let same = |asked: &&mut Asked<T>| asked.url == question.url && asked.container == question.container;
+        let asked = pods.get_mut(&question.uid).filter(same)?;
         asked.under_way = false;
         match answer {
             Ok(answer) if asked.answer.as_ref() != Some(&answer) => {
@@ -151,12 +159,7 @@ impl<T: Said + Clone + PartialEq> Round<T> {
     }
 
     fn forget(&self, lives: impl Fn(&str, &str, &str) -> bool) {
-        self.pods().retain(|uid, asked| lives(&asked.namespace, &asked.pod, uid));
-    }
-
-    fn pods(&self) -> MutexGuard<'_, HashMap<String, Asked<T>>> {
-        // Every update leaves a whole entry, so a poisoned lock is harmless.
-        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pods).retain(|uid, asked| lives(&asked.namespace, &asked.pod, uid));
     }
 }
 
@@ -191,21 +194,25 @@ mod tests {
         let names = ["x", "y", "z"];
         names.iter().for_each(|name| assert_eq!(round.hear(&pod(name, "c")), None));
         let ask = |second: u64| {
-            let (uid, url) = round.next(start + Duration::from_secs(second)).ok()?;
-            assert_eq!(url, "http://[::1]:8081/progress");
-            Some(uid)
+            let question = round.next(start + Duration::from_secs(second)).ok()?;
+            assert_eq!(question.url, "http://[::1]:8081/progress");
+            Some(question.uid)
         };
         let mut first: Vec<_> = [0, 1, 2].into_iter().filter_map(ask).collect();
         assert_eq!(ask(4), None, "answers are on their way");
+        let answer = |uid: &str| {
+            let question = Question { uid: uid.to_owned(), url: "http://[::1]:8081/progress".to_owned(), container: "c".to_owned() };
+            round.learn(&question, Ok(progress(1)))
+        };
         for uid in &first {
-            assert_eq!(round.learn(uid, "http://[::1]:8081/progress", Ok(progress(1))), Some(("a".to_owned(), uid.clone())));
+            assert_eq!(answer(uid), Some(("a".to_owned(), uid.clone())));
         }
         assert_eq!(ask(4), None, "no more often than every five seconds");
         // All are due; who was asked first comes first again.
         assert_eq!([9, 9, 9].into_iter().filter_map(ask).collect::<Vec<_>>(), first);
         first.sort();
         assert_eq!(first, names);
-        assert_eq!(round.learn("x", "http://[::1]:8081/progress", Ok(progress(1))), None, "no news");
+        assert_eq!(answer("x"), None, "no news");
         assert_eq!(round.hear(&pod("x", "c")), Some(progress(1)));
     }
 
@@ -213,13 +220,16 @@ mod tests {
     fn another_container_is_asked_anew_and_a_pod_that_is_gone_forgotten() {
         let (round, start) = (round(Pace { again: None, ..PACE }), Instant::now());
         round.hear(&pod("x", "first"));
-        let (uid, url) = round.next(start).unwrap();
-        round.learn(&uid, &url, Ok(progress(1)));
+        let question = round.next(start).ok().unwrap();
+        round.learn(&question, Ok(progress(1)));
         assert_eq!(round.hear(&pod("x", "first")), Some(progress(1)));
         assert!(round.next(start + Duration::from_secs(3600)).is_err(), "once is enough");
         assert_eq!(round.hear(&pod("x", "second")), None);
+        // The first one's answer was on its way.
+        assert_eq!(round.learn(&question, Ok(progress(9))), None);
+        assert_eq!(round.hear(&pod("x", "second")), None);
         assert!(round.next(start).is_ok());
         round.forget(|namespace, pod, uid| (namespace, pod, uid) != ("a", "x", "x"));
-        assert!(round.pods().is_empty());
+        assert!(lock(&round.pods).is_empty());
     }
 }

@@ -1,10 +1,11 @@
 //! Whether this operator can do its work, and what it has done.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
 
 use super::leader::Tenure;
+use super::lock::lock;
 use super::metrics::Counters;
 use super::queue::Queue;
 use super::store::Stores;
@@ -22,7 +23,7 @@ pub struct Work {
 }
 
 /// What others may ask this operator about itself.
-pub struct Standing {
+pub struct Readiness {
     /// What it has done.
     pub counters: Counters,
     installation: String,
@@ -30,23 +31,20 @@ pub struct Standing {
     work: Mutex<Option<Work>>,
 }
 
-impl Standing {
+impl Readiness {
     /// At the start.
-    ///
-    /// # Errors
-    /// As [`Counters::new`].
     pub fn new(installation: String, tenure: watch::Receiver<Tenure>) -> prometheus::Result<Self> {
         Ok(Self { counters: Counters::new()?, installation, tenure, work: Mutex::default() })
     }
 
     /// What it works with from now on; nothing while it waits for its turn.
     pub fn set_work(&self, work: Option<Work>) {
-        *self.work.lock().unwrap_or_else(PoisonError::into_inner) = work;
+        *lock(&self.work) = work;
     }
 
     /// What it works with now.
     pub fn work(&self) -> Option<Work> {
-        self.work.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.work).clone()
     }
 
     /// `Ok` when it does its work, or waits for another of its installation to end; what is in the way, in a line each, when not.

@@ -1,0 +1,54 @@
+//! From a pod's start to its end.
+
+use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Lifecycle, LifecycleHandler, PodSpec, Probe, SleepAction};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+/// Startup probes that may fail, one second apart: an hour for loading weights, be it in the pod or in the pool behind a gateway.
+const STARTUP_FAILURES: i32 = 3600;
+/// Seconds in which a server's pod has to become ready: the startup probe's, and as many for its image and its node.
+pub const PROGRESS_DEADLINE_SECONDS: i32 = 2 * STARTUP_FAILURES;
+/// Time for the end of a pod to reach every node's Service rules.
+const LINGER_SECONDS: i64 = 5;
+/// Seconds between SIGTERM and SIGKILL in which answers that have begun are finished.
+const DRAIN_SECONDS: i64 = 60;
+/// Seconds between SIGTERM and SIGKILL in which a checkpoint is written.
+const CHECKPOINT_SECONDS: i64 = 120;
+
+/// How long a role's pod goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifetime {
+    /// It serves until it is told to end, and then until its last client has heard that its address is gone.
+    Server,
+    /// It ends with its work. One that hangs is ended by its job's deadline, not by a probe: a long step is no reason to lose it.
+    Task,
+}
+
+impl Lifetime {
+    pub(super) fn shape(self, pod: &mut PodSpec, worker: &mut Container) {
+        let is_server = self == Self::Server;
+        pod.termination_grace_period_seconds = Some(if is_server { DRAIN_SECONDS } else { CHECKPOINT_SECONDS });
+        pod.restart_policy = Some(if is_server { "Always" } else { "Never" }.to_owned());
+        if is_server {
+            worker.startup_probe = Some(probe("/readyz", 1, STARTUP_FAILURES));
+            worker.readiness_probe = Some(probe("/readyz", 5, 3));
+            worker.liveness_probe = Some(probe("/healthz", 10, 6));
+            let sleep = LifecycleHandler { sleep: Some(SleepAction { seconds: LINGER_SECONDS }), ..LifecycleHandler::default() };
+            worker.lifecycle = Some(Lifecycle { pre_stop: Some(sleep), ..Lifecycle::default() });
+        }
+    }
+}
+
+/// An HTTP GET of `path` every `period` seconds, given up after `failures` in a row.
+fn probe(path: &str, period: i32, failures: i32) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.to_owned()),
+            port: IntOrString::String("http".to_owned()),
+            ..HTTPGetAction::default()
+        }),
+        period_seconds: Some(period),
+        timeout_seconds: Some(5),
+        failure_threshold: Some(failures),
+        ..Probe::default()
+    }
+}
