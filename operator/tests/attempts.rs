@@ -214,3 +214,14 @@ fn what_a_trainer_said_stands_until_it_says_something_else() {
     scene.reconcile();
     assert_eq!(scene.job.status, before);
 }
+
+#[test]
+fn of_two_pods_that_ended_in_one_second_the_one_that_ends_the_attempt_counts() {
+    let mut scene = Scene::running(json!({}));
+    scene.now = 10;
+    scene.end(0, &done());
+    let preempted = scene.ended(75, "checkpointed", 5);
+    scene.observed.pods.push(preempted);
+    assert_eq!(scene.reconcile(), (None, None));
+    assert_eq!(scene.last().exit_code, Some(0));
+}

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::Observed;
-use super::trainers::{lives, was_stopped};
+use super::trainers::{is_final, lives, was_stopped};
 use crate::shared::said::Said as _;
 use crate::shared::text::{WORDS, bounded};
 use crate::shared::trouble::{last_end, last_line};
@@ -35,7 +35,8 @@ pub fn end(attempt: &AttemptStatus, observed: &Observed) -> Option<End> {
     if stays && !job.is_some_and(has_ended) {
         return None;
     }
-    let last = pods.iter().filter(|pod| last_end(pod).is_some()).max_by_key(|pod| finished(pod));
+    // Of the same second, the one that the batch Job does not go on from.
+    let last = pods.iter().filter(|pod| last_end(pod).is_some()).max_by_key(|pod| (finished(pod), is_final(pod)));
     let terminated = last.and_then(|pod| last_end(pod));
     let said = terminated.and_then(|end| end.message.as_deref());
     let words = said.and_then(|text| serde_json::from_str::<TerminationMessage>(text).ok()).map(TerminationMessage::fit);
