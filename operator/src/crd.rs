@@ -11,9 +11,6 @@ pub fn all() -> Vec<CustomResourceDefinition> {
 }
 
 /// The definitions as one multi-document YAML text.
-///
-/// # Errors
-/// When a definition cannot be written as YAML, which would be a defect of the types.
 pub fn yaml() -> Result<String, serde_yaml::Error> {
     all().iter().map(|crd| serde_yaml::to_string(crd).map(|text| format!("---\n{text}"))).collect()
 }

@@ -47,9 +47,6 @@ struct Kind {
 
 impl Admission {
     /// Compiles the schemas of the CRDs.
-    ///
-    /// # Errors
-    /// When a schema is no JSON Schema, which would be a defect of the types.
     pub fn new() -> Result<Self, String> {
         let kinds = crd::all().into_iter().map(|crd| Ok((crd.spec.names.kind.clone(), Kind::new(&crd)?)));
         Ok(Self { kinds: kinds.collect::<Result<_, String>>()? })

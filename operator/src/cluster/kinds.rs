@@ -66,10 +66,7 @@ pub trait Reconcile:
     }
 }
 
-/// What was validated and applied, or the refusal that becomes the object's conditions.
-///
-/// # Errors
-/// What is worth another try.
+/// What was validated and applied, or the refusal that becomes the object's conditions; any other failure is worth another try.
 pub async fn settle<T>(stages: impl Future<Output = Result<T, Failure>>) -> Result<Result<T, Refusal>, Failure> {
     match stages.await {
         Ok(applied) => Ok(Ok(applied)),

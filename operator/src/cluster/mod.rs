@@ -84,9 +84,6 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
 }
 
 /// Works through `clients` until `asked` to end; only while it holds the Lease, as often as it gets it.
-///
-/// # Errors
-/// As [`run`].
 pub async fn operate(args: RunArgs, clients: Clients, asked: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("failed to listen on {}", args.listen))?;
     let leader = Leader::start(clients.requests.clone(), &args);

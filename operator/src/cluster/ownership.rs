@@ -14,9 +14,6 @@ pub fn controller<K: Resource>(object: &K) -> Option<&OwnerReference> {
 }
 
 /// Refuses an object that another one controls, or that has nothing to do with us.
-///
-/// # Errors
-/// Whose it is.
 pub fn ours<K: Resource<DynamicType = ()>>(wanted: &K, present: &K) -> Result<(), Refusal> {
     let thing = path(present);
     let Some(controller_now) = controller(present) else {

@@ -48,9 +48,6 @@ impl Readiness {
     }
 
     /// `Ok` when it does its work, or waits for another of its installation to end; what is in the way, in a line each, when not.
-    ///
-    /// # Errors
-    /// When somebody has to do something about it.
     pub fn ready(&self) -> Result<String, String> {
         let tenure = self.tenure.borrow().clone();
         if tenure.leads {

@@ -19,9 +19,6 @@ const RESYNC: Duration = Duration::from_secs(600);
 pub const BEHIND: Duration = Duration::from_secs(1);
 
 /// Reconciles an object; how long until the next time when nothing happens, and none when the object goes.
-///
-/// # Errors
-/// What is worth another try.
 pub async fn reconcile<K: Reconcile>(object: &K, context: &Context, now: &Time) -> Result<Option<Duration>, Failure> {
     if object.is_expired(&context.stores, now) {
         let deleted = context.applier.delete(object, object.resource_version(), PropagationPolicy::Background);

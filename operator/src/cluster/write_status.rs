@@ -27,9 +27,6 @@ pub enum StatusWrite {
 }
 
 /// Writes `status` over that of `object`, if it says anything new.
-///
-/// # Errors
-/// What is worth another try.
 pub async fn write_status<K: Reconcile>(object: &K, status: &K::Status, context: &Context) -> Result<StatusWrite, Failure> {
     if object.status() == Some(status) {
         return Ok(StatusWrite::Done);

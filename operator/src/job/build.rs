@@ -92,7 +92,7 @@ fn batch_job(job: &Validated, number: u32, mut template: PodTemplateSpec) -> Job
             backoff_limit: Some(0),
             completions: Some(1),
             parallelism: Some(1),
-            pod_failure_policy: Some(PodFailurePolicy { rules: vec![ignore_disruptions(), ignore_resumable(), fail_by_exit_code()] }),
+            pod_failure_policy: Some(failure_policy()),
             // Never two trainers on one output folder.
             pod_replacement_policy: Some("Failed".to_owned()),
             template,
@@ -102,41 +102,26 @@ fn batch_job(job: &Validated, number: u32, mut template: PodTemplateSpec) -> Job
     }
 }
 
-/// A pod lost to its node or to preemption is replaced within the attempt and counts for nothing.
-fn ignore_disruptions() -> PodFailurePolicyRule {
-    PodFailurePolicyRule {
-        action: "Ignore".to_owned(),
-        on_pod_conditions: Some(vec![PodFailurePolicyOnPodConditionsPattern {
-            type_: "DisruptionTarget".to_owned(),
-            status: "True".to_owned(),
-        }]),
-        on_exit_codes: None,
-    }
-}
-
-/// A trainer that was told to end and wrote a checkpoint, as when a queue takes its place away, goes on with the attempt's next pod.
-fn ignore_resumable() -> PodFailurePolicyRule {
-    PodFailurePolicyRule {
-        action: "Ignore".to_owned(),
+/// What the batch Job makes of its pod's end, by the first rule that applies. How a container beside the trainer ends is no matter.
+fn failure_policy() -> PodFailurePolicy {
+    let disruption = PodFailurePolicyOnPodConditionsPattern { type_: "DisruptionTarget".to_owned(), status: "True".to_owned() };
+    let by_exit_code = |action: &str, operator: &str, code: ExitCode| PodFailurePolicyRule {
+        action: action.to_owned(),
         on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
-            operator: "In".to_owned(),
-            values: vec![ExitCode::Resume as i32],
+            operator: operator.to_owned(),
+            values: vec![code as i32],
             container_name: Some(TRAINER.to_owned()),
         }),
         on_pod_conditions: None,
-    }
-}
-
-/// Any other failure of the trainer ends the attempt; how a container beside it ends is no matter. The exit code is then in the words of the batch
-/// Job's condition, even when the pod was deleted and is gone.
-fn fail_by_exit_code() -> PodFailurePolicyRule {
-    PodFailurePolicyRule {
-        action: "FailJob".to_owned(),
-        on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
-            operator: "NotIn".to_owned(),
-            values: vec![0],
-            container_name: Some(TRAINER.to_owned()),
-        }),
-        on_pod_conditions: None,
-    }
+    };
+    let rules = vec![
+        // A pod lost to its node or to preemption is replaced within the attempt and counts for nothing.
+        PodFailurePolicyRule { action: "Ignore".to_owned(), on_pod_conditions: Some(vec![disruption]), on_exit_codes: None },
+        // A trainer that was told to end and wrote a checkpoint, as when a queue takes its place away, goes on with the attempt's next pod.
+        by_exit_code("Ignore", "In", ExitCode::Resume),
+        // Any other failure of the trainer ends the attempt. The exit code is then in the words of the batch Job's condition, even when the pod
+        // was deleted and is gone.
+        by_exit_code("FailJob", "NotIn", ExitCode::Complete),
+    ];
+    PodFailurePolicy { rules }
 }

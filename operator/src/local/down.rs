@@ -16,9 +16,6 @@ use super::{Error, step, supervisor, table};
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// Stops the supervisor and whatever it has left behind.
-///
-/// # Errors
-/// When it does not end, or the state directory cannot be written.
 pub fn down(args: &DownArgs) -> Result<(), Error> {
     let root = &args.state.state_dir;
     if !root.is_dir() {
@@ -39,9 +36,6 @@ pub fn down(args: &DownArgs) -> Result<(), Error> {
 }
 
 /// Stops the supervisor of `root`, if one runs, and ends processes that a dead one has left.
-///
-/// # Errors
-/// When it does not end, or the state directory cannot be written.
 pub fn stop(root: &Path) -> Result<(), Error> {
     if let Some(record) = supervisor::running(root) {
         println!("stopping process {}: gateways, then trainers, then pools", record.pid);

@@ -8,9 +8,6 @@ use super::args::LogsArgs;
 use super::{Error, step, supervisor};
 
 /// Prints the logs of a pod, or of all pods of an object.
-///
-/// # Errors
-/// When there are none, or one cannot be read.
 pub fn logs(args: &LogsArgs) -> Result<(), Error> {
     let folder = args.state.state_dir.join("logs");
     let mut shown: Vec<(PathBuf, u64)> = Vec::new();

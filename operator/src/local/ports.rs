@@ -24,9 +24,6 @@ impl Ports {
     }
 
     /// The local port of `pod`'s port `port`: that of the last time when it is free, else the same number for a gateway, else any.
-    ///
-    /// # Errors
-    /// When no port is free or the assignment cannot be written.
     pub fn assign(&mut self, pod: &str, port: i32) -> io::Result<u16> {
         let key = format!("{pod}:{port}");
         let before = self.assigned.get(&key).copied();

@@ -31,9 +31,6 @@ pub struct Process {
 pub struct NotYet(pub String);
 
 /// The process of `pod`'s only container.
-///
-/// # Errors
-/// When a Service it needs is not there yet.
 pub fn process(pod: &Pod, store: &Store, folders: &Folders, worker: &Path) -> Result<Process, NotYet> {
     let namespace = meta::namespace(pod);
     let spec = pod.spec.clone().unwrap_or_default();

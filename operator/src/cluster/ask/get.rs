@@ -39,9 +39,6 @@ impl Http {
     }
 
     /// What is said at `url`.
-    ///
-    /// # Errors
-    /// Anything but a short answer in time.
     pub async fn get<T: Said>(&self, url: &str) -> Result<T, Unheard> {
         let mut answer = self.0.get(url).send().await?;
         if !answer.status().is_success() {
