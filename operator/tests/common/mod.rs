@@ -4,11 +4,16 @@
 pub mod scene;
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
+use carryon_operator::admission::Admission;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize as _, Serialize};
 use serde_json::Value;
+
+/// Reading the definitions takes longer than all else.
+static ADMISSION: LazyLock<Admission> = LazyLock::new(|| Admission::new().unwrap());
 
 pub fn repository() -> PathBuf {
     PathBuf::from("..")
@@ -16,7 +21,7 @@ pub fn repository() -> PathBuf {
 
 /// The first document of a manifest, with defaults, uid and generation as an API server gives them.
 pub fn example<K: DeserializeOwned>(file: &str) -> K {
-    let value = carryon_operator::admission::Admission::new().unwrap().admit(&raw(file), None).unwrap();
+    let value = ADMISSION.admit(&raw(file), None).unwrap();
     serde_json::from_value(patched(value, &serde_json::json!({"metadata": {"namespace": "default", "uid": "u-1", "generation": 1}})))
         .unwrap()
 }

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use super::load::{Load, Outcomes, ask};
 use super::world::{HOME, World, job, short_job};
 
-const STEPS: u32 = 20;
+const STEPS: u32 = 12;
 
 /// `kubectl get KIND --watch`, and the file that it prints to.
 struct Watch {
@@ -179,8 +179,8 @@ fn killed_under_load(world: &World, space: &str, url: &str) {
     if !world.cluster.may("a pool's container killed in its node") {
         return;
     }
-    let whole = world.cluster.block_on(ask(url, 128)).unwrap();
-    let load = Load::start(&world.cluster, url, 3, 128);
+    let whole = world.cluster.block_on(ask(url, 64)).unwrap();
+    let load = Load::start(&world.cluster, url, 3, 64);
     world.wait("some answers", || load.answered() >= 3);
     let restarts = || world.pod(space, "pool").status.unwrap().container_statuses.unwrap()[0].restart_count;
     let before = restarts();
