@@ -146,12 +146,16 @@ impl World {
         pods.remove(0)
     }
 
-    /// What the operator has made, as `kubectl` names it.
+    /// What the operator has made, as `kubectl` names it; configurations without the digest of what they say, which names the namespace.
     pub fn children(&self, namespace: &str) -> BTreeSet<String> {
         let kinds = "statefulsets,deployments,jobs,services,configmaps,poddisruptionbudgets";
         let ours = format!("--selector=app.kubernetes.io/managed-by={}", names::MANAGER);
         let found = self.cluster.kubectl(&["--namespace", namespace, "get", kinds, &ours, "--output=name"]);
-        found.lines().map(str::to_owned).collect()
+        let named = |line: &str| match line.rsplit_once('-') {
+            Some((name, _digest)) if line.starts_with("configmap/") => name.to_owned(),
+            _ => line.to_owned(),
+        };
+        found.lines().map(named).collect()
     }
 
     pub fn delete_pod(&self, namespace: &str, component: &str) {
