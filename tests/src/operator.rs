@@ -68,6 +68,8 @@ struct Way {
     cut: watch::Sender<bool>,
     /// While they are held, no list of pods begins.
     lists_held: watch::Sender<bool>,
+    /// While they are held, writes but those of its Lease wait, as for a connection.
+    writes_held: watch::Sender<bool>,
     agent: HeaderValue,
 }
 
@@ -108,8 +110,9 @@ impl Operator {
         let address = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port is free");
         let agent = agent(options.candidate.unwrap_or("carryon-operator"));
         let agent = HeaderValue::from_str(&agent).expect("a name is a header");
-        let (cut, lists_held) = (watch::Sender::new(false), watch::Sender::new(false));
-        let way = Arc::new(Way { answered: AtomicUsize::new(0), last: options.last, reached: Notify::new(), cut, lists_held, agent });
+        let [cut, lists_held, writes_held] = [(); 3].map(|()| watch::Sender::new(false));
+        let (answered, reached) = (AtomicUsize::new(0), Notify::new());
+        let way = Arc::new(Way { answered, last: options.last, reached, cut, lists_held, writes_held, agent });
         let args = RunArgs {
             worker_image: options.worker_image.map_or_else(|| Settings::default().worker_image, str::to_owned),
             pod_user: PodUser::Auto,
@@ -152,9 +155,31 @@ impl Operator {
         self.way.cut.send_replace(cut);
     }
 
+    /// Stops it in its tracks, as SIGSTOP does, until the answer is dropped: its one thread does nothing else.
+    ///
+    /// # Panics
+    /// When it is being dropped.
+    pub fn freeze(&self) -> std::sync::mpsc::Sender<()> {
+        let (release, released) = std::sync::mpsc::channel();
+        self.runtime.as_ref().expect("it is there").spawn(async move {
+            let _ = released.recv();
+        });
+        release
+    }
+
     /// From now on it cannot list pods, or can again.
     pub fn hold_lists(&self, held: bool) {
         self.way.lists_held.send_replace(held);
+    }
+
+    /// From now on nothing that it writes is sent but its Lease, or what has waited is sent.
+    pub fn hold_writes(&self, held: bool) {
+        self.way.writes_held.send_replace(held);
+    }
+
+    /// Writes that wait.
+    pub fn waiting_writes(&self) -> usize {
+        self.way.writes_held.receiver_count()
     }
 
     /// Status and words of `/readyz`; none when it does not answer.
@@ -231,8 +256,12 @@ where
         if number > way.last {
             return std::future::pending().boxed();
         }
+        let mut held = (!request.uri().path().contains("/leases")).then(|| way.writes_held.subscribe());
         let answer = self.inner.call(request);
         async move {
+            if let Some(mut held) = held.take() {
+                let _ = held.wait_for(|held| !held).await;
+            }
             let answer = answer.await;
             if number == way.last {
                 way.reached.notify_one();

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 /// How long a Lease is good for after it was last seen to change.
 pub const DURATION: Duration = Duration::from_secs(15);
 /// How long its holder works on after its last renewal was sent: less, so that it has stopped before anybody takes the Lease.
-const RENEW_DEADLINE: Duration = Duration::from_secs(10);
+pub const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 
 /// One operator's view of the Leases.
 pub struct Election {

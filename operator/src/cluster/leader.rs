@@ -16,7 +16,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::args::RunArgs;
-use super::election::{DURATION, Election};
+use super::clocks::End;
+use super::election::{DURATION, Election, RENEW_DEADLINE};
 use super::failure::code;
 
 /// Name of every Lease.
@@ -35,12 +36,21 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Tenure {
     /// Whether this operator works.
     pub leads: bool,
+    /// When it stops, unless it renews the Lease before; none without a Lease.
+    pub until: Option<End>,
     /// Who holds the Lease, when it is another: the operator, and who installed it.
     pub holder: Option<(String, String)>,
     /// Namespaces in which others work, and who.
     pub left: BTreeMap<String, String>,
     /// Why it is not known how it stands, when it is not.
     pub unknown: Option<String>,
+}
+
+impl Tenure {
+    /// Whether no other operator may work at this moment, be it noticed or not.
+    pub fn may_write(&self) -> bool {
+        self.leads && !self.until.is_some_and(End::has_come)
+    }
 }
 
 /// This operator's part in the election; it ends when it is dropped.
@@ -118,11 +128,11 @@ struct Candidate {
 impl Candidate {
     async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
         loop {
-            let sent = Instant::now();
+            let (sent, end) = (Instant::now(), End::after(RENEW_DEADLINE));
             self.tenure.send_if_modified(|tenure| std::mem::replace(&mut tenure.leads, self.election.leads(sent)) != tenure.leads);
             let patience = self.election.until(sent).unwrap_or(sent + PATIENCE).min(sent + PATIENCE);
             tokio::select! {
-                answer = timeout_at(patience, self.attempt(sent)) => {
+                answer = timeout_at(patience, self.attempt(sent, end)) => {
                     self.publish(answer.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}"))));
                 }
                 _ = &mut stopped => return self.release().await,
@@ -136,8 +146,8 @@ impl Candidate {
         }
     }
 
-    /// Tries to get or keep the Lease.
-    async fn attempt(&mut self, sent: Instant) -> Result<Tenure, String> {
+    /// Tries to get or keep the Lease, until `end`.
+    async fn attempt(&mut self, sent: Instant, end: End) -> Result<Tenure, String> {
         // An answer that does not come leaves open what the Lease is.
         let before = match self.held.take() {
             Some(held) => Some(held),
@@ -159,7 +169,7 @@ impl Candidate {
         let left = self.others().await?;
         self.election.accepted(before.as_ref(), sent);
         self.held = Some(written);
-        Ok(Tenure { left, ..Tenure::default() })
+        Ok(Tenure { until: Some(end), left, ..Tenure::default() })
     }
 
     /// Who works in a namespace alone.

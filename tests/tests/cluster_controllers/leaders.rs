@@ -66,6 +66,27 @@ fn an_operator_that_hears_no_more_stops_before_the_next_one_starts_and_is_the_ne
 }
 
 #[test]
+fn an_operator_that_was_frozen_sends_nothing_that_it_was_about_to_write_once_another_works() {
+    let Some(world) = World::start() else { return };
+    let first = candidate(&world, "first");
+    world.quickstart("one");
+    world.until_served("one");
+    first.hold_writes(true);
+    world.quickstart("two");
+    world.cluster.eventually("it is about to write", async || (first.waiting_writes() > 0).then_some(()));
+    let frozen = first.freeze();
+    let _second = candidate(&world, "second");
+    world.cluster.eventually("another works", async || (writers(&world, None) == ["first", "second"]).then_some(()));
+    // What it was about to write comes before all else when it goes on.
+    first.hold_writes(false);
+    drop(frozen);
+    until_ready(&world, &first, 200, "waiting while second");
+    world.until_served("two");
+    world.quiet();
+    assert_eq!(writers(&world, None), ["first", "second"]);
+}
+
+#[test]
 fn a_lease_is_kept_while_the_caches_are_slow_to_fill() {
     let Some(world) = World::start() else { return };
     world.quickstart("slow");
