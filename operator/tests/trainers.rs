@@ -6,7 +6,7 @@ mod common;
 use carryon_crds::condition::is_true;
 use carryon_crds::condition::types::COMPLETE;
 use carryon_crds::job::AttemptResult;
-use carryon_operator::job::trainers::recorded;
+use carryon_operator::job::trainers::{outlived, recorded};
 use carryon_operator::shared::Refusal;
 use common::at;
 use common::scene::{Scene, done, named};
@@ -156,6 +156,64 @@ fn a_queue_takes_an_attempts_place_away_and_gives_it_back() {
     scene.now = 5020;
     assert_eq!(scene.reconcile(), (None, Some("quickstart-1".to_owned())));
     assert!(scene.says().starts_with("Stalled+Failed DeadlineExceeded"), "{}", scene.says());
+}
+
+#[test]
+fn a_trainers_end_counts_though_a_container_beside_it_keeps_its_pod() {
+    let cases = [
+        (0, done(), AttemptResult::Complete, 0, None),
+        (1, String::new(), AttemptResult::Failed, 1, None),
+        (75, "checkpointed".to_owned(), AttemptResult::Resumable, 0, Some("quickstart-2".to_owned())),
+        (65, "no text".to_owned(), AttemptResult::Refused, 0, None),
+    ];
+    for (code, words, result, failures, next) in cases {
+        let mut scene = Scene::running(json!({}));
+        scene.now = 50;
+        let mut pod = scene.ended(code, &words, 50);
+        pod.status.as_mut().unwrap().phase = Some("Running".to_owned());
+        scene.observed.pods = vec![pod.clone()];
+        assert_eq!(scene.reconcile(), (next, None), "exit code {code}");
+        let status = scene.job.status.as_ref().unwrap();
+        let first = &status.attempts[0];
+        assert_eq!((first.result, first.exit_code, status.failures), (Some(result), Some(code), failures));
+        assert_eq!((status.active_seconds, status.artifact.is_some()), (50, code == 0));
+        // The pod has a moment to end by itself; then its batch Job goes.
+        scene.observed.pods = vec![pod];
+        assert_eq!(let_go(&scene), 1);
+        for (now, left) in [(50, 30), (70, 10), (80, 0), (1000, 0)] {
+            let pods = &scene.observed.pods;
+            let outlived = outlived(&scene.job, pods, &at(now)).map(|(attempt, left)| (attempt.number, left)).collect::<Vec<_>>();
+            assert_eq!(outlived, [(1, left)], "exit code {code}");
+        }
+    }
+}
+
+#[test]
+fn a_trainer_whose_pod_is_being_deleted_goes_on_with_the_next_pod_though_a_container_beside_it_takes_longer() {
+    let mut scene = Scene::running(json!({}));
+    scene.now = 40;
+    let mut pod = scene.ended(75, "checkpointed", 40);
+    pod.status.as_mut().unwrap().phase = Some("Running".to_owned());
+    pod.metadata.deletion_timestamp = Some(at(160));
+    scene.observed.pods = vec![pod];
+    assert_eq!(scene.reconcile(), named("quickstart-1"));
+    assert_eq!((scene.last().result, scene.job.status.as_ref().unwrap().active_seconds), (None, 40));
+    assert_eq!(outlived(&scene.job, &scene.observed.pods, &at(1000)).count(), 0);
+}
+
+#[test]
+fn an_attempt_that_is_not_written_down_is_taken_over_before_it_is_stopped() {
+    let suspended = json!({"spec": {"suspend": true}});
+    let unavailable = json!({"spec": {"poolUnavailablePolicy": "Fail", "poolUnavailableGraceSeconds": 0}});
+    for (patch, says) in [(suspended, "Reconciling Suspending"), (unavailable, "Stalled+Failed PoolUnavailable")] {
+        let mut scene = Scene::running(json!({}));
+        scene.job = Scene::new(patch).job;
+        scene.observed.pool = None;
+        assert_eq!(scene.reconcile(), named("quickstart-1"));
+        assert_eq!((scene.last().number, scene.last().uid.as_deref()), (1, Some("uid of quickstart-1")));
+        assert_eq!(scene.reconcile(), (None, Some("quickstart-1".to_owned())));
+        assert!(scene.says().starts_with(says), "{}", scene.says());
+    }
 }
 
 #[test]

@@ -108,6 +108,16 @@ pub async fn let_go(pods: impl Iterator<Item = &Pod>, context: &Context) -> Resu
     Ok(())
 }
 
+/// Deletes the batch Job of an attempt that has ended, with the pod that something beside the trainer keeps on its node.
+pub async fn free(job: &CarryOnJob, attempt: &AttemptStatus, context: &Context) -> Result<(), Failure> {
+    let (namespace, name) = (meta::namespace(job), names::attempt(&job.name_any(), attempt.number));
+    let is_kept = |found: &Job| found.uid() == attempt.uid && found.metadata.deletion_timestamp.is_none();
+    match context.stores.attempts.get(&namespace, &name).filter(is_kept) {
+        Some(kept) => context.applier.of(job).delete(&kept).await,
+        None => Ok(()),
+    }
+}
+
 /// Writes a finished job's result into its metadata; false when that is refused: then its status has to do.
 pub async fn tell(job: &CarryOnJob, record: &Record, context: &Context) -> Result<bool, Failure> {
     let (namespace, name) = (meta::namespace(job), job.name_any());

@@ -18,7 +18,7 @@ use super::store::{Cache, Guarded, Stores};
 use crate::deployment::refers_to;
 use crate::job::plan::plan;
 use crate::job::record::Record;
-use crate::job::trainers::{is_held, is_of, lives, recorded};
+use crate::job::trainers::{is_held, is_of, lives, outlived, recorded};
 use crate::job::{self, Applied, Children, Observed};
 use crate::shared::meta::{Owner, namespace};
 use crate::shared::revision;
@@ -40,6 +40,9 @@ impl Reconcile for CarryOnJob {
     async fn stages(&self, context: &Context, now: &Time) -> Result<Reconciled<Self>, Failure> {
         let observed = observe(self, context).await?;
         attempts::let_go(recorded(self, &observed.pods, now), context).await?;
+        for (attempt, _) in outlived(self, &observed.pods, now).filter(|(_, left)| *left == 0) {
+            attempts::free(self, attempt, context).await?;
+        }
         let outcome = settle(async {
             let validated = job::validate(self, &observed, &context.settings, now)?;
             let applied = apply(self, job::build(&validated), &observed, context).await?;
@@ -129,7 +132,8 @@ fn requeue(job: &CarryOnJob, observed: &Observed, now: &Time) -> Option<Duration
     let next = job::until_next(job, &ledger, &plan, now).map(soon);
     let life = job::life_left(job, now).filter(|left| *left > 0).map(soon);
     let lacking = observed.attempt.as_ref().is_some_and(|attempt| job::lacks_pod(attempt, observed.pods_of_present().iter()));
-    [next, life, lacking.then_some(RETRY)].into_iter().flatten().min()
+    let outlived = outlived(job, &observed.pods, now).map(|(_, left)| soon(left)).min();
+    [next, life, outlived, lacking.then_some(RETRY)].into_iter().flatten().min()
 }
 
 /// The user's ConfigMap, whose keys matter only before an attempt starts.

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::Observed;
-use super::trainers::{is_final, lives, was_stopped};
+use super::trainers::{is_final, is_outlived, lives, was_stopped};
 use crate::shared::said::Said as _;
 use crate::shared::text::{WORDS, bounded};
 use crate::shared::trouble::{last_end, last_line};
@@ -32,7 +32,7 @@ pub fn end(attempt: &AttemptStatus, observed: &Observed) -> Option<End> {
     let leaves = job.is_none_or(|job| job.metadata.deletion_timestamp.is_some());
     let pods: Vec<&Pod> = observed.pods_of(attempt).collect();
     let stays = !leaves || pods.iter().any(|pod| lives(pod));
-    if stays && !job.is_some_and(has_ended) {
+    if stays && !job.is_some_and(has_ended) && !pods.iter().any(|pod| is_outlived(pod)) {
         return None;
     }
     // Of the same second, the one that the batch Job does not go on from.

@@ -3,14 +3,15 @@
 use carryon_crds::condition::{holding, is_true, types};
 use carryon_crds::job::{AttemptResult, AttemptStatus, PoolUnavailablePolicy};
 use carryon_crds::wire::ExitCode;
-use carryon_crds::{CarryOnJob, CarryOnJobSpec};
+use carryon_crds::{CarryOnJob, CarryOnJobSpec, names};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
+use kube::ResourceExt as _;
 
 use super::Observed;
 use super::attempts::{Ledger, ended, seconds};
 use super::record::Record;
-use super::trainers::{is_of, occupant};
+use super::trainers::occupant;
 use super::validate::loaded;
 use crate::shared::meta::namespace;
 
@@ -69,14 +70,29 @@ impl Plan {
 pub fn plan(job: &CarryOnJob, observed: &Observed, now: &Time) -> (Ledger, Plan) {
     let status = job.status.clone().unwrap_or_default();
     let mut ledger = Ledger::account(&status, observed, now);
-    let plan = settled(job, &ledger).unwrap_or_else(|| next(job, &ledger, observed, now));
+    if let Some(plan) = finished(job, &ledger) {
+        return (ledger, plan);
+    }
+    // It is taken over first, whatever comes then: only what is written down is waited for, counted and stopped.
+    if let Some(number) = unwritten(job, &ledger, observed) {
+        return (ledger, Plan::Keep(number));
+    }
+    let plan = given_up(job, &ledger).unwrap_or_else(|| next(job, &ledger, observed, now));
     let needs_pool = matches!(plan, Plan::Start(_) | Plan::Keep(_) | Plan::Wait { .. } | Plan::BackOff { .. });
     let plan = if needs_pool { unless_unavailable(plan, job, &mut ledger, observed, now) } else { plan };
     (ledger, plan)
 }
 
-/// The plan of a job that is finished, or has to be.
-fn settled(job: &CarryOnJob, ledger: &Ledger) -> Option<Plan> {
+/// Number of the attempt that is there and not in the ledger: left behind by a job of this name, or by an operator that ended before it could write
+/// it down.
+fn unwritten(job: &CarryOnJob, ledger: &Ledger, observed: &Observed) -> Option<u32> {
+    let next = ledger.attempts.last().map_or(0, |last| last.number) + 1;
+    let is_next = observed.attempt.as_ref().is_some_and(|attempt| attempt.name_any() == names::attempt(&job.name_any(), next));
+    is_next.then_some(next)
+}
+
+/// The plan of a job that is finished.
+fn finished(job: &CarryOnJob, ledger: &Ledger) -> Option<Plan> {
     let conditions = job.status.as_ref().map_or(&[][..], |status| &status.conditions);
     if is_true(conditions, types::COMPLETE) {
         return Some(Plan::Complete);
@@ -87,10 +103,15 @@ fn settled(job: &CarryOnJob, ledger: &Ledger) -> Option<Plan> {
     }
     let Some(last) = ledger.attempts.last() else { return Record::read(job).map(|record| record.plan()) };
     match last.result {
-        Some(AttemptResult::Complete) => return Some(Plan::Complete),
-        Some(AttemptResult::Refused) => return Some(refused(last)),
-        _ => {}
+        Some(AttemptResult::Complete) => Some(Plan::Complete),
+        Some(AttemptResult::Refused) => Some(refused(last)),
+        _ => None,
     }
+}
+
+/// The plan of a job that has come to one of its limits.
+fn given_up(job: &CarryOnJob, ledger: &Ledger) -> Option<Plan> {
+    let last = ledger.attempts.last()?;
     let CarryOnJobSpec { backoff_limit, active_deadline_seconds, .. } = job.spec;
     if i64::from(ledger.failures) > i64::from(backoff_limit) {
         let message = format!("{} attempts failed, spec.backoffLimit is {backoff_limit}; {}", ledger.failures, ended(last));
@@ -124,8 +145,7 @@ fn next(job: &CarryOnJob, ledger: &Ledger, observed: &Observed, now: &Time) -> P
 
 /// Starts attempt `number`, unless a pod of another one is still there.
 fn start(number: u32, observed: &Observed) -> Plan {
-    let present = observed.attempt.as_ref().and_then(|attempt| attempt.metadata.uid.as_ref());
-    wait(occupant(observed.pods.iter().filter(|pod| !is_of(pod, present)))).unwrap_or(Plan::Start(number))
+    wait(occupant(&observed.pods)).unwrap_or(Plan::Start(number))
 }
 
 fn wait(occupant: Option<(&'static str, String)>) -> Option<Plan> {

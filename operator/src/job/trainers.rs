@@ -16,14 +16,38 @@ use crate::shared::worker;
 /// Where the Job controller writes the UID of a pod's batch Job. It outlives the owner reference, which an orphaning deletion takes away.
 const CONTROLLER_UID: &str = "batch.kubernetes.io/controller-uid";
 
+/// How long a container beside the trainer may outlive it: those that Kubernetes ends by itself need a moment.
+const OUTLIVES_SECONDS: i64 = 30;
+
 /// Whether `pod` belongs to the batch Job with this UID.
 pub fn is_of(pod: &Pod, job: Option<&String>) -> bool {
     job.is_some_and(|uid| pod.labels().get(CONTROLLER_UID) == Some(uid) || pod.owner_references().iter().any(|owner| owner.uid == *uid))
 }
 
-/// Whether a pod may still write: it has not ended, and is not gone without a word.
+/// Whether a pod may still write: its trainer has not ended, and is not gone without a word.
 pub fn lives(pod: &Pod) -> bool {
-    !["Succeeded", "Failed"].contains(&phase(pod)) && !is_gone(pod)
+    !["Succeeded", "Failed"].contains(&phase(pod)) && !has_ended(pod) && !is_gone(pod)
+}
+
+/// Whether the trainer's container has ended. It is not started again; a container beside it may go on.
+fn has_ended(pod: &Pod) -> bool {
+    worker::status(pod).and_then(|status| status.state.as_ref()).is_some_and(|state| state.terminated.is_some())
+}
+
+/// Whether a container beside the trainer, which has ended, keeps the pod, so that its batch Job does not hear of the end. While somebody else
+/// ends the pod, as a queue does that takes its place away, it is for the batch Job to say what comes next.
+pub fn is_outlived(pod: &Pod) -> bool {
+    phase(pod) == "Running" && has_ended(pod) && pod.metadata.deletion_timestamp.is_none() && !trouble::is_disrupted(pod)
+}
+
+/// Attempts whose ends are in the stored status and whose pods are kept by a container beside the trainer, each with the seconds that it has left.
+pub fn outlived<'a>(job: &'a CarryOnJob, pods: &'a [Pod], now: &'a Time) -> impl Iterator<Item = (&'a AttemptStatus, i64)> {
+    let ended = job.status.iter().flat_map(|status| &status.attempts).filter(|attempt| attempt.result.is_some());
+    ended.filter_map(move |attempt| {
+        let pod = pods.iter().find(|pod| is_of(pod, attempt.uid.as_ref()) && is_outlived(pod))?;
+        let since = last_end(pod).and_then(|end| end.finished_at.as_ref()).map_or(OUTLIVES_SECONDS, |end| seconds(end, now));
+        Some((attempt, (OUTLIVES_SECONDS - since).max(0)))
+    })
 }
 
 /// A pod that nobody waits for: deleted before it had a node, or by force while its node does not answer.

@@ -47,6 +47,8 @@ pub enum Fate {
     Lingers,
     /// It runs, then ends with this code and these last words.
     Ends(i32, String),
+    /// The worker ends so, and the container beside it never.
+    Outlived(i32, String),
 }
 
 impl Fate {
@@ -123,7 +125,7 @@ impl Hollow {
         match &first {
             Fate::Waits(words) => drop(patch(&self.client, &pod, &waiting(words)).await),
             Fate::Crashes(code, words) => drop(patch(&self.client, &pod, &crashing(&pod, *code, words)).await),
-            Fate::Runs | Fate::Lingers | Fate::Ends(..) => {}
+            Fate::Runs | Fate::Lingers | Fate::Ends(..) | Fate::Outlived(..) => {}
         }
         if fates.wait_for(|fates| !matches!(of(fates), Fate::Waits(_) | Fate::Crashes(..))).await.is_err()
             || (first == Fate::Lingers && bind(&self.client, &pod).await.is_err())
@@ -131,9 +133,13 @@ impl Hollow {
         {
             return;
         }
-        let Ok(end) = fates.wait_for(|fates| matches!(of(fates), Fate::Ends(..))).await.map(|fates| of(&fates)) else { return };
-        let Fate::Ends(code, words) = end else { return };
-        let ended = patch(&self.client, &pod, &ended(&pod, code, &words)).await;
+        let ends = |fates: &Fates| matches!(of(fates), Fate::Ends(..) | Fate::Outlived(..));
+        let end = match fates.wait_for(ends).await.map(|fates| of(&fates)) {
+            Ok(Fate::Ends(code, words)) => ended(&pod, code, &words),
+            Ok(Fate::Outlived(code, words)) => outlived(&pod, code, &words),
+            _ => return,
+        };
+        let ended = patch(&self.client, &pod, &end).await;
         if ended.is_ok_and(|pod| pod.metadata.deletion_timestamp.is_some()) {
             let pods: Api<Pod> = Api::namespaced(self.client, &pod.namespace().unwrap_or_default());
             let _gone = pods.delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await;
@@ -227,6 +233,14 @@ pub(super) fn ended(pod: &Pod, code: i32, words: &str) -> Value {
     let state = json!({ "terminated": { "exitCode": code, "message": words, "finishedAt": "2026-01-01T00:00:10Z" } });
     json!({ "phase": if code == 0 { "Succeeded" } else { "Failed" }, "conditions": conditions,
         "containerStatuses": containers(pod, false, 0, &state) })
+}
+
+fn outlived(pod: &Pod, code: i32, words: &str) -> Value {
+    let mut status = ended(pod, code, words);
+    let runs = json!({ "ready": true, "state": { "terminated": null, "running": { "startedAt": "2026-01-01T00:00:00Z" } } });
+    json_patch::merge(&mut status["containerStatuses"][0], &runs);
+    status["phase"] = json!("Running");
+    status
 }
 
 /// The worker's container, after that of a mesh, which lives as long as the worker does.

@@ -1,6 +1,6 @@
 //! Attempts that are deleted, orphaned, swept away by a policy, taken over by a queue, or restored without a status.
 
-use carryon_crds::condition::types::{COMPLETE, FAILED, READY, STALLED};
+use carryon_crds::condition::types::{COMPLETE, FAILED, READY, STALLED, SUSPENDED};
 use carryon_crds::job::AttemptResult;
 use carryon_crds::{CarryOnJob, CarryOnJobStatus, names};
 use carryon_tests::cluster::Object;
@@ -135,6 +135,47 @@ fn an_attempt_that_has_lost_its_owner_is_taken_over() {
     world.hollow.fate("unowned", "quickstart", complete());
     world.until::<CarryOnJob>("unowned", "quickstart", COMPLETE, "True", "Complete");
     assert_eq!(world.list::<Job>("unowned").len(), 1);
+    world.no_refused_writes();
+}
+
+#[test]
+fn an_attempt_that_was_left_behind_is_stopped_with_the_suspended_job_that_takes_it_over() {
+    let Some(world) = World::start() else { return };
+    let _operator = Operator::start(&world.cluster, None);
+    train(&world, "left");
+    delete::<CarryOnJob>(&world, "left", "quickstart", PropagationPolicy::Orphan);
+    world.until_is::<Job>("left", "quickstart-1", "is an orphan", &|job| job.owner_references().is_empty());
+    world.cluster.apply("left", &example("quickstart/job.yaml").replace("spec:\n", "spec:\n  suspend: true\n"));
+    world.until::<CarryOnJob>("left", "quickstart", READY, "False", "Suspending");
+    world.hollow.fate("left", "quickstart", Fate::Ends(75, "checkpointed".to_owned()));
+    let job = world.until::<CarryOnJob>("left", "quickstart", SUSPENDED, "True", "Suspended");
+    let stopped = job.status.unwrap();
+    assert_eq!((stopped.attempts.len(), stopped.failures, stopped.attempts[0].result.is_some()), (1, 0, true));
+    world.patch::<CarryOnJob>("left", "quickstart", json!({ "spec": { "suspend": false } }));
+    world.hollow.fate("left", "quickstart", complete());
+    world.until::<CarryOnJob>("left", "quickstart", COMPLETE, "True", "Complete");
+    assert_eq!(status(&world, "left").attempt, 2);
+    world.no_refused_writes();
+}
+
+#[test]
+fn a_trainers_end_counts_though_a_container_beside_it_never_ends() {
+    let Some(world) = World::start() else { return };
+    let _operator = Operator::start(&world.cluster, None);
+    let Fate::Ends(code, words) = complete() else { unreachable!("a good end is an end") };
+    world.hollow.fate("beside", "quickstart", Fate::Outlived(code, words));
+    world.volumes("beside");
+    world.cluster.apply("beside", &example("quickstart/pool.yaml"));
+    world.cluster.apply("beside", &example("quickstart/job.yaml"));
+    world.until::<CarryOnJob>("beside", "quickstart", COMPLETE, "True", "Complete");
+    let (jobs, pods) = (world.api::<Job>("beside"), world.api::<Pod>("beside"));
+    let trainers = ListParams::default().labels("app.kubernetes.io/component=trainer");
+    world.cluster.eventually("batch Job and pod are gone", async || {
+        let empty = jobs.list(&Default::default()).await.unwrap().items.is_empty();
+        (empty && pods.list(&trainers).await.unwrap().items.is_empty()).then_some(())
+    });
+    let status = status(&world, "beside");
+    assert_eq!((status.attempt, status.failures, status.artifact.is_some()), (1, 0, true));
     world.no_refused_writes();
 }
 
