@@ -6,7 +6,6 @@ use carryon_crds::names;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::events::{Event, EventType};
 use kube::{Api, ResourceExt as _};
-use serde_json::json;
 
 use super::context::Context;
 use super::failure::{Failure, code, path};
@@ -32,8 +31,8 @@ pub async fn write_status<K: Reconcile>(object: &K, status: &K::Status, context:
         return Ok(StatusWrite::Done);
     }
     // Of this version only: a status that somebody else has changed meanwhile is seen first.
-    let version = json!({ "resourceVersion": object.resource_version() });
-    let patch = Patch::Merge(json!({ "metadata": version, "status": difference(object.status(), status) }));
+    let patch = difference(object.status(), status, object.resource_version().as_deref());
+    let patch = Patch::<()>::Json(serde_json::from_value(patch).expect("a difference is a JSON patch"));
     let api: Api<K> = Api::namespaced(context.client.clone(), &object.namespace().unwrap_or_default());
     let parameters = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
     match api.patch_status(&object.name_any(), &parameters, &patch).await {

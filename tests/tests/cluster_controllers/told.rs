@@ -1,8 +1,8 @@
 //! Rollouts that do not get on: what is said of them, who serves meanwhile, and that they go on by themselves.
 
-use carryon_crds::condition::types::{READY, STALLED};
+use carryon_crds::condition::types::{COMPLETE, READY, STALLED};
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
-use carryon_tests::cluster::hollow::Fate;
+use carryon_tests::cluster::hollow::{Fate, model};
 use carryon_tests::operator::Operator;
 use kube::api::DeleteParams;
 use serde_json::{Value, json};
@@ -99,12 +99,16 @@ fn a_new_head_that_crashes_leaves_the_old_one_serving_and_named() {
 fn what_a_newer_operator_wrote_into_a_status_stays() {
     let Some(world) = World::start() else { return };
     let _operator = Operator::start(&world.cluster, None);
-    for kind in ["basemodelpools", "carryonjobs", "carryondeployments"] {
-        let newer = json!([{ "op": "add", "path": "/spec/versions/0/schema/openAPIV3Schema/properties/status/properties/newer",
-            "value": { "type": "string" } }]);
+    for (kind, of) in
+        [("basemodelpools", ""), ("carryonjobs", ""), ("carryonjobs", "/attempts/items/properties"), ("carryondeployments", "")]
+    {
+        let path = format!("/spec/versions/0/schema/openAPIV3Schema/properties/status/properties{of}/newer");
+        let newer = json!([{ "op": "add", "path": path, "value": { "type": "string" } }]);
         world.cluster.kubectl(&["patch", "crd", &format!("{kind}.carryon.dev"), "--type=json", "-p", &newer.to_string()]);
     }
+    world.hollow.fate("newer", "quickstart", Fate::Runs);
     world.quickstart("newer");
+    world.until::<CarryOnJob>("newer", "quickstart", READY, "True", "Running");
     let objects = ["bmp/smollm2", "coj/quickstart", "cod/quickstart"];
     let newer = |object: &str| world.cluster.kubectl(&["-n", "newer", "get", object, "-o", "jsonpath={.status.newer}"]);
     for object in objects {
@@ -114,6 +118,16 @@ fn what_a_newer_operator_wrote_into_a_status_stays() {
             (newer(object) == "kept").then_some(())
         });
     }
+    let of_attempt = || world.cluster.kubectl(&["-n", "newer", "get", "coj/quickstart", "-o", "jsonpath={.status.attempts[0].newer}"]);
+    let patch = json!([{ "op": "add", "path": "/status/attempts/0/newer", "value": "kept" }]).to_string();
+    world.cluster.eventually("the definition has the field of attempts", async || {
+        world.cluster.kubectl(&["-n", "newer", "patch", "coj/quickstart", "--subresource=status", "--type=json", "-p", &patch]);
+        (of_attempt() == "kept").then_some(())
+    });
+    // The attempt's end is written beside it.
+    world.hollow.fate("newer", "quickstart", Fate::complete(&model().identity.digest()));
+    world.until::<CarryOnJob>("newer", "quickstart", COMPLETE, "True", "Complete");
+    world.hollow.fate("newer", "quickstart", Fate::Runs);
     world.until_served("newer");
     world.cluster.kubectl(&["-n", "newer", "scale", "cod/quickstart", "--replicas=2"]);
     world.until_is::<CarryOnDeployment>("newer", "quickstart", "serves twice", &|deployment| {
@@ -123,5 +137,6 @@ fn what_a_newer_operator_wrote_into_a_status_stays() {
     for object in objects {
         assert_eq!(newer(object), "kept", "{object}");
     }
+    assert_eq!(of_attempt(), "kept");
     world.no_refused_writes();
 }
