@@ -98,3 +98,56 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use carryon_crds::BaseModelPool;
+    use kube::runtime::watcher::Event;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const POOLS: usize = 100;
+
+    /// A pool for which exactly one of two conditions holds.
+    fn pool(example: &Value, number: usize, ready: bool) -> Event<Guarded<BaseModelPool>> {
+        let condition = |type_: &str, holds: bool| {
+            json!({ "type": type_, "status": if holds { "True" } else { "False" }, "reason": "Tested",
+            "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z" })
+        };
+        let mut pool = example.clone();
+        pool["metadata"] = json!({ "name": format!("pool-{number}"), "namespace": "team" });
+        pool["status"] = json!({ "conditions": [condition("Ready", ready), condition("Stalled", !ready)] });
+        Event::Apply(serde_json::from_value(pool).unwrap())
+    }
+
+    /// How many pools a scrape counts.
+    fn counted(scrape: &str) -> usize {
+        let lines = scrape.lines().filter(|line| line.starts_with("carryon_objects{") && line.contains("BaseModelPool"));
+        lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<usize>().unwrap()).sum()
+    }
+
+    #[test]
+    fn each_of_many_scrapes_at_once_counts_every_object_once_while_they_change() {
+        let (stores, queue, counters) = (Stores::default(), Queue::default(), Counters::new().unwrap());
+        let manifest = std::fs::read_to_string("../examples/quickstart/pool.yaml").unwrap();
+        let example = crate::admission::Admission::new().unwrap().admit(&serde_yaml::from_str(&manifest).unwrap(), None).unwrap();
+        let changes: Vec<_> = [true, false].iter().flat_map(|ready| (0..POOLS).map(|number| pool(&example, number, *ready))).collect();
+        changes[..POOLS].iter().for_each(|change| stores.pools.apply(change));
+        let scrape = || counted(&String::from_utf8(text(&counters, Some((&stores, &queue))).unwrap()).unwrap());
+        let scraped = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !scraped.load(Ordering::Relaxed) {
+                    changes.iter().for_each(|change| stores.pools.apply(change));
+                }
+            });
+            let scrapes: Vec<_> = (0..8).map(|_| scope.spawn(|| (0..20).map(|_| scrape()).collect::<Vec<_>>())).collect();
+            let seen: Vec<Vec<usize>> = scrapes.into_iter().map(|scrapes| scrapes.join().unwrap()).collect();
+            scraped.store(true, Ordering::Relaxed);
+            assert_eq!(seen, vec![vec![POOLS; 20]; 8]);
+        });
+    }
+}
