@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use carryon_crds::names;
 use carryon_operator::local::args::{DownArgs, StateArgs};
 use carryon_operator::local::{down, folders::Folders, kubelet::Kubelet, polls::Polls, process::Record, store::Store, workloads};
 use common::repository;
@@ -144,6 +145,31 @@ async fn a_job_ends_with_its_pod_and_keeps_its_exit_code() {
         let end = carryon_operator::shared::trouble::last_end(&pod).unwrap();
         assert_eq!((end.exit_code, end.message.as_deref()), (code, Some("bye\n")));
     }
+}
+
+#[tokio::test]
+async fn a_pod_that_was_told_to_stop_is_followed_by_another_of_the_same_job_once_its_end_is_read() {
+    let mut machine = Machine::new();
+    std::fs::create_dir_all(machine.state.path().join("volumes/data")).unwrap();
+    machine.apply(service("web"));
+    let rule = |action: &str, operator: &str, code: i32| json!({"action": action, "onExitCodes": {"operator": operator, "values": [code]}});
+    let metadata = json!({"labels": {"app": "web", "app.kubernetes.io/component": "main"}, "finalizers": [names::LAST_WORDS_FINALIZER]});
+    let spec = json!({"restartPolicy": "Never", "containers": [container("echo begun; test -e $3 && exit 0; touch $3; exit 75", 8080)],
+        "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]});
+    machine.apply(json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "told"},
+        "spec": {"podFailurePolicy": {"rules": [rule("Ignore", "In", 75), rule("FailJob", "NotIn", 0)]}, "template": {"metadata": metadata, "spec": spec}}}));
+    let pod = |machine: &Machine| machine.store.get::<Pod>("default", "told-0");
+    let end = |machine: &Machine| Some(carryon_operator::shared::trouble::last_end(&pod(machine)?)?.exit_code);
+    machine.until("the first has ended", |machine| end(machine) == Some(75)).await;
+    workloads::tick(&mut machine.store, &now()).unwrap();
+    let mut held = pod(&machine).unwrap();
+    assert_eq!(held.metadata.deletion_timestamp, None);
+    held.metadata.finalizers = None;
+    machine.store.put(&held).unwrap();
+    let conditions =
+        |machine: &Machine| machine.store.get::<Job>("default", "told").and_then(|job| job.status?.conditions).unwrap_or_default();
+    machine.until("the job has ended", |machine| !conditions(machine).is_empty()).await;
+    assert_eq!((conditions(&machine)[0].type_.as_str(), machine.log("told-0").as_str()), ("Complete", "begun\nbegun\n"));
 }
 
 #[tokio::test]

@@ -85,6 +85,8 @@ impl World<'_> {
     fn job(&mut self, mut job: CarryOnJob) -> io::Result<()> {
         let space = namespace(&job);
         let observed = self.observe_job(&job, &space);
+        let recorded = job::trainers::recorded(&job, &observed.pods, &self.now).cloned();
+        recorded.collect::<Vec<_>>().into_iter().try_for_each(|pod| self.let_go(pod))?;
         let outcome = match job::validate(&job, &observed, self.settings, &self.now) {
             Ok(validated) => self.apply_job(&space, job::build(&validated)).map(|applied| Ok((validated, applied)))?,
             Err(refusal) => Err(refusal),
@@ -114,6 +116,12 @@ impl World<'_> {
             progress,
             ..job::Observed::default()
         }
+    }
+
+    /// Lets a pod go whose end nobody has to read any more.
+    fn let_go(&mut self, mut pod: Pod) -> io::Result<()> {
+        pod.metadata.finalizers = None;
+        self.store.put(&pod)
     }
 
     fn apply_job(&mut self, space: &str, children: job::Children) -> io::Result<job::Applied> {

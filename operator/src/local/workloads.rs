@@ -5,15 +5,16 @@ use std::io;
 
 use carryon_crds::wire;
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, StatefulSet, StatefulSetStatus};
-use k8s_openapi::api::batch::v1::{Job, JobCondition, JobStatus};
+use k8s_openapi::api::batch::v1::{Job, JobCondition, JobStatus, PodFailurePolicyRule};
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 use serde_json::json;
 
 use super::store::{Object, Store};
+use crate::job::trainers::is_held;
 use crate::shared::meta::namespace;
-use crate::shared::trouble::{is_ready, phase};
+use crate::shared::trouble::{is_ready, last_end, phase};
 
 /// Label with the digest of the template a pod was made from.
 const REVISION_LABEL: &str = "controller-revision-hash";
@@ -117,17 +118,32 @@ fn job(store: &mut Store, mut job: Job, now: &Time) -> io::Result<()> {
         return Ok(());
     }
     let Some(template) = job.spec.as_ref().map(|spec| spec.template.clone()) else { return Ok(()) };
-    let finished = pods.iter().map(phase).find(|phase| ["Succeeded", "Failed"].contains(phase));
+    let finished = pods.iter().find(|pod| ["Succeeded", "Failed"].contains(&phase(pod)));
     let mut status = job.status.clone().unwrap_or_default();
     status.start_time.get_or_insert_with(|| now.clone());
     match finished {
-        Some("Succeeded") => finish(&mut status, "Complete", now),
+        Some(pod) if phase(pod) == "Succeeded" => finish(&mut status, "Complete", now),
+        // The next one has its name. It waits until somebody has read this one's end.
+        Some(pod) if is_ignored(&job, pod) => {
+            if !is_held(pod) {
+                delete(store, pod.clone(), now)?;
+            }
+        }
         Some(_) => finish(&mut status, "Failed", now),
         None if pods.is_empty() => create_pod(store, &job, &format!("{}-0", job.name_any()), &template, &revision(&template), now)?,
         None => status.active = Some(1),
     }
     job.status = Some(status);
     store.put(&job)
+}
+
+/// Whether another pod takes the place of one that has failed, by its Job's pod failure policy.
+fn is_ignored(job: &Job, pod: &Pod) -> bool {
+    let rules = job.spec.iter().filter_map(|spec| spec.pod_failure_policy.as_ref()).flat_map(|policy| &policy.rules);
+    let Some(code) = last_end(pod).map(|end| end.exit_code) else { return false };
+    let applies =
+        |rule: &&PodFailurePolicyRule| rule.on_exit_codes.as_ref().is_some_and(|on| on.values.contains(&code) == (on.operator == "In"));
+    rules.into_iter().find(applies).is_some_and(|rule| rule.action == "Ignore")
 }
 
 fn finish(status: &mut JobStatus, type_: &str, now: &Time) {
