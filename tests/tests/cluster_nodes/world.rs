@@ -12,6 +12,7 @@ use carryon_crds::job::ArtifactStatus;
 use carryon_crds::{CarryOnDeployment, CarryOnJob, names};
 use carryon_tests::cluster::{Object, TestCluster};
 use carryon_tests::{example, model, quickstart_data, repository};
+use http::Request;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
@@ -179,10 +180,16 @@ impl World {
                 && pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Running"))
         };
         let Some(pod) = self.pods(namespace, "trainer").into_iter().find(running) else { return 0 };
-        let path = format!("/api/v1/namespaces/{namespace}/pods/{}:8081/proxy/progress", pod.name_any());
+        let progress = self.raw(&format!("/api/v1/namespaces/{namespace}/pods/{}:8081/proxy/progress", pod.name_any()));
+        progress.and_then(|progress| progress["step"].as_u64()).unwrap_or(0)
+    }
+
+    /// What the API server answers, as `kubectl get --raw` shows it. No kubectl is started where one would be five times a second.
+    fn raw(&self, path: &str) -> Option<Value> {
+        let request = Request::get(path).body(Vec::new()).unwrap();
+        let client = self.cluster.client();
         // A pod of a node that has just died never answers.
-        let output = self.cluster.command("kubectl").args(["--request-timeout=5s", "get", "--raw", &path]).output().unwrap();
-        serde_json::from_slice::<Value>(&output.stdout).ok().and_then(|progress| progress["step"].as_u64()).unwrap_or(0)
+        self.cluster.block_on(async { tokio::time::timeout(Duration::from_secs(5), client.request(request)).await }).ok()?.ok()
     }
 
     pub fn until_step(&self, namespace: &str, step: u64) {
@@ -237,12 +244,18 @@ impl World {
 
     /// Condition of an object: its reason and message.
     pub fn condition(&self, namespace: &str, object: &str, type_: &str) -> (String, String) {
-        let path = format!(
-            "jsonpath={{.status.conditions[?(@.type==\"{type_}\")].reason}}|{{.status.conditions[?(@.type==\"{type_}\")].message}}"
-        );
-        let text = self.cluster.kubectl(&["--namespace", namespace, "get", object, "--output", &path]);
-        let (reason, message) = text.split_once('|').unwrap_or_default();
-        (reason.to_owned(), message.to_owned())
+        let (kind, name) = object.split_once('/').unwrap();
+        let plural = match kind {
+            "bmp" => "basemodelpools",
+            "coj" => "carryonjobs",
+            "cod" => "carryondeployments",
+            _ => panic!("no kind {kind}"),
+        };
+        let object = self.raw(&format!("/apis/carryon.dev/v1alpha1/namespaces/{namespace}/{plural}/{name}")).unwrap_or_default();
+        let conditions = object["status"]["conditions"].as_array().into_iter().flatten();
+        let condition = conditions.into_iter().find(|condition| condition["type"] == type_).cloned().unwrap_or_default();
+        let text = |member: &str| condition[member].as_str().unwrap_or_default().to_owned();
+        (text("reason"), text("message"))
     }
 
     /// Digest of the bytes of the head that the job has written.
