@@ -177,6 +177,28 @@ class Live(unittest.TestCase):
         install("one", "carry-on-system")
         install("two", "carry-on-system", "--set", "crds.enabled=false,watchNamespace=team-a")
 
+    def test_readme_lets_held_trainers_go_and_nothing_else_when_no_operator_is_left(self):
+        make_namespace("held")
+        foreign, ours, other = {"app.kubernetes.io/component": "trainer"}, "carryon.dev/last-words", "example.org/other"
+        pods = [
+            ("ended", foreign | {"app.kubernetes.io/managed-by": "carryon-operator"}, [ours]),
+            ("twice", foreign | {"app.kubernetes.io/managed-by": "carryon-operator"}, [ours, other]),
+            ("foreign", foreign, [other]),
+        ]
+        for name, labels, finalizers in pods:
+            metadata = {"name": name, "namespace": "held", "labels": labels, "finalizers": finalizers}
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [{"name": "trainer", "image": "none"}]}}
+            kubectl("create", "--filename", "-", stdin=json.dumps(pod))
+            kubectl("delete", "pod", name, "--namespace=held", "--wait=false")
+        self.assertEqual(len(kubectl("get", "pods", "--namespace=held", "--output=name").split()), 3, "one is gone already")
+        blocks = re.findall(r"```sh\n(.*?)```", (CHART / "README.md").read_text(), re.DOTALL)
+        run("bash", "-euo", "pipefail", "-c", next(block for block in blocks if "finalizers" in block), cwd=ROOT)
+        left = json.loads(kubectl("get", "pods", "--namespace=held", "--output=json"))["items"]
+        found = {pod["metadata"]["name"]: pod["metadata"]["finalizers"] for pod in left}
+        self.assertEqual(found, {"twice": [other], "foreign": [other]})
+        for name in found:
+            kubectl("patch", "pod", name, "--namespace=held", "--type=merge", "--patch", '{"metadata": {"finalizers": null}}')
+
     def test_uninstall_deletes_the_crds_when_asked_to(self):
         install("carry-on", "carry-on-system", "--set", "crds.keep=false")
         helm("uninstall", "carry-on", "--namespace", "carry-on-system", "--wait")
