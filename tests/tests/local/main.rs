@@ -17,15 +17,38 @@ fn ask_with_the_official_client(local: &Local) {
     assert!(output.status.success(), "client.py: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
 }
 
+/// The API key, which the deployment takes from a Secret.
+fn write_key(local: &Local, key: &str) {
+    let secret = format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: api}}\nstringData: {{key: {key}}}\n");
+    fs::write(local.manifests().join("secret.yaml"), secret).unwrap();
+}
+
+/// Another key in the Secret counts without a restart of the gateway.
+fn rotate_the_key(local: &Local) {
+    let gateway = local.pid(Role::Serve);
+    assert!(local.answers_to("not-needed") && local.refuses("another"));
+    write_key(local, "another");
+    local.up(&[]);
+    local.wait("an answer to the new key", || local.answers_to("another"));
+    assert!(local.refuses("not-needed"));
+    assert_eq!(local.pid(Role::Serve), gateway);
+}
+
 #[test]
 fn quick_start_survives_kill_nine_of_every_part_with_the_bits_of_an_unbroken_run() {
     let unbroken = Local::new("unbroken");
+    let deployment = unbroken.manifests().join("deployment.yaml");
+    let locked = fs::read_to_string(&deployment).unwrap() + "  api:\n    keySecretRef: {name: api, key: key}\n";
+    fs::write(&deployment, locked).unwrap();
+    // What the official client sends below.
+    write_key(&unbroken, "not-needed");
     unbroken.up(&["--until", "complete", "--timeout", "300"]);
     let metrics = unbroken.head_manifest()["metrics"].clone();
     let (base, head) = (metrics["base_eval_loss"].as_f64().unwrap(), metrics["eval_loss"].as_f64().unwrap());
     assert!(head < base - 0.1, "the head's loss {head} is not below the base's {base}");
     assert!(fs::read_to_string(unbroken.head().join("report.html")).unwrap().contains("</html>"));
     ask_with_the_official_client(&unbroken);
+    rotate_the_key(&unbroken);
     unbroken.down();
 
     let broken = Local::new("broken");

@@ -147,21 +147,32 @@ impl Local {
 
     /// Whether the gateway completes a prompt.
     pub fn answers(&self) -> bool {
+        self.answers_to("none")
+    }
+
+    /// Whether it does for a client with this API key.
+    pub fn answers_to(&self, key: &str) -> bool {
+        self.ask(key).is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    }
+
+    /// Whether it refuses one with this API key.
+    pub fn refuses(&self, key: &str) -> bool {
+        self.ask(key).is_ok_and(|answer| answer.starts_with("HTTP/1.1 401"))
+    }
+
+    fn ask(&self, key: &str) -> std::io::Result<String> {
         let url = self.url();
         let address = url.trim_start_matches("http://").trim_end_matches("/v1");
         let body = r#"{"model": "quickstart", "prompt": "One and one", "max_tokens": 2}"#;
-        let request = || -> std::io::Result<String> {
-            let mut stream = TcpStream::connect(address)?;
-            stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-            write!(
-                stream,
-                "POST /v1/completions HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-                body.len()
-            )?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).map(|_| answer)
-        };
-        request().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        write!(
+            stream,
+            "POST /v1/completions HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {key}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map(|_| answer)
     }
 
     /// Waits until `reached`, and names what did not come.
@@ -175,14 +186,18 @@ impl Local {
 
     /// SIGKILL to the process of a role.
     pub fn kill(&self, role: Role) {
+        assert!(Command::new("kill").args(["-9", &self.pid(role).to_string()]).status().unwrap().success());
+    }
+
+    /// Number of the process of a role.
+    pub fn pid(&self, role: Role) -> i64 {
         let records: Vec<Value> = serde_json::from_slice(&fs::read(self.state().join("processes.json")).unwrap()).unwrap();
         let is_role = |pid: &i64| {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             line.split(|byte| *byte == 0).nth(1) == Some(role.command().as_bytes())
         };
         let pid = records.iter().filter_map(|record| record["pid"].as_i64()).find(is_role);
-        let pid = pid.unwrap_or_else(|| panic!("no process of {role:?} runs\n{}", self.logs()));
-        assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+        pid.unwrap_or_else(|| panic!("no process of {role:?} runs\n{}", self.logs()))
     }
 
     /// The ends of all logs.
