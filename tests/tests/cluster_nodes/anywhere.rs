@@ -13,6 +13,7 @@ use super::world::{World, replaced, short_job, without_claims};
 fn any_cluster_with_the_images_trains_and_serves() {
     let Some(world) = World::anywhere() else { return };
     world.install("install", "carry-on", &[]);
+    world.test("carry-on");
     let space = &world.volumes("quickstart");
     let file = format!("path: models/{}", model().file_name().unwrap().display());
     let amiss = replaced(&without_claims(&example("quickstart/pool.yaml")), &file, "path: models/none.gguf");

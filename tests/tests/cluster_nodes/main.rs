@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod anywhere;
+mod key;
 mod load;
 mod operations;
 mod quickstart;

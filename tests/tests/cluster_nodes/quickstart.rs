@@ -13,6 +13,7 @@ use kube::ResourceExt as _;
 use serde_json::json;
 use tempfile::TempDir;
 
+use super::key::Locked;
 use super::load::{Load, Outcomes, ask};
 use super::world::{HOME, World, job, short_job};
 
@@ -221,11 +222,18 @@ fn rolled(world: &World, space: &str, url: &str) {
 fn the_quick_start_is_served_from_two_nodes_with_the_bits_of_a_local_run() {
     let Some(world) = World::start(2) else { return };
     world.install("install", "carry-on", &[]);
+    world.test("carry-on");
     let (unbroken, broken) = (world.volumes("unbroken"), world.volumes("broken"));
     let url = served(&world, &unbroken);
     metrics(&world);
     let head = world.head(&unbroken);
-    let broken_url = served_nonetheless(&world, &broken, world.children(&unbroken));
+    let children = world.children(&unbroken);
+    // A kubelet takes about a minute: that of the broken run.
+    let locked = Locked::start(&world, &unbroken);
+    let broken_url = served_nonetheless(&world, &broken, children);
+    if let Some(locked) = locked {
+        locked.until_rotated();
+    }
     assert_eq!(world.head(&broken), head, "the head of the broken run has other bits");
     killed_under_load(&world, &broken, &broken_url);
     world.cluster.kubectl(&["delete", "namespace", &broken, "--wait=false"]);

@@ -14,7 +14,7 @@ use carryon_tests::cluster::{Object, TestCluster};
 use carryon_tests::{example, model, quickstart_data, repository};
 use http::Request;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -94,6 +94,13 @@ impl World {
         assert!(output.status.success(), "helm {all:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// `helm test RELEASE`: its pod asks the operator whether it is ready.
+    pub fn test(&self, release: &str) {
+        let output = self.helm(&["test", release, "--timeout=120s"]);
+        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains("Succeeded"), "helm test {release}: {said}");
+    }
+
     /// A namespace that holds its pods to the restricted standard, with what the quick start's manifests name: claims, filled; where nobody
     /// can fill them, data in a ConfigMap and a claim for the output.
     pub fn volumes(&self, name: &str) -> String {
@@ -131,6 +138,11 @@ impl World {
     pub fn patch<K: Object>(&self, namespace: &str, name: &str, patch: Value) {
         let api = Api::<K>::namespaced(self.cluster.client(), namespace);
         self.cluster.block_on(api.patch(name, &PatchParams::default(), &Patch::Merge(patch))).unwrap();
+    }
+
+    pub fn delete<K: Object>(&self, namespace: &str, name: &str) {
+        let api = Api::<K>::namespaced(self.cluster.client(), namespace);
+        self.cluster.block_on(api.delete(name, &DeleteParams::default())).unwrap();
     }
 
     /// Pods of a component, by name.
@@ -221,24 +233,23 @@ impl World {
         self.until(&format!("an answer from {url}"), || self.cluster.block_on(ask(url, 8)))
     }
 
-    /// Waits until the deployment serves, and gives its URL: where the network is ours, the Service's own.
+    /// Waits until the quick start's deployment serves, and gives its URL.
     pub fn until_served(&self, namespace: &str) -> String {
-        self.wait(&format!("{namespace} serves"), || {
-            let deployment: CarryOnDeployment = self.get(namespace, "quickstart");
+        self.until_serves(namespace, "quickstart")
+    }
+
+    /// Waits until a deployment serves, and gives its URL: where the network is ours, the Service's own.
+    pub fn until_serves(&self, namespace: &str, name: &str) -> String {
+        self.wait(&format!("{namespace}/{name} serves"), || {
+            let deployment: CarryOnDeployment = self.get(namespace, name);
             is_true(&deployment.status.unwrap_or_default().conditions, "Ready")
         });
+        let service = names::gateway(name);
         if let Some(proxy) = &self.proxy {
-            return format!("{}/api/v1/namespaces/{namespace}/services/quickstart-gateway:http/proxy/v1", proxy.url);
+            return format!("{}/api/v1/namespaces/{namespace}/services/{service}:http/proxy/v1", proxy.url);
         }
-        let address = self.cluster.kubectl(&[
-            "--namespace",
-            namespace,
-            "get",
-            "service",
-            "quickstart-gateway",
-            "--output",
-            "jsonpath={.spec.clusterIP}",
-        ]);
+        let address =
+            self.cluster.kubectl(&["--namespace", namespace, "get", "service", &service, "--output", "jsonpath={.spec.clusterIP}"]);
         format!("http://{address}:8000/v1")
     }
 
