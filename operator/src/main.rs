@@ -23,7 +23,7 @@ enum Command {
     Crds,
     /// Look after the three kinds in a cluster.
     Run(RunArgs),
-    /// Ask a URL once; succeeds when the answer is 2xx.
+    /// Ask a URL until the answer is 2xx; fails when it is not for half a minute.
     Probe {
         /// The URL, e.g. http://carry-on.carry-on-system.svc:8080/readyz.
         url: String,

@@ -40,7 +40,7 @@ mod write_status;
 mod written;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use carryon_crds::names;
@@ -64,6 +64,9 @@ use self::synced::Synced;
 use self::written::Written;
 use crate::shared::Settings;
 use crate::shared::trouble::phase;
+
+/// How long [`probe`] asks.
+const PROBED: Duration = Duration::from_secs(30);
 
 /// Runs until SIGTERM or SIGINT.
 ///
@@ -110,17 +113,28 @@ pub async fn operate(args: RunArgs, clients: Clients, asked: impl Future<Output 
     ended
 }
 
-/// Asks `url` once, for tests of an installation in which this binary is the only program.
+/// Asks `url` until the answer is 2xx, for tests of an installation in which this binary is the only program. Nodes hear of a Service's pods a
+/// moment after these are ready.
 ///
 /// # Errors
-/// When there is no answer within ten seconds, or it is not 2xx.
+/// When it never is for half a minute: the last answer, or why there is none.
 pub fn probe(url: &str) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("failed to start a thread")?;
-    let answer = async {
-        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build()?;
-        client.get(url).send().await?.error_for_status()
-    };
-    runtime.block_on(answer).map(|answer| println!("{url}: {}", answer.status())).with_context(|| format!("failed to ask {url}"))
+    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build()?;
+    runtime.block_on(async {
+        let deadline = Instant::now() + PROBED;
+        loop {
+            let answer = async { client.get(url).send().await?.error_for_status() };
+            match answer.await {
+                Ok(answer) => {
+                    println!("{url}: {}", answer.status());
+                    return Ok(());
+                }
+                Err(error) if Instant::now() >= deadline => return Err(error).with_context(|| format!("failed to ask {url}")),
+                Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+            }
+        }
+    })
 }
 
 /// Does the operator's work without end.

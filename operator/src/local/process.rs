@@ -37,14 +37,14 @@ pub struct Record {
 }
 
 impl Record {
-    /// The record of process `pid`, when it is alive.
+    /// The record of process `pid`, be it alive or waiting to be reaped.
     pub fn of(pid: i32) -> Option<Self> {
-        Some(Self { pid, start_time: start_time(pid)? })
+        stat(pid).map(|(_, start_time)| Self { pid, start_time })
     }
 
     /// Whether the very process is alive.
     pub fn is_alive(&self) -> bool {
-        start_time(self.pid) == Some(self.start_time)
+        stat(self.pid).is_some_and(|(state, start_time)| state != 'Z' && start_time == self.start_time)
     }
 
     /// Sends a signal, if the very process is alive.
@@ -123,13 +123,13 @@ fn exit_code(status: ExitStatus) -> i32 {
     status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1)
 }
 
-/// Field 22 of `/proc/PID/stat`; none when the process is gone or only waits to be reaped.
-fn start_time(pid: i32) -> Option<u64> {
+/// State and start time of a process: fields 3 and 22 of `/proc/PID/stat`.
+fn stat(pid: i32) -> Option<(char, u64)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in brackets may hold spaces: count from its end.
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    let state = fields.next()?;
-    if state == "Z" { None } else { fields.nth(18)?.parse().ok() }
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
 }
 
 /// The records of all processes that run, on disk.
@@ -168,6 +168,17 @@ impl Register {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_has_ended_before_anybody_looked_has_a_record_and_is_not_alive() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let pid = child.id().cast_signed();
+        while stat(pid).unwrap().0 != 'Z' {
+            std::thread::yield_now();
+        }
+        assert!(!Record::of(pid).unwrap().is_alive());
+        child.wait().unwrap();
+    }
 
     #[test]
     fn a_record_of_another_start_time_is_another_process() {

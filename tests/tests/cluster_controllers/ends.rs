@@ -119,34 +119,34 @@ fn a_head_outlives_its_job_and_a_job_that_is_served_outlives_its_time() {
 
 #[test]
 fn a_head_serves_until_the_job_made_anew_under_its_name_has_written_another() {
-    let Some(world) = World::within(&["anew"]) else { return };
+    let Some(world) = World::within(&["lesson"]) else { return };
     let _operator = world.operate();
     let job = example("quickstart/job.yaml").replace("name: quickstart\n", "name: lesson\n");
     let deployment = example("quickstart/deployment.yaml").replace("jobRef:\n      name: quickstart", "jobRef:\n      name: lesson");
-    world.volumes("anew");
+    world.volumes("lesson");
     for manifest in [&example("quickstart/pool.yaml"), &job, &deployment] {
-        world.cluster.apply("anew", manifest);
+        world.cluster.apply("lesson", manifest);
     }
-    let first = world.until_served("anew").status.unwrap().stable.unwrap();
-    assert_eq!(first.job_uid, world.get::<CarryOnJob>("anew", "lesson").uid());
+    let first = world.until_served("lesson").status.unwrap().stable.unwrap();
+    assert_eq!(first.job_uid, world.get::<CarryOnJob>("lesson", "lesson").uid());
 
-    world.hollow.fate("anew", "lesson", Fate::Runs);
-    delete::<CarryOnJob>(&world, "anew", "lesson", PropagationPolicy::Background);
-    until_empty::<CarryOnJob>(&world, "anew");
-    until_empty::<Job>(&world, "anew");
-    world.cluster.apply("anew", &job);
-    let second = world.until::<CarryOnJob>("anew", "lesson", READY, "True", "Running");
-    assert_eq!(world.until_served("anew").status.unwrap().stable.unwrap(), first, "the new job has written nothing yet");
+    world.hollow.fate("lesson", "lesson", Fate::Runs);
+    delete::<CarryOnJob>(&world, "lesson", "lesson", PropagationPolicy::Background);
+    until_empty::<CarryOnJob>(&world, "lesson");
+    until_empty::<Job>(&world, "lesson");
+    world.cluster.apply("lesson", &job);
+    let second = world.until::<CarryOnJob>("lesson", "lesson", READY, "True", "Running");
+    assert_eq!(world.until_served("lesson").status.unwrap().stable.unwrap(), first, "the new job has written nothing yet");
 
     let digest = format!("sha256:{}", "5f".repeat(32));
-    world.hollow.fate("anew", "lesson", Fate::wrote(&digest, &model().identity.digest()));
-    let served = world.until_is::<CarryOnDeployment>("anew", "quickstart", "serves the second head", &|deployment| {
+    world.hollow.fate("lesson", "lesson", Fate::wrote(&digest, &model().identity.digest()));
+    let served = world.until_is::<CarryOnDeployment>("lesson", "quickstart", "serves the second head", &|deployment| {
         deployment.status.as_ref().and_then(|status| status.stable.as_ref()).is_some_and(|stable| stable.digest == digest)
     });
     let stable = served.status.unwrap().stable.unwrap();
     assert_eq!(stable.job_uid, second.uid());
     let (_, folder) = names::parse_claim_uri(&stable.uri).unwrap();
-    let gateway = serde_json::to_string(&world.get::<Deployment>("anew", "quickstart-gateway").spec).unwrap();
+    let gateway = serde_json::to_string(&world.get::<Deployment>("lesson", "quickstart-gateway").spec).unwrap();
     assert!(folder.ends_with(&names::artifact_folder(&digest)) && gateway.contains(folder), "{gateway}");
     world.no_refused_writes();
 }
