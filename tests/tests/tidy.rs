@@ -42,7 +42,7 @@ const CLUSTER: &[(&str, &[&str])] = &[
     ("store", &["lock"]),
     ("synced", &["lock"]),
     ("written", &["lock"]),
-    ("watch", &["store", "synced", "written"]),
+    ("watch", &["clients", "store", "synced", "written"]),
     ("queue", &["key", "lock"]),
     ("wake", &["key", "queue", "store", "watch"]),
     ("leader", &["args", "clocks", "election", "failure"]),

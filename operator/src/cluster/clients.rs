@@ -6,8 +6,9 @@ use kube::{Client, Config};
 
 /// Longest silence while an answer is awaited.
 const ANSWER: Duration = Duration::from_secs(30);
-/// Longest silence of a watch: the API server sends bookmarks about once a minute.
-const WATCH: Duration = Duration::from_secs(150);
+/// Seconds after which the API server is to end a watch, which is then begun again where it was. Until then it may have nothing to say: it sends
+/// no bookmark of a type in which nothing changes, where its etcd tells it of no progress.
+pub const WATCH: u32 = 120;
 /// Longest wait for a connection.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -28,6 +29,6 @@ impl Clients {
             (config.connect_timeout, config.read_timeout, config.reset_reader_on_write) = (Some(CONNECT), Some(silence), true);
             build(config)
         };
-        Ok(Self { requests: client(ANSWER)?, watches: client(WATCH)? })
+        Ok(Self { requests: client(ANSWER)?, watches: client(Duration::from_secs(WATCH.into()) + ANSWER)? })
     }
 }

@@ -17,6 +17,7 @@ use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
+use super::clients::WATCH;
 use super::store::{Cache, Guarded, Stores};
 use super::synced::Synced;
 use super::written::Written;
@@ -57,11 +58,11 @@ pub fn start(
     synced: Arc<Synced>,
     listener: Listener,
 ) -> (Arc<Stores>, JoinSet<String>) {
-    let labelled = |labels: String| Config::default().labels(&labels);
+    let any = Config::default().timeout(WATCH);
+    let labelled = |labels: String| any.clone().labels(&labels);
     let (ours, others) = (format!("{MANAGER_LABEL}={MANAGER}"), format!("{MANAGER_LABEL}!={MANAGER}"));
     let revisions = labelled(format!("{ours},{COMPONENT_LABEL}={REVISION}"));
     let (ours, others) = (labelled(ours), labelled(others));
-    let any = Config::default();
     let stores = Arc::new(Stores { nodes: namespace.is_none().then(Cache::default), ..Stores::default() });
     let seen = Seen { stores: stores.clone(), written, synced, listener };
     let mut watches = Watches { client, namespace, seen, tasks: JoinSet::new() };
@@ -160,7 +161,7 @@ impl Watches<'_> {
             return;
         }
         let api: Api<Guarded<Node>> = Api::all(self.client.clone());
-        let events = watcher(api, Config::default()).modify(|node| node.0.iter_mut().for_each(allocatable));
+        let events = watcher(api, Config::default().timeout(WATCH)).modify(|node| node.0.iter_mut().for_each(allocatable));
         let cache: CacheOf<Guarded<Node>> = |stores| stores.nodes.as_ref().expect("nodes are watched when there is a cache");
         self.add(Watch { name: "nodes".to_owned(), cache, change: |_| Change::Node }, events);
     }
