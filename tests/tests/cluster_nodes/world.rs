@@ -32,7 +32,7 @@ metadata: {name: quickstart-output}
 spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}
 ";
 /// Samples a head is evaluated on: half the time of a short run would go into all fifty.
-const EVALUATED: usize = 10;
+const EVALUATED: usize = 6;
 
 pub struct World {
     pub cluster: TestCluster,
@@ -341,12 +341,13 @@ pub fn replaced(text: &str, from: &str, to: &str) -> String {
 
 /// A job like the quick start's, soon done.
 pub fn short_job(name: &str, steps: u32) -> String {
-    let text = replaced(&job(steps), "perDeviceTrainBatchSize: 8", "perDeviceTrainBatchSize: 2");
+    let text = replaced(&job(steps), "perDeviceTrainBatchSize: 4", "perDeviceTrainBatchSize: 2");
     replaced(&text, "name: quickstart\n", &format!("name: {name}\n"))
 }
 
-/// The quick start's job with so many steps, checkpointed every fourth.
+/// The quick start's job with so many steps of half as many samples, checkpointed every fourth.
 pub fn job(steps: u32) -> String {
-    let text = replaced(&example("quickstart/job.yaml"), "numTrainEpochs: 2", &format!("maxSteps: {steps}\n    warmupSteps: 2"));
+    let text = replaced(&example("quickstart/job.yaml"), "perDeviceTrainBatchSize: 8", "perDeviceTrainBatchSize: 4");
+    let text = replaced(&text, "numTrainEpochs: 2", &format!("maxSteps: {steps}\n    warmupSteps: 2"));
     replaced(&text, "  output:", "  checkpoint:\n    saveSteps: 4\n  output:")
 }
