@@ -80,7 +80,7 @@ pub fn start(
     watches.metadata(|stores| &stores.claims, &any, |claim| Change::Claim(&claim.metadata));
     watches.metadata(|stores| &stores.data, &others, |data| Change::ConfigMap(&data.metadata));
     watches.metadata(|stores| &stores.secrets, &any, |secret| Change::Secret(&secret.metadata));
-    watches.nodes();
+    watches.nodes(&any);
     (stores, watches.tasks)
 }
 
@@ -156,12 +156,12 @@ impl Watches<'_> {
         self.add(Watch { name: format!("metadata of {}", K::plural(&())), cache, change }, events);
     }
 
-    fn nodes(&mut self) {
+    fn nodes(&mut self, config: &Config) {
         if self.seen.stores.nodes.is_none() {
             return;
         }
         let api: Api<Guarded<Node>> = Api::all(self.client.clone());
-        let events = watcher(api, Config::default().timeout(WATCH)).modify(|node| node.0.iter_mut().for_each(allocatable));
+        let events = watcher(api, config.clone()).modify(|node| node.0.iter_mut().for_each(allocatable));
         let cache: CacheOf<Guarded<Node>> = |stores| stores.nodes.as_ref().expect("nodes are watched when there is a cache");
         self.add(Watch { name: "nodes".to_owned(), cache, change: |_| Change::Node }, events);
     }

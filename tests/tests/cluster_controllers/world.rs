@@ -8,7 +8,7 @@ use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
 use carryon_tests::cluster::hollow::{CONTROLLERS, Hollow};
 use carryon_tests::cluster::{AuditEntry, Object, TestCluster};
 use carryon_tests::example;
-use carryon_tests::operator::{ACCOUNT, Operator};
+use carryon_tests::operator::{ACCOUNT, Operator, agent};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams};
@@ -120,7 +120,7 @@ impl World {
 
     /// The operator's requests that wrote or tried to, by the API server's own word. Its Lease it writes at rest too.
     pub fn written(&self) -> Vec<AuditEntry> {
-        let ours = format!("/{}", std::process::id());
+        let ours = agent("");
         let of_operator = |entry: &AuditEntry| entry.user == ACCOUNT && entry.user_agent.ends_with(&ours) && entry.resource != "leases";
         self.cluster.audit().into_iter().filter(of_operator).collect()
     }
