@@ -38,10 +38,13 @@ help: ## This list
 build: ## The two binaries, into $CARGO_TARGET_DIR/release
 	cargo build --release --locked --bins
 
-quickstart: build $(CARRYON_MODEL) $(QUICKSTART_DATA) ## Frozen base → trained head → served answer, on this machine
+# What is downloaded comes while we build.
+quickstart: ## Frozen base → trained head → served answer, on this machine
+	@$(MAKE) --no-print-directory --jobs=3 build $(CARRYON_MODEL) $(QUICKSTART_DATA)
 	@python3 examples/run.py quickstart --state-dir $(STATE) --data $(dir $(QUICKSTART_DATA))
 
-quickstart-spam: build $(CARRYON_MODEL) $(SPAM_DATA) ## A spam classifier from 200 labels
+quickstart-spam: ## A spam classifier from 200 labels
+	@$(MAKE) --no-print-directory --jobs=3 build $(CARRYON_MODEL) $(SPAM_DATA)
 	@python3 examples/run.py spam --state-dir $(STATE)-spam --data $(dir $(SPAM_DATA))
 
 lint: $(TOOLS)/cargo-deny

@@ -46,7 +46,7 @@ def write(path: pathlib.Path, rows: list[dict]) -> None:
 
 
 def main() -> None:
-    folder, train, evaluation = pathlib.Path(sys.argv[1]), int(sys.argv[2] if sys.argv[2:] else 300), int(sys.argv[3] if sys.argv[3:] else 50)
+    folder, train, evaluation = pathlib.Path(sys.argv[1]), int(sys.argv[2] if sys.argv[2:] else 200), int(sys.argv[3] if sys.argv[3:] else 40)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "train.jsonl", samples(train, 42))
     write(folder / "eval.jsonl", samples(evaluation, 4242))

@@ -65,6 +65,8 @@ use self::written::Written;
 use crate::shared::Settings;
 use crate::shared::trouble::phase;
 
+/// It waits for the API server most of the time: a thread for each core of a large node would only hold memory.
+const THREADS: usize = 2;
 /// How long [`probe`] asks.
 const PROBED: Duration = Duration::from_secs(30);
 
@@ -73,8 +75,8 @@ const PROBED: Duration = Duration::from_secs(30);
 /// # Errors
 /// A configuration that names no API server, an address that is taken, a watch that ended.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("failed to start threads")?;
-    runtime.block_on(async move {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build();
+    runtime.context("failed to start threads")?.block_on(async move {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         let config = kube::Config::infer().await.context("failed to find the API server")?;
         let clients = Clients::new(&config, Client::try_from).context("failed to make a client of the API server")?;

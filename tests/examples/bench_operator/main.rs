@@ -88,6 +88,8 @@ fn start_operator(cluster: &TestCluster) -> Process {
     let operator = Command::new(binary("carryon-operator"))
         .args(["run", "--without-lease", "--listen", LISTEN])
         .env("KUBECONFIG", &file)
+        // As in the chart.
+        .env("MALLOC_ARENA_MAX", "1")
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
