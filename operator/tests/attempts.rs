@@ -7,6 +7,7 @@ use carryon_crds::names;
 use carryon_crds::wire::Progress;
 use carryon_operator::job;
 use common::scene::{Scene, done, named, pool};
+use common::{at, with};
 use serde_json::json;
 
 #[test]
@@ -206,6 +207,17 @@ fn what_a_trainer_said_stands_until_it_says_something_else() {
     scene.reconcile();
     scene.reconcile();
     scene.observed.progress = Some(Progress { phase: "training".to_owned(), step: 3, total_steps: 9, ..Progress::default() });
+    scene.reconcile();
+    assert_eq!(scene.says(), "Ready Running: attempt 1 on BaseModelPool default/smollm2: training");
+    // A pool that hangs: its last pod is not ready any more.
+    let answers = scene.observed.pool.clone();
+    let message = "0 of 1 pods are ready; pod smollm2-pool-0 was ready and no longer answers";
+    let condition =
+        json!({"type": "Ready", "status": "False", "reason": "PodsNotAnswering", "message": message, "lastTransitionTime": at(0)});
+    scene.observed.pool = answers.as_ref().map(|pool| with(pool, json!({"status": {"readyReplicas": 0, "conditions": [condition]}})));
+    scene.reconcile();
+    assert_eq!(scene.says(), format!("Reconciling PoolNotReady: attempt 1 waits for BaseModelPool default/smollm2: {message}"));
+    scene.observed.pool = answers;
     scene.reconcile();
     assert_eq!(scene.says(), "Ready Running: attempt 1 on BaseModelPool default/smollm2: training");
     // An operator that has only started has not asked it yet.

@@ -3,14 +3,17 @@
 
 mod common;
 
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use carryon_crds::names;
+use carryon_crds::{BaseModelPool, names};
 use carryon_operator::local::args::{DownArgs, StateArgs};
-use carryon_operator::local::{down, folders::Folders, kubelet::Kubelet, polls::Polls, process::Record, store::Store, workloads};
-use common::repository;
+use carryon_operator::local::store::{Key, Store};
+use carryon_operator::local::until::{self, Verdict};
+use carryon_operator::local::{down, folders::Folders, kubelet::Kubelet, polls::Polls, process::Record, table, workloads};
+use common::{example, repository};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Pod, Secret, Service};
@@ -186,6 +189,66 @@ async fn processes_of_a_dead_operator_are_ended_and_their_job_gets_another_pod()
     assert!(!first.is_alive());
     assert_eq!(next.store.get::<Job>("default", "long").unwrap().status.unwrap().conditions, None);
     next.kubelet.kill_all();
+}
+
+#[tokio::test]
+async fn a_port_that_somebody_has_taken_meanwhile_is_given_up() {
+    let mut machine = Machine::new();
+    machine.apply(service("web"));
+    machine.apply(set("web", 1, container("echo $1; exec sleep 60", 8080)));
+    machine.until("it runs", |machine| machine.log("web-0").ends_with('\n')).await;
+    let ports = |machine: &Machine| {
+        let log = machine.log("web-0");
+        log.lines().map(|address| address.strip_prefix("127.0.0.1:").unwrap().parse().unwrap()).collect::<Vec<u16>>()
+    };
+    let taken = TcpListener::bind(("127.0.0.1", ports(&machine)[0])).unwrap();
+    let Machine { state, .. } = machine;
+    let mut next = Machine::on(state);
+    next.until("it runs again", |machine| ports(machine).len() == 2).await;
+    assert_ne!(ports(&next)[1], taken.local_addr().unwrap().port());
+    next.kubelet.kill_all();
+    // A free one is kept.
+    let Machine { state, .. } = next;
+    let mut again = Machine::on(state);
+    again.until("it runs once more", |machine| ports(machine).len() == 3).await;
+    assert_eq!(ports(&again)[2], ports(&again)[1]);
+    again.kubelet.kill_all();
+}
+
+#[test]
+fn a_damaged_object_is_named_with_its_file_and_hides_no_other() {
+    let machine = Machine::new();
+    let state = machine.state.path();
+    let mut store = Store::open(state).unwrap();
+    let pool = serde_json::to_value(example::<BaseModelPool>("quickstart/pool.yaml")).unwrap();
+    store.apply_value(pool.clone(), &now()).unwrap();
+    store.apply_value(service("web"), &now()).unwrap();
+    let mut other = pool.clone();
+    other["metadata"]["name"] = json!("other");
+    store.apply_value(other, &now()).unwrap();
+    let file = state.join("objects/BaseModelPool.default.smollm2.json");
+    let whole = std::fs::read_to_string(&file).unwrap();
+    for (damage, says) in [
+        (whole[..whole.len() / 2].to_owned(), "EOF while parsing"),
+        (String::new(), "EOF while parsing"),
+        ("[]".to_owned(), "it holds /"),
+        (whole.replace("\"replicas\": 1", "\"replicas\": \"one\""), "expected"),
+    ] {
+        std::fs::write(&file, damage).unwrap();
+        let mut store = Store::open(state).unwrap();
+        let rows = table::rows(&store);
+        assert_eq!(
+            rows.iter().map(|row| (row.key.name.as_str(), row.state.as_str())).collect::<Vec<_>>(),
+            [("other", "Not ready"), ("smollm2", "Damaged")]
+        );
+        let message = &rows[1].message;
+        assert!(message.starts_with(&format!("{} is damaged: ", file.display())) && message.contains(says), "{message}");
+        assert_eq!(store.list::<Service>().len(), 1);
+        let key = Key::of_value(&pool);
+        assert_eq!(until::complete(&store, &[key]), Verdict::Failed(message.clone()));
+        store.apply_value(pool.clone(), &now()).unwrap();
+        assert!(Store::open(state).unwrap().damaged().is_empty(), "it was applied again");
+    }
 }
 
 #[test]

@@ -33,6 +33,13 @@ fn model(weights: &str) -> ModelDescription {
     .unwrap()
 }
 
+/// A pod that runs since second 100, whose Ready condition is so since another one.
+fn since(name: &str, ready: &str, second: i64) -> Pod {
+    let container = json!({"name": "pool", "image": "", "imageID": "", "ready": ready == "True", "restartCount": 0, "state": {"running": {"startedAt": at(100)}}});
+    let condition = json!({"type": "Ready", "status": ready, "lastTransitionTime": at(second)});
+    pod(name, json!({"status": {"containerStatuses": [container], "conditions": [condition]}}))
+}
+
 /// Ready and updated pods, pods, models; what the pool says.
 type PoolCase = (&'static str, i32, Value, Vec<Pod>, Vec<(&'static str, &'static str)>, &'static str);
 
@@ -113,6 +120,22 @@ fn a_pool_says_what_its_pods_do() {
             vec![],
             vec![("a", "w"), ("b", "v")],
             "Stalled ModelsDiffer: pods a and b loaded different models: make the volume's content the same and restart them",
+        ),
+        (
+            "loading",
+            2,
+            json!({"replicas": 2, "readyReplicas": 1, "updatedReplicas": 2}),
+            vec![since("a", "True", 160), since("b", "False", 99)],
+            vec![("a", "w")],
+            "Reconciling PodsStarting: 1 of 2 pods are ready; the others load the model",
+        ),
+        (
+            "hanging",
+            2,
+            json!({"replicas": 2, "readyReplicas": 1, "updatedReplicas": 2}),
+            vec![since("a", "True", 160), since("b", "False", 200)],
+            vec![("a", "w")],
+            "Reconciling PodsNotAnswering: 1 of 2 pods are ready; pod b was ready and no longer answers: see its log; it is restarted when that lasts",
         ),
         ("none wanted", 0, json!({"replicas": 0}), vec![], vec![], "Ready ScaledToZero: spec.replicas is 0: no pod runs"),
     ];

@@ -11,6 +11,7 @@ use crate::shared::kstatus::Standing;
 use crate::shared::meta::Owner;
 use crate::shared::rollout::{Counts, DEADLINE_EXCEEDED, Obstacle, counted};
 use crate::shared::text::{WORDS, bounded};
+use crate::shared::trouble::silent;
 
 /// The status of `deployment` after `outcome`.
 pub fn status(
@@ -90,7 +91,7 @@ fn starting(ready: i32, wanted: i32, validated: &Validated, observed: &Observed)
         Some(condition) => {
             format!("BaseModelPool {}/{} is not ready: {}", validated.basis.owner.namespace, validated.pool, condition.message)
         }
-        None => "the others push the head".to_owned(),
+        None => silent(&observed.pods).unwrap_or_else(|| "the others push the head".to_owned()),
     };
     format!("{ready} of {wanted} gateways are ready; {why}")
 }

@@ -1,6 +1,6 @@
 //! A job's status: its attempts, its progress and its end, in ordered checks.
 
-use carryon_crds::condition::types::{COMPLETE, FAILED, SUSPENDED};
+use carryon_crds::condition::types::{COMPLETE, FAILED, READY, SUSPENDED};
 use carryon_crds::condition::{self, Verdict};
 use carryon_crds::job::{ArtifactStatus, ProgressStatus};
 use carryon_crds::wire::{Progress, TerminationMessage};
@@ -14,7 +14,7 @@ use super::end::manager;
 use super::plan::{Plan, plan};
 use super::record::Record;
 use super::trainers::lives;
-use super::validate::output;
+use super::validate::{loaded, output};
 use super::{Applied, Observed, Validated};
 use crate::shared::Outcome;
 use crate::shared::kstatus::Standing;
@@ -119,11 +119,28 @@ fn attempt(job: &CarryOnJob, number: u32, observed: &Observed) -> Standing {
         return starting(number);
     }
     let pool = job.spec.pools.first().map(|pool| pool.name.as_str()).unwrap_or_default();
+    if let Some(why) = unavailable(observed) {
+        let message = format!("attempt {number} waits for BaseModelPool {}/{pool}: {why}", namespace(job));
+        return Standing::in_progress("PoolNotReady", message);
+    }
     let runs = format!("attempt {number} on BaseModelPool {}/{pool}: ", namespace(job));
     // A trainer that only starts, or was not asked yet by an operator that only starts, has said nothing new.
     let said = observed.progress.as_ref().map(|progress| progress.phase.as_str());
     let before = job.status.iter().flat_map(|status| &status.conditions).find_map(|condition| condition.message.strip_prefix(&runs));
     Standing::current("Running", format!("{runs}{}", said.or(before).unwrap_or("its pod runs")))
+}
+
+/// Why the pool answers nobody, when the trainer needs it.
+fn unavailable(observed: &Observed) -> Option<String> {
+    let phase = observed.progress.as_ref().map(|progress| progress.phase.as_str());
+    // In these it asks the pool for nothing.
+    if phase.is_some_and(|phase| ["waiting", "encoding", "writing", "done"].contains(&phase)) {
+        return None;
+    }
+    let Some(pool) = &observed.pool else { return Some("it is not there".to_owned()) };
+    let conditions = pool.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    let says = || condition::find(conditions, READY).map(|ready| ready.message.clone());
+    loaded(pool).is_none().then(|| says().unwrap_or_else(|| "it is not ready".to_owned()))
 }
 
 fn artifact(job: &CarryOnJob, words: &TerminationMessage) -> Option<ArtifactStatus> {

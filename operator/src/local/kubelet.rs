@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStateRunning, ContainerStateTerminated, Pod};
+use k8s_openapi::api::core::v1::{ContainerPort, ContainerState, ContainerStateRunning, ContainerStateTerminated, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 
@@ -68,6 +68,8 @@ impl Kubelet {
                 store.remove::<Pod>(&namespace, &name)?;
             } else if !runs_once(&pod) {
                 pod.status = None;
+                // Somebody else may have them by now.
+                ports_of(&mut pod).for_each(|port| port.host_port = None);
                 store.put(&pod)?;
             } else {
                 slots.insert(Key::of::<Pod>(&namespace, &name), Slot { container: pod_status::read(&pod), ..Slot::default() });
@@ -126,8 +128,7 @@ impl Kubelet {
 
     fn give_ports(&mut self, pod: &mut Pod, store: &mut Store) -> io::Result<()> {
         let key = Key::of::<Pod>(&meta::namespace(pod), &pod.name_any());
-        let ports = pod.spec.iter_mut().flat_map(|spec| &mut spec.containers).flat_map(|container| container.ports.iter_mut().flatten());
-        for port in ports.filter(|port| port.host_port.is_none()) {
+        for port in ports_of(pod).filter(|port| port.host_port.is_none()) {
             port.host_port = Some(i32::from(self.ports.assign(&key.to_string(), port.container_port)?));
             port.host_ip = Some("127.0.0.1".to_owned());
         }
@@ -223,6 +224,10 @@ fn ended(slot: &mut Slot, pod: &Pod, exit_code: i32, message: Option<String>, no
     slot.not_before = Some(Instant::now() + back_off(slot.streak));
     slot.streak += 1;
     slot.container.state = pod_status::waiting("CrashLoopBackOff", None);
+}
+
+fn ports_of(pod: &mut Pod) -> impl Iterator<Item = &mut ContainerPort> {
+    pod.spec.iter_mut().flat_map(|spec| &mut spec.containers).flat_map(|container| container.ports.iter_mut().flatten())
 }
 
 /// None for the first restart in a row, then doubled each time.

@@ -6,6 +6,11 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
+use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{Resource, ResourceExt as _};
 use serde::Serialize;
@@ -48,6 +53,12 @@ impl Key {
     fn file(&self) -> String {
         format!("{}.{}.{}.json", self.kind, self.namespace, self.name)
     }
+
+    /// What is kept in a file of this name; only names hold dots.
+    fn of_file(path: &Path) -> Option<Self> {
+        let mut parts = path.file_stem()?.to_str()?.splitn(3, '.').map(str::to_owned);
+        Some(Self { kind: parts.next()?, namespace: parts.next()?, name: parts.next()? })
+    }
 }
 
 impl std::fmt::Display for Key {
@@ -65,18 +76,32 @@ pub fn scoped(namespace: &str, name: &str) -> String {
 pub struct Store {
     folder: PathBuf,
     objects: BTreeMap<Key, Value>,
+    damaged: BTreeMap<Key, String>,
 }
 
 impl Store {
-    /// Reads the objects below `state_dir`.
+    /// Reads the objects below `state_dir`. One that is damaged is set apart; the others go on.
     ///
     /// # Errors
-    /// When a file cannot be read or is no JSON; the error names it.
+    /// When the folder cannot be made or read.
     pub fn open(state_dir: &Path) -> io::Result<Self> {
         let folder = state_dir.join("objects");
         fs::create_dir_all(&folder)?;
-        let objects = read_folder(&folder)?.into_iter().map(|(_, value)| (Key::of_value(&value), value)).collect();
-        Ok(Self { folder, objects })
+        let mut store = Self { folder, objects: BTreeMap::new(), damaged: BTreeMap::new() };
+        for (path, read) in read_folder(&store.folder)? {
+            let Some(key) = Key::of_file(&path) else { continue };
+            match read.and_then(|value| whole(&key, value)) {
+                Ok(value) => drop(store.objects.insert(key, value)),
+                Err(problem) => drop(store.damaged.insert(key, format!("{} is damaged: {problem}", path.display()))),
+            }
+        }
+        Ok(store)
+    }
+
+    /// What is wrong with stored objects that cannot be read. What is made from another object is made anew; what a user has applied, when it
+    /// is applied again.
+    pub fn damaged(&self) -> &BTreeMap<Key, String> {
+        &self.damaged
     }
 
     /// The object, when it exists.
@@ -153,10 +178,26 @@ impl Store {
         let key = Key::of_value(&value);
         if self.objects.get(&key) != Some(&value) {
             write_json(&self.folder.join(key.file()), &value)?;
+            self.damaged.remove(&key);
             self.objects.insert(key, value);
         }
         Ok(())
     }
+}
+
+/// The value, when it is the object that the file's name says, and can be decoded.
+fn whole(key: &Key, value: Value) -> Result<Value, String> {
+    fn check<K: Object>(value: &Value) -> Result<(), String> {
+        let is_other = value["kind"] != *K::kind(&());
+        if is_other { Ok(()) } else { K::deserialize(value).map(drop).map_err(|error| error.to_string()) }
+    }
+    if Key::of_value(&value) != *key {
+        return Err(format!("it holds {}", Key::of_value(&value)));
+    }
+    let workloads = [check::<StatefulSet>, check::<Deployment>, check::<Job>, check::<Pod>, check::<Service>, check::<PodDisruptionBudget>];
+    let others = [check::<ConfigMap>, check::<Secret>, check::<PersistentVolumeClaim>];
+    let ours = [check::<BaseModelPool>, check::<CarryOnJob>, check::<CarryOnDeployment>];
+    workloads.iter().chain(&others).chain(&ours).try_for_each(|check| check(&value)).map(|()| value)
 }
 
 fn decode<K: Object>(value: &Value) -> Option<K> {
@@ -171,21 +212,25 @@ fn uid(key: &Key, now: &Time) -> String {
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..32])
 }
 
-/// The JSON files of a folder with their paths, by name.
+/// The JSON files of a folder, by name, with their paths: what each holds, or why it cannot be read.
 ///
 /// # Errors
-/// When a file cannot be read or is no JSON; the error names it.
-pub fn read_folder(folder: &Path) -> io::Result<Vec<(PathBuf, Value)>> {
+/// When the folder itself cannot be read.
+pub fn read_folder(folder: &Path) -> io::Result<Vec<(PathBuf, Result<Value, String>)>> {
     let mut paths: Vec<PathBuf> = fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
     paths.sort();
-    let read = |path: PathBuf| {
-        let named = |error: &dyn std::fmt::Display| io::Error::other(format!("{}: {error}", path.display()));
-        let bytes = fs::read(&path).map_err(|error| named(&error))?;
-        let value = serde_json::from_slice(&bytes).map_err(|error| named(&error))?;
-        Ok((path, value))
+    let read = |path: &Path| {
+        let bytes = fs::read(path).map_err(|error| error.to_string())?;
+        serde_json::from_slice(&bytes).map_err(|error| error.to_string())
     };
-    paths.into_iter().map(read).collect()
+    Ok(paths
+        .into_iter()
+        .map(|path| {
+            let read = read(&path);
+            (path, read)
+        })
+        .collect())
 }
 
 /// Writes JSON for the owner's eyes only (Secrets are among the objects): a temporary file, synced and renamed.

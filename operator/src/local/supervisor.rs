@@ -98,7 +98,10 @@ impl Supervisor {
     /// Applies what `local up` has left in `incoming/`; it was admitted there.
     fn take_in(&mut self, now: &Time) -> io::Result<()> {
         for (path, value) in read_folder(&self.folders.root.join("incoming"))? {
-            self.store.apply_value(value, now)?;
+            match value {
+                Ok(value) => self.store.apply_value(value, now)?,
+                Err(problem) => tracing::error!("{} is damaged and was not applied: {problem}", path.display()),
+            }
             fs::remove_file(path)?;
         }
         self.folders.bind_claims(&mut self.store, now)?;

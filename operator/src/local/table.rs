@@ -18,7 +18,7 @@ const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
 pub struct Row {
     /// The object.
     pub key: Key,
-    /// `Ready`, `Complete`, `Failed`, `Suspended` or `Not ready`.
+    /// `Ready`, `Complete`, `Failed`, `Suspended`, `Not ready` or `Damaged`.
     pub state: String,
     /// Message of its Ready condition.
     pub message: String,
@@ -26,9 +26,16 @@ pub struct Row {
     pub detail: String,
 }
 
-/// The rows of all objects of the three kinds.
+/// The rows of all objects of the three kinds, and of those of any kind that cannot be read.
 pub fn rows(store: &Store) -> Vec<Row> {
-    ["BaseModelPool", "CarryOnJob", "CarryOnDeployment"].into_iter().flat_map(|kind| store.values(kind)).map(row).collect()
+    let kinds = ["BaseModelPool", "CarryOnJob", "CarryOnDeployment"];
+    let damaged = store.damaged().iter().map(|(key, problem)| Row {
+        key: key.clone(),
+        state: "Damaged".to_owned(),
+        message: problem.clone(),
+        detail: if kinds.contains(&key.kind.as_str()) { "apply it again".to_owned() } else { String::new() },
+    });
+    kinds.into_iter().flat_map(|kind| store.values(kind)).map(row).chain(damaged).collect()
 }
 
 fn row(value: &Value) -> Row {

@@ -26,6 +26,9 @@ pub fn complete(store: &Store, keys: &[Key]) -> Verdict {
             "BaseModelPool" | "CarryOnDeployment" => types::READY,
             _ => continue,
         };
+        if let Some(problem) = store.damaged().get(key) {
+            return Verdict::Failed(problem.clone());
+        }
         let value = store.value(key).unwrap_or(&Value::Null);
         let conditions: Vec<Condition> = serde_json::from_value(value["status"]["conditions"].clone()).unwrap_or_default();
         let message = |type_: &str| find(&conditions, type_).map(|condition| condition.message.clone());

@@ -16,7 +16,7 @@ use crate::shared::meta::Owner;
 use crate::shared::pods::PROGRESS_DEADLINE_SECONDS;
 use crate::shared::rollout::{Counts, Obstacle, counted};
 use crate::shared::text::bounded;
-use crate::shared::trouble::is_ready;
+use crate::shared::trouble::{is_ready, silent};
 
 /// Reason of a pool whose pods loaded different models.
 const MODELS_DIFFER: &str = "ModelsDiffer";
@@ -100,9 +100,10 @@ fn standing(
         refused: observed.refused.as_deref().filter(|_| counts.lacks_pods()),
         overdue: late.map(|since| format!("none has become ready since {:.0}", since.0)),
     };
-    obstacle.standing().unwrap_or_else(|| match ready < wanted {
-        true => Standing::in_progress("PodsStarting", format!("{ready} of {wanted} pods are ready; the others load the model")),
-        false => Standing::in_progress("PodsRolling", format!("{updated} of {wanted} pods run the present configuration")),
+    obstacle.standing().unwrap_or_else(|| match (ready < wanted, silent(&observed.pods)) {
+        (true, Some(silent)) => Standing::in_progress("PodsNotAnswering", format!("{ready} of {wanted} pods are ready; {silent}")),
+        (true, None) => Standing::in_progress("PodsStarting", format!("{ready} of {wanted} pods are ready; the others load the model")),
+        (false, _) => Standing::in_progress("PodsRolling", format!("{updated} of {wanted} pods run the present configuration")),
     })
 }
 

@@ -135,6 +135,17 @@ pub fn lost(pod: &Pod) -> Option<Trouble> {
     Some(Trouble { reason: "NodeLost", message, permanent: false })
 }
 
+/// Names a pod that was ready since its container started and is not any more: it hangs, or is too busy to say that it does not.
+pub fn silent(pods: &[Pod]) -> Option<String> {
+    let was_ready = |pod: &&Pod| {
+        let lost = condition(pod, "Ready").filter(|condition| condition.status == "False")?.last_transition_time.as_ref()?;
+        let started = worker::status(pod)?.state.as_ref()?.running.as_ref()?.started_at.as_ref()?;
+        (pod.metadata.deletion_timestamp.is_none() && lost.0 > started.0).then_some(())
+    };
+    let name = pods.iter().filter(|pod| was_ready(pod).is_some()).map(|pod| pod.name_any()).min()?;
+    Some(format!("pod {name} was ready and no longer answers: see its log; it is restarted when that lasts"))
+}
+
 /// Whether the pod was lost to its node, to preemption or to an eviction.
 pub fn is_disrupted(pod: &Pod) -> bool {
     condition(pod, "DisruptionTarget").is_some_and(|condition| condition.status == "True")
