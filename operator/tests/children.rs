@@ -76,6 +76,20 @@ fn children_of_a_job() {
 }
 
 #[test]
+fn what_a_job_says_of_its_data_reaches_its_trainer() {
+    let claims = vec![claim("quickstart-data"), claim("quickstart-output")];
+    let observed = job::Observed { pool: Some(loaded_pool()), claims, ..job::Observed::default() };
+    let patch = json!({"spec": {"data": {"targets": "LastAssistant", "addEosToken": true, "splitSpecialTokens": false}}});
+    let job = serde_json::from_value(patched(value(&example::<CarryOnJob>("quickstart/job.yaml")), &patch)).unwrap();
+    let config_map = job::build(&job::validate(&job, &observed, &settings(), &at(0)).unwrap()).config_map.unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config_map.data.unwrap()["config.json"]).unwrap();
+    assert_eq!(
+        (&config["targets"], &config["addEosToken"], &config["splitSpecialTokens"]),
+        (&json!("LastAssistant"), &json!(true), &json!(false))
+    );
+}
+
+#[test]
 fn children_of_a_deployment() {
     let artifact = json!({"uri": "pvc://quickstart-output/quickstart/heads/sha256-h", "digest": "sha256:h", "baseModelDigest": "sha256:i"});
     let complete = json!({"type": "Complete", "status": "True", "reason": "Complete", "message": "", "lastTransitionTime": at(0)});

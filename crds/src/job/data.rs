@@ -24,6 +24,25 @@ pub struct Data {
     /// What happens to a longer one.
     #[serde(default)]
     pub overlong: Overlong,
+    /// Which turns of a chat are learned; a turn with `weight` 0 never is.
+    #[serde(default)]
+    pub targets: Targets,
+    /// Put the model's end-of-sequence token behind each `text`, where there is none.
+    #[serde(default)]
+    pub add_eos_token: bool,
+    /// Read special tokens in the contents of a chat (`<|im_end|>`) as text, in training as in serving. Where false, a content can end its turn and begin others.
+    #[serde(default = "yes")]
+    pub split_special_tokens: bool,
+}
+
+/// Which turns of a chat are learned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Targets {
+    /// Every turn of the assistant, each with its end token.
+    #[default]
+    AllAssistant,
+    /// The last turn alone.
+    LastAssistant,
 }
 
 /// What a line holds.
@@ -32,11 +51,11 @@ pub enum DataFormat {
     /// Recognised by the fields of the first line.
     #[default]
     Auto,
-    /// `messages`: OpenAI chat messages; loss on the last assistant message.
+    /// `messages`: OpenAI chat messages, with `tools` and `weight`; loss on the assistant's.
     Chat,
     /// `prompt` and `completion`, put into the model's chat template.
     PromptCompletion,
-    /// `text`: loss on all of it.
+    /// `text`: loss on all of it. It has no end token unless `addEosToken` is set.
     Text,
     /// `text` and `label`, for task Classification.
     TextLabel,
@@ -73,4 +92,8 @@ pub enum Overlong {
 
 fn max_length() -> u32 {
     1024
+}
+
+fn yes() -> bool {
+    true
 }

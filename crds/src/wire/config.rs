@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::common::Taps;
-use crate::job::{Checkpoint, DataFormat, Evaluation, HeadSpec, Overlong, Split, Task, Training};
+use crate::job::{Checkpoint, DataFormat, Evaluation, HeadSpec, Overlong, Split, Targets, Task, Training};
 use crate::pool::{Dtype, Engine};
 
 /// `carryon-worker base --config FILE --model PATH --listen ADDRESS`.
@@ -43,6 +43,15 @@ pub struct TrainConfig {
     pub max_length: u32,
     /// What happens to a longer one.
     pub overlong: Overlong,
+    /// Which turns of a chat are learned. It and the next two are left out where they are the defaults, as runs from before they were there have it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub targets: Targets,
+    /// Whether a plain text gets an end token.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub add_eos_token: bool,
+    /// Whether control tokens in the contents of a chat are text like any other.
+    #[serde(default = "super::yes", skip_serializing_if = "super::is_yes")]
+    pub split_special_tokens: bool,
     /// How to train.
     pub training: Training,
     /// When to evaluate.
@@ -59,4 +68,8 @@ pub struct ServeConfig {
     pub served_model_name: String,
     /// Digest the artifact must have.
     pub digest: String,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }

@@ -63,6 +63,9 @@ pub struct HeadShape {
     /// Tokens a classifier was shown of a longer text: it is cut there before it is classified, as it was in training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_length: Option<u32>,
+    /// Whether control tokens in the contents of a chat are text like any other, as they were in training.
+    #[serde(default = "super::yes", skip_serializing_if = "super::is_yes")]
+    pub split_special_tokens: bool,
 }
 
 /// 8w/3 rounded up to a multiple of 16.

@@ -33,6 +33,9 @@ pub struct ModelDescription {
     pub eos_token: Option<String>,
     /// Jinja chat template.
     pub chat_template: Option<String>,
+    /// The one for conversations with tools, where the checkpoint has another for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_use_template: Option<String>,
     /// Bounds of one request.
     pub limits: Limits,
 }
@@ -44,7 +47,7 @@ pub struct Identity {
     pub weights: String,
     /// Digest of tokenizer.json as the pool hands it out.
     pub tokenizer: String,
-    /// Digest of the chat template, empty when there is none.
+    /// Digest of the chat template (and, behind a line feed, of the one for tools), empty when there is none.
     pub chat_template: String,
     /// Where `final` is read: always `final_norm` today.
     pub norm_point: String,

@@ -64,6 +64,7 @@ impl Said for ModelDescription {
             bos_token: None,
             eos_token: None,
             chat_template: None,
+            tool_use_template: None,
             ..self
         }
     }

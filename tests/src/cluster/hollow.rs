@@ -184,6 +184,7 @@ pub fn model() -> ModelDescription {
         bos_token: None,
         eos_token: None,
         chat_template: None,
+        tool_use_template: None,
         limits: Limits { max_model_len: 2048, max_sequences: 16, max_request_tokens: 8192, max_body_bytes: 1 << 20 },
     }
 }

@@ -31,6 +31,14 @@ pub enum BaseError {
         /// Why.
         source: TextError,
     },
+    /// The checkpoint's chat template cannot be used.
+    #[error("failed to load the chat template of {path:?}: {source}")]
+    Template {
+        /// GGUF file or folder.
+        path: PathBuf,
+        /// Why.
+        source: TextError,
+    },
     /// A file beside the weights cannot be read.
     #[error("failed to read {path:?}: {reason}")]
     File {
@@ -59,7 +67,9 @@ impl BaseError {
     /// The exit code of this failure.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Configuration { .. } | Self::Model(ModelError::Unsupported { .. }) | Self::Tokenizer { .. } => ExitCode::Configuration,
+            Self::Configuration { .. } | Self::Model(ModelError::Unsupported { .. }) | Self::Tokenizer { .. } | Self::Template { .. } => {
+                ExitCode::Configuration
+            }
             Self::Model(ModelError::Invalid { .. }) => ExitCode::Data,
             Self::Model(ModelError::Read { .. }) | Self::File { .. } | Self::Listen { .. } | Self::Serve(_) | Self::Device => {
                 ExitCode::Retryable

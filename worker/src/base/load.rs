@@ -11,7 +11,7 @@ use super::error::BaseError;
 use crate::kernel::Threads;
 use crate::model::Model;
 use crate::model::gguf::{Gguf, Value};
-use crate::text::{Tokenizer, Vocabulary};
+use crate::text::{ChatTemplate, TextError, Tokenizer, Vocabulary};
 
 /// Sequences of one request at most.
 const MAX_SEQUENCES: u32 = 1024;
@@ -36,20 +36,36 @@ pub struct Loaded {
 struct Words {
     tokenizer: Tokenizer,
     chat_template: Option<String>,
+    tool_use_template: Option<String>,
     bos_token: Option<String>,
     eos_token: Option<String>,
     eos_token_ids: Vec<u32>,
 }
 
+impl Words {
+    /// Whether the templates can be used is found out before a trainer or gateway has to.
+    fn compile(&self) -> Result<(), TextError> {
+        let Some(template) = &self.chat_template else { return Ok(()) };
+        let compiled = ChatTemplate::new(template, self.bos_token.as_deref(), self.eos_token.as_deref())?;
+        compiled.with_tool_use(self.tool_use_template.as_deref()).map(drop)
+    }
+
+    fn template_digest(&self) -> String {
+        let templates = [&self.chat_template, &self.tool_use_template].into_iter().flatten().map(String::as_str).collect::<Vec<_>>();
+        if templates.is_empty() { String::new() } else { digest(templates.join("\n").as_bytes()) }
+    }
+}
+
 /// Loads the checkpoint at `path`.
 pub fn load(path: &Path, config: &BaseConfig, instance: &str, threads: Arc<Threads>) -> Result<Loaded, BaseError> {
     let words = if path.is_dir() { words_of_folder(path)? } else { words_of_gguf(path)? };
+    words.compile().map_err(|source| BaseError::Template { path: path.to_owned(), source })?;
     let model = Model::load(path, config.dtype, threads)?;
     let tokenizer = words.tokenizer.to_json().map_err(|source| BaseError::Tokenizer { path: path.to_owned(), source })?;
     let identity = Identity {
         weights: model.weights_digest().to_owned(),
         tokenizer: digest(&tokenizer),
-        chat_template: words.chat_template.as_ref().map(|template| digest(template.as_bytes())).unwrap_or_default(),
+        chat_template: words.template_digest(),
         norm_point: "final_norm".to_owned(),
     };
     let description = ModelDescription {
@@ -66,6 +82,7 @@ pub fn load(path: &Path, config: &BaseConfig, instance: &str, threads: Arc<Threa
         bos_token: words.bos_token,
         eos_token: words.eos_token,
         chat_template: words.chat_template,
+        tool_use_template: words.tool_use_template,
         limits: limits(config, &model),
     };
     Ok(Loaded { model: Arc::new(model), tokenizer, description })
@@ -87,7 +104,7 @@ fn limits(config: &BaseConfig, model: &Model) -> Limits {
 
 fn words_of_gguf(path: &Path) -> Result<Words, BaseError> {
     let gguf = Gguf::open(path)?;
-    let wrong = |reason: String| BaseError::Tokenizer { path: path.to_owned(), source: crate::text::TextError::Vocabulary(reason) };
+    let wrong = |reason: String| BaseError::Tokenizer { path: path.to_owned(), source: TextError::Vocabulary(reason) };
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     let strings = |name: &str| match gguf.metadata.get(&key(name)) {
         Some(Value::Strings(values)) => Ok(values.clone()),
@@ -123,6 +140,7 @@ fn words_of_gguf(path: &Path) -> Result<Words, BaseError> {
         eos_token: text(vocabulary.eos),
         eos_token_ids,
         chat_template: vocabulary.chat_template,
+        tool_use_template: gguf.text("tokenizer.chat_template.tool_use")?.map(str::to_owned),
         tokenizer,
     })
 }
@@ -136,11 +154,7 @@ fn words_of_folder(folder: &Path) -> Result<Words, BaseError> {
         let value = settings.get(name)?;
         value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
     };
-    let template_file = folder.join("chat_template.jinja");
-    let chat_template = match read(&template_file)? {
-        Some(bytes) => Some(String::from_utf8(bytes).map_err(|error| BaseError::File { path: template_file, reason: error.to_string() })?),
-        None => settings.get("chat_template").and_then(Json::as_str).map(str::to_owned),
-    };
+    let (chat_template, tool_use_template) = templates_of_folder(folder, &settings)?;
     let eos_token = token("eos_token");
     let mut eos_token_ids = Vec::new();
     for file in ["generation_config.json", "config.json"] {
@@ -149,7 +163,26 @@ fn words_of_folder(folder: &Path) -> Result<Words, BaseError> {
     eos_token_ids.extend(eos_token.as_deref().and_then(|token| tokenizer.token_id(token)));
     eos_token_ids.sort_unstable();
     eos_token_ids.dedup();
-    Ok(Words { tokenizer, chat_template, bos_token: token("bos_token"), eos_token, eos_token_ids })
+    Ok(Words { tokenizer, chat_template, tool_use_template, bos_token: token("bos_token"), eos_token, eos_token_ids })
+}
+
+/// The chat template, and the one for conversations with tools, wherever transformers has written them: in files of their own, or in the
+/// tokenizer's settings, as one text or as a list of named ones.
+fn templates_of_folder(folder: &Path, settings: &Json) -> Result<(Option<String>, Option<String>), BaseError> {
+    let file = |path: PathBuf| match read(&path)? {
+        Some(bytes) => String::from_utf8(bytes).map(Some).map_err(|error| BaseError::File { path, reason: error.to_string() }),
+        None => Ok(None),
+    };
+    let written = json(folder.join("chat_template.json"))?;
+    let setting = written.get("chat_template").or_else(|| settings.get("chat_template"));
+    let named = |name: &str| {
+        let mut list = setting.and_then(Json::as_array).into_iter().flatten();
+        list.find(|template| template["name"] == name).and_then(|template| template["template"].as_str()).map(str::to_owned)
+    };
+    let one = setting.and_then(Json::as_str).map(str::to_owned);
+    let chat_template = file(folder.join("chat_template.jinja"))?.or(one).or_else(|| named("default"));
+    let tool_use_template = file(folder.join("additional_chat_templates/tool_use.jinja"))?.or_else(|| named("tool_use"));
+    Ok((chat_template, tool_use_template))
 }
 
 /// One number, or a list of them.

@@ -178,6 +178,7 @@ mod tests {
             alpha: 1.0,
             window: 64,
             max_length: None,
+            split_special_tokens: true,
             rope_theta: 1e4,
             norm_epsilon: 1e-5,
             labels: vec![],

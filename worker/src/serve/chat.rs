@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::answer::{Piece, Token};
 use super::error::ApiError;
@@ -11,7 +11,7 @@ use super::parameters::Parameters;
 use super::request::{Common, Names};
 use super::respond::{Completion, Shape, short};
 use crate::exchange::wire::{MAX_LOGPROBS, TokenLogprob};
-use crate::text::{Message, Tokenizer};
+use crate::text::{self, ChatTemplate, Conversation, Ending, Tokenizer};
 
 /// Most turns of a chat.
 const MAX_MESSAGES: usize = 4096;
@@ -20,7 +20,15 @@ const MAX_MESSAGES: usize = 4096;
 pub(super) fn parse(body: &[u8], gateway: &Gateway, names: &Names) -> Result<Completion<Chat>, ApiError> {
     let mut parameters = Parameters::parse(body)?;
     let common = Common::take(&mut parameters, names, &gateway.artifact.digest)?;
-    let messages = messages(parameters.take("messages"))?;
+    let without = || ApiError::request("The base model has no chat template: use /v1/completions.");
+    let template = gateway.template.as_ref().ok_or_else(without)?;
+    let conversation = conversation(body, template)?;
+    parameters.take("messages");
+    let tools = parameters.take("tools").is_some() && !conversation.tools.is_empty();
+    if tools && parameters.take("tool_choice") != Some("none".into()) {
+        let message = "tools goes with tool_choice: \"none\": the model is told of them, but calls are not read out of its answers.";
+        return Err(ApiError::parameter("tools", message));
+    }
     let newer = parameters.integer("max_completion_tokens", 1..=u32::MAX.into())?;
     let older = parameters.integer("max_tokens", 1..=u32::MAX.into())?;
     let logprobs = parameters.flag("logprobs")?;
@@ -29,51 +37,34 @@ pub(super) fn parse(body: &[u8], gateway: &Gateway, names: &Names) -> Result<Com
     if top.is_some() && !logprobs {
         return Err(ApiError::parameter("top_logprobs", "top_logprobs goes with logprobs: true."));
     }
-    let without = || ApiError::request("The base model has no chat template: use /v1/completions.");
-    let rendered = gateway.template.as_ref().ok_or_else(without)?.render(&messages, true)?;
-    let prompt = gateway.tokenizer.encode(&rendered, false)?;
+    let split_special_tokens = gateway.artifact.shape.split_special_tokens;
+    let prompt = text::Chat::new(&gateway.tokenizer, template, &conversation, split_special_tokens)?.prompt(Ending::GenerationPrompt)?;
     let wanted = newer.or(older).and_then(|tokens| u32::try_from(tokens).ok());
     let mut request = common.generate(gateway, prompt, wanted, "messages")?;
     request.logprobs = logprobs.then_some(top.unwrap_or(0) as u32);
     Ok(Completion { common, request, shape: Chat { tokenizer: gateway.tokenizer.clone(), logprobs } })
 }
 
-fn messages(value: Option<Value>) -> Result<Vec<Message>, ApiError> {
-    let refusal = || ApiError::parameter("messages", format!("messages must be a list of 1 to {MAX_MESSAGES} messages."));
-    let Some(Value::Array(messages)) = value else { return Err(refusal()) };
-    if messages.is_empty() || messages.len() > MAX_MESSAGES {
-        return Err(refusal());
+/// `messages` and `tools` of a request, from its text: templates print members in the order of the client.
+fn conversation(body: &[u8], template: &ChatTemplate) -> Result<Conversation, ApiError> {
+    let refusal = |place: &str, problem: &str| ApiError::parameter(place, format!("{place} {problem}."));
+    let read = Conversation::parse(&String::from_utf8_lossy(body));
+    let mut conversation = read.map_err(|fault| refusal(&fault.place, &fault.problem))?;
+    if conversation.messages.len() > MAX_MESSAGES {
+        return Err(refusal("messages", &format!("must be a list of 1 to {MAX_MESSAGES} messages")));
     }
-    let message = |(index, message)| match message {
-        Value::Object(members) => self::message(members, &format!("messages[{index}]")),
-        _ => Err(ApiError::parameter(format!("messages[{index}]"), format!("messages[{index}] must be an object."))),
-    };
-    messages.into_iter().enumerate().map(message).collect()
-}
-
-fn message(mut members: Map<String, Value>, place: &str) -> Result<Message, ApiError> {
-    let refusal = |name: &str, must: &str| ApiError::parameter(format!("{place}.{name}"), format!("{place}.{name} {must}."));
-    let Some(Value::String(role)) = members.remove("role") else { return Err(refusal("role", "must be a string")) };
-    let content = match members.remove("content") {
-        Some(Value::String(text)) => text,
-        Some(Value::Array(parts)) => {
-            parts.iter().enumerate().map(|(index, part)| text_part(part, &format!("{place}.content[{index}]"))).collect::<Result<_, _>>()?
+    let Conversation { messages, tools } = &mut conversation;
+    if !tools.is_empty() && !template.knows("tools", tools) {
+        return Err(refusal("tools", "is nothing that this model's chat template has a place for: leave it out"));
+    }
+    for (index, message) in messages.iter_mut().enumerate() {
+        // A client sends back what it got: members that are null or empty say nothing.
+        message.others.retain(|(_, value)| value.len() != Some(0));
+        if let Some((name, _)) = message.others.iter().find(|(name, _)| !template.knows(name, tools)) {
+            return Err(refusal(&format!("messages[{index}].{name}"), "is not supported by this endpoint: leave it out"));
         }
-        _ => return Err(refusal("content", "must be a string or a list of text parts")),
-    };
-    // A client sends back what it got: members that are null or empty say nothing.
-    let empty = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
-    match members.iter().find(|(_, value)| !empty(value)) {
-        Some((name, _)) => Err(refusal(name, "is not supported by this endpoint: leave it out")),
-        None => Ok(Message { role, content }),
     }
-}
-
-fn text_part(part: &Value, place: &str) -> Result<String, ApiError> {
-    match (part["type"].as_str(), part["text"].as_str()) {
-        (Some("text"), Some(text)) => Ok(text.to_owned()),
-        _ => Err(ApiError::parameter(place, format!("{place} must be {{\"type\": \"text\", \"text\": …}}: this model reads text only."))),
-    }
+    Ok(conversation)
 }
 
 /// Answers as chat completions.
@@ -130,7 +121,9 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Vec<(String, String)>, Value> {
-        let turns = messages(serde_json::from_str(text).unwrap()).map_err(|error| error.body()["error"]["param"].clone())?;
+        let template = ChatTemplate::new("{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}", None, None).unwrap();
+        let read = conversation(format!(r#"{{"messages": {text}}}"#).as_bytes(), &template);
+        let turns = read.map_err(|error| error.body()["error"]["param"].clone())?.messages;
         Ok(turns.into_iter().map(|turn| (turn.role, turn.content)).collect())
     }
 
@@ -138,6 +131,7 @@ mod tests {
     fn messages_hold_text_alone_or_in_parts() {
         let text = r#"[{"role":"user","content":"a"},{"role":"assistant","content":[{"type":"text","text":"b"},{"type":"text","text":"c"}],"refusal":null,"annotations":[]}]"#;
         assert_eq!(read(text).unwrap(), [("user".into(), "a".into()), ("assistant".into(), "bc".into())]);
+        assert_eq!(read(r#"[{"role":"developer","content":"a"}]"#).unwrap(), [("system".into(), "a".into())], "OpenAI's newer name");
         for (wrong, place) in [
             ("[]", "messages"),
             ("null", "messages"),
@@ -147,6 +141,9 @@ mod tests {
             (r#"[{"role":"user","content":"a"},{"role":"user"}]"#, "messages[1].content"),
             (r#"[{"role":"user","content":[{"type":"text","text":"a"},{"type":"image_url","image_url":{}}]}]"#, "messages[0].content[1]"),
             (r#"[{"role":"assistant","content":"a","tool_calls":[{}]}]"#, "messages[0].tool_calls"),
+            (r#"[{"role":"assistant","content":"a"},{"role":"human","content":"a"}]"#, "messages[1].role"),
+            (r#"[{"role":"User","content":"a"}]"#, "messages[0].role"),
+            (r#"[{"role":"user","content":"a","weight":0}]"#, "messages[0].weight"),
         ] {
             assert_eq!(read(wrong).unwrap_err(), place, "{wrong}");
         }

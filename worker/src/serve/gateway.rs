@@ -65,7 +65,10 @@ impl Gateway {
             return Err(ServeError::Tokenizer);
         }
         let template = match &model.chat_template {
-            Some(template) => Some(ChatTemplate::new(template, model.bos_token.as_deref(), model.eos_token.as_deref())?),
+            Some(template) => {
+                let compiled = ChatTemplate::new(template, model.bos_token.as_deref(), model.eos_token.as_deref())?;
+                Some(compiled.with_tool_use(model.tool_use_template.as_deref())?)
+            }
             None => None,
         };
         patiently(|| client.put_head_everywhere(&artifact.digest, artifact.bytes.clone(), EXPIRY)).await?;

@@ -1,21 +1,12 @@
 //! Chat templates: Jinja rendered to the byte as transformers' `apply_chat_template` does.
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value};
+use minijinja::value::Value;
 use minijinja::{Environment, Error, ErrorKind, context};
-use serde::{Deserialize, Serialize};
 
 use super::TextError;
-
-/// One turn of a chat.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Message {
-    /// `system`, `user`, `assistant`, or what else the template knows.
-    pub role: String,
-    /// The text.
-    pub content: String,
-}
+use super::message::Message;
+use super::tojson::to_json;
 
 /// A compiled chat template.
 pub struct ChatTemplate {
@@ -24,7 +15,8 @@ pub struct ChatTemplate {
     eos_token: Option<String>,
 }
 
-const NAME: &str = "chat_template";
+const DEFAULT: &str = "default";
+const TOOL_USE: &str = "tool_use";
 
 impl ChatTemplate {
     /// Compiles `template`; `bos` and `eos` are the tokens' texts, left undefined when absent.
@@ -36,27 +28,88 @@ impl ChatTemplate {
         environment.add_filter("tojson", to_json);
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> { Err(refusal(message)) });
         environment.add_function("strftime_now", strftime_now);
-        environment.add_template_owned(NAME, template.to_owned()).map_err(|error| TextError::Template(error.to_string()))?;
-        Ok(Self { environment, bos_token: bos.map(String::from), eos_token: eos.map(String::from) })
+        Self { environment, bos_token: bos.map(String::from), eos_token: eos.map(String::from) }.with(DEFAULT, template)
+    }
+
+    /// This template, with another one for conversations with tools.
+    pub fn with_tool_use(self, template: Option<&str>) -> Result<Self, TextError> {
+        match template {
+            Some(template) => self.with(TOOL_USE, template),
+            None => Ok(self),
+        }
+    }
+
+    fn with(mut self, name: &'static str, template: &str) -> Result<Self, TextError> {
+        let unusable = |error: Error| TextError::Template(error.to_string());
+        self.environment.add_template_owned(name, without_generation(template)).map_err(unusable)?;
+        // What it calls is looked up when it runs: a name that nobody knows is found by running it. What it says of the messages is no matter.
+        let trial =
+            self.environment.get_template(name).and_then(|found| found.render(self.variables(&[Message::new("user", "")], &[], true)));
+        let unknown = [ErrorKind::UnknownFilter, ErrorKind::UnknownTest, ErrorKind::UnknownFunction];
+        match trial {
+            Err(error) if unknown.contains(&error.kind()) => Err(unusable(error)),
+            _ => Ok(self),
+        }
     }
 
     /// The prompt for `messages`; `add_generation_prompt` appends the beginning of the assistant's next turn.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TextError> {
+    pub fn render(&self, messages: &[Message], tools: &[Value], add_generation_prompt: bool) -> Result<String, TextError> {
+        let template = self.environment.get_template(self.name(tools));
+        let rendered = template.and_then(|template| template.render(self.variables(messages, tools, add_generation_prompt)));
+        rendered.map_err(|error| TextError::Render(error.detail().map_or_else(|| error.to_string(), String::from)))
+    }
+
+    /// Whether the template that conversations without or with `tools` get looks at `member`.
+    pub fn knows(&self, member: &str, tools: &[Value]) -> bool {
+        let template = self.environment.get_template(self.name(tools));
+        template.is_ok_and(|template| words(template.source()).any(|word| word == member))
+    }
+
+    /// Whether `character` stands in it.
+    pub(super) fn holds(&self, character: char) -> bool {
+        self.environment.templates().any(|(_, template)| template.source().contains(character))
+    }
+
+    fn name(&self, tools: &[Value]) -> &'static str {
+        let for_tools = !tools.is_empty() && self.environment.get_template(TOOL_USE).is_ok();
+        if for_tools { TOOL_USE } else { DEFAULT }
+    }
+
+    fn variables(&self, messages: &[Message], tools: &[Value], add_generation_prompt: bool) -> Value {
         let token = |token: &Option<String>| token.as_deref().map_or(Value::UNDEFINED, Value::from);
-        let variables = context! {
-            messages => Serde(messages),
+        context! {
+            messages => messages.iter().map(Message::to_value).collect::<Value>(),
             add_generation_prompt,
-            tools => (),
+            tools => if tools.is_empty() { Value::from(()) } else { tools.iter().cloned().collect() },
             documents => (),
             bos_token => token(&self.bos_token),
             eos_token => token(&self.eos_token),
-        };
-        let rendered = self.environment.get_template(NAME).and_then(|template| template.render(variables));
-        rendered.map_err(|error| TextError::Render(error.detail().map_or_else(|| error.to_string(), String::from)))
+        }
     }
 }
 
-fn refusal(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+/// transformers marks what an assistant says by `{% generation %}`: a block whose body is rendered, in a scope of its own.
+fn without_generation(template: &str) -> String {
+    let mut parts = template.split("{%");
+    let mut plain = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        plain.push_str("{%");
+        let tag = part.split("%}").next().unwrap_or_default();
+        let word = tag.trim_matches(|character: char| character.is_whitespace() || matches!(character, '-' | '+'));
+        match word {
+            "generation" | "endgeneration" => plain.push_str(&part.replacen("generation", "with", 1)),
+            _ => plain.push_str(part),
+        }
+    }
+    plain
+}
+
+/// The names in a template, and the words of its texts.
+fn words(template: &str) -> impl Iterator<Item = &str> {
+    template.split(|character: char| !character.is_alphanumeric() && character != '_')
+}
+
+pub(super) fn refusal(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message)
 }
 
@@ -65,49 +118,13 @@ fn strftime_now(format: &str) -> Result<String, Error> {
     jiff::fmt::strtime::format(format, &now).map_err(|error| refusal(format!("strftime_now: {error}")))
 }
 
-/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`.
-fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    let _: Option<bool> = options.get("ensure_ascii")?;
-    options.assert_all_used()?;
-    let mut bytes = Vec::new();
-    let written = match indent {
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, OneLine)),
-        Some(width) => {
-            let blanks = vec![b' '; width.min(16)];
-            let formatter = serde_json::ser::PrettyFormatter::with_indent(&blanks);
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, formatter))
-        }
-    };
-    written.map_err(|error| refusal(format!("tojson: {error}")))?;
-    Ok(Value::from_safe_string(String::from_utf8_lossy(&bytes).into_owned()))
-}
-
-/// Python's separators: `, ` and `: `.
-struct OneLine;
-
-impl serde_json::ser::Formatter for OneLine {
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
-        writer.write_all(if first { b"" } else { b", " })
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
-        self.begin_array_value(writer, first)
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
-        writer.write_all(b": ")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn render(template: &str) -> Result<String, TextError> {
-        let messages =
-            [("user", "é \"<&>\" "), ("assistant", "b")].map(|(role, content)| Message { role: role.into(), content: content.into() });
-        ChatTemplate::new(template, None, Some("</s>"))?.render(&messages, true)
+        let messages = [Message::new("user", "é \"<&>\" "), Message::new("assistant", "b")];
+        ChatTemplate::new(template, None, Some("</s>"))?.render(&messages, &[], true)
     }
 
     // Expected texts: transformers 5.23 with jinja2 3.1.6, `_compile_jinja_template(template).render(messages=…, add_generation_prompt=True, eos_token="</s>", tools=None, documents=None)`.
@@ -126,6 +143,23 @@ mod tests {
                 "{% set ns = namespace(n=0) %}{% for m in messages[::-1] %}{% if loop.last %}{% break %}{% endif %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
                 "1",
             ),
+            (
+                "{% for m in messages %}{% if m.role == 'assistant' %}\n  {%- generation -%}\n {{ m.content }}\n{%- endgeneration +%}\n{% else %}{{ m.role }}{% endif %}{% endfor %}|",
+                "userb\n|",
+            ),
+            ("{% set x = 'a' %}{%generation%}{% set x = 'b' %}{{ x }}{% endgeneration %}{{ x }}", "ba"),
+            ("{{ {'b': 1, 'a': ['é', {}]} | tojson(separators=(',', ':')) }}", r#"{"b":1,"a":["é",{}]}"#),
+            ("{{ {'b': 1, 'a': [2, {'d': 1.5, 'c': none}]} | tojson(sort_keys=True) }}", r#"{"a": [2, {"c": null, "d": 1.5}], "b": 1}"#),
+            (
+                "{{ messages[0].content | tojson(ensure_ascii=True) }}{{ '🦐' | tojson(ensure_ascii=True) }}",
+                r#""\u00e9 \"<&>\" ""\ud83e\udd90""#,
+            ),
+            (
+                "{{ {'a': [1, {'b': []}], 'c': {}} | tojson(indent=2) }}",
+                "{\n  \"a\": [\n    1,\n    {\n      \"b\": []\n    }\n  ],\n  \"c\": {}\n}",
+            ),
+            ("{{ [1, [2]] | tojson(indent=1, separators=(';', '=')) }}", "[\n 1;\n [\n  2\n ]\n]"),
+            ("{{ [] | tojson(indent=2) }}{{ {} | tojson(indent=2) }}{{ [[]] | tojson(indent=1) }}", "[]{}[\n []\n]"),
             ("{{ [none, true, 1.5, {}] | tojson }}{{ none }}{{ add_generation_prompt }}", "[null, true, 1.5, {}]NoneTrue"),
         ] {
             assert_eq!(render(template).unwrap(), expected, "{template}");
@@ -136,7 +170,21 @@ mod tests {
     fn says_why_a_template_refuses() {
         let refused = render("{{ raise_exception('roles must alternate') }}").unwrap_err().to_string();
         assert_eq!(refused, "the chat template refused the messages: roles must alternate");
-        assert!(render("{% if %}").unwrap_err().to_string().starts_with("unusable chat template"));
+        for bad in
+            ["{% if %}", "{% unknown %}", "{{ messages | nofilter }}", "{% if messages is notest %}{% endif %}", "{{ nofunction() }}"]
+        {
+            assert!(render(bad).unwrap_err().to_string().starts_with("unusable chat template"), "{bad}");
+        }
         assert_eq!(render("{{ strftime_now('%Y') }}").unwrap().len(), 4);
+    }
+    #[test]
+    fn conversations_with_tools_get_the_template_that_is_for_them() {
+        let template = |tool_use| ChatTemplate::new("plain", None, None).unwrap().with_tool_use(tool_use).unwrap();
+        let tools = [Value::from_pairs([("name", "f"), ("z", "1"), ("a", "2")])];
+        let both = template(Some("{{ tools | tojson }}"));
+        assert_eq!(both.render(&[], &[], true).unwrap(), "plain");
+        assert_eq!(both.render(&[], &tools, true).unwrap(), r#"[{"name": "f", "z": "1", "a": "2"}]"#);
+        assert_eq!((both.knows("tools", &[]), both.knows("tools", &tools), both.knows("tool", &tools)), (false, true, false));
+        assert_eq!(template(None).render(&[], &tools, true).unwrap(), "plain");
     }
 }

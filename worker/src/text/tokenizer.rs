@@ -1,8 +1,10 @@
 //! Text to token ids and back.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
+use std::sync::OnceLock;
 
-use tokenizers::DecoderWrapper;
+use tokenizers::{DecoderWrapper, OffsetReferential, OffsetType};
 
 use super::bytes::{DecodeStream, TokenBytes};
 use super::{TextError, Vocabulary};
@@ -10,6 +12,8 @@ use super::{TextError, Vocabulary};
 /// A byte-level BPE tokenizer.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// The same, for which control tokens are text like any other. Made when somebody writes one.
+    plain: OnceLock<tokenizers::Tokenizer>,
     bytes: TokenBytes,
     special: HashSet<u32>,
 }
@@ -43,7 +47,7 @@ impl Tokenizer {
         match tokens.keys().next_back() {
             None => Err(String::from("it has no tokens")),
             Some(last) if *last > MAX_TOKEN_ID => Err(format!("token id {last} is beyond {MAX_TOKEN_ID}")),
-            Some(_) => Ok(Self { inner, bytes: TokenBytes::new(&tokens), special }),
+            Some(_) => Ok(Self { inner, plain: OnceLock::new(), bytes: TokenBytes::new(&tokens), special }),
         }
     }
 
@@ -57,6 +61,26 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
         let encoding = self.inner.encode_fast(text, add_special_tokens).map_err(|error| TextError::Encode(error.to_string()))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Token ids of `text`, in which control tokens are text like any other, as with transformers' `split_special_tokens`.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        let plain = self.plain.get_or_init(|| {
+            let mut plain = self.inner.clone();
+            plain.set_encode_special_tokens(true);
+            plain
+        });
+        let encoding = plain.encode_fast(text, false).map_err(|error| TextError::Encode(error.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The control tokens in `text`, each with the bytes it takes up.
+    pub fn control_tokens(&self, text: &str) -> Vec<(Range<usize>, u32)> {
+        let split = self.inner.get_added_vocabulary().extract_and_normalize(self.inner.get_normalizer(), text);
+        let splits = split.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        let token =
+            |tokens: &Option<Vec<tokenizers::Token>>| tokens.as_ref()?.first().map(|token| token.id).filter(|id| self.is_special(*id));
+        splits.into_iter().filter_map(|(_, (start, end), tokens)| Some((start..end, token(tokens)?))).collect()
     }
 
     /// Text of `ids` without control tokens; bytes that are no UTF-8 become U+FFFD.

@@ -121,12 +121,14 @@ pub enum DataError {
         limit: u64,
     },
     /// One line is wrong.
-    #[error("{path:?} line {line}: {problem}")]
+    #[error("{path:?} line {line}{}: {problem}", column.map(|column| format!(", column {column}")).unwrap_or_default())]
     Line {
         /// The file.
         path: PathBuf,
         /// Line, from 1.
         line: u64,
+        /// Character of the line, from 1, where one is to blame.
+        column: Option<u64>,
         /// What is wrong with it; names the field.
         problem: String,
     },

@@ -1,5 +1,6 @@
 //! The same held-out prompts with and without the head, for the report: answered by the pool that would serve them.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use carryon_crds::wire::ModelDescription;
@@ -42,9 +43,9 @@ pub async fn compare(base: &Base, artifact: &Artifact, samples: &[Sample]) -> Re
         Ok::<_, ClientError>(if cut { text + " …" } else { text })
     };
     let examples = choose(samples).into_iter().map(async |sample| {
-        let split = prompt_length(sample);
-        let (prompt, expected) = sample.ids.split_at(split);
-        let longest = LONGEST.min(base.description.limits.max_model_len.saturating_sub(split as u32));
+        let answered = answered(sample);
+        let (prompt, expected) = (&sample.ids[..answered.start], &sample.ids[answered.clone()]);
+        let longest = LONGEST.min(base.description.limits.max_model_len.saturating_sub(answered.start as u32));
         let (without, with) = futures::try_join!(answer(prompt, longest, None), answer(prompt, longest, Some(artifact.digest.clone())))?;
         Ok(Example {
             prompt: visible(&base.tokenizer, &base.description, prompt),
@@ -76,11 +77,11 @@ fn choose(samples: &[Sample]) -> Vec<&Sample> {
     (0..count).map(|index| &samples[index * samples.len() / count]).collect()
 }
 
-/// Where the answer begins; plain text is continued from a quarter of its length.
-fn prompt_length(sample: &Sample) -> usize {
+/// Where the answer is: the last turn that is learned; plain text is continued from a quarter of its length.
+fn answered(sample: &Sample) -> Range<usize> {
     match &sample.target {
-        Target::Tokens(range) if range.start > 1 => range.start,
-        _ => (sample.ids.len() / 4).max(1),
+        Target::Tokens(ranges) if ranges.last().is_some_and(|last| last.start > 1) => ranges[ranges.len() - 1].clone(),
+        _ => (sample.ids.len() / 4).max(1)..sample.ids.len(),
     }
 }
 
@@ -101,7 +102,7 @@ mod tests {
 
     #[test]
     fn examples_are_spread_over_the_file() {
-        let samples: Vec<Sample> = (0..50).map(|id| Sample { ids: vec![id, 0], target: Target::Tokens(1..2) }).collect();
+        let samples: Vec<Sample> = (0..50).map(|id| Sample { ids: vec![id, 0], target: (1..2).into() }).collect();
         assert_eq!(choose(&samples).iter().map(|sample| sample.ids[0]).collect::<Vec<_>>(), [0, 16, 33]);
         assert_eq!(choose(&samples[..2]).len(), 2);
         assert!(choose(&[]).is_empty());

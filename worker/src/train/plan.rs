@@ -88,11 +88,11 @@ pub fn taps(config: &TrainConfig, base: &ModelDescription) -> Result<Taps, Train
     }
 }
 
-/// How the data become samples.
+/// How the data become samples; `eos` is the base's end-of-sequence token.
 ///
 /// # Errors
 /// A format, length or label list that does not fit task and base.
-pub fn rules<'a>(config: &'a TrainConfig, base: &'a ModelDescription) -> Result<Rules<'a>, TrainError> {
+pub fn rules<'a>(config: &'a TrainConfig, base: &'a ModelDescription, eos: Option<u32>) -> Result<Rules<'a>, TrainError> {
     let refuse = |reason: String| Err(TrainError::Configuration(reason));
     if let Err(problem) = data::check_task(config.format, config.task) {
         return refuse(format!("data.format {:?}: {problem}", config.format));
@@ -105,6 +105,9 @@ pub fn rules<'a>(config: &'a TrainConfig, base: &'a ModelDescription) -> Result<
     }
     if matches!(config.format, DataFormat::Chat | DataFormat::PromptCompletion) && base.chat_template.is_none() {
         return refuse(format!("data.format {:?} needs a chat template, {} has none", config.format, base.name));
+    }
+    if config.add_eos_token && eos.is_none() {
+        return refuse(format!("data.addEosToken: {} has no end-of-sequence token", base.name));
     }
     let training = &config.training;
     if training.per_device_train_batch_size == 0 || training.gradient_accumulation_steps == 0 || config.checkpoint.save_steps == 0 {
@@ -120,6 +123,9 @@ pub fn rules<'a>(config: &'a TrainConfig, base: &'a ModelDescription) -> Result<
         format: config.format,
         max_length: config.max_length as usize,
         overlong: config.overlong,
+        targets: config.targets,
+        split_special_tokens: config.split_special_tokens,
+        text_end: eos.filter(|_| config.add_eos_token),
         vocab_size: base.vocab_size,
         end_tokens: &base.eos_token_ids,
         labels: config.head.labels.as_deref().unwrap_or_default(),
@@ -148,6 +154,7 @@ pub fn shape(config: &TrainConfig, base: &ModelDescription, taps: Taps, longest:
         norm_epsilon: NORM_EPSILON,
         labels: head.labels.clone().unwrap_or_default(),
         max_length: (config.task == Task::Classification && config.overlong == Overlong::Truncate).then_some(config.max_length),
+        split_special_tokens: config.split_special_tokens,
     };
     parameters::check(&shape).map_err(|error| TrainError::Configuration(format!("head.{error}")))?;
     if config.task == Task::CausalLM && head.alpha == 0.0 {
@@ -193,6 +200,9 @@ mod tests {
             split: Split { train: "train.jsonl".to_owned(), evaluation: None },
             max_length: 64,
             overlong: Default::default(),
+            targets: Default::default(),
+            add_eos_token: false,
+            split_special_tokens: true,
             training: Default::default(),
             evaluation: Default::default(),
             checkpoint: Default::default(),
@@ -214,6 +224,7 @@ mod tests {
             bos_token: None,
             eos_token: None,
             chat_template: None,
+            tool_use_template: None,
             limits: Limits { max_model_len: 128, max_sequences: 8, max_request_tokens: 1024, max_body_bytes: 1 << 20 },
         }
     }
@@ -231,9 +242,15 @@ mod tests {
     #[test]
     fn a_length_beyond_the_pool_s_is_refused_by_name() {
         let config = TrainConfig { max_length: 129, ..config() };
-        assert_eq!(rules(&config, &base()).unwrap_err().to_string(), "data.maxLength 129 is beyond the pool's engine.maxModelLen 128");
+        assert_eq!(
+            rules(&config, &base(), None).unwrap_err().to_string(),
+            "data.maxLength 129 is beyond the pool's engine.maxModelLen 128"
+        );
+        let config = TrainConfig { add_eos_token: true, ..self::config() };
+        assert_eq!(rules(&config, &base(), Some(2)).unwrap().text_end, Some(2));
+        assert_eq!(rules(&config, &base(), None).unwrap_err().to_string(), "data.addEosToken: tiny has no end-of-sequence token");
         let config = TrainConfig { format: DataFormat::Chat, ..self::config() };
-        assert_eq!(rules(&config, &base()).unwrap_err().to_string(), "data.format Chat needs a chat template, tiny has none");
+        assert_eq!(rules(&config, &base(), None).unwrap_err().to_string(), "data.format Chat needs a chat template, tiny has none");
     }
 
     #[test]

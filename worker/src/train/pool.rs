@@ -11,8 +11,8 @@ use futures::StreamExt as _;
 use crate::exchange::cache::SampleKey;
 use crate::exchange::wire::{ErrorCode, HiddenStatesRequest};
 use crate::exchange::{CacheError, ClientError, PoolClient, SequenceStates, StateCache};
-use crate::text::{ChatTemplate, Message, Tokenizer};
-use crate::train::data::{Language, Sample, Turn};
+use crate::text::{ChatTemplate, Tokenizer};
+use crate::train::data::{Language, Sample};
 use crate::train::error::TrainError;
 use crate::train::states::{HiddenStates, MicroBatch};
 
@@ -49,21 +49,23 @@ impl Base {
         }
         let tokenizer = Tokenizer::from_json(&tokenizer).map_err(|error| TrainError::Pool(error.to_string()))?;
         let (bos, eos) = (description.bos_token.as_deref(), description.eos_token.as_deref());
-        let template = description.chat_template.as_ref().map(|template| ChatTemplate::new(template, bos, eos)).transpose();
-        let template = template.map_err(|error| TrainError::Pool(error.to_string()))?;
+        let template = description.chat_template.as_ref().map(|template| {
+            ChatTemplate::new(template, bos, eos).and_then(|compiled| compiled.with_tool_use(description.tool_use_template.as_deref()))
+        });
+        // A pool of today has compiled it before it said that it is ready.
+        let template = template.transpose().map_err(|error| TrainError::Configuration(format!("{}: {error}", description.name)))?;
         Ok(Self { client, description, tokenizer, template })
     }
-}
 
-impl Language for Base {
-    fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, String> {
-        self.tokenizer.encode(text, special).map_err(|error| error.to_string())
+    /// Its words.
+    pub fn language(&self) -> Language<'_> {
+        Language { tokenizer: &self.tokenizer, template: self.template.as_ref() }
     }
 
-    fn render(&self, turns: &[Turn], open_answer: bool) -> Result<String, String> {
-        let template = self.template.as_ref().ok_or("the base has no chat template: use `text` or `input_ids`")?;
-        let messages: Vec<Message> = turns.iter().map(|turn| Message { role: turn.role.clone(), content: turn.content.clone() }).collect();
-        template.render(&messages, open_answer).map_err(|error| error.to_string())
+    /// The end-of-sequence token.
+    pub fn eos_token_id(&self) -> Option<u32> {
+        let named = self.description.eos_token.as_deref().and_then(|token| self.tokenizer.token_id(token));
+        named.or(self.description.eos_token_ids.first().copied())
     }
 }
 

@@ -160,7 +160,7 @@ pub(super) struct Data {
 
 impl Data {
     fn read(inputs: &Inputs, base: &Base, console: &mut Console) -> Result<Self, TrainError> {
-        let rules = plan::rules(&inputs.config, &base.description)?;
+        let rules = plan::rules(&inputs.config, &base.description, base.eos_token_id())?;
         let taps = plan::taps(&inputs.config, &base.description)?;
         let train = load(&inputs.train, "training", &rules, base, console)?;
         let evaluation = inputs.evaluation.as_ref().map(|path| load(path, "held out", &rules, base, console)).transpose()?;
@@ -172,7 +172,7 @@ impl Data {
 fn load(path: &Path, name: &str, rules: &Rules<'_>, base: &Base, console: &mut Console) -> Result<DataSet, TrainError> {
     let bytes = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
     console.phase(Phase::Encoding, bytes, "bytes");
-    let data = data::load(path, rules, base, &mut |_, read| console.advance(read, bytes))?;
+    let data = data::load(path, rules, base.language(), &mut |_, read| console.advance(read, bytes))?;
     let counts = &data.counts;
     let policy = match (counts.truncated, counts.skipped + counts.emptied) {
         (0, 0) => String::new(),
@@ -182,6 +182,10 @@ fn load(path: &Path, name: &str, rules: &Rules<'_>, base: &Base, console: &mut C
         "{name}: {} samples, {} tokens, {} learned, longest {}{policy}",
         counts.samples, counts.tokens, counts.targets, counts.longest
     ));
+    if !counts.ignored.is_empty() {
+        let members: Vec<String> = counts.ignored.iter().map(|(name, count)| format!("{name} ({count} times)")).collect();
+        console.warn(&format!("{name}: members that are not used: {}", members.join(", ")));
+    }
     Ok(data)
 }
 

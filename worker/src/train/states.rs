@@ -71,11 +71,12 @@ impl MicroBatch {
         let taps = taps.collect::<Result<_, _>>().map_err(|error| TrainError::Head(error.to_string()))?;
         let (mut learned, mut x, mut targets, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for ((sample, states), length) in samples.iter().zip(states).zip(&lengths) {
-            targets.extend_from_slice(sample.wanted());
+            targets.extend(sample.wanted());
             if let (Target::Tokens(_), Some(last)) = (&sample.target, states.taps.last()) {
-                let range = sample.rows();
-                x.extend_from_slice(&last[range.start * row_bytes..range.end * row_bytes]);
-                learned.extend(range.map(|row| (first + row) as u32));
+                for range in sample.rows() {
+                    x.extend_from_slice(&last[range.start * row_bytes..range.end * row_bytes]);
+                    learned.extend(range.map(|row| (first + row) as u32));
+                }
             }
             first += length;
         }
@@ -136,8 +137,8 @@ mod tests {
 
     #[test]
     fn rows_are_packed_without_padding() {
-        let first = Sample { ids: vec![1, 2, 3], target: Target::Tokens(1..3) };
-        let second = Sample { ids: vec![4, 5], target: Target::Tokens(1..2) };
+        let first = Sample { ids: vec![1, 2, 3], target: Target::Tokens(vec![1..2, 2..3]) };
+        let second = Sample { ids: vec![4, 5], target: (1..2).into() };
         let batch = MicroBatch::pack(&[&first, &second], &[states(3, 0.0, 2), states(2, 50.0, 2)], 2, 2).unwrap();
         assert_eq!(batch.packed.taps[0].to_vec2::<f32>().unwrap(), [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [50.0, 51.0], [52.0, 53.0]]);
         assert_eq!((batch.packed.rows.as_slice(), batch.targets.as_slice()), (&[0, 1, 3][..], &[2, 3, 5][..]));

@@ -35,6 +35,7 @@ fn head(model: &ModelDescription, task: Task) -> Artifact {
         alpha: 1.0,
         window: 128,
         max_length: None,
+        split_special_tokens: true,
         rope_theta: 1e4,
         norm_epsilon: 1e-5,
         labels: labels.iter().map(|label| (*label).to_owned()).collect(),

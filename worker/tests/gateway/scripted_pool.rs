@@ -87,6 +87,7 @@ pub fn description() -> ModelDescription {
         bos_token: None,
         eos_token: Some("<|end|>".into()),
         chat_template: Some(template.into()),
+        tool_use_template: None,
         limits: Limits { max_model_len: 64, max_sequences: 2, max_request_tokens: 64, max_body_bytes: 1 << 20 },
     }
 }

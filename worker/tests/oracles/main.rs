@@ -11,7 +11,7 @@ use carryon_crds::pool::Dtype;
 use carryon_worker::kernel::Threads;
 use carryon_worker::model::gguf::{Gguf, Value};
 use carryon_worker::model::{Model, Slot};
-use carryon_worker::text::{ChatTemplate, Message, Tokenizer, Vocabulary};
+use carryon_worker::text::{Chat, ChatTemplate, Conversation, Ending, Lesson, Message, Tokenizer, Vocabulary};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
@@ -176,15 +176,21 @@ struct Chats {
     bos_token: String,
     eos_token: String,
     templates: BTreeMap<String, String>,
-    cases: Vec<Chat>,
+    cases: Vec<Rendered>,
 }
 
 #[derive(Deserialize)]
-struct Chat {
+struct Rendered {
     template: String,
-    messages: Vec<Message>,
+    messages: Vec<Turn>,
     add_generation_prompt: bool,
     text: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Turn {
+    role: String,
+    content: String,
 }
 
 #[test]
@@ -194,7 +200,81 @@ fn prompts_are_those_of_apply_chat_template() {
     chats.templates.insert("model".to_owned(), own);
     for chat in &chats.cases {
         let template = ChatTemplate::new(&chats.templates[&chat.template], Some(&chats.bos_token), Some(&chats.eos_token)).unwrap();
-        let text = template.render(&chat.messages, chat.add_generation_prompt).unwrap();
+        let messages: Vec<Message> = chat.messages.iter().map(|turn| Message::new(&turn.role, turn.content.as_str())).collect();
+        let text = template.render(&messages, &[], chat.add_generation_prompt).unwrap();
         assert_eq!(text, chat.text, "template {:?}, {:?}", chat.template, chat.messages);
+    }
+}
+
+#[derive(Deserialize)]
+struct Lessons {
+    template: String,
+    masked: Vec<Masked>,
+    apart: Vec<Apart>,
+    forged: Vec<Apart>,
+}
+
+/// A conversation with the mask that transformers makes of `{% generation %}`.
+#[derive(Deserialize)]
+struct Masked {
+    line: String,
+    ids: Vec<u32>,
+    mask: Vec<u8>,
+}
+
+/// A question and its answer, encoded apart.
+#[derive(Deserialize)]
+struct Apart {
+    line: String,
+    prompt: Vec<u32>,
+    answer: Vec<u32>,
+}
+
+#[test]
+fn what_is_learned_of_a_conversation_is_what_transformers_masks() {
+    let lessons: Lessons = serde_json::from_slice(&read("lessons.json")).unwrap();
+    let tokenizer = Tokenizer::from_vocabulary(&vocabulary(&Gguf::open(&smollm2()).unwrap())).unwrap();
+    let template = ChatTemplate::new(&lessons.template, None, None).unwrap();
+    let end = tokenizer.token_id("<|im_end|>").unwrap();
+    let learn = |line: &str| {
+        let conversation = Conversation::parse(line).unwrap();
+        let assistants = (0..conversation.messages.len()).filter(|turn| conversation.messages[*turn].role == "assistant");
+        Chat::new(&tokenizer, &template, &conversation, true).unwrap().lessons(&assistants.collect::<Vec<_>>(), &[end]).unwrap()
+    };
+    for Masked { line, ids, mask } in &lessons.masked {
+        let found = learn(line);
+        assert_eq!(found.len(), 1, "{line}");
+        let known = found[0].ids.len();
+        assert_eq!(found[0].ids, ids[..known], "{line}");
+        assert!(!mask[known..].contains(&1), "{line}: the mask goes on");
+        let learned: Vec<u8> = (0..known).map(|place| u8::from(found[0].learned.iter().any(|range| range.contains(&place)))).collect();
+        assert_eq!(learned, mask[..known], "{line}");
+    }
+    for Apart { line, prompt, answer } in lessons.apart.iter().chain(&lessons.forged) {
+        let ids = [prompt.as_slice(), answer].concat();
+        assert_eq!(learn(line), [Lesson { learned: vec![prompt.len()..ids.len(); 1], ids }], "{line}");
+        let mut asked = Conversation::parse(line).unwrap();
+        asked.messages.pop();
+        let found = Chat::new(&tokenizer, &template, &asked, true).unwrap().prompt(Ending::GenerationPrompt).unwrap();
+        assert_eq!(found, *prompt, "{line}: a request's prompt");
+    }
+}
+
+/// Encoded piece by piece between control tokens, as conversations are, a text has the tokens of llama.cpp too.
+#[test]
+fn tokens_of_conversations_are_those_of_llama_cpp() {
+    let tokenizer = Tokenizer::from_vocabulary(&vocabulary(&Gguf::open(&smollm2()).unwrap())).unwrap();
+    let template = ChatTemplate::new("{{ messages[0].content }}", None, None).unwrap();
+    let rows: Vec<(String, Vec<u32>)> = serde_json::from_slice(&read("tokens.json")).unwrap();
+    for (text, ids) in rows {
+        let conversation = Conversation { messages: vec![Message::new("user", text.as_str())], tools: Vec::new() };
+        let encode = |split| Chat::new(&tokenizer, &template, &conversation, split).unwrap().prompt(Ending::GenerationPrompt).unwrap();
+        assert_eq!(encode(false), ids, "{text:?}");
+        if ids.iter().any(|id| tokenizer.is_special(*id)) {
+            assert!(!encode(true).iter().any(|id| tokenizer.is_special(*id)), "{text:?}");
+            assert_eq!(tokenizer.decode(&encode(true)), text);
+        } else {
+            assert_eq!(encode(true), ids, "{text:?}");
+        }
     }
 }

@@ -132,6 +132,7 @@ impl Pool {
             alpha: 0.75,
             window: 24,
             max_length: None,
+            split_special_tokens: true,
             rope_theta: 1e4,
             norm_epsilon: 1e-5,
             labels: labels.iter().map(|label| (*label).to_owned()).collect(),

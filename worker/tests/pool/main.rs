@@ -10,5 +10,6 @@ mod harness;
 mod interrupted;
 mod refusals;
 mod shutdown;
+mod templates;
 mod trainers;
 mod versions;

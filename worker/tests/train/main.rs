@@ -47,6 +47,9 @@ impl Job {
             split: Split { train: "train.jsonl".to_owned(), evaluation: Some("held-out.jsonl".to_owned()) },
             max_length: 128,
             overlong: Default::default(),
+            targets: Default::default(),
+            add_eos_token: false,
+            split_special_tokens: true,
             training: Training { per_device_train_batch_size: 4, num_train_epochs: 2, warmup_steps: 2, ..Training::default() },
             evaluation: Evaluation::default(),
             checkpoint: carryon_crds::job::Checkpoint { save_steps: 1, save_total_limit: 100 },
@@ -345,6 +348,23 @@ fn wrong_data_and_configuration_are_permanent_and_named() {
     job.config.taps = Some(Taps { layers: vec![9], final_norm: true });
     let (message, code) = refusal(job.run(&pool));
     assert_eq!((message.as_str(), code), ("taps.layers: 9 is beyond layer 3, the last of toy", ExitCode::Configuration));
+}
+
+#[test]
+fn answers_may_begin_with_white_space() {
+    let (pool, mut job) = (ToyPool::start(), Job::chat());
+    let contents = [" 4", "  4", "\n", "\n4", "\n\nParis", "    return x", "  - a"];
+    let line = |content: &&str| serde_json::json!({"prompt": "2+2=", "completion": content}).to_string() + "\n";
+    fs::write(job.path("data/train.jsonl"), contents.iter().map(line).collect::<String>()).unwrap();
+    let turns = |content: &&str| {
+        let (user, assistant) =
+            (serde_json::json!({"role": "user", "content": "a"}), serde_json::json!({"role": "assistant", "content": content}));
+        serde_json::json!({"messages": [user, assistant, user, assistant]}).to_string() + "\n"
+    };
+    fs::write(job.path("data/held-out.jsonl"), contents.iter().map(turns).collect::<String>()).unwrap();
+    job.config.training.num_train_epochs = 1;
+    // Two files, two formats: each is recognised by its first line.
+    assert_eq!(job.run(&pool).unwrap(), ExitCode::Complete);
 }
 
 fn find(folder: &Path, name: &str) -> PathBuf {

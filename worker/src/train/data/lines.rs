@@ -6,12 +6,24 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
+use super::problem::{ARRAY, CARRIAGE_RETURN, Problem};
 use crate::train::error::DataError;
 
 /// Largest file a trainer reads, bytes.
 pub const MAX_FILE_BYTES: u64 = 8 << 30;
 /// Longest line, bytes.
 pub const MAX_LINE_BYTES: u64 = 16 << 20;
+
+/// What files begin with that are no text in UTF-8.
+const OTHERS: &[(&[u8], &str)] = &[
+    (b"\xff\xfe", "text in UTF-16: save it as UTF-8"),
+    (b"\xfe\xff", "text in UTF-16: save it as UTF-8"),
+    (b"\x1f\x8b", "compressed by gzip: unpack it"),
+    (b"\x28\xb5\x2f\xfd", "compressed by Zstandard: unpack it"),
+    (b"PK\x03\x04", "a ZIP archive: unpack it"),
+    (b"PAR1", "a Parquet file: write it as JSON Lines"),
+    (b"ARROW1", "an Arrow file: write it as JSON Lines"),
+];
 
 /// The lines of one file; empty lines are passed over but counted.
 pub struct Lines {
@@ -40,8 +52,9 @@ impl Lines {
     }
 
     /// An error at the line last returned.
-    pub fn error(&self, problem: impl Into<String>) -> DataError {
-        DataError::Line { path: self.path.clone(), line: self.number, problem: problem.into() }
+    pub fn error(&self, problem: impl Into<Problem>) -> DataError {
+        let Problem { column, text } = problem.into();
+        DataError::Line { path: self.path.clone(), line: self.number, column, problem: text }
     }
 
     /// The next line that is not blank, without its line end; None at the end of the file.
@@ -55,22 +68,34 @@ impl Lines {
             if read == 0 {
                 return Ok(None);
             }
+            let other = OTHERS.iter().find(|(start, _)| self.number == 1 && self.buffer.starts_with(start));
+            if let Some((_, what)) = other {
+                return Err(self.error(format!("not JSON Lines but {what}")));
+            }
             if read > MAX_LINE_BYTES {
-                return Err(self.error(format!("longer than {MAX_LINE_BYTES} bytes")));
+                return Err(self.error(self.too_long()));
+            }
+            // A byte-order mark is what some editors put first; JSON forbids it, people do not see it.
+            if self.number == 1 && self.buffer.starts_with(b"\xef\xbb\xbf") {
+                self.buffer.drain(..3);
             }
             if !self.buffer.trim_ascii().is_empty() {
                 break;
             }
         }
-        // A byte-order mark is what some editors put first; JSON forbids it, people do not see it.
-        let start = if self.number == 1 && self.buffer.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
-        match std::str::from_utf8(&self.buffer[start..]) {
-            Ok(text) => Ok(Some(text.trim())),
-            Err(error) => Err(DataError::Line {
-                path: self.path.clone(),
-                line: self.number,
-                problem: format!("not UTF-8 at byte {} of the line", start + error.valid_up_to()),
-            }),
+        match std::str::from_utf8(&self.buffer) {
+            Ok(text) => Ok(Some(text.trim_end())),
+            Err(error) => Err(self.error(format!("not UTF-8 at byte {} of the line", error.valid_up_to()))),
+        }
+    }
+
+    /// Why a line may be so long.
+    fn too_long(&self) -> String {
+        let start = self.buffer.trim_ascii_start();
+        match () {
+            () if start.starts_with(b"[") => ARRAY.to_owned(),
+            () if start.contains(&b'\r') => CARRIAGE_RETURN.to_owned(),
+            () => format!("longer than {MAX_LINE_BYTES} bytes"),
         }
     }
 }
@@ -114,11 +139,11 @@ mod tests {
 
     #[test]
     fn counts_blank_lines_but_does_not_return_them() {
-        let file = file(b"\xef\xbb\xbfone\r\n\n  \ntwo");
+        let file = file(b"\xef\xbb\xbf\r\none\r\n\n  \ntwo");
         let mut lines = Lines::open(file.path()).unwrap();
         assert_eq!(lines.next_line().unwrap(), Some("one"));
         assert_eq!(lines.next_line().unwrap(), Some("two"));
-        assert_eq!(lines.number(), 4);
+        assert_eq!(lines.number(), 5);
         assert_eq!(lines.next_line().unwrap(), None);
     }
 
@@ -136,6 +161,27 @@ mod tests {
         let file = file(&vec![b'x'; MAX_LINE_BYTES as usize + 1]);
         let error = Lines::open(file.path()).unwrap().next_line().unwrap_err().to_string();
         assert!(error.contains("line 1: longer than 16777216 bytes"), "{error}");
+    }
+
+    #[test]
+    fn says_what_a_file_is_that_is_no_text() {
+        for (content, what) in [
+            (&b"\xff\xfe{\0}\0"[..], "line 1: not JSON Lines but text in UTF-16: save it as UTF-8"),
+            (b"\x1f\x8b\x08\0\0", "line 1: not JSON Lines but compressed by gzip: unpack it"),
+            (b"PAR1\x15\x04\n", "line 1: not JSON Lines but a Parquet file: write it as JSON Lines"),
+        ] {
+            let error = Lines::open(file(content).path()).unwrap().next_line().unwrap_err().to_string();
+            assert!(error.ends_with(what), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_long_line_may_be_another_kind_of_file() {
+        for (begin, what) in [("[", ARRAY), ("{}\r", CARRIAGE_RETURN)] {
+            let content = begin.to_owned() + &"x".repeat(MAX_LINE_BYTES as usize);
+            let error = Lines::open(file(content.as_bytes()).path()).unwrap().next_line().unwrap_err().to_string();
+            assert!(error.ends_with(what), "{error}");
+        }
     }
 
     #[test]

@@ -1,29 +1,33 @@
 //! Data sets: JSON Lines to token samples, with every refusal naming file and line.
 
+mod encode;
 mod lines;
+mod problem;
 mod record;
 mod sample;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use carryon_crds::job::{DataFormat, Overlong, Task};
+use carryon_crds::job::{DataFormat, Overlong, Targets, Task};
 use serde::{Deserialize, Serialize};
 
 pub use lines::{MAX_FILE_BYTES, MAX_LINE_BYTES, file_digest};
-pub use record::Turn;
 pub use sample::{Sample, Target};
 
+use crate::text::{ChatTemplate, Tokenizer};
 use crate::train::error::DataError;
 use lines::Lines;
-use record::Record;
+use problem::Problem;
 use sample::Fitted;
 
 /// The base's words: its tokenizer and chat template.
-pub trait Language {
-    /// Token ids of `text`; control tokens written in it are recognised. With `special` also those the tokenizer puts around a text.
-    fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, String>;
-    /// The conversation in the base's template; with `open_answer` followed by the words that open the assistant's turn.
-    fn render(&self, turns: &[Turn], open_answer: bool) -> Result<String, String>;
+#[derive(Clone, Copy)]
+pub struct Language<'a> {
+    /// The tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// The chat template, if it has one.
+    pub template: Option<&'a ChatTemplate>,
 }
 
 /// How a file becomes samples.
@@ -33,6 +37,12 @@ pub struct Rules<'a> {
     pub task: Task,
     /// What a line holds.
     pub format: DataFormat,
+    /// Which turns of a chat are learned.
+    pub targets: Targets,
+    /// Whether control tokens in the contents of a chat are text like any other.
+    pub split_special_tokens: bool,
+    /// What is put behind a plain text, if anything.
+    pub text_end: Option<u32>,
     /// Longest sample in tokens.
     pub max_length: usize,
     /// What happens to a longer one.
@@ -62,6 +72,9 @@ pub struct Counts {
     pub emptied: u64,
     /// Tokens of the longest sample kept.
     pub longest: u64,
+    /// Members of lines and turns that nobody reads, and how often they came.
+    #[serde(default)]
+    pub ignored: BTreeMap<String, u64>,
 }
 
 /// The samples of one file.
@@ -81,30 +94,13 @@ impl DataSet {
 }
 
 /// Reads `path`; `progress` is told the number of lines and bytes now and then.
-pub fn load(path: &Path, rules: &Rules<'_>, language: &dyn Language, progress: &mut dyn FnMut(u64, u64)) -> Result<DataSet, DataError> {
+pub fn load(path: &Path, rules: &Rules<'_>, language: Language<'_>, progress: &mut dyn FnMut(u64, u64)) -> Result<DataSet, DataError> {
     let mut lines = Lines::open(path)?;
     let mut data = DataSet::default();
     let mut format = rules.format;
     while let Some(line) = lines.next_line()? {
-        let read = |format: &mut DataFormat| -> Result<Fitted, String> {
-            if *format == DataFormat::Auto {
-                *format = record::detect(line)?;
-            }
-            check_task(*format, rules.task)?;
-            let sample = encode(record::parse(line, *format)?, rules, language)?;
-            check_ids(&sample, rules.vocab_size)?;
-            sample::fit(sample, rules.max_length, rules.overlong)
-        };
-        let fitted = read(&mut format);
-        match fitted.map_err(|problem| lines.error(problem))? {
-            Fitted::Whole(sample) => data.push(sample),
-            Fitted::Cut(sample) => {
-                data.counts.truncated += 1;
-                data.push(sample);
-            }
-            Fitted::Skipped => data.counts.skipped += 1,
-            Fitted::Emptied => data.counts.emptied += 1,
-        }
+        let read = data.read(line, &mut format, rules, language);
+        read.map_err(|problem| lines.error(problem))?;
         if lines.number() % 64 == 0 {
             progress(lines.number(), lines.bytes());
         }
@@ -118,6 +114,29 @@ pub fn load(path: &Path, rules: &Rules<'_>, language: &dyn Language, progress: &
 }
 
 impl DataSet {
+    /// One line. The first decides on the format of all, where the rules do not.
+    fn read(&mut self, line: &str, format: &mut DataFormat, rules: &Rules<'_>, language: Language<'_>) -> Result<(), Problem> {
+        if *format == DataFormat::Auto {
+            *format = record::detect(line)?;
+        }
+        check_task(*format, rules.task)?;
+        let (record, ignored) = record::parse(line, *format, rules.targets)?;
+        ignored.into_iter().for_each(|name| self.counts.ignore(name));
+        for sample in encode::samples(record, rules, language, &mut self.counts)? {
+            check_ids(&sample, rules.vocab_size)?;
+            match sample::fit(sample, rules.max_length, rules.overlong)? {
+                Fitted::Whole(sample) => self.push(sample),
+                Fitted::Cut(sample) => {
+                    self.counts.truncated += 1;
+                    self.push(sample);
+                }
+                Fitted::Skipped => self.counts.skipped += 1,
+                Fitted::Emptied => self.counts.emptied += 1,
+            }
+        }
+        Ok(())
+    }
+
     fn push(&mut self, sample: Sample) {
         self.counts.samples += 1;
         self.counts.tokens += sample.ids.len() as u64;
@@ -138,27 +157,6 @@ pub fn check_task(format: DataFormat, task: Task) -> Result<(), String> {
     }
 }
 
-fn encode(record: Record, rules: &Rules<'_>, language: &dyn Language) -> Result<Sample, String> {
-    match record {
-        Record::Tokens { input_ids, prompt_length } => sample::from_prompt_length(input_ids, prompt_length),
-        Record::Text(text) => sample::from_prompt_length(language.encode(&text, true)?, 0),
-        Record::Labelled { text, label } => {
-            let known = rules.labels.iter().position(|name| *name == label);
-            let label = known.ok_or_else(|| format!("field `label` is {label:?}, head.labels has {}", rules.labels.join(", ")))?;
-            let ids = language.encode(&text, true)?;
-            match ids.is_empty() {
-                true => Err("field `text` has no tokens".to_owned()),
-                false => Ok(Sample { ids, target: Target::Label(label as u32) }),
-            }
-        }
-        Record::Chat(turns) => {
-            let whole = language.encode(&language.render(&turns, false)?, false)?;
-            let prefix = language.encode(&language.render(&turns[..turns.len() - 1], true)?, false)?;
-            sample::completion(whole, &prefix, rules.end_tokens)
-        }
-    }
-}
-
 fn check_ids(sample: &Sample, vocab_size: u32) -> Result<(), String> {
     match sample.ids.iter().position(|&id| id >= vocab_size) {
         Some(index) => Err(format!("token {index} is {}, the base's vocabulary has {vocab_size}", sample.ids[index])),
@@ -169,45 +167,124 @@ fn check_ids(sample: &Sample, vocab_size: u32) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::text::byte_tokenizer;
 
-    /// One token a byte; turns are `<role>content;`.
-    struct Bytes;
+    const TEMPLATE: &str = "{% for message in messages %}<{{ message.role }}>{{ message.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+    const END: u32 = 256;
 
-    impl Language for Bytes {
-        fn encode(&self, text: &str, _: bool) -> Result<Vec<u32>, String> {
-            Ok(text.bytes().map(u32::from).collect())
-        }
-        fn render(&self, turns: &[Turn], open_answer: bool) -> Result<String, String> {
-            let mut text: String = turns.iter().map(|turn| format!("<{}>{};\n", turn.role, turn.content)).collect();
-            if open_answer {
-                text.push_str("<assistant>");
-            }
-            Ok(text)
+    fn rules(task: Task, labels: &[String]) -> Rules<'_> {
+        Rules {
+            task,
+            format: DataFormat::Auto,
+            targets: Targets::AllAssistant,
+            split_special_tokens: true,
+            text_end: None,
+            max_length: 64,
+            overlong: Overlong::Truncate,
+            vocab_size: 257,
+            end_tokens: &[END],
+            labels,
         }
     }
 
-    const END: &[u32] = &[b';' as u32];
-
-    fn rules(task: Task, labels: &[String]) -> Rules<'_> {
-        Rules { task, format: DataFormat::Auto, max_length: 64, overlong: Overlong::Truncate, vocab_size: 256, end_tokens: END, labels }
+    fn read_with(template: &str, content: &str, rules: &Rules<'_>) -> Result<DataSet, DataError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), content).unwrap();
+        let (tokenizer, template) = (byte_tokenizer(&["<|end|>"]), ChatTemplate::new(template, None, None).unwrap());
+        load(file.path(), rules, Language { tokenizer: &tokenizer, template: Some(&template) }, &mut |_, _| {})
     }
 
     fn read(content: &str, rules: &Rules<'_>) -> Result<DataSet, DataError> {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), content).unwrap();
-        load(file.path(), rules, &Bytes, &mut |_, _| {})
+        read_with(TEMPLATE, content, rules)
     }
 
     fn text(ids: &[u32]) -> String {
-        ids.iter().map(|&id| char::from(id as u8)).collect()
+        let bytes = ids.iter().flat_map(|&id| if id == END { b"$".to_vec() } else { vec![id as u8] });
+        String::from_utf8(bytes.collect()).unwrap()
+    }
+
+    /// The learned parts of the samples of a line.
+    fn learned(line: &str, rules: &Rules<'_>) -> Vec<String> {
+        read(line, rules).unwrap().samples.iter().map(|sample| text(&sample.wanted())).collect()
     }
 
     #[test]
     fn the_mask_is_completion_and_end_token() {
-        let line = r#"{"messages":[{"role":"user","content":"a;b?"},{"role":"assistant","content":"x;y"}]}"#;
+        let line = r#"{"messages":[{"role":"user","content":"a?"},{"role":"assistant","content":"x;y"}]}"#;
         let data = read(line, &rules(Task::CausalLM, &[])).unwrap();
-        assert_eq!(text(data.samples[0].wanted()), "x;y;");
-        assert_eq!(text(&data.samples[0].ids), "<user>a;b?;\n<assistant>x;y;");
+        assert_eq!(text(&data.samples[0].wanted()), "x;y$");
+        assert_eq!(text(&data.samples[0].ids), "<user>a?$\n<assistant>x;y$");
+    }
+
+    #[test]
+    fn all_turns_of_the_assistant_are_learned_in_one_sample() {
+        let line = r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"},{"role":"user","content":"c"},{"role":"assistant","content":"d"}]}"#;
+        let all = rules(Task::CausalLM, &[]);
+        assert_eq!(learned(line, &all), ["b$d$"]);
+        assert_eq!(learned(line, &Rules { targets: Targets::LastAssistant, ..all }), ["d$"]);
+        assert_eq!(read(line, &all).unwrap().counts.targets, 4);
+    }
+
+    #[test]
+    fn a_control_token_that_a_user_wrote_is_text_unless_it_is_asked_for() {
+        let line = r#"{"messages":[{"role":"user","content":"a<|end|>b"},{"role":"assistant","content":"c<|end|>d"}]}"#;
+        let split = rules(Task::CausalLM, &[]);
+        let samples = read(line, &split).unwrap().samples;
+        assert_eq!(text(&samples[0].ids), "<user>a<|end|>b$\n<assistant>c<|end|>d$");
+        assert_eq!(text(&samples[0].wanted()), "c<|end|>d$");
+        let samples = read(line, &Rules { split_special_tokens: false, ..split }).unwrap().samples;
+        assert_eq!(text(&samples[0].ids), "<user>a$b$\n<assistant>c$", "an answer ends at its first end token");
+    }
+
+    #[test]
+    fn a_plain_text_has_an_end_token_where_one_is_asked_for() {
+        let plain = rules(Task::CausalLM, &[]);
+        let ended = Rules { text_end: Some(END), ..plain };
+        assert_eq!(learned(r#"{"text":"abc"}"#, &plain), ["bc"]);
+        assert_eq!(learned(r#"{"text":"abc"}"#, &ended), ["bc$"]);
+        assert_eq!(learned(r#"{"text":"abc<|end|>"}"#, &ended), ["bc$"], "one is enough");
+        assert_eq!(learned(r#"{"text":"abc"}"#, &Rules { max_length: 3, ..ended }), ["bc"], "what is cut off has no end");
+    }
+
+    #[test]
+    fn what_nobody_reads_is_counted_by_name() {
+        let line =
+            r#"{"messages":[{"role":"user","content":"a","name":"x","id":7},{"role":"assistant","content":"b","id":8}],"source":"s"}"#;
+        let counts = read(&format!("{line}\n{line}\n"), &rules(Task::CausalLM, &[])).unwrap().counts;
+        let ignored: Vec<(&str, u64)> = counts.ignored.iter().map(|(name, count)| (name.as_str(), *count)).collect();
+        assert_eq!(ignored, [("messages[].id", 4), ("messages[].name", 2), ("source", 2)]);
+        let many: String = (0..40).map(|index| format!("{{\"text\":\"ab\",\"member{index}\":1}}\n")).collect();
+        let counts = read(&many, &rules(Task::CausalLM, &[])).unwrap().counts;
+        assert_eq!((counts.ignored.len(), counts.ignored["others"]), (encode::MAX_IGNORED + 1, 24));
+    }
+
+    #[test]
+    fn tools_go_to_a_template_that_knows_them_and_are_refused_by_one_that_does_not() {
+        let line = r#"{"tools":[{"z":1,"a":null}],"messages":[{"role":"user","content":"a"},{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":"{}"}}]},{"role":"tool","content":"t","name":"n"},{"role":"assistant","content":"b"}]}"#;
+        let knows = "{{ tools | tojson }}{% for m in messages %}<{{ m.role }}{{ m.name }}>{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}<|end|>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+        let data = read_with(knows, line, &Rules { max_length: 200, ..rules(Task::CausalLM, &[]) }).unwrap();
+        let call = r#"[{"function": {"name": "f", "arguments": {}}}]$"#;
+        assert_eq!(text(&data.samples[0].ids), format!("[{{\"z\": 1}}]<user>a$<assistant>{call}<tooln>t$<assistant>b$"));
+        assert_eq!(text(&data.samples[0].wanted()), format!("{call}b$"));
+        let refusal = |line: &str| read(line, &rules(Task::CausalLM, &[])).unwrap_err().to_string();
+        assert!(refusal(line).ends_with("line 1: field `tools`: the base's chat template has no place for it"));
+        let without = line.replacen(r#""tools""#, r#""documents""#, 1);
+        assert!(refusal(&without).ends_with("line 1: field `messages[1].tool_calls`: the base's chat template has no place for it"));
+    }
+
+    #[test]
+    fn a_line_that_is_no_json_is_named_with_its_column() {
+        let refusal = |content: &str| read(content, &rules(Task::CausalLM, &[])).unwrap_err().to_string();
+        let joined = refusal("\u{FEFF}{\"text\":\"ab\"}\n\u{FEFF}{\"text\":\"cd\"}\n");
+        assert!(
+            joined.ends_with(
+                "line 2, column 1: a byte-order mark (U+FEFF) in the middle of the file, as where files were joined: take it out"
+            ),
+            "{joined}"
+        );
+        assert!(refusal("[\n{\"text\":\"ab\"}\n]\n").ends_with("line 1: a JSON array, not JSON Lines: one object a line"));
+        assert!(refusal("{\"text\":\"ab\"}\r{\"text\":\"cd\"}\r").contains("line 1, column 15: a carriage return inside the line"));
+        assert!(refusal("{\"text\":\"ab\"}\n  {\"text\" 3}\n").ends_with("line 2, column 11: not JSON: expected `:`"));
     }
 
     #[test]
@@ -232,7 +309,7 @@ mod tests {
     #[test]
     fn ids_beyond_the_vocabulary_are_refused() {
         let error = read("{\"input_ids\":[1,2,300],\"prompt_length\":1}\n", &rules(Task::CausalLM, &[])).unwrap_err().to_string();
-        assert!(error.ends_with("line 1: token 2 is 300, the base's vocabulary has 256"), "{error}");
+        assert!(error.ends_with("line 1: token 2 is 300, the base's vocabulary has 257"), "{error}");
     }
 
     #[test]

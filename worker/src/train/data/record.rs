@@ -1,22 +1,17 @@
 //! What one line says, before tokens: format detection and field checks. Pure.
 
-use carryon_crds::job::DataFormat;
+use carryon_crds::job::{DataFormat, Targets};
+use minijinja::Value as Member;
 use serde_json::{Map, Value};
 
-/// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Turn {
-    /// `system`, `user`, `assistant`, or what else the template knows.
-    pub role: String,
-    /// Text of the turn.
-    pub content: String,
-}
+use super::problem::{ARRAY, Problem};
+use crate::text::{Conversation, Message};
 
 /// One line of a data file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Record {
-    /// A conversation; the last turn is the assistant's and is learned.
-    Chat(Vec<Turn>),
+    /// A conversation, and the numbers of the assistant's turns that are learned.
+    Chat(Conversation, Vec<usize>),
     /// Plain text, all of it learned.
     Text(String),
     /// A text and the name of its label.
@@ -36,7 +31,7 @@ pub enum Record {
 }
 
 /// The format of a line, by its fields. Never `Auto`.
-pub fn detect(line: &str) -> Result<DataFormat, String> {
+pub fn detect(line: &str) -> Result<DataFormat, Problem> {
     let object = object(line)?;
     let has = |field: &str| object.contains_key(field);
     match () {
@@ -45,65 +40,85 @@ pub fn detect(line: &str) -> Result<DataFormat, String> {
         () if has("input_ids") => Ok(DataFormat::Tokenized),
         () if has("text") && has("label") => Ok(DataFormat::TextLabel),
         () if has("text") => Ok(DataFormat::Text),
-        () => Err(format!(
+        () => Err(Problem::from(format!(
             "format not recognised: needs `messages`, `prompt` and `completion`, `text`, `text` and `label`, or `input_ids` and `prompt_length`; has {}",
             fields(&object)
-        )),
+        ))),
     }
 }
 
-/// Reads one line of the given format (not `Auto`); the error names the field.
-pub fn parse(line: &str, format: DataFormat) -> Result<Record, String> {
+/// Reads one line of the given format (not `Auto`), and names the fields that say nothing to it; the error names the field at fault.
+pub fn parse(line: &str, format: DataFormat, targets: Targets) -> Result<(Record, Vec<String>), Problem> {
     let mut object = object(line)?;
-    match format {
-        DataFormat::Auto => parse(line, detect(line)?),
-        DataFormat::Chat => turns(take(&mut object, "messages")?).map(Record::Chat),
+    let record = match format {
+        DataFormat::Auto => return parse(line, detect(line)?, targets),
+        DataFormat::Chat => {
+            take(&mut object, "messages")?;
+            object.remove("tools");
+            let conversation = Conversation::parse(line).map_err(|fault| format!("field `{}` {}", fault.place, fault.problem))?;
+            chat(conversation, targets)?
+        }
         DataFormat::PromptCompletion => {
-            let turn = |role: &str, content| Turn { role: role.to_owned(), content };
             let prompt = string(take(&mut object, "prompt")?, "prompt")?;
             let completion = string(take(&mut object, "completion")?, "completion")?;
-            Ok(Record::Chat(vec![turn("user", prompt), turn("assistant", completion)]))
+            let messages = vec![Message::new("user", prompt), Message::new("assistant", completion)];
+            Record::Chat(Conversation { messages, tools: Vec::new() }, vec![1])
         }
-        DataFormat::Text => string(take(&mut object, "text")?, "text").map(Record::Text),
+        DataFormat::Text => Record::Text(string(take(&mut object, "text")?, "text")?),
         DataFormat::TextLabel => {
             let text = string(take(&mut object, "text")?, "text")?;
             let label = match take(&mut object, "label")? {
                 Value::String(label) => label,
                 Value::Number(label) => label.to_string(),
                 Value::Bool(label) => label.to_string(),
-                other => return Err(format!("field `label` is {}, not a string", kind(&other))),
+                other => return Err(Problem::from(format!("field `label` is {}, not a string", kind(&other)))),
             };
-            Ok(Record::Labelled { text, label })
+            Record::Labelled { text, label }
         }
-        DataFormat::Tokenized => tokens(&mut object),
+        DataFormat::Tokenized => tokens(&mut object)?,
+    };
+    Ok((record, object.into_iter().map(|(name, _)| name).collect()))
+}
+
+/// A conversation whose last turn is the assistant's. A turn of weight 0 is no target, nor is one with nothing before it: nobody can ask for it.
+fn chat(mut conversation: Conversation, targets: Targets) -> Result<Record, String> {
+    let turns = &mut conversation.messages;
+    let mut learned = Vec::new();
+    for (index, turn) in turns.iter_mut().enumerate() {
+        let weighs = weight(turn).map_err(|problem| format!("field `messages[{index}].weight` {problem}"))?;
+        if weighs && turn.role == "assistant" && index > 0 {
+            learned.push(index);
+        }
+    }
+    let last = turns.len() - 1;
+    if turns[last].role != "assistant" {
+        return Err(format!("the last of `messages` must be the assistant's, it is the {:?}'s", turns[last].role));
+    }
+    if last == 0 {
+        return Err("field `messages` holds no turn before the assistant's".to_owned());
+    }
+    if targets == Targets::LastAssistant {
+        learned.retain(|index| *index == last);
+    }
+    let silent = |turn: &Message| turn.content.is_empty() && !turn.others.iter().any(|(name, _)| name == "tool_calls");
+    match learned.iter().find(|index| silent(&turns[**index])) {
+        Some(index) => {
+            Err(format!("field `messages[{index}].content` is empty: there is nothing to learn but silence; give the turn weight 0"))
+        }
+        None if learned.is_empty() => Err("field `messages`: every turn that could be learned has weight 0".to_owned()),
+        None => Ok(Record::Chat(conversation, learned)),
     }
 }
 
-fn turns(messages: Value) -> Result<Vec<Turn>, String> {
-    let Value::Array(messages) = messages else {
-        return Err(format!("field `messages` is {}, not an array", kind(&messages)));
-    };
-    let mut turns = Vec::with_capacity(messages.len());
-    for (index, message) in messages.into_iter().enumerate() {
-        let Value::Object(mut message) = message else {
-            return Err(format!("field `messages[{index}]` is {}, not an object", kind(&message)));
-        };
-        let mut text = |field: &str| match take(&mut message, field)? {
-            Value::String(text) => Ok(text),
-            other => Err(format!("field `{field}` is {}, not a string", kind(&other))),
-        };
-        let role = text("role").map_err(|problem| format!("messages[{index}]: {problem}"))?;
-        let content = text("content").map_err(|problem| format!("messages[{index}]: {problem}"))?;
-        turns.push(Turn { role, content });
-    }
-    match turns.last() {
-        None => Err("field `messages` is empty".to_owned()),
-        Some(last) if last.role != "assistant" => {
-            Err(format!("the last of `messages` must be the assistant's, it is the {:?}'s", last.role))
-        }
-        Some(last) if last.content.is_empty() => Err("the assistant's turn, the last of `messages`, is empty".to_owned()),
-        Some(_) if turns.len() == 1 => Err("field `messages` holds no turn before the assistant's".to_owned()),
-        Some(_) => Ok(turns),
+/// Whether a turn is learned, by its `weight`, which no template gets to see.
+fn weight(turn: &mut Message) -> Result<bool, String> {
+    let Some(place) = turn.others.iter().position(|(name, _)| name == "weight") else { return Ok(true) };
+    let weight = turn.others.remove(place).1;
+    match (weight == Member::from(0), weight == Member::from(1)) {
+        (true, _) => Ok(false),
+        (_, true) if turn.role == "assistant" => Ok(true),
+        (_, true) => Err(format!("is 1, but the turn is the {:?}'s: only the assistant's turns are learned", turn.role)),
+        _ => Err(format!("is {weight}, it must be 0 or 1")),
     }
 }
 
@@ -127,11 +142,18 @@ fn tokens(object: &mut Map<String, Value>) -> Result<Record, String> {
     }
 }
 
-fn object(line: &str) -> Result<Map<String, Value>, String> {
+/// The members of the object that a line is. One that is null is absent: exports of tables have a column for every field that any line has.
+fn object(line: &str) -> Result<Map<String, Value>, Problem> {
+    if line.trim_start().starts_with('[') {
+        return Err(Problem::from(ARRAY));
+    }
     match serde_json::from_str(line) {
-        Ok(Value::Object(object)) => Ok(object),
-        Ok(other) => Err(format!("is {}, not a JSON object", kind(&other))),
-        Err(error) => Err(format!("not JSON: {error}")),
+        Ok(Value::Object(mut object)) => {
+            object.retain(|_, value| !value.is_null());
+            Ok(object)
+        }
+        Ok(other) => Err(Problem::from(format!("is {}, not a JSON object", kind(&other)))),
+        Err(error) => Err(Problem::not_json(line, &error)),
     }
 }
 
@@ -169,6 +191,21 @@ fn kind(value: &Value) -> &'static str {
 mod tests {
     use super::*;
 
+    fn read(line: &str, format: DataFormat) -> Result<(Record, Vec<String>), String> {
+        parse(line, format, Targets::AllAssistant).map_err(|problem| problem.text)
+    }
+
+    /// Roles and contents, and the turns that are learned.
+    fn turns(line: &str, targets: Targets) -> Result<(String, Vec<usize>), String> {
+        match parse(line, DataFormat::Auto, targets).map_err(|problem| problem.text)?.0 {
+            Record::Chat(conversation, learned) => {
+                let turn = |turn: &Message| format!("{}:{}", turn.role, turn.content);
+                Ok((conversation.messages.iter().map(turn).collect::<Vec<_>>().join("|"), learned))
+            }
+            other => panic!("{other:?} is no chat"),
+        }
+    }
+
     #[test]
     fn recognises_each_format_by_its_fields() {
         let cases = [
@@ -177,45 +214,114 @@ mod tests {
             (r#"{"text":"t"}"#, DataFormat::Text),
             (r#"{"text":"t","label":"l"}"#, DataFormat::TextLabel),
             (r#"{"input_ids":[1],"prompt_length":0}"#, DataFormat::Tokenized),
+            (r#"{"messages":null,"prompt":null,"text":"hello","label":null}"#, DataFormat::Text),
+            (r#"{"messages":null,"prompt":"p","completion":"c","text":null}"#, DataFormat::PromptCompletion),
         ];
         for (line, format) in cases {
             assert_eq!(detect(line), Ok(format), "{line}");
         }
-        assert!(detect(r#"{"question":"q"}"#).unwrap_err().ends_with("has `question`"));
+        assert!(detect(r#"{"question":"q"}"#).unwrap_err().text.ends_with("has `question`"));
     }
 
     #[test]
     fn names_the_field_at_fault() {
-        let check = |line: &str, format, expect: &str| assert_eq!(parse(line, format).unwrap_err(), expect, "{line}");
-        check("[1]", DataFormat::Text, "is an array, not a JSON object");
+        let check = |line: &str, format, expect: &str| assert_eq!(read(line, format).unwrap_err(), expect, "{line}");
+        check("[1]", DataFormat::Text, "a JSON array, not JSON Lines: one object a line");
+        check("[", DataFormat::Auto, "a JSON array, not JSON Lines: one object a line");
+        check("3", DataFormat::Text, "is a number, not a JSON object");
         check(r#"{"text":3}"#, DataFormat::Text, "field `text` is a number, not a string");
         check(r#"{"text":""}"#, DataFormat::Text, "field `text` is empty");
         check(r#"{"text":"a"}"#, DataFormat::TextLabel, "field `label` is missing");
+        check(r#"{"text":"a","label":null}"#, DataFormat::TextLabel, "field `label` is missing");
         check(r#"{"prompt":"a","text":"b"}"#, DataFormat::PromptCompletion, "field `completion` is missing");
         check(r#"{"messages":[]}"#, DataFormat::Chat, "field `messages` is empty");
-        check(r#"{"messages":[{"role":"user"}]}"#, DataFormat::Chat, "messages[0]: field `content` is missing");
+        check(r#"{"messages":[3]}"#, DataFormat::Chat, "field `messages[0]` is a number, not an object");
+        check(r#"{"messages":[{"role":"user"}]}"#, DataFormat::Chat, "field `messages[0].content` is missing");
         check(
             r#"{"messages":[{"role":"user","content":"a"}]}"#,
             DataFormat::Chat,
             r#"the last of `messages` must be the assistant's, it is the "user"'s"#,
         );
+        for role in ["human", "User", "bot", "gpt", ""] {
+            let line = format!(r#"{{"messages":[{{"role":"{role}","content":"a"}},{{"role":"assistant","content":"b"}}]}}"#);
+            let expect = format!("field `messages[0].role` is {role:?}: it must be one of system, developer, user, assistant, tool");
+            check(&line, DataFormat::Chat, &expect);
+        }
         check(r#"{"input_ids":[1,-2],"prompt_length":0}"#, DataFormat::Tokenized, "field `input_ids[1]` is -2, not a token id");
         check(
             r#"{"input_ids":[1,2],"prompt_length":2}"#,
             DataFormat::Tokenized,
             "field `prompt_length` is 2, `input_ids` has 2: nothing is left to learn",
         );
-        assert!(parse("{", DataFormat::Text).unwrap_err().starts_with("not JSON: "));
     }
 
     #[test]
-    fn reads_prompt_and_completion_as_a_conversation() {
-        let Record::Chat(turns) = parse(r#"{"prompt":"p","completion":"c"}"#, DataFormat::PromptCompletion).unwrap() else {
-            panic!("not a chat")
+    fn every_turn_of_the_assistant_is_learned_or_the_last_but_for_weight_0() {
+        let line = |weights: [&str; 2]| {
+            format!(
+                r#"{{"messages":[{{"role":"developer","content":"s"}},{{"role":"user","content":"a"}},{{"role":"assistant","content":"b"{}}},
+                {{"role":"user","content":"c","weight":0}},{{"role":"assistant","content":"d"{}}}]}}"#,
+                weights[0], weights[1]
+            )
+            .replace('\n', "")
         };
-        assert_eq!(
-            turns.iter().map(|turn| (turn.role.as_str(), turn.content.as_str())).collect::<Vec<_>>(),
-            [("user", "p"), ("assistant", "c")]
+        let text = "system:s|user:a|assistant:b|user:c|assistant:d".to_owned();
+        let (no, yes) = (r#","weight":0"#, r#","weight":1"#);
+        assert_eq!(turns(&line(["", ""]), Targets::AllAssistant), Ok((text.clone(), vec![2, 4])));
+        assert_eq!(turns(&line(["", ""]), Targets::LastAssistant), Ok((text.clone(), vec![4])));
+        assert_eq!(turns(&line([no, r#","weight":null"#]), Targets::AllAssistant), Ok((text.clone(), vec![4])));
+        assert_eq!(turns(&line([yes, no]), Targets::AllAssistant), Ok((text, vec![2])));
+        let none = "field `messages`: every turn that could be learned has weight 0";
+        assert_eq!(turns(&line([no, no]), Targets::AllAssistant), Err(none.to_owned()));
+        assert_eq!(turns(&line([yes, no]), Targets::LastAssistant), Err(none.to_owned()));
+        let half = turns(&line([r#","weight":0.5"#, ""]), Targets::AllAssistant);
+        assert_eq!(half, Err("field `messages[2].weight` is 0.5, it must be 0 or 1".to_owned()));
+        let user = r#"{"messages":[{"role":"user","content":"a","weight":1},{"role":"assistant","content":"b"}]}"#;
+        assert!(
+            turns(user, Targets::AllAssistant).unwrap_err().starts_with(r#"field `messages[0].weight` is 1, but the turn is the "user"'s"#)
         );
+    }
+
+    #[test]
+    fn a_greeting_is_no_target_for_nobody_can_ask_for_it() {
+        let line =
+            r#"{"messages":[{"role":"assistant","content":"hello"},{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#;
+        assert_eq!(turns(line, Targets::AllAssistant).unwrap().1, [2]);
+        let alone = r#"{"messages":[{"role":"assistant","content":"hello"}]}"#;
+        assert_eq!(turns(alone, Targets::AllAssistant).unwrap_err(), "field `messages` holds no turn before the assistant's");
+    }
+
+    #[test]
+    fn contents_are_text_or_parts_joined_as_they_are() {
+        let line = r#"{"messages":[{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":" b"}]},{"role":"assistant","content":"c"}]}"#;
+        assert_eq!(turns(line, Targets::AllAssistant).unwrap().0, "user:a b|assistant:c");
+        let image = r#"{"messages":[{"role":"user","content":[{"type":"text","text":"a"},{"type":"image_url"}]},{"role":"assistant","content":"c"}]}"#;
+        let refusal = turns(image, Targets::AllAssistant).unwrap_err();
+        assert!(refusal.starts_with("field `messages[0].content[1]` must be {\"type\": \"text\""), "{refusal}");
+    }
+
+    #[test]
+    fn reads_prompt_and_completion_as_a_conversation_and_names_what_it_does_not_read() {
+        let line = r#"{"prompt":"p","completion":" 4","source":"x","id":3,"n":null}"#;
+        assert_eq!(turns(line, Targets::AllAssistant), Ok(("user:p|assistant: 4".to_owned(), vec![1])));
+        assert_eq!(read(line, DataFormat::Auto).unwrap().1, ["id", "source"]);
+    }
+
+    #[test]
+    fn calls_of_tools_hold_their_arguments_as_an_object() {
+        let call = |arguments: &str| {
+            format!(
+                r#"{{"messages":[{{"role":"user","content":"a"}},{{"role":"assistant","content":null,"tool_calls":[{{"type":"function","function":{{"name":"f","arguments":{arguments}}}}}]}}]}}"#
+            )
+        };
+        for arguments in [r#""{\"z\": 1, \"a\": 2}""#, r#"{"z": 1, "a": 2}"#] {
+            let Record::Chat(conversation, learned) = read(&call(arguments), DataFormat::Chat).unwrap().0 else { panic!("no chat") };
+            let calls = &conversation.messages[1].others[0].1;
+            let expect = r#"[{"type":"function","function":{"name":"f","arguments":{"z":1,"a":2}}}]"#;
+            assert_eq!(serde_json::to_string(calls).unwrap(), expect, "in the order of the line");
+            assert_eq!(learned, [1]);
+        }
+        let expect = "field `messages[1].tool_calls[0].function.arguments` is no JSON object";
+        assert_eq!(read(&call(r#""{""#), DataFormat::Chat).unwrap_err(), expect);
     }
 }

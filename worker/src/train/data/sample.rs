@@ -7,10 +7,16 @@ use carryon_crds::job::Overlong;
 /// What a sample teaches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// Positions of `ids` that are predicted, each from the position before it.
-    Tokens(Range<usize>),
+    /// Positions of `ids` that are predicted, each from the position before it: ascending, none empty, none with the first.
+    Tokens(Vec<Range<usize>>),
     /// Index of the label.
     Label(u32),
+}
+
+impl From<Range<usize>> for Target {
+    fn from(range: Range<usize>) -> Self {
+        Self::Tokens(vec![range])
+    }
 }
 
 /// One sample.
@@ -26,46 +32,26 @@ impl Sample {
     /// Number of predictions: learned tokens, or one label.
     pub fn targets(&self) -> usize {
         match &self.target {
-            Target::Tokens(range) => range.len(),
+            Target::Tokens(ranges) => ranges.iter().map(Range::len).sum(),
             Target::Label(_) => 1,
         }
     }
 
     /// Rows of the hidden states whose output is used: the position before each learned token, or all for a label.
-    pub fn rows(&self) -> Range<usize> {
+    pub fn rows(&self) -> Vec<Range<usize>> {
         match &self.target {
-            Target::Tokens(range) => range.start - 1..range.end - 1,
-            Target::Label(_) => 0..self.ids.len(),
+            Target::Tokens(ranges) => ranges.iter().map(|range| range.start - 1..range.end - 1).collect(),
+            Target::Label(_) => std::iter::once(0..self.ids.len()).collect(),
         }
     }
 
     /// Ids (or the label's index) that the rows are to predict.
-    pub fn wanted(&self) -> &[u32] {
+    pub fn wanted(&self) -> Vec<u32> {
         match &self.target {
-            Target::Tokens(range) => &self.ids[range.clone()],
-            Target::Label(label) => std::slice::from_ref(label),
+            Target::Tokens(ranges) => ranges.iter().flat_map(|range| &self.ids[range.clone()]).copied().collect(),
+            Target::Label(label) => vec![*label],
         }
     }
-}
-
-/// The learned part of a conversation: `whole` is the rendered conversation, `prefix` the same up to and including the words that open the assistant's
-/// last turn. Learned are the tokens after the prefix up to the first-from-the-end of `end`; what the template puts behind the end token is cut off.
-pub fn completion(whole: Vec<u32>, prefix: &[u32], end: &[u32]) -> Result<Sample, String> {
-    if !whole.starts_with(prefix) || prefix.is_empty() {
-        let common = whole.iter().zip(prefix).take_while(|(a, b)| a == b).count();
-        return Err(format!(
-            "the chat template's prompt is not a token prefix of the conversation (they part at token {common} of {}): prompt and completion cannot be told apart",
-            prefix.len()
-        ));
-    }
-    let start = prefix.len();
-    let stop = whole[start..].iter().rposition(|id| end.contains(id)).map_or(whole.len(), |last| start + last + 1);
-    if stop == start {
-        return Err("the completion has no tokens".to_owned());
-    }
-    let mut ids = whole;
-    ids.truncate(stop);
-    Ok(Sample { ids, target: Target::Tokens(start..stop) })
 }
 
 /// A sample whose tokens from `prompt_length` on are learned; the very first token has nothing to be predicted from.
@@ -73,7 +59,7 @@ pub fn from_prompt_length(ids: Vec<u32>, prompt_length: usize) -> Result<Sample,
     let range = prompt_length.max(1)..ids.len();
     match range.is_empty() {
         true => Err(format!("{} tokens leave nothing to learn", ids.len())),
-        false => Ok(Sample { target: Target::Tokens(range), ids }),
+        false => Ok(Sample { target: range.into(), ids }),
     }
 }
 
@@ -100,11 +86,10 @@ pub fn fit(mut sample: Sample, max_length: usize, overlong: Overlong) -> Result<
         Overlong::Skip => Ok(Fitted::Skipped),
         Overlong::Truncate => {
             sample.ids.truncate(max_length);
-            if let Target::Tokens(range) = &mut sample.target {
-                range.end = range.end.min(max_length);
-                if range.start >= range.end {
-                    return Ok(Fitted::Emptied);
-                }
+            if let Target::Tokens(ranges) = &mut sample.target {
+                ranges.retain(|range| range.start < max_length);
+                let Some(last) = ranges.last_mut() else { return Ok(Fitted::Emptied) };
+                last.end = last.end.min(max_length);
             }
             Ok(Fitted::Cut(sample))
         }
@@ -115,25 +100,20 @@ pub fn fit(mut sample: Sample, max_length: usize, overlong: Overlong) -> Result<
 mod tests {
     use super::*;
 
-    const END: u32 = 2;
-
     #[test]
-    fn learns_completion_and_end_token_only() {
-        let sample = completion(vec![1, 10, 2, 11, 50, 51, END, 11], &[1, 10, 2, 11], &[END]).unwrap();
-        assert_eq!(sample.wanted(), [50, 51, END]);
-        assert_eq!(sample.rows(), 3..6);
-        assert_eq!(sample.ids, [1, 10, 2, 11, 50, 51, END]);
-    }
-
-    #[test]
-    fn refuses_a_prompt_that_is_no_token_prefix() {
-        let problem = completion(vec![1, 10, 99, 50], &[1, 10, 11], &[END]).unwrap_err();
-        assert!(problem.contains("part at token 2 of 3"), "{problem}");
+    fn each_learned_token_is_predicted_from_the_position_before_it() {
+        let sample = Sample { ids: vec![1, 10, 50, 2, 11, 51, 2], target: Target::Tokens(vec![2..4, 5..7]) };
+        assert_eq!((sample.wanted(), sample.targets()), (vec![50, 2, 51, 2], 4));
+        assert_eq!(sample.rows(), [1..3, 4..6]);
+        let Ok(Fitted::Cut(cut)) = fit(sample.clone(), 6, Overlong::Truncate) else { panic!("not cut") };
+        assert_eq!((cut.ids.len(), cut.target), (6, Target::Tokens(vec![2..4, 5..6])));
+        let Ok(Fitted::Cut(cut)) = fit(sample, 5, Overlong::Truncate) else { panic!("not cut") };
+        assert_eq!(cut.target, Target::from(2..4), "no turn is learned of which nothing is left");
     }
 
     #[test]
     fn never_learns_the_first_token() {
-        assert_eq!(from_prompt_length(vec![5, 6, 7], 0).unwrap().rows(), 0..2);
+        assert_eq!(from_prompt_length(vec![5, 6, 7], 0).unwrap().rows(), std::slice::from_ref(&(0..2)));
         assert!(from_prompt_length(vec![5], 0).is_err());
     }
 
@@ -151,6 +131,6 @@ mod tests {
     fn a_cut_label_sample_keeps_its_label() {
         let sample = Sample { ids: vec![1, 2, 3], target: Target::Label(1) };
         let Fitted::Cut(cut) = fit(sample, 2, Overlong::Truncate).unwrap() else { panic!("not cut") };
-        assert_eq!((cut.ids.len(), cut.rows(), cut.wanted()), (2, 0..2, &[1][..]));
+        assert_eq!((cut.ids.len(), cut.rows(), cut.wanted()), (2, vec![0..2; 1], vec![1]));
     }
 }

@@ -1,0 +1,212 @@
+//! Conversations as requests and training samples hold them: OpenAI's chat messages, read in one way for both.
+
+use minijinja::Value;
+use minijinja::value::ValueKind;
+use serde::Deserialize;
+
+/// Roles of a turn. `developer` is OpenAI's newer name of `system`, and is rendered as that.
+const ROLES: &[&str] = &["system", "developer", "user", "assistant", "tool"];
+
+/// What is wrong with a part of a content that is an image, say.
+const NO_TEXT: &str = r#"must be {"type": "text", "text": …}: this model reads text only"#;
+
+/// One turn of a chat.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    /// `system`, `user`, `assistant` or `tool`.
+    pub role: String,
+    /// The text.
+    pub content: String,
+    /// Its other members (`tool_calls`, `name`, …), for templates that know them.
+    pub others: Vec<(String, Value)>,
+}
+
+/// What a template renders.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Conversation {
+    /// The turns.
+    pub messages: Vec<Message>,
+    /// Tools the model may call, as JSON schemas.
+    pub tools: Vec<Value>,
+}
+
+/// What is wrong with a conversation, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The member, e.g. `messages[0].role`.
+    pub place: String,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl Message {
+    /// A turn that is text alone.
+    pub fn new(role: &str, content: impl Into<String>) -> Self {
+        Self { role: role.to_owned(), content: content.into(), others: Vec::new() }
+    }
+
+    fn read(value: &Value, place: &str) -> Result<Self, Fault> {
+        let fault = |name: &str, problem: String| Fault { place: format!("{place}.{name}"), problem };
+        if value.kind() != ValueKind::Map {
+            return Err(Fault { place: place.to_owned(), problem: format!("is {}, not an object", kind(value)) });
+        }
+        let (mut role, mut content, mut others) = (None, None, Vec::new());
+        for (name, value) in members(value) {
+            match name.as_str() {
+                "role" => role = Some(value),
+                "content" => content = Some(value),
+                "tool_calls" => others.push((name, tool_calls(&value, place)?)),
+                _ => others.push((name, value)),
+            }
+        }
+        let role = role.ok_or_else(|| fault("role", "is missing".to_owned()))?;
+        let name = role.as_str().ok_or_else(|| fault("role", format!("is {}, not a string", kind(&role))))?;
+        if !ROLES.contains(&name) {
+            return Err(fault("role", format!("is {name:?}: it must be one of {}", ROLES.join(", "))));
+        }
+        let content = match content {
+            Some(content) => text(&content, &format!("{place}.content"))?,
+            // A turn that calls tools needs no words.
+            None if others.iter().any(|(name, _)| name == "tool_calls") => String::new(),
+            None => return Err(fault("content", "is missing".to_owned())),
+        };
+        Ok(Self { role: if name == "developer" { "system".to_owned() } else { name.to_owned() }, content, others })
+    }
+
+    /// The turn as a template sees it.
+    pub(super) fn to_value(&self) -> Value {
+        let own = [("role", Value::from(self.role.as_str())), ("content", Value::from(self.content.as_str()))];
+        Value::from_pairs(own.into_iter().chain(self.others.iter().map(|(name, value)| (name.as_str(), value.clone()))))
+    }
+}
+
+impl Conversation {
+    /// Reads `messages` and `tools` of a JSON object; members that are null are absent.
+    pub fn parse(json: &str) -> Result<Self, Fault> {
+        #[derive(Deserialize)]
+        struct Members {
+            #[serde(default)]
+            messages: Value,
+            #[serde(default)]
+            tools: Value,
+        }
+        let Members { messages, tools } = serde_json::from_str(json)
+            .map_err(|error| Fault { place: "messages".to_owned(), problem: format!("cannot be read: {error}") })?;
+        let messages = read_messages(&messages, "messages")?;
+        Ok(Self { messages, tools: list(&without_nulls(&tools), "tools")?.unwrap_or_default() })
+    }
+
+    /// The conversation with every text in it changed: contents, and all strings in other members and tools.
+    pub(super) fn map(&self, change: &mut dyn FnMut(&str) -> String) -> Self {
+        let message = |message: &Message, change: &mut dyn FnMut(&str) -> String| Message {
+            role: message.role.clone(),
+            content: change(&message.content),
+            others: message.others.iter().map(|(name, value)| (name.clone(), map(value, change))).collect(),
+        };
+        Self {
+            messages: self.messages.iter().map(|turn| message(turn, change)).collect(),
+            tools: self.tools.iter().map(|tool| map(tool, change)).collect(),
+        }
+    }
+}
+
+/// Reads a list of turns; `place` names it.
+pub fn read_messages(messages: &Value, place: &str) -> Result<Vec<Message>, Fault> {
+    let fault = |problem: &str| Fault { place: place.to_owned(), problem: problem.to_owned() };
+    let messages = list(messages, place)?.ok_or_else(|| fault("is missing"))?;
+    match messages.is_empty() {
+        true => Err(fault("is empty")),
+        false => messages.iter().enumerate().map(|(index, message)| Message::read(message, &format!("{place}[{index}]"))).collect(),
+    }
+}
+
+/// A content: a string, or a list of text parts, which are joined as they are.
+fn text(content: &Value, place: &str) -> Result<String, Fault> {
+    let fault = |place: String, problem: String| Fault { place, problem };
+    match content.kind() {
+        ValueKind::String => Ok(content.as_str().unwrap_or_default().to_owned()),
+        ValueKind::Seq => {
+            let wrong = |index: usize| fault(format!("{place}[{index}]"), NO_TEXT.to_owned());
+            items(content).iter().enumerate().map(|(index, part)| text_part(part).ok_or_else(|| wrong(index))).collect()
+        }
+        _ => Err(fault(place.to_owned(), format!("is {}, not a string or a list of text parts", kind(content)))),
+    }
+}
+
+fn text_part(part: &Value) -> Option<String> {
+    let member = |name: &str| part.get_attr(name).ok()?.as_str().map(str::to_owned);
+    member("text").filter(|_| member("type").is_some_and(|kind| kind == "text"))
+}
+
+/// Templates want a call's arguments as an object; OpenAI's API holds them as JSON in a string.
+fn tool_calls(calls: &Value, place: &str) -> Result<Value, Fault> {
+    let place = format!("{place}.tool_calls");
+    let fault = |index: usize| Fault { place: format!("{place}[{index}].function.arguments"), problem: "is no JSON object".to_owned() };
+    let calls = list(calls, &place)?.unwrap_or_default();
+    calls.iter().enumerate().map(|(index, called)| call(called).ok_or_else(|| fault(index))).collect()
+}
+
+/// A call, or the `function` in it, with its `arguments` read.
+fn call(called: &Value) -> Option<Value> {
+    let read = |(name, value): (String, Value)| {
+        let value = match (name.as_str(), value.as_str()) {
+            ("function", None) => call(&value)?,
+            ("arguments", Some("")) => Value::from_pairs([("", ""); 0]),
+            ("arguments", Some(json)) => serde_json::from_str(json).ok().filter(|value: &Value| value.kind() == ValueKind::Map)?,
+            _ => value,
+        };
+        Some((name, value))
+    };
+    members(called).into_iter().map(read).collect::<Option<Vec<_>>>().map(Value::from_pairs)
+}
+
+/// The items of a list; None for null or nothing.
+fn list(value: &Value, place: &str) -> Result<Option<Vec<Value>>, Fault> {
+    match value.kind() {
+        ValueKind::Undefined | ValueKind::None => Ok(None),
+        ValueKind::Seq => Ok(Some(items(value))),
+        _ => Err(Fault { place: place.to_owned(), problem: format!("is {}, not an array", kind(value)) }),
+    }
+}
+
+fn items(value: &Value) -> Vec<Value> {
+    value.try_iter().into_iter().flatten().collect()
+}
+
+/// The members of an object that are not null, in their order.
+fn members(value: &Value) -> Vec<(String, Value)> {
+    let member = |name: Value| Some((name.as_str()?.to_owned(), value.get_item(&name).ok()?));
+    items(value).into_iter().filter_map(member).filter(|(_, value)| !value.is_none()).collect()
+}
+
+/// What exports of tables put into every object for members that only some have.
+fn without_nulls(value: &Value) -> Value {
+    match value.kind() {
+        ValueKind::Seq => items(value).iter().map(without_nulls).collect(),
+        ValueKind::Map => Value::from_pairs(members(value).into_iter().map(|(name, value)| (name, without_nulls(&value)))),
+        _ => value.clone(),
+    }
+}
+
+fn map(value: &Value, change: &mut dyn FnMut(&str) -> String) -> Value {
+    match (value.kind(), value.as_str()) {
+        (_, Some(text)) => Value::from(change(text)),
+        (ValueKind::Seq, _) => items(value).iter().map(|item| map(item, change)).collect(),
+        (ValueKind::Map, _) => {
+            let pairs: Vec<_> = members(value).into_iter().map(|(name, value)| (change(&name), map(&value, change))).collect();
+            Value::from_pairs(pairs)
+        }
+        _ => value.clone(),
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value.kind() {
+        ValueKind::Bool => "a boolean",
+        ValueKind::Number => "a number",
+        ValueKind::String => "a string",
+        ValueKind::Seq => "an array",
+        ValueKind::Map => "an object",
+        _ => "null",
+    }
+}

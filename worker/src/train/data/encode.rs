@@ -1,0 +1,69 @@
+//! From what a line says to tokens.
+
+use super::record::Record;
+use super::sample::{self, Sample, Target};
+use super::{Counts, Language, Rules};
+use crate::text::{Chat, ChatTemplate, Conversation, Lesson, TextError};
+
+/// Most names of members that nobody reads; the rest are counted together.
+pub const MAX_IGNORED: usize = 16;
+
+/// The samples of a line; a conversation may need several.
+pub fn samples(record: Record, rules: &Rules<'_>, language: Language<'_>, counts: &mut Counts) -> Result<Vec<Sample>, String> {
+    let said = |error: TextError| error.to_string();
+    let sample = match record {
+        Record::Tokens { input_ids, prompt_length } => sample::from_prompt_length(input_ids, prompt_length)?,
+        Record::Text(text) => {
+            let mut ids = language.tokenizer.encode(&text, true).map_err(said)?;
+            ids.extend(rules.text_end.filter(|_| ids.last().is_none_or(|last| !rules.end_tokens.contains(last))));
+            sample::from_prompt_length(ids, 0)?
+        }
+        Record::Labelled { text, label } => {
+            let known = rules.labels.iter().position(|name| *name == label);
+            let label = known.ok_or_else(|| format!("field `label` is {label:?}, head.labels has {}", rules.labels.join(", ")))?;
+            let ids = language.tokenizer.encode(&text, true).map_err(said)?;
+            match ids.is_empty() {
+                true => return Err("field `text` has no tokens".to_owned()),
+                false => Sample { ids, target: Target::Label(label as u32) },
+            }
+        }
+        Record::Chat(mut conversation, targets) => {
+            let template = language.template.ok_or("the base has no chat template: use `text` or `input_ids`")?;
+            leave_out(&mut conversation, template, counts)?;
+            let mut chat = Chat::new(language.tokenizer, template, &conversation, rules.split_special_tokens).map_err(said)?;
+            let lessons = chat.lessons(&targets, rules.end_tokens).map_err(said)?;
+            return Ok(lessons.into_iter().map(|Lesson { ids, learned }| Sample { ids, target: Target::Tokens(learned) }).collect());
+        }
+    };
+    Ok(vec![sample])
+}
+
+/// Takes out what the template does not look at, and counts it. What it would be wrong to learn without is refused.
+fn leave_out(conversation: &mut Conversation, template: &ChatTemplate, counts: &mut Counts) -> Result<(), String> {
+    let Conversation { messages, tools } = conversation;
+    let nowhere = |field: &str| Err(format!("field `{field}`: the base's chat template has no place for it"));
+    if !tools.is_empty() && !template.knows("tools", tools) {
+        return nowhere("tools");
+    }
+    for (index, turn) in messages.iter_mut().enumerate() {
+        let (known, unknown) = std::mem::take(&mut turn.others).into_iter().partition(|(name, _)| template.knows(name, tools));
+        turn.others = known;
+        for (name, _) in unknown {
+            if name == "tool_calls" {
+                return nowhere(&format!("messages[{index}].tool_calls"));
+            }
+            counts.ignore(format!("messages[].{name}"));
+        }
+    }
+    Ok(())
+}
+
+impl Counts {
+    /// Counts a member that nobody reads.
+    pub(super) fn ignore(&mut self, name: String) {
+        let ignored = &mut self.ignored;
+        let full = ignored.len() >= MAX_IGNORED && !ignored.contains_key(&name);
+        let name = if full { "others".to_owned() } else { name.chars().take(64).collect() };
+        *ignored.entry(name).or_default() += 1;
+    }
+}
