@@ -99,6 +99,11 @@ pub struct Api {
     /// Secret with the API key clients must send as a bearer token; it may change at any time. None is asked for when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_secret_ref: Option<SecretKey>,
+    /// Origins whose web pages may use the API from a browser (cross-origin resource sharing), such as `https://app.example.com`; `*` is every
+    /// origin. None may when empty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 253), regex(pattern = r"^(\*|[a-z][a-z0-9+.-]*://[^/?#@\s]+)$")), extend("x-kubernetes-list-type" = "set"))]
+    pub allowed_origins: Vec<String>,
 }
 
 /// A key of a Secret in the same namespace.

@@ -104,8 +104,7 @@ fn children_of_a_deployment() {
         secret: Some(serde_json::from_value(secret).unwrap()),
         ..deployment::Observed::default()
     };
-    let patch =
-        json!({"spec": {"api": {"keySecretRef": {"name": "key", "key": "token"}}, "gateway": {"resources": {"limits": {"cpu": "1500m"}}}}});
+    let patch = json!({"spec": {"api": {"keySecretRef": {"name": "key", "key": "token"}, "allowedOrigins": ["https://app.example.com"]}, "gateway": {"resources": {"limits": {"cpu": "1500m"}}}}});
     let deployment = value(&example::<CarryOnDeployment>("quickstart/deployment.yaml"));
     let deployment: CarryOnDeployment = serde_json::from_value(patched(deployment, &patch)).unwrap();
     let validated = deployment::validate(&deployment, &observed, &settings()).unwrap();

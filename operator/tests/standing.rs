@@ -264,6 +264,24 @@ fn a_deployment_says_what_it_waits_for() {
         "Stalled BaseModelDiffers: the head was trained on base sha256:other, BaseModelPool default/smollm2 runs sha256:b: name a pool of the same model",
     );
     check(&keyed, &|_| {}, "Reconciling SecretNotFound: Secret default/key (spec.api.keySecretRef) not found: create it");
+    // What `kubectl create secret generic key --from-literal` and `echo … | base64` make of a key.
+    for (data, expected) in [
+        (json!({"other": "c2stMQ=="}), r#"Reconciling SecretKeyNotFound: Secret default/key has no key "token": add it"#),
+        (json!({"token": "c2stMQ=="}), "Ready Serving: 1 of 1 gateways serve quickstart"),
+        (
+            json!({"token": "c2stMQo="}),
+            r#"Ready Serving: 1 of 1 gateways serve quickstart; the white space around "token" in Secret default/key is not part of the API key"#,
+        ),
+        (json!({"token": ""}), r#"Reconciling SecretKeyEmpty: Secret default/key holds nothing under "token": give it the API key"#),
+        (json!({"token": "IAo="}), r#"Reconciling SecretKeyEmpty: Secret default/key holds nothing under "token": give it the API key"#),
+        (
+            json!({"token": "c2stMQpzay0yCg=="}),
+            r#"Reconciling SecretKeyUnusable: Secret default/key holds a line break or control character within "token", which no request can carry: give it one line"#,
+        ),
+    ] {
+        let secret = json!({"metadata": {"name": "key", "namespace": "default"}, "data": data});
+        check(&keyed, &|world| world.secret = Some(serde_json::from_value(secret.clone()).unwrap()), expected);
+    }
 }
 
 #[test]

@@ -16,12 +16,13 @@ const MAX_LINES: usize = 500;
 const ROOMS: &[(&str, &[&str])] = &[
     ("kernel", &[]),
     ("text", &[]),
+    ("http", &[]),
     ("exchange", &["files"]),
     ("model", &["kernel"]),
     ("head", &["kernel", "files"]),
-    ("base", &["kernel", "model", "head", "exchange", "text", "files"]),
-    ("train", &["kernel", "head", "exchange", "text", "files"]),
-    ("serve", &["exchange", "text", "files"]),
+    ("base", &["kernel", "model", "head", "exchange", "text", "http", "files"]),
+    ("train", &["kernel", "head", "exchange", "text", "http", "files"]),
+    ("serve", &["exchange", "text", "http", "files"]),
 ];
 
 /// The files of the operator's `cluster/` and the files each may use: only such as stand above it.

@@ -1,6 +1,6 @@
 //! The worker: `base` runs a frozen model, `train` trains a head on its hidden states, `serve` answers OpenAI requests.
 //!
-//! Arrows between rooms: `base → model head exchange text`, `train → head exchange text`, `serve → exchange text`,
+//! Arrows between rooms: `base → model head exchange text http`, `train → head exchange text http`, `serve → exchange text http`,
 //! `model → kernel`, `head → kernel`; `base`, `train` and `serve` never import each other.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -9,6 +9,7 @@ pub mod base;
 pub mod exchange;
 pub mod files;
 pub mod head;
+pub mod http;
 pub mod kernel;
 pub mod model;
 pub mod serve;

@@ -68,6 +68,9 @@ pub struct ServeConfig {
     pub served_model_name: String,
     /// Digest the artifact must have.
     pub digest: String,
+    /// Origins whose web pages may use the API; `*` is every origin.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed_origins: Vec<String>,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

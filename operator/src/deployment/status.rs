@@ -61,7 +61,8 @@ fn standing(validated: &Validated, applied: &Applied, observed: &Observed) -> St
         return Standing::current("ScaledToZero", "spec.replicas is 0: no gateway runs");
     }
     if counts.is_settled() {
-        return Standing::current("Serving", format!("{ready} of {wanted} gateways serve {}", validated.config.served_model_name));
+        let remark = validated.key_remark.as_ref().map(|remark| format!("; {remark}")).unwrap_or_default();
+        return Standing::current("Serving", format!("{ready} of {wanted} gateways serve {}{remark}", validated.config.served_model_name));
     }
     let said = |type_: &str, status: &str| {
         let conditions = deployment.status.as_ref().and_then(|status| status.conditions.as_ref());

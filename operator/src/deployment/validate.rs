@@ -29,6 +29,8 @@ pub struct Validated {
     pub pool: String,
     /// Secret key with the API key.
     pub key: Option<SecretKey>,
+    /// What its owner should know of the key, though it works.
+    pub key_remark: Option<String>,
     /// Gateway pods.
     pub replicas: i32,
 }
@@ -50,7 +52,10 @@ pub fn validate(deployment: &CarryOnDeployment, observed: &Observed, settings: &
     }
     let pool = pool(deployment, &head, observed, &owner)?;
     let key = spec.api.key_secret_ref.clone();
-    key.as_ref().map_or(Ok(()), |key| secret(key, observed, &owner))?;
+    let key_remark = match &key {
+        Some(key) => secret(key, observed, &owner)?,
+        None => None,
+    };
     // Of the head, what pods see of it.
     let shaping = (CarryOnDeploymentSpec { replicas: 0, ..spec.clone() }, head.digest.clone(), head.uri.clone());
     let rendering = Rendering::of(&Source::of(deployment, shaping), &observed.revisions);
@@ -58,12 +63,14 @@ pub fn validate(deployment: &CarryOnDeployment, observed: &Observed, settings: &
         config: ServeConfig {
             served_model_name: spec.served_model_name.clone().unwrap_or_else(|| deployment.name_any()),
             digest: head.digest.clone(),
+            allowed_origins: spec.api.allowed_origins.clone(),
         },
         head,
         claim,
         path,
         pool,
         key,
+        key_remark,
         replicas: spec.replicas,
         basis: Basis::new(owner, &spec.gateway, rendering, settings),
     })
@@ -132,11 +139,22 @@ fn pool(deployment: &CarryOnDeployment, head: &ServedHead, observed: &Observed, 
     }
 }
 
-fn secret(key: &SecretKey, observed: &Observed, owner: &Owner) -> Result<(), Refusal> {
+/// Whether clients can send the API key that the Secret holds, and what is to be said of it. Of itself nothing is said.
+fn secret(key: &SecretKey, observed: &Observed, owner: &Owner) -> Result<Option<String>, Refusal> {
     let secret = observed.secret.as_ref().ok_or_else(|| owner.lacks("SecretNotFound", "Secret", &key.name, "spec.api.keySecretRef"))?;
-    if secret.data.as_ref().is_some_and(|data| data.contains_key(&key.key)) {
-        return Ok(());
+    let SecretKey { name, key } = key;
+    let what = format!("Secret {}/{name}", owner.namespace);
+    let Some(value) = secret.data.as_ref().and_then(|data| data.get(key)) else {
+        return Err(Refusal::waiting("SecretKeyNotFound", format!("{what} has no key {key:?}: add it")));
+    };
+    match value.0.trim_ascii() {
+        [] => Err(Refusal::waiting("SecretKeyEmpty", format!("{what} holds nothing under {key:?}: give it the API key"))),
+        sent if sent.iter().any(u8::is_ascii_control) => {
+            let message =
+                format!("{what} holds a line break or control character within {key:?}, which no request can carry: give it one line");
+            Err(Refusal::waiting("SecretKeyUnusable", message))
+        }
+        sent if sent.len() < value.0.len() => Ok(Some(format!("the white space around {key:?} in {what} is not part of the API key"))),
+        _ => Ok(None),
     }
-    let message = format!("Secret {}/{} has no key {:?}: add it", owner.namespace, key.name, key.key);
-    Err(Refusal::waiting("SecretKeyNotFound", message))
 }

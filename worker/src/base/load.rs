@@ -18,7 +18,7 @@ const MAX_SEQUENCES: u32 = 1024;
 /// Forward batches that one request may fill.
 const MAX_REQUEST_BATCHES: u32 = 16;
 /// Bytes of one request body: rows of a remote loss, or a head.
-const MAX_BODY_BYTES: u64 = 512 << 20;
+pub const MAX_BODY_BYTES: u64 = 512 << 20;
 /// Bytes of a JSON file beside the weights.
 const MAX_JSON_BYTES: u64 = 64 << 20;
 

@@ -19,7 +19,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use axum::serve::ListenerExt as _;
 use carryon_crds::wire::{BaseConfig, ExitCode};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
@@ -31,10 +30,13 @@ use metrics::Metrics;
 use registry::{Fit, Registry};
 use routes::{Pool, Ready};
 
+use crate::http::{self, Bodies};
 use crate::kernel::Threads;
 
 /// Longest time answers may go on after the pod was told to end; below Kubernetes' grace period of 30 seconds.
 const DRAIN: Duration = Duration::from_secs(25);
+/// Bytes of all request bodies at a time: one of the largest, or many small ones.
+const BODY_BYTES: usize = load::MAX_BODY_BYTES as usize;
 /// Bytes of packed heads that a pod keeps.
 const HEAD_BYTES: u64 = 2 << 30;
 
@@ -67,7 +69,8 @@ pub async fn serve(
 ) -> Result<(), BaseError> {
     let metrics = Arc::new(Metrics::new().map_err(|error| BaseError::Serve(std::io::Error::other(error)))?);
     let instance = format!("{:032x}", rand::random::<u128>());
-    let pool = Arc::new(Pool { instance, metrics, ready: OnceLock::new(), draining: AtomicBool::new(false) });
+    let bodies = Bodies::new(BODY_BYTES);
+    let pool = Arc::new(Pool { instance, metrics, bodies, ready: OnceLock::new(), draining: AtomicBool::new(false) });
     tracing::info!("pool {:?} listens on {}", config.name, listener.local_addr().map_err(BaseError::Serve)?);
 
     let (ending, mut ended) = watch::channel(false);
@@ -75,10 +78,8 @@ pub async fn serve(
         let pool = pool.clone();
         tokio::task::spawn_blocking(move || load(&pool, &config, &model, threads))
     };
-    let router = routes::router(pool.clone());
-    let server = axum::serve(listener.tap_io(|stream| drop(stream.set_nodelay(true))), router)
-        .with_graceful_shutdown(async move { drop(ended.wait_for(|ending| *ending).await) });
-    let server = tokio::spawn(server.into_future());
+    let told = async move { drop(ended.wait_for(|ending| *ending).await) };
+    let server = tokio::spawn(http::serve(listener, routes::router(pool.clone()), http::SILENCE, told));
 
     let device = async {
         let panicked = loading.await.map_err(|_| BaseError::Device)??;
@@ -94,8 +95,7 @@ pub async fn serve(
     // Fails only when the server has ended already.
     let _ = ending.send(true);
     match tokio::time::timeout(DRAIN, server).await {
-        Ok(Ok(outcome)) => outcome.map_err(BaseError::Serve),
-        Ok(Err(error)) => Err(BaseError::Serve(std::io::Error::other(error))),
+        Ok(outcome) => outcome.map_err(|error| BaseError::Serve(std::io::Error::other(error))),
         Err(_) => {
             tracing::warn!("answers were cut off after {DRAIN:?}");
             Ok(())

@@ -69,6 +69,8 @@ pub enum ErrorCode {
     NotFound,
     /// 404: the pool does not hold the head: push it and ask again.
     HeadMissing,
+    /// 408: the body did not come in time: ask again.
+    Late,
     /// 409: the base is another than the one expected.
     IdentityMismatch,
     /// 413: more tokens, sequences or bytes than the pool accepts.
@@ -94,6 +96,7 @@ impl ErrorCode {
         match self {
             Self::InvalidRequest => 400,
             Self::NotFound | Self::HeadMissing => 404,
+            Self::Late => 408,
             Self::IdentityMismatch => 409,
             Self::TooLarge => 413,
             Self::HeadInvalid => 422,
@@ -105,7 +108,7 @@ impl ErrorCode {
 
     /// Whether asking again later may succeed.
     pub fn is_transient(self) -> bool {
-        matches!(self, Self::Busy | Self::Unavailable)
+        matches!(self, Self::Late | Self::Busy | Self::Unavailable)
     }
 }
 
@@ -115,6 +118,7 @@ impl fmt::Display for ErrorCode {
             Self::InvalidRequest => "invalid_request",
             Self::NotFound => "not_found",
             Self::HeadMissing => "head_missing",
+            Self::Late => "late",
             Self::IdentityMismatch => "identity_mismatch",
             Self::TooLarge => "too_large",
             Self::HeadInvalid => "head_invalid",

@@ -14,10 +14,18 @@ use crate::exchange::wire::ClassifyRequest;
 /// Most texts of a request.
 const MAX_INPUTS: usize = 2048;
 
-/// Texts to classify, as token ids.
+/// Texts to classify.
 pub(super) struct Classification {
     model: String,
-    sequences: Vec<Vec<u32>>,
+    texts: Vec<Text>,
+}
+
+/// A text as token ids.
+#[derive(Debug, PartialEq)]
+struct Text {
+    ids: Vec<u32>,
+    /// Whether it was longer than the head's samples in training, and was cut as they were.
+    truncated: bool,
 }
 
 /// Reads and checks `{"model"?, "input": text | [text…]}`.
@@ -34,25 +42,27 @@ pub(super) fn parse(body: &[u8], gateway: &Gateway, names: &Names) -> Result<Cla
     parameters.finish()?;
     let (cut, limit) = (gateway.artifact.shape.max_length, gateway.model.limits.max_model_len);
     let encode = |input: &String| bounded(gateway.tokenizer.encode(input, true)?, cut, limit);
-    Ok(Classification { model, sequences: inputs.iter().map(encode).collect::<Result<_, _>>()? })
+    Ok(Classification { model, texts: inputs.iter().map(encode).collect::<Result<_, _>>()? })
 }
 
 /// A text's token ids, cut at `cut` when the head was trained so, and within the pool's limit.
-fn bounded(mut ids: Vec<u32>, cut: Option<u32>, limit: u32) -> Result<Vec<u32>, ApiError> {
+fn bounded(mut ids: Vec<u32>, cut: Option<u32>, limit: u32) -> Result<Text, ApiError> {
+    let whole = ids.len();
     ids.truncate(cut.map_or(usize::MAX, |cut| cut as usize));
     match ids.len() {
         0 => Err(ApiError::parameter("input", "input holds an empty text.")),
         length if length > limit as usize => Err(ApiError::context_length("input", length, limit)),
-        _ => Ok(ids),
+        length => Ok(Text { ids, truncated: length < whole }),
     }
 }
 
 impl Classification {
     /// Asks the pool, in as many requests as its limits demand.
     pub(super) async fn answer(self, gateway: &Gateway) -> Result<Value, ApiError> {
-        let tokens: usize = self.sequences.iter().map(Vec::len).sum();
-        let mut data = Vec::with_capacity(self.sequences.len());
-        for sequences in batches(self.sequences, &gateway.model.limits) {
+        let (sequences, truncated): (Vec<_>, Vec<_>) = self.texts.into_iter().map(|text| (text.ids, text.truncated)).unzip();
+        let tokens: usize = sequences.iter().map(Vec::len).sum();
+        let mut data: Vec<Value> = Vec::with_capacity(sequences.len());
+        for sequences in batches(sequences, &gateway.model.limits) {
             let asked = sequences.len();
             let answer = gateway.classify(&ClassifyRequest { sequences, head: gateway.artifact.digest.clone() }).await?;
             let labels = &gateway.artifact.shape.labels;
@@ -61,7 +71,8 @@ impl Classification {
                 return Err(ApiError::unavailable("The pool answered with other labels than the head has."));
             }
             for logits in answer.scores {
-                let result = verdict(data.len(), labels, &logits);
+                let mut result = verdict(data.len(), labels, &logits);
+                result["truncated"] = truncated[data.len()].into();
                 data.push(result);
             }
         }
@@ -137,7 +148,8 @@ mod tests {
 
     #[test]
     fn a_text_is_cut_where_training_cut_it() {
-        assert_eq!(bounded(vec![1, 2, 3], Some(2), 2).unwrap(), [1, 2]);
+        assert_eq!(bounded(vec![1, 2, 3], Some(2), 2).unwrap(), Text { ids: vec![1, 2], truncated: true });
+        assert_eq!(bounded(vec![1, 2], Some(2), 2).unwrap(), Text { ids: vec![1, 2], truncated: false });
         assert_eq!(bounded(vec![1, 2, 3], None, 2).unwrap_err().body()["error"]["code"], "context_length_exceeded");
         assert_eq!(bounded(vec![], Some(2), 2).unwrap_err().body()["error"]["param"], "input");
     }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::exchange::ClientError;
 use crate::exchange::wire::{ErrorCode, WireError};
+use crate::http::BodyError;
 use crate::text::TextError;
 
 /// Seconds after which a client may ask a full or absent pool again.
@@ -57,14 +58,19 @@ impl ApiError {
         Self { status, code: Some("unknown_url"), ..Self::request(format!("Invalid URL ({method} {path})")) }
     }
 
-    /// 413.
-    pub(super) fn body_too_large(limit: usize) -> Self {
-        Self { status: StatusCode::PAYLOAD_TOO_LARGE, ..Self::request(format!("The request body exceeds {limit} bytes.")) }
+    /// 500: our own fault.
+    pub(super) fn internal(message: &str) -> Self {
+        Self::server(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message)
     }
 
     /// 503: no pool answers.
     pub(super) fn unavailable(message: &str) -> Self {
         Self::server(StatusCode::SERVICE_UNAVAILABLE, "pool_unavailable", message)
+    }
+
+    /// 429.
+    fn busy(message: &str) -> Self {
+        Self { kind: "rate_limit_error", ..Self::server(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", message) }
     }
 
     fn server(status: StatusCode, code: &'static str, message: &str) -> Self {
@@ -80,11 +86,35 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
-        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER));
-        }
+        let told = match self.status {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => (header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER)),
+            StatusCode::UNAUTHORIZED => (header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => (header::ACCEPT_ENCODING, HeaderValue::from_static("identity")),
+            _ => return response,
+        };
+        response.headers_mut().extend([told]);
         response
     }
+}
+
+impl From<BodyError> for ApiError {
+    fn from(error: BodyError) -> Self {
+        let refused = |status| Self { status, ..Self::request(sentence(&error)) };
+        match error {
+            BodyError::TooLarge(_) => refused(StatusCode::PAYLOAD_TOO_LARGE),
+            BodyError::Late => refused(StatusCode::REQUEST_TIMEOUT),
+            BodyError::Encoded(_) => refused(StatusCode::UNSUPPORTED_MEDIA_TYPE),
+            BodyError::Broken(_) => refused(StatusCode::BAD_REQUEST),
+            BodyError::Busy => Self::busy(&sentence(&error)),
+        }
+    }
+}
+
+/// An error's text as a sentence of its own.
+fn sentence(error: &impl ToString) -> String {
+    let mut text = error.to_string() + ".";
+    text[..1].make_ascii_uppercase();
+    text
 }
 
 /// The pool's own words, where they speak of the request; else a sentence without its addresses, which go to the log.
@@ -93,15 +123,14 @@ impl From<WireError> for ApiError {
         match error.code {
             ErrorCode::InvalidRequest => Self::request(error.message),
             ErrorCode::TooLarge => Self { code: Some("context_length_exceeded"), ..Self::request(error.message) },
-            ErrorCode::Busy => Self {
-                kind: "rate_limit_error",
-                ..Self::server(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", "The pool's queue is full; try again later.")
-            },
+            ErrorCode::Busy => Self::busy("The pool's queue is full; try again later."),
             ErrorCode::HeadNotFinite => {
                 Self::server(StatusCode::INTERNAL_SERVER_ERROR, "head_not_finite", "The head computed something that is not a number.")
             }
             ErrorCode::IdentityMismatch => Self::unavailable("The pool runs another base model than the head was trained on."),
-            ErrorCode::Unavailable | ErrorCode::HeadMissing => Self::unavailable("The pool is not ready; try again later."),
+            ErrorCode::Unavailable | ErrorCode::HeadMissing | ErrorCode::Late => {
+                Self::unavailable("The pool is not ready; try again later.")
+            }
             ErrorCode::NotFound | ErrorCode::HeadInvalid | ErrorCode::Internal | ErrorCode::Unknown => {
                 Self::server(StatusCode::BAD_GATEWAY, "pool_error", "The pool failed to answer.")
             }

@@ -1,6 +1,7 @@
 //! The gateway's side of the pool: finds it, checks that it runs the head's base, keeps the head in it, asks it.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use carryon_crds::wire::{ModelDescription, digest};
@@ -25,6 +26,9 @@ const START_PATIENCE: Duration = Duration::from_secs(10);
 const EXPIRY: Duration = Duration::from_secs(600);
 /// How often the pool is reminded of the head.
 pub(super) const RENEWAL: Duration = Duration::from_secs(120);
+/// How long a pod may take to say whether it holds the head, and to take it: one that hangs must not hold up the others.
+const ANSWER: Duration = Duration::from_secs(10);
+const PUSH: Duration = Duration::from_secs(300);
 /// How often a pod may lack the head in one request: it may be dropped between push and use, but not for ever.
 const PUSHES: usize = 3;
 
@@ -46,8 +50,8 @@ pub(super) struct Gateway {
     client: PoolClient,
     /// How long a request waits for a pool that restarts or is away.
     patience: Duration,
-    /// Held while the head is pushed: requests that miss it together push it once.
-    pushing: tokio::sync::Mutex<()>,
+    /// Held while the head is pushed to a pod: requests that miss it together push it once.
+    pushing: Mutex<HashMap<Endpoint, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Gateway {
@@ -75,7 +79,7 @@ impl Gateway {
         metrics.head_pushes.inc();
         let client = PoolClient::connect(pool, BUSY_PATIENCE)?.bound_to(&model.identity, None);
         let tokenizer = Arc::new(Tokenizer::from_json(&json)?);
-        Ok(Self { artifact, model, tokenizer, template, metrics, client, patience, pushing: tokio::sync::Mutex::default() })
+        Ok(Self { artifact, model, tokenizer, template, metrics, client, patience, pushing: Mutex::default() })
     }
 
     /// Starts an answer and waits for its first event, so that everything that can fail before it still can be told as a
@@ -145,22 +149,23 @@ impl Gateway {
         Ok(())
     }
 
-    /// Reminds every pod of the head, and gives it to those that lack it.
+    /// Reminds every pod of the head, and gives it to those that lack it, whatever the others answer.
     pub(super) async fn renew(&self) -> Result<(), ClientError> {
-        for endpoint in self.client.endpoints().await? {
-            self.ensure(&endpoint).await?;
-        }
-        Ok(())
+        let endpoints = self.client.endpoints().await?;
+        self.pushing.lock().unwrap_or_else(PoisonError::into_inner).retain(|endpoint, _| endpoints.contains(endpoint));
+        futures::future::join_all(endpoints.iter().map(|endpoint| self.ensure(endpoint))).await.into_iter().collect()
     }
 
     async fn ensure(&self, endpoint: &Endpoint) -> Result<(), ClientError> {
-        let _alone = self.pushing.lock().await;
-        if self.client.has_head(endpoint, &self.artifact.digest).await? {
+        let pushing = self.pushing.lock().unwrap_or_else(PoisonError::into_inner).entry(endpoint.clone()).or_default().clone();
+        let _alone = pushing.lock().await;
+        let digest = &self.artifact.digest;
+        if within(ANSWER, endpoint, self.client.has_head(endpoint, digest)).await? {
             return Ok(());
         }
         tracing::info!("pushing the head to {endpoint}");
         self.metrics.head_pushes.inc();
-        self.client.put_head(endpoint, &self.artifact.digest, self.artifact.bytes.clone(), EXPIRY).await
+        within(PUSH, endpoint, self.client.put_head(endpoint, digest, self.artifact.bytes.clone(), EXPIRY)).await
     }
 }
 
@@ -174,6 +179,12 @@ pub(super) struct Attempts {
 
 fn is_busy(error: &ClientError) -> bool {
     matches!(error, ClientError::Refused { error, .. } if error.code == ErrorCode::Busy)
+}
+
+/// The answer of a pod that has `limit` for it.
+async fn within<T>(limit: Duration, endpoint: &Endpoint, answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
+    let late = |_| ClientError::Unreachable { address: endpoint.to_string(), reason: format!("no answer within {limit:?}") };
+    tokio::time::timeout(limit, answer).await.map_err(late)?
 }
 
 /// Waits for the pool without end: pods come when they come.

@@ -16,13 +16,13 @@ mod gateway;
 mod generation;
 mod key;
 mod metrics;
+mod origins;
 mod parameters;
 mod request;
 mod respond;
 mod routes;
 mod stop;
 
-use std::future::IntoFuture as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,9 +37,12 @@ pub use artifact::ArtifactError;
 
 use self::artifact::Artifact;
 use self::gateway::Gateway;
+use self::key::Key;
 use self::metrics::Metrics;
+use self::origins::Origins;
 use self::routes::App;
 use crate::exchange::ClientError;
+use crate::http;
 use crate::text::TextError;
 
 /// How long answers may go on after the gateway was told to stop.
@@ -162,28 +165,25 @@ pub struct Settings {
 pub async fn serve(listener: TcpListener, settings: Settings, told_to_stop: impl Future<Output = ()>) -> Result<(), ServeError> {
     let Settings { config, pool, head, api_key_file, patience } = settings;
     let artifact = Artifact::read(&head, &config.digest)?;
-    let app = App::new(&config.served_model_name, api_key_file, Metrics::new()?);
+    let app = App::new(&config.served_model_name, api_key_file.map(Key::new), Metrics::new()?);
     let (stop, mut stopped) = watch::channel(());
     let drained = async move {
         // The sender says nothing: it is dropped.
         let _ = stopped.changed().await;
     };
-    let server = axum::serve(listener, routes::router(app.clone())).with_graceful_shutdown(drained).into_future();
-    let mut server = std::pin::pin!(server);
-    let failed = |cause| ServeError::System { what: "serve".to_owned(), cause };
+    let router = routes::router(app.clone(), Origins::new(config.allowed_origins));
+    let mut server = std::pin::pin!(http::serve(listener, router, http::SILENCE, drained));
     tokio::select! {
-        ended = &mut server => return ended.map_err(failed),
+        // It ends when it is told to.
+        () = &mut server => return Ok(()),
         error = keep(&app, artifact, &pool, patience) => return Err(error),
         () = told_to_stop => tracing::info!("stopping: answers that have begun may end"),
     }
     drop(stop);
-    match tokio::time::timeout(DRAIN, server).await {
-        Ok(ended) => ended.map_err(failed),
-        Err(_) => {
-            tracing::warn!("answers were cut off after {DRAIN:?}");
-            Ok(())
-        }
+    if tokio::time::timeout(DRAIN, server).await.is_err() {
+        tracing::warn!("answers were cut off after {DRAIN:?}");
     }
+    Ok(())
 }
 
 /// Makes the app ready and keeps the head in the pool; returns only when that is impossible.

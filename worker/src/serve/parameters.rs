@@ -26,12 +26,21 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("reasoning_effort", "null"),
     ("verbosity", "null"),
     ("web_search_options", "null"),
-    ("metadata", "{}"),
     ("store", "false"),
-    ("service_tier", "\"auto\""),
-    ("prompt_cache_key", "null"),
-    ("safety_identifier", "null"),
 ];
+
+/// Hints of OpenAI's API that change no answer: who asks, where its prompt may be cached, how urgent it is, what it belongs to.
+/// They are taken and not looked at, but for their type.
+const HINTS: &[(&str, IsTyped)] = &[
+    ("user", Value::is_string),
+    ("safety_identifier", Value::is_string),
+    ("prompt_cache_key", Value::is_string),
+    ("prompt_cache_retention", Value::is_string),
+    ("service_tier", Value::is_string),
+    ("metadata", Value::is_object),
+];
+
+type IsTyped = fn(&Value) -> bool;
 
 /// The members of a request that nobody has taken yet.
 pub(super) struct Parameters(Map<String, Value>);
@@ -85,9 +94,14 @@ impl Parameters {
         number.map(Some).ok_or_else(refusal)
     }
 
-    /// Refuses everything that was not taken: unsupported parameters that ask for something, and unknown ones.
+    /// Refuses everything that was not taken and is no hint: unsupported parameters that ask for something, and unknown ones.
     pub(super) fn finish(self) -> Result<(), ApiError> {
         for (name, value) in self.0 {
+            match HINTS.iter().find(|(hint, _)| *hint == name) {
+                Some((_, fits)) if value.is_null() || fits(&value) => continue,
+                Some(_) => return Err(ApiError::parameter(&name, format!("{name} has another type than in OpenAI's API."))),
+                None => {}
+            }
             match UNSUPPORTED.iter().find(|(unsupported, _)| *unsupported == name) {
                 None => return Err(ApiError::parameter(&name, format!("Unrecognized request argument supplied: {name}."))),
                 Some((_, nothing)) if asks_for_something(&value, nothing) => {
@@ -108,6 +122,8 @@ fn asks_for_something(value: &Value, nothing: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn refusal(body: &str) -> Option<(Value, Value)> {
@@ -126,6 +142,24 @@ mod tests {
         }
         assert_eq!(refusal(r#"{"presence_penalty": 0.0}"#), None);
         assert_eq!(refusal(r#"{"n": 2}"#).unwrap().0, "n");
+    }
+
+    // The types are those of openai-python's CompletionCreateParams.
+    #[test]
+    fn hints_that_change_no_answer_are_taken() {
+        for (name, hint) in [
+            ("user", json!("anna")),
+            ("safety_identifier", json!("5f4dcc3b")),
+            ("prompt_cache_key", json!("tenant-7")),
+            ("prompt_cache_retention", json!("24h")),
+            ("service_tier", json!("priority")),
+            ("metadata", json!({"topic": "demo"})),
+        ] {
+            assert_eq!(refusal(&json!({name: hint}).to_string()), None, "{name}");
+            assert_eq!(refusal(&json!({name: null}).to_string()), None, "{name}");
+            assert_eq!(refusal(&json!({name: 7}).to_string()).unwrap().0, name);
+        }
+        assert_eq!(HINTS.len(), 6, "each hint is in the list above");
     }
 
     #[test]

@@ -64,8 +64,6 @@ impl Common {
         }
         let stream = parameters.flag("stream")?;
         let include_usage = stream_options(parameters.take("stream_options"), stream)?;
-        // The name of the end user changes no answer.
-        parameters.text("user")?;
         Ok(Self {
             model,
             head,
@@ -176,7 +174,6 @@ mod tests {
             ("seed", "1.5"),
             ("alpha", "17"),
             ("stream", "1"),
-            ("user", "1"),
             ("stop", "[\"a\",\"b\",\"c\",\"d\",\"e\"]"),
             ("stop", "\"\""),
             ("stop", "[1]"),

@@ -1,13 +1,11 @@
 //! The routes of a gateway: who may ask, what is asked, what is counted.
 
-use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{MatchedPath, Path, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Json, Response};
 use axum::routing::{get, post};
@@ -18,12 +16,16 @@ use super::error::ApiError;
 use super::gateway::Gateway;
 use super::key::Key;
 use super::metrics::Metrics;
+use super::origins::Origins;
 use super::request::Names;
 use super::respond::now;
 use super::{chat, classify, completions};
+use crate::http::Bodies;
 
 /// Bound of a request body in bytes.
 const MAX_BODY_BYTES: usize = 4 << 20;
+/// Bytes of all request bodies at a time.
+const BODY_BYTES: usize = 64 << 20;
 
 /// What the routes share.
 pub(super) struct App {
@@ -35,13 +37,15 @@ pub(super) struct App {
     pub(super) metrics: Metrics,
     /// What clients must send; anyone may ask when absent.
     key: Option<Key>,
+    bodies: Bodies,
     started: u64,
 }
 
 impl App {
     /// An app that is not ready yet.
-    pub(super) fn new(name: &str, key_file: Option<PathBuf>, metrics: Metrics) -> Arc<Self> {
-        Arc::new(Self { names: Names::new(name), gateway: OnceLock::new(), metrics, key: key_file.map(Key::new), started: now() })
+    pub(super) fn new(name: &str, key: Option<Key>, metrics: Metrics) -> Arc<Self> {
+        let (gateway, bodies) = (OnceLock::new(), Bodies::new(BODY_BYTES));
+        Arc::new(Self { names: Names::new(name), gateway, metrics, key, bodies, started: now() })
     }
 
     fn ready(&self) -> Result<&Arc<Gateway>, ApiError> {
@@ -49,11 +53,11 @@ impl App {
     }
 }
 
-/// All routes.
-pub(super) fn router(app: Arc<App>) -> Router {
+/// All routes, for clients and for pages of `origins`.
+pub(super) fn router(app: Arc<App>, origins: Origins) -> Router {
     let api = Router::new()
         .route("/v1/models", get(models))
-        .route("/v1/models/{model}", get(model))
+        .route("/v1/models/{*model}", get(model))
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/completions", post(text_completions))
         .route("/v1/classify", post(classifications))
@@ -61,18 +65,24 @@ pub(super) fn router(app: Arc<App>) -> Router {
     let probes = Router::new().route("/healthz", get(async || "ok")).route("/readyz", get(readyz)).route("/metrics", get(metrics));
     let unknown = async |request: Request| ApiError::route(StatusCode::NOT_FOUND, request.method().as_str(), request.uri().path());
     let wrong = async |request: Request| ApiError::route(StatusCode::METHOD_NOT_ALLOWED, request.method().as_str(), request.uri().path());
-    api.merge(probes).fallback(unknown).method_not_allowed_fallback(wrong).with_state(app)
+    let shared = middleware::from_fn(move |request: Request, next: Next| origins.clone().share(request, next));
+    api.merge(probes).fallback(unknown).method_not_allowed_fallback(wrong).layer(shared).with_state(app)
 }
 
 /// Checks the key and counts the answer.
 async fn admit(State(app): State<Arc<App>>, route: MatchedPath, request: Request, next: Next) -> Response {
-    let sent = request.headers().get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
     let response = match &app.key {
-        Some(key) if !key.fits(sent, Instant::now()) => ApiError::unauthorized().into_response(),
+        Some(key) if !key.fits(bearer(request.headers()), Instant::now()) => ApiError::unauthorized().into_response(),
         _ => next.run(request).await,
     };
     app.metrics.requests.with_label_values(&[route.as_str(), response.status().as_str()]).inc();
     response
+}
+
+/// The token of `Authorization: Bearer TOKEN`, whose scheme has no case (RFC 9110, 11.1).
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.as_bytes().split_at_checked("Bearer".len())?;
+    (scheme.eq_ignore_ascii_case(b"Bearer") && token.starts_with(b" ")).then(|| token.trim_ascii())
 }
 
 async fn models(State(app): State<Arc<App>>) -> Json<Value> {
@@ -92,34 +102,34 @@ fn describe(app: &App, name: &str) -> Value {
     json!({"id": name, "object": "model", "created": app.started, "owned_by": "carry-on"})
 }
 
-async fn chat_completions(State(app): State<Arc<App>>, body: Body) -> Result<Response, ApiError> {
-    let (gateway, completion) = parse(&app, body, chat::parse).await?;
+async fn chat_completions(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let (gateway, completion) = parse(&app, request, chat::parse).await?;
     generative(&gateway, completion.common.head.as_deref())?;
     completion.answer(&gateway).await
 }
 
-async fn text_completions(State(app): State<Arc<App>>, body: Body) -> Result<Response, ApiError> {
-    let (gateway, completion) = parse(&app, body, completions::parse).await?;
+async fn text_completions(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let (gateway, completion) = parse(&app, request, completions::parse).await?;
     generative(&gateway, completion.common.head.as_deref())?;
     completion.answer(&gateway).await
 }
 
-async fn classifications(State(app): State<Arc<App>>, body: Body) -> Result<Json<Value>, ApiError> {
-    let (gateway, classification) = parse(&app, body, classify::parse).await?;
+async fn classifications(State(app): State<Arc<App>>, request: Request) -> Result<Json<Value>, ApiError> {
+    let (gateway, classification) = parse(&app, request, classify::parse).await?;
     Ok(Json(classification.answer(&gateway).await?))
 }
 
 /// Reads the body and parses it where it holds up no other request: a long prompt takes a while to encode.
 async fn parse<T: Send + 'static>(
     app: &Arc<App>,
-    body: Body,
+    request: Request,
     parser: impl FnOnce(&[u8], &Gateway, &Names) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<(Arc<Gateway>, T), ApiError> {
     let gateway = app.ready()?.clone();
-    let body = axum::body::to_bytes(body, MAX_BODY_BYTES).await.map_err(|_| ApiError::body_too_large(MAX_BODY_BYTES))?;
+    let body = app.bodies.read(request, MAX_BODY_BYTES).await?;
     let (app, shared) = (app.clone(), gateway.clone());
     let parsed = tokio::task::spawn_blocking(move || parser(&body, &shared, &app.names)).await;
-    Ok((gateway, parsed.map_err(|_| ApiError::request("The request could not be read."))??))
+    Ok((gateway, parsed.map_err(|_| ApiError::internal("The request could not be read."))??))
 }
 
 /// A classification head continues no text; its base does.

@@ -14,6 +14,7 @@ use carryon_crds::wire::Progress;
 use prometheus::{Encoder as _, Gauge, Registry, TextEncoder};
 use tokio::net::TcpListener;
 
+use crate::http;
 use crate::train::memory;
 use crate::train::progress::Snapshot;
 
@@ -32,11 +33,7 @@ pub async fn listen(address: SocketAddr, snapshot: Snapshot) -> std::io::Result<
         .route("/progress", get(|State(snapshot): State<Snapshot>| async move { Json(copy(&snapshot)) }))
         .route("/metrics", get(|State(snapshot): State<Snapshot>| async move { metrics(&copy(&snapshot)) }))
         .with_state(snapshot);
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::warn!("progress endpoint ended: {error}");
-        }
-    });
+    tokio::spawn(http::serve(listener, router, http::SILENCE, std::future::pending()));
     Ok(bound)
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod clients;
 #[path = "../common/mod.rs"]
 mod common;
 mod real_pool;
@@ -47,7 +48,7 @@ fn head_of(task: &str, change: impl FnOnce(&mut Value)) -> Vec<u8> {
 fn head_with(task: &str, change: impl FnOnce(&mut Value), base: &Value) -> Vec<u8> {
     let mut shape = json!({
         "format_version": 1, "task": task, "taps": {"layers": [], "final": true}, "hidden_size": 4, "width": 4, "blocks": 1, "heads": 1,
-        "feed_forward": 16, "gate": false, "alpha": 1.0, "window": 8, "rope_theta": 1e4, "norm_epsilon": 1e-5, "labels": ["long", "short"],
+        "feed_forward": 16, "gate": false, "alpha": 1.0, "window": 8, "max_length": 4, "rope_theta": 1e4, "norm_epsilon": 1e-5, "labels": ["long", "short"],
     });
     change(&mut shape);
     let metadata = HashMap::from([(SHAPE_KEY.to_owned(), shape.to_string()), (BASE_KEY.to_owned(), base.to_string())]);
@@ -56,7 +57,7 @@ fn head_with(task: &str, change: impl FnOnce(&mut Value), base: &Value) -> Vec<u
 
 fn settings(folder: &Path, head: &[u8], pool: String) -> Settings {
     std::fs::write(folder.join("head.safetensors"), head).unwrap();
-    let config = ServeConfig { served_model_name: "maths".into(), digest: digest(head) };
+    let config = ServeConfig { served_model_name: "maths".into(), digest: digest(head), allowed_origins: vec![] };
     Settings { config, pool: vec![pool], head: folder.to_owned(), api_key_file: None, patience: Duration::from_secs(2) }
 }
 
@@ -197,6 +198,22 @@ async fn a_head_that_the_pool_lost_is_pushed_again_unseen() {
 }
 
 #[tokio::test]
+async fn a_pod_that_hangs_does_not_keep_the_head_from_the_others() {
+    let (hung, hung_url) = scripted_pool::start().await;
+    let gateway = Arc::new(Gateway::start_with("CausalLM", |settings| settings.pool.push(hung_url)).await);
+    hung.deaf.store(true, Ordering::SeqCst);
+    hung.heads.lock().unwrap().clear();
+    // Pods are asked in turn: of two requests one is for the pod that hangs.
+    let ask = |gateway: Arc<Gateway>| async move { gateway.post("/v1/chat/completions", user("hi")).await.0 };
+    let _asked = [tokio::spawn(ask(gateway.clone())), tokio::spawn(ask(gateway.clone()))];
+    wait("a question to the pod that hangs", async || hung.unheard.load(Ordering::SeqCst) == 1).await;
+    gateway.pool.heads.lock().unwrap().clear();
+    let answers = [ask(gateway.clone()), ask(gateway.clone())].map(|ask| Box::pin(tokio::time::timeout(DEADLINE / 4, ask)));
+    let (answer, _) = futures::future::select_ok(answers).await.unwrap();
+    assert_eq!(answer, 200);
+}
+
+#[tokio::test]
 async fn a_pool_that_breaks_off_before_the_first_token_is_asked_again() {
     let gateway = Gateway::start("CausalLM").await;
     gateway.pool.then([Act::Break(vec![]), Act::Refuse(ErrorCode::Unavailable), Act::Say(ids("ok"))]);
@@ -315,11 +332,13 @@ async fn a_developer_is_the_system_and_an_unknown_role_is_nobody() {
 async fn a_classifier_gives_labels_and_no_text() {
     let gateway = Gateway::start("Classification").await;
     gateway.pool.heads.lock().unwrap().clear();
-    let (status, answer) = gateway.post("/v1/classify", json!({"model": "maths", "input": ["a", "aaa", "aaaa"]})).await;
-    assert_eq!((status, answer["usage"]["total_tokens"].as_u64()), (200, Some(8)));
+    let (status, answer) = gateway.post("/v1/classify", json!({"model": "maths", "input": ["a", "aaa", "aaaa", "aaaaa"]})).await;
+    assert_eq!((status, answer["usage"]["total_tokens"].as_u64()), (200, Some(12)));
     let labels: Vec<_> =
         answer["data"].as_array().unwrap().iter().map(|result| (result["index"].as_u64().unwrap(), &result["label"])).collect();
-    assert_eq!(labels, [(0, &json!("short")), (1, &json!("long")), (2, &json!("long"))]);
+    assert_eq!(labels, [(0, &json!("short")), (1, &json!("long")), (2, &json!("long")), (3, &json!("long"))]);
+    let truncated: Vec<_> = answer["data"].as_array().unwrap().iter().map(|result| &result["truncated"]).collect();
+    assert_eq!(truncated, [false, false, false, true], "four tokens is as long as the head's samples were");
     assert_eq!(gateway.post("/v1/chat/completions", user("hi")).await.1["error"]["param"], "model");
     let base = json!({"model": "maths-base", "prompt": "a"});
     assert_eq!(gateway.post("/v1/completions", base).await.0, 200, "its base continues text");

@@ -58,7 +58,7 @@ async fn start(task: Task) -> (Gateway, PoolClient) {
     let head = head(&client.describe().await.unwrap(), task);
     let gateway = Gateway::open(Arc::new(Pool::default()), |folder: &Path| {
         std::fs::write(folder.join("head.safetensors"), head.to_bytes()).unwrap();
-        let config = ServeConfig { served_model_name: "maths".into(), digest: head.digest.clone() };
+        let config = ServeConfig { served_model_name: "maths".into(), digest: head.digest.clone(), allowed_origins: vec![] };
         Settings { config, pool: vec![url], head: folder.to_owned(), api_key_file: None, patience: Duration::from_secs(30) }
     });
     (gateway.await, client)

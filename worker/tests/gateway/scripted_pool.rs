@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axum::Json;
@@ -45,6 +45,10 @@ pub struct Pool {
     /// Requests to generate that were answered.
     pub asked: Mutex<Vec<GenerateRequest>>,
     pub pushes: AtomicUsize,
+    /// Whether it does not answer any more whether it holds a head.
+    pub deaf: AtomicBool,
+    /// How often it did not answer that.
+    pub unheard: AtomicUsize,
     /// Answers that nobody reads any more before they were complete.
     pub abandoned: AtomicUsize,
 }
@@ -144,6 +148,10 @@ async fn put_head(State(pool): State<Arc<Pool>>, Path(name): Path<String>, body:
 }
 
 async fn get_head(State(pool): State<Arc<Pool>>, Path(digest): Path<String>) -> Response {
+    if pool.deaf.load(Ordering::SeqCst) {
+        pool.unheard.fetch_add(1, Ordering::SeqCst);
+        return std::future::pending().await;
+    }
     match pool.holds(&digest) {
         Ok(()) => Json(HeadStatus { digest, bytes: 1, expires_in_seconds: 1 }).into_response(),
         Err(code) => refusal(code),

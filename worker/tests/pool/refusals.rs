@@ -1,18 +1,20 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use carryon_crds::common::Taps;
 use carryon_crds::job::Task;
 use carryon_crds::pool::{Dtype, Engine};
-use carryon_worker::exchange::wire::{ErrorBody, ErrorCode, HiddenStatesRequest, IDENTITY_HEADER, INSTANCE_HEADER, NUMERICS_HEADER};
+use carryon_worker::exchange::wire::{
+    ErrorBody, ErrorCode, GenerateRequest, HiddenStatesRequest, IDENTITY_HEADER, INSTANCE_HEADER, NUMERICS_HEADER,
+};
 use carryon_worker::exchange::{ClientError, PoolClient};
 use carryon_worker::head::Artifact;
 use futures::StreamExt as _;
 use serde_json::json;
 
 use crate::common::tokens;
-use crate::harness::{ENGINE, Pool, bytes_of};
+use crate::harness::{ENGINE, Pool, bytes_of, with_head};
 
 async fn refused(pool: &Pool, path: &str, body: serde_json::Value) -> (u16, ErrorCode, String) {
     let response = reqwest::Client::new().post(format!("{}{path}", pool.url)).body(body.to_string()).send().await.unwrap();
@@ -48,7 +50,7 @@ async fn every_bound_is_refused_by_name() {
         (generate(json!({"logprobs": 21})), 400, InvalidRequest, "logprobs is 21, must be at most 20"),
         (generate(json!({"head": "sha256:00"})), 404, HeadMissing, "this pool does not hold head sha256:00"),
         (generate(json!({"prompt": "text"})), 400, InvalidRequest, "invalid type: string"),
-        (generate(json!({"prompt": vec![1; 40_000]})), 413, TooLarge, "the body exceeds 69632 bytes"),
+        (generate(json!({"prompt": vec![1; 40_000]})), 413, TooLarge, "the request body exceeds 69632 bytes"),
         (("/v1/classify", json!({"sequences": [[1]], "head": "x"})), 404, HeadMissing, "does not hold head x"),
         (("/v1/nothing", json!({})), 404, NotFound, "no such route"),
     ];
@@ -126,26 +128,68 @@ async fn heads_that_do_not_fit_are_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_is_busy_until_a_place_is_free() {
     let pool = Pool::tiny(Dtype::Float32, Engine { max_num_seqs: 1, ..ENGINE }).await;
-    let address = pool.url.strip_prefix("http://").unwrap().to_owned();
-    // Requests whose bodies do not come hold a place each.
-    let held: Vec<_> = (0..4)
-        .map(|_| {
-            let mut stream = TcpStream::connect(&address).unwrap();
-            stream.write_all(b"POST /v1/generate HTTP/1.1\r\nhost: pool\r\ncontent-length: 30\r\nexpect: 100-continue\r\n\r\n").unwrap();
-            // The server asks for the body when it reads it: the place is taken.
-            stream.read_exact(&mut [0; 25]).unwrap();
-            stream
-        })
-        .collect();
-    let impatient = PoolClient::connect(std::slice::from_ref(&pool.url), Duration::ZERO).unwrap();
-    let request = carryon_worker::exchange::wire::GenerateRequest::greedy(tokens(4, 101, 1), 2);
-    match impatient.generate(None, &request).await.map(drop) {
-        Err(ClientError::Refused { status: 429, error, .. }) => assert_eq!(error.code, ErrorCode::Busy),
-        other => panic!("{other:?}"),
+    let http = reqwest::Client::new();
+    // Far more than there are places, each longer than it takes all of them to come.
+    let long = json!({"prompt": [1, 2], "max_tokens": 250}).to_string();
+    let asked = (0..64).map(|_| http.post(format!("{}/v1/generate", pool.url)).body(long.clone()).send());
+    let answers = futures::future::join_all(asked).await;
+    let (served, busy): (Vec<_>, Vec<_>) = answers.into_iter().map(Result::unwrap).partition(|answer| answer.status() == 200);
+    assert!(served.len() >= 4 && !busy.is_empty(), "{} served, {} refused", served.len(), busy.len());
+    for refused in busy {
+        assert_eq!((refused.status().as_u16(), refused.headers()["retry-after"].to_str().unwrap()), (429, "1"));
+        assert_eq!(refused.json::<ErrorBody>().await.unwrap().error.code, ErrorCode::Busy);
     }
-    let response = reqwest::Client::new().post(format!("{}/v1/generate", pool.url)).send().await.unwrap();
-    assert_eq!(response.headers()["retry-after"], "1");
-    drop(held);
     // A patient client asks again until a place is free.
-    assert_eq!(pool.answer(&request).await.len(), 2);
+    assert_eq!(pool.answer(&GenerateRequest::greedy(tokens(4, 101, 1), 2)).await.len(), 2);
+}
+
+/// Sends the head of a request and waits until its body is asked for; or what came instead.
+fn half_sent(pool: &Pool, route: &str, length: usize) -> Result<TcpStream, String> {
+    let mut stream = TcpStream::connect(pool.url.strip_prefix("http://").unwrap()).unwrap();
+    let head = format!("{route} HTTP/1.1\r\nhost: pool\r\ncontent-length: {length}\r\nexpect: 100-continue\r\nconnection: close\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut first = [0; "HTTP/1.1 100 Continue\r\n\r\n".len()];
+    stream.read_exact(&mut first).unwrap();
+    let mut rest = String::new();
+    match first.starts_with(b"HTTP/1.1 100") {
+        true => Ok(stream),
+        false => Err(stream.read_to_string(&mut rest).map(|_| String::from_utf8_lossy(&first).into_owned() + &rest).unwrap()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_do_not_come_whole_hold_no_place() {
+    let pool = Pool::tiny(Dtype::Float32, Engine { max_num_seqs: 1, ..ENGINE }).await;
+    let routes = ["POST /v1/generate", "POST /v1/classify", "POST /v1/loss", "POST /v1/hidden-states"];
+    let held: Vec<_> = routes.iter().flat_map(|route| (0..16).map(|_| half_sent(&pool, route, 30).unwrap())).collect();
+    let impatient = PoolClient::connect(std::slice::from_ref(&pool.url), Duration::ZERO).unwrap();
+    let request = GenerateRequest::greedy(tokens(4, 101, 1), 2);
+    let answer: Vec<_> = impatient.generate(None, &request).await.unwrap().collect().await;
+    assert_eq!(answer.len(), 3, "two tokens and the end");
+    let taps = Taps { layers: vec![], final_norm: true };
+    let states = HiddenStatesRequest { sequences: vec![vec![1, 2]], taps };
+    assert!(Box::pin(impatient.hidden_states(states)).next().await.unwrap().is_ok());
+    drop(held);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_share_one_budget_of_bytes() {
+    let pool = Pool::tiny(Dtype::Float32, ENGINE).await;
+    let upload = || half_sent(&pool, "PUT /v1/heads/sha256:00", 200 << 20);
+    let (held, refused): (Vec<_>, Vec<_>) = (0..10).map(|_| upload()).partition(Result::is_ok);
+    assert_eq!(held.len(), 2, "of 512 MiB");
+    for refused in refused {
+        let refused = refused.unwrap_err();
+        assert!(refused.starts_with("HTTP/1.1 429") && refused.contains("retry-after: 1\r\n") && refused.contains("busy"), "{refused}");
+    }
+    // Our own clients wait for room; small requests find it.
+    let head = pool.head(1, Task::CausalLM);
+    pool.push(&head).await;
+    assert_eq!(pool.answer(&with_head(tokens(4, 101, 1), 2, &head)).await.len(), 2);
+    drop(held);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while upload().is_err() {
+        assert!(Instant::now() < deadline, "no room came back");
+        tokio::task::yield_now().await;
+    }
 }

@@ -25,9 +25,10 @@ use crate::exchange::wire::{ClassifyRequest, ClassifyResponse, ErrorCode, Genera
 /// `POST /v1/generate`. What fails before the first event is a refusal; later, the last event.
 pub(super) async fn generate(State(pool): State<Arc<Pool>>, request: Request) -> Result<Response, Refusal> {
     let ready = pool.ready()?;
-    let permit = ready.device.serving_place()?;
-    let request: GenerateRequest = body::json(request, ready.description.limits.max_model_len).await?;
+    drop(ready.device.serving_place()?);
+    let request: GenerateRequest = body::json(&pool, request, ready.description.limits.max_model_len).await?;
     check::generate(&request, &ready.description)?;
+    let permit = ready.device.serving_place()?;
     let (events, mut received) = unbounded_channel();
     ready.device.submit(Job::Serve(vec![sequence(ready, request, events, permit)?]))?;
     let first = match received.recv().await {
@@ -82,9 +83,10 @@ fn new_sequence(ready: &Ready, tokens: Vec<u32>, head: Option<HeadUse>, purpose:
 /// `POST /v1/classify`.
 pub(super) async fn classify(State(pool): State<Arc<Pool>>, request: Request) -> Result<Json<ClassifyResponse>, Refusal> {
     let ready = pool.ready()?;
-    let permit = Arc::new(ready.device.serving_place()?);
-    let request: ClassifyRequest = body::json(request, ready.description.limits.max_request_tokens).await?;
+    drop(ready.device.serving_place()?);
+    let request: ClassifyRequest = body::json(&pool, request, ready.description.limits.max_request_tokens).await?;
     check::sequences(&request.sequences, &ready.description)?;
+    let permit = Arc::new(ready.device.serving_place()?);
     let head = ready.registry.get(&request.head, Instant::now())?;
     expect_task(&head, Task::Classification)?;
     let (scores, mut received) = unbounded_channel();

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 
-use super::{Pool, Refusal, body};
+use super::{Pool, Refusal};
 use crate::base::registry::DEFAULT_EXPIRY;
 use crate::exchange::wire::{EXPIRY_HEADER, ErrorCode, HeadStatus};
 
@@ -22,7 +22,7 @@ fn expiry(headers: &HeaderMap) -> Result<Option<Duration>, Refusal> {
 pub(super) async fn put(State(pool): State<Arc<Pool>>, Path(digest): Path<String>, request: Request) -> Result<Json<HeadStatus>, Refusal> {
     pool.ready()?;
     let expiry = expiry(request.headers())?.unwrap_or(DEFAULT_EXPIRY);
-    let bytes = body::read(request, pool.ready()?.description.limits.max_body_bytes as usize).await?;
+    let bytes = pool.bodies.read(request, pool.ready()?.description.limits.max_body_bytes as usize).await?;
     if let Ok(status) = pool.ready()?.registry.renew(&digest, Some(expiry), Instant::now()) {
         return Ok(Json(status));
     }

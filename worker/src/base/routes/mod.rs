@@ -23,6 +23,7 @@ use super::device::Device;
 use super::metrics::Metrics;
 use super::registry::{Fit, Registry};
 use crate::exchange::wire::{self, ErrorBody, ErrorCode, WireError};
+use crate::http::{Bodies, BodyError};
 use crate::kernel::Threads;
 use crate::model::Model;
 
@@ -56,6 +57,8 @@ pub struct Pool {
     pub instance: String,
     /// Metrics.
     pub metrics: Arc<Metrics>,
+    /// Room for request bodies.
+    pub bodies: Bodies,
     /// Set when the weights are loaded.
     pub ready: OnceLock<Ready>,
     /// Set when the pod shuts down.
@@ -80,6 +83,18 @@ impl Refusal {
 impl From<WireError> for Refusal {
     fn from(error: WireError) -> Self {
         Self(error)
+    }
+}
+
+impl From<BodyError> for Refusal {
+    fn from(error: BodyError) -> Self {
+        let code = match error {
+            BodyError::TooLarge(_) => ErrorCode::TooLarge,
+            BodyError::Busy => ErrorCode::Busy,
+            BodyError::Late => ErrorCode::Late,
+            BodyError::Broken(_) | BodyError::Encoded(_) => ErrorCode::InvalidRequest,
+        };
+        Self::new(code, error.to_string())
     }
 }
 

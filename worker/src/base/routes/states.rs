@@ -23,13 +23,14 @@ use crate::exchange::wire::{ErrorCode, HiddenStatesRequest, SAFETENSORS};
 /// Rows of the LM head that are unpacked at a time.
 const LM_HEAD_ROWS: usize = 512;
 
-/// `POST /v1/hidden-states`.
+/// `POST /v1/hidden-states`. A full queue refuses before the body is read, but only a request that has come whole takes a place.
 pub(super) async fn hidden_states(State(pool): State<Arc<Pool>>, request: Request) -> Result<Response, Refusal> {
     let ready = pool.ready()?;
-    let permit = ready.device.training_place()?;
-    let HiddenStatesRequest { sequences, taps } = body::json(request, ready.description.limits.max_request_tokens).await?;
+    drop(ready.device.training_place()?);
+    let HiddenStatesRequest { sequences, taps } = body::json(&pool, request, ready.description.limits.max_request_tokens).await?;
     check::taps(&taps, &ready.description)?;
     check::sequences(&sequences, &ready.description)?;
+    let permit = ready.device.training_place()?;
     let (out, states) = unbounded_channel();
     let room = Arc::new(Semaphore::new(ready.reader_tokens));
     let sequences = sequences.into_iter().enumerate().collect();
@@ -69,12 +70,13 @@ fn pieces(
 /// `POST /v1/loss`.
 pub(super) async fn loss(State(pool): State<Arc<Pool>>, request: Request) -> Result<Response, Refusal> {
     let ready = pool.ready()?;
-    let permit = ready.device.training_place()?;
-    let bytes = body::read(request, ready.description.limits.max_body_bytes as usize).await?;
+    drop(ready.device.training_place()?);
+    let bytes = pool.bodies.read(request, ready.description.limits.max_body_bytes as usize).await?;
     let hidden_size = ready.description.hidden_size as usize;
     let invalid = |error: crate::exchange::frames::FrameError| Refusal::new(ErrorCode::InvalidRequest, error.to_string());
     let request = LossRequest::decode(bytes, hidden_size).map_err(invalid)?;
     check::loss(&request, &ready.description)?;
+    let permit = ready.device.training_place()?;
     let (reply, answer) = oneshot::channel();
     ready.device.submit(Job::Train(TrainingJob::Loss(LossJob { request, reply, permit })))?;
     let answer = answer.await.map_err(|_| Refusal::new(ErrorCode::Internal, "the device dropped the loss"))?;

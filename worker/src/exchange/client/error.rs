@@ -80,7 +80,7 @@ impl ClientError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Interrupted { .. } => true,
-            Self::Refused { status, error, .. } => error.code.is_transient() || matches!(status, 429 | 502 | 503 | 504),
+            Self::Refused { status, error, .. } => error.code.is_transient() || matches!(status, 408 | 429 | 502 | 503 | 504),
             _ => false,
         }
     }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use carryon_crds::wire::{Identity, ModelDescription, Numerics};
 use futures::Stream;
+use reqwest::header::CONTENT_LENGTH;
 use reqwest::{Method, Response};
 use serde::de::DeserializeOwned;
 
@@ -31,6 +32,8 @@ use super::wire::{
 /// First pause of the back-off; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How long an unused connection is kept: shorter than pools keep theirs, lest one is used that has just been closed.
+const IDLE: Duration = Duration::from_secs(30);
 
 /// A client of one pool. Clones share connections.
 #[derive(Clone, Debug)]
@@ -80,6 +83,7 @@ impl PoolClient {
             .no_proxy()
             .connect_timeout(Duration::from_secs(5))
             .tcp_keepalive(Duration::from_secs(30))
+            .pool_idle_timeout(IDLE)
             .tcp_nodelay(true)
             .build()
             .map_err(unusable)?;
@@ -258,6 +262,8 @@ impl PoolClient {
             [] => request,
             [one] => request.body(one.clone()),
             pieces => {
+                // A pool that has no room for it says so before it is sent.
+                request = request.header(CONTENT_LENGTH, pieces.iter().map(Bytes::len).sum::<usize>());
                 let pieces: Vec<_> = pieces.iter().cloned().map(Ok::<_, std::io::Error>).collect();
                 request.body(reqwest::Body::wrap_stream(futures::stream::iter(pieces)))
             }

@@ -1,0 +1,10 @@
+//! The server beneath pool, trainer and gateway: what a slow or greedy client may cost. Knows no other room.
+//!
+//! Who says nothing is disconnected, a body must come within its time, and all bodies of a process fit into one budget of
+//! bytes. An answer may take as long as it likes: neither streams nor long requests of trainers are cut off.
+
+mod body;
+mod server;
+
+pub use body::{Bodies, BodyError};
+pub use server::{SILENCE, serve};
