@@ -8,6 +8,7 @@ export CARRYON_BIN := $(CARGO_TARGET_DIR)/release
 export CARRYON_MODEL := $(CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
 export CARRYON_DATA := $(CACHE)/data
 export CARRYON_PYTHON := $(CACHE)/venvs/client/bin/python
+export CARRYON_NODE := $(CACHE)/node
 export CARRYON_KUBERNETES := $(CACHE)/kubernetes
 export CARRYON_IMAGES := $(CACHE)/images
 export CARRYON_RUN ?= $(CACHE)/run/cluster
@@ -56,7 +57,7 @@ lint: $(TOOLS)/cargo-deny
 test-all: export IGNORED := --run-ignored all
 test-all: export CLUSTER_TOOLS := cluster-kueue
 test-all: $(CARRYON_PREVIOUS)/release/carryon-operator
-test test-all: $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICKSTART_DATA) $(CARRYON_PYTHON)
+test test-all: $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICKSTART_DATA) $(CARRYON_PYTHON) $(CARRYON_NODE)/package-lock.json
 	@$(MAKE) --no-print-directory --jobs=2 test-cluster test-programs
 	@$(MAKE) --no-print-directory --jobs=2 test-run test-chart
 	@$(if $(filter test-all,$@),[ ! -x $(HELM) ] || $(MAKE) --no-print-directory test-external)
@@ -170,6 +171,10 @@ $(DATA_PYTHON):
 
 $(CARRYON_PYTHON):
 	@$(call venv,client,openai==3.54.0)
+
+# The last versions for Node.js 20.
+$(CARRYON_NODE)/package-lock.json:
+	@npm install --silent --no-audit --no-fund --prefix $(@D) openai@6.49.0 ai@6.0.325 @ai-sdk/openai@3.0.141 @ai-sdk/openai-compatible@2.0.92 zod@4.6.7
 
 $(CHART_PYTHON):
 	@$(call venv,chart,PyYAML==6.0.3 lupa==2.8)

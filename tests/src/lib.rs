@@ -62,6 +62,15 @@ pub fn quickstart_data(file: &str) -> PathBuf {
     existing("CARRYON_DATA", place("CARRYON_DATA", "data").join("quickstart").join(file))
 }
 
+/// A folder whose node_modules hold the official `openai` client of JavaScript and the AI SDK.
+///
+/// # Panics
+/// When they are not installed.
+pub fn node() -> PathBuf {
+    existing("CARRYON_NODE", place("CARRYON_NODE", "node").join("node_modules"));
+    place("CARRYON_NODE", "node")
+}
+
 /// A Python with the official `openai` client.
 ///
 /// # Panics

@@ -6,15 +6,20 @@ mod refusals;
 mod setup;
 
 use std::fs;
+use std::process::Command;
 
-use carryon_tests::{python, repository};
+use carryon_tests::{node, python, repository};
 use setup::{Local, Role};
 
-/// The official client's view: streams, stop strings, logprobs, errors.
-fn ask_with_the_official_client(local: &Local) {
-    let script = repository().join("tests/client.py");
-    let output = std::process::Command::new(python()).arg(script).arg(local.url()).arg("quickstart").output().unwrap();
-    assert!(output.status.success(), "client.py: {}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+/// The official clients' view: streams, stop strings, logprobs, hints, errors.
+fn ask_with_the_official_clients(local: &Local) {
+    for (program, script) in [(python(), "client.py"), ("node".into(), "client.mjs")] {
+        let mut client = Command::new(program);
+        client.arg(repository().join("tests").join(script)).arg(local.url()).arg("quickstart").env("CARRYON_NODE", node());
+        let output = client.output().unwrap();
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{script}: {stdout}{stderr}");
+    }
 }
 
 /// The API key, which the deployment takes from a Secret.
@@ -40,14 +45,14 @@ fn quick_start_survives_kill_nine_of_every_part_with_the_bits_of_an_unbroken_run
     let deployment = unbroken.manifests().join("deployment.yaml");
     let locked = fs::read_to_string(&deployment).unwrap() + "  api:\n    keySecretRef: {name: api, key: key}\n";
     fs::write(&deployment, locked).unwrap();
-    // What the official client sends below.
+    // What the official clients send below.
     write_key(&unbroken, "not-needed");
     unbroken.up(&["--until", "complete", "--timeout", "300"]);
     let metrics = unbroken.head_manifest()["metrics"].clone();
     let (base, head) = (metrics["base_eval_loss"].as_f64().unwrap(), metrics["eval_loss"].as_f64().unwrap());
     assert!(head < base - 0.1, "the head's loss {head} is not below the base's {base}");
     assert!(fs::read_to_string(unbroken.head().join("report.html")).unwrap().contains("</html>"));
-    ask_with_the_official_client(&unbroken);
+    ask_with_the_official_clients(&unbroken);
     rotate_the_key(&unbroken);
     unbroken.down();
 
