@@ -30,7 +30,7 @@ use metrics::Metrics;
 use registry::{Fit, Registry};
 use routes::{Pool, Ready};
 
-use crate::http::{self, Bodies};
+use crate::http::{self, Bodies, Silence};
 use crate::kernel::Threads;
 
 /// Longest time answers may go on after the pod was told to end; below Kubernetes' grace period of 30 seconds.
@@ -79,7 +79,7 @@ pub async fn serve(
         tokio::task::spawn_blocking(move || load(&pool, &config, &model, threads))
     };
     let told = async move { drop(ended.wait_for(|ending| *ending).await) };
-    let server = tokio::spawn(http::serve(listener, routes::router(pool.clone()), http::SILENCE, told));
+    let server = tokio::spawn(http::serve(listener, routes::router(pool.clone()), Silence::default(), told));
 
     let device = async {
         let panicked = loading.await.map_err(|_| BaseError::Device)??;

@@ -4,7 +4,8 @@
 //! bytes. An answer may take as long as it likes: neither streams nor long requests of trainers are cut off.
 
 mod body;
+mod linger;
 mod server;
 
 pub use body::{Bodies, BodyError};
-pub use server::{SILENCE, serve};
+pub use server::{Silence, serve};

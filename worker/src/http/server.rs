@@ -1,35 +1,51 @@
 //! Accepts connections and ends those on which nothing comes.
 
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
+use axum::middleware::from_fn;
 use axum::serve::Listener;
-use hyper::server::conn::http1::{Builder, Connection};
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1::Builder;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// Longest time until the next request's header has come, from the connection's beginning or the end of the answer before. As nginx keeps
-/// idle connections: longer than the 60 seconds for which load balancers keep theirs, lest they use one that has just been closed.
-pub const SILENCE: Duration = Duration::from_secs(75);
+use super::linger::linger;
 
-/// Serves `router` until `end` resolves, then lets the answers that have begun end. Who is silent for `silence` is disconnected.
-pub async fn serve(mut listener: TcpListener, router: Router, silence: Duration, end: impl Future<Output = ()>) {
-    let mut http = Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(silence);
+/// How long a client may be silent.
+#[derive(Clone, Copy, Debug)]
+pub struct Silence {
+    /// From the beginning of a connection until its first header has come. Short: nothing was asked yet, and descriptors are few.
+    pub first: Duration,
+    /// From the end of an answer until the next header has come.
+    pub next: Duration,
+}
+
+impl Default for Silence {
+    /// As Go's servers are told to wait for a header, and as nginx keeps idle connections: longer than the 60 seconds for which load balancers
+    /// keep theirs, lest they use one that has just been closed.
+    fn default() -> Self {
+        Self { first: Duration::from_secs(10), next: Duration::from_secs(75) }
+    }
+}
+
+/// Serves `router` until `end` resolves, then lets the answers that have begun end. Who is silent for too long is disconnected.
+pub async fn serve(mut listener: TcpListener, router: Router, silence: Silence, end: impl Future<Output = ()>) {
+    let service = TowerToHyperService::new(router.layer(from_fn(linger)));
     let (ending, ended) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut end = pin!(end);
     loop {
         tokio::select! {
             (stream, _) = Listener::accept(&mut listener) => {
-                // Without it an answer only waits longer for its last packet.
-                drop(stream.set_nodelay(true));
-                let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
-                connections.spawn(keep(connection, ended.clone()));
+                connections.spawn(keep(stream, service.clone(), silence, ended.clone()));
             }
             Some(_) = connections.join_next() => {}
             () = &mut end => break,
@@ -41,10 +57,27 @@ pub async fn serve(mut listener: TcpListener, router: Router, silence: Duration,
 }
 
 /// Drives a connection to its end: the answer at hand is its last once `ended` says so.
-async fn keep(connection: Connection<TokioIo<TcpStream>, TowerToHyperService<Router>>, mut ended: watch::Receiver<bool>) {
-    let mut connection = pin!(connection);
+async fn keep(stream: TcpStream, service: TowerToHyperService<Router>, silence: Silence, mut ended: watch::Receiver<bool>) {
+    // Without it an answer only waits longer for its last packet.
+    drop(stream.set_nodelay(true));
+    let asked = AtomicBool::new(false);
+    let service = service_fn(|request: Request<Incoming>| {
+        asked.store(true, Ordering::Relaxed);
+        service.call(request)
+    });
+    let mut http = Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(silence.next);
+    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+    let never_asked = async {
+        tokio::time::sleep(silence.first).await;
+        if asked.load(Ordering::Relaxed) {
+            std::future::pending().await
+        }
+    };
     let outcome = tokio::select! {
+        biased;
         outcome = connection.as_mut() => outcome,
+        () = never_asked => return,
         () = async { drop(ended.wait_for(|ended| *ended).await) } => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -70,13 +103,14 @@ mod tests {
     use super::*;
 
     /// Short, so that tests wait for it.
-    const SILENCE: Duration = Duration::from_millis(50);
+    const SOON: Duration = Duration::from_millis(300);
+    const NEVER: Duration = Duration::from_secs(3600);
 
-    async fn start(router: Router) -> (std::net::SocketAddr, oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
+    async fn start(router: Router, silence: Silence) -> (std::net::SocketAddr, oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (end, told) = oneshot::channel::<()>();
-        (address, end, tokio::spawn(serve(listener, router, SILENCE, async { drop(told.await) })))
+        (address, end, tokio::spawn(serve(listener, router, silence, async { drop(told.await) })))
     }
 
     async fn connect(address: std::net::SocketAddr, sent: &str) -> TcpStream {
@@ -97,13 +131,17 @@ mod tests {
         let stream = Arc::new(Mutex::new(Some(UnboundedReceiverStream::new(received).map(Ok::<_, std::convert::Infallible>))));
         let stream = move || std::future::ready(Body::from_stream(stream.lock().unwrap().take().unwrap()));
         let router = Router::new().route("/", get(async || "short")).route("/stream", get(stream));
-        let (address, _end, _server) = start(router).await;
+        // An answer that lasts longer than all who are silent, on either server.
+        let (address, _end, _server) = start(router.clone(), Silence { first: SOON, next: NEVER }).await;
         let long = connect(address, "GET /stream HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
         pieces.send("first ".into()).unwrap();
-        // Nothing at all, half a header, nothing after an answer: each of them waits for at least the silence that ends a connection.
-        for (sent, received) in [("", ""), ("GET / HTTP/1.1\r\nhost: ", ""), ("GET / HTTP/1.1\r\nhost: x\r\n\r\n", "short")] {
-            let text = until_closed(connect(address, sent).await).await;
-            assert!(text.ends_with(received) && received.is_empty() == text.is_empty(), "{sent:?}: {text:?}");
+        for sent in ["", "G", "GET / HTTP/1.1\r\nhost: "] {
+            assert_eq!(until_closed(connect(address, sent).await).await, "", "{sent:?}");
+        }
+        let (address, _end, _server) = start(router, Silence { first: NEVER, next: SOON }).await;
+        for sent in ["", "GET / HTTP/1.1\r\n"] {
+            let text = until_closed(connect(address, &format!("GET / HTTP/1.1\r\nhost: x\r\n\r\n{sent}")).await).await;
+            assert!(text.ends_with("short"), "{sent:?}: {text:?}");
         }
         pieces.send("last".into()).unwrap();
         drop(pieces);
@@ -124,7 +162,7 @@ mod tests {
                 "slow"
             }
         };
-        let (address, end, server) = start(Router::new().route("/", get(slow))).await;
+        let (address, end, server) = start(Router::new().route("/", get(slow)), Silence::default()).await;
         let asked = connect(address, "GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
         has_begun.recv().await.unwrap();
         end.send(()).unwrap();

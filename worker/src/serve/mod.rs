@@ -42,7 +42,7 @@ use self::metrics::Metrics;
 use self::origins::Origins;
 use self::routes::App;
 use crate::exchange::ClientError;
-use crate::http;
+use crate::http::{self, Silence};
 use crate::text::TextError;
 
 /// How long answers may go on after the gateway was told to stop.
@@ -172,7 +172,7 @@ pub async fn serve(listener: TcpListener, settings: Settings, told_to_stop: impl
         let _ = stopped.changed().await;
     };
     let router = routes::router(app.clone(), Origins::new(config.allowed_origins));
-    let mut server = std::pin::pin!(http::serve(listener, router, http::SILENCE, drained));
+    let mut server = std::pin::pin!(http::serve(listener, router, Silence::default(), drained));
     tokio::select! {
         // It ends when it is told to.
         () = &mut server => return Ok(()),

@@ -24,6 +24,8 @@ use crate::http::Bodies;
 
 /// Bound of a request body in bytes.
 const MAX_BODY_BYTES: usize = 4 << 20;
+/// A byte order mark, as PowerShell writes it before JSON; Python's json drops it too.
+const BOM: &[u8] = "\u{feff}".as_bytes();
 /// Bytes of all request bodies at a time.
 const BODY_BYTES: usize = 64 << 20;
 
@@ -128,7 +130,7 @@ async fn parse<T: Send + 'static>(
     let gateway = app.ready()?.clone();
     let body = app.bodies.read(request, MAX_BODY_BYTES).await?;
     let (app, shared) = (app.clone(), gateway.clone());
-    let parsed = tokio::task::spawn_blocking(move || parser(&body, &shared, &app.names)).await;
+    let parsed = tokio::task::spawn_blocking(move || parser(body.strip_prefix(BOM).unwrap_or(&body), &shared, &app.names)).await;
     Ok((gateway, parsed.map_err(|_| ApiError::internal("The request could not be read."))??))
 }
 

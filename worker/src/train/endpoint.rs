@@ -14,7 +14,7 @@ use carryon_crds::wire::Progress;
 use prometheus::{Encoder as _, Gauge, Registry, TextEncoder};
 use tokio::net::TcpListener;
 
-use crate::http;
+use crate::http::{self, Silence};
 use crate::train::memory;
 use crate::train::progress::Snapshot;
 
@@ -33,7 +33,7 @@ pub async fn listen(address: SocketAddr, snapshot: Snapshot) -> std::io::Result<
         .route("/progress", get(|State(snapshot): State<Snapshot>| async move { Json(copy(&snapshot)) }))
         .route("/metrics", get(|State(snapshot): State<Snapshot>| async move { metrics(&copy(&snapshot)) }))
         .with_state(snapshot);
-    tokio::spawn(http::serve(listener, router, http::SILENCE, std::future::pending()));
+    tokio::spawn(http::serve(listener, router, Silence::default(), std::future::pending()));
     Ok(bound)
 }
 

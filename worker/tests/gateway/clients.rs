@@ -154,6 +154,13 @@ async fn a_model_whose_name_has_slashes_is_found() {
 }
 
 #[tokio::test]
+async fn a_byte_order_mark_before_the_json_is_dropped() {
+    let gateway = Gateway::start("CausalLM").await;
+    let request = gateway.request(Method::POST, "/v1/chat/completions").body(format!("\u{feff}{}", user("hi")));
+    assert_eq!(answer(request).await.0, 200);
+}
+
+#[tokio::test]
 async fn hints_are_taken_by_every_route() {
     let hints =
         json!({"user": "anna", "safety_identifier": "5f4d", "prompt_cache_key": "k", "metadata": {"a": "b"}, "service_tier": "auto"});
