@@ -7,6 +7,7 @@ use carryon_crds::pool::Dtype;
 use carryon_crds::wire::{BaseConfig, Identity, Limits, ModelDescription, Numerics, digest};
 use serde_json::Value as Json;
 
+use super::ends::end_tokens;
 use super::error::BaseError;
 use crate::kernel::Threads;
 use crate::model::Model;
@@ -99,6 +100,7 @@ fn limits(config: &BaseConfig, model: &Model) -> Limits {
         max_sequences: MAX_SEQUENCES,
         max_request_tokens: config.engine.max_num_batched_tokens.saturating_mul(MAX_REQUEST_BATCHES).max(max_model_len),
         max_body_bytes: MAX_BODY_BYTES,
+        max_num_seqs: Some(config.engine.max_num_seqs),
     }
 }
 
@@ -133,8 +135,8 @@ fn words_of_gguf(path: &Path) -> Result<Words, BaseError> {
     };
     let tokenizer = Tokenizer::from_vocabulary(&vocabulary).map_err(|source| BaseError::Tokenizer { path: path.to_owned(), source })?;
     let text = |id: Option<u32>| id.and_then(|id| vocabulary.token(id)).map(str::to_owned);
-    let mut eos_token_ids: Vec<u32> = [vocabulary.eos, gguf.integer(&key("eot_token_id"))?].into_iter().flatten().collect();
-    eos_token_ids.dedup();
+    let named = [vocabulary.eos, gguf.integer(&key("eot_token_id"))?, gguf.integer(&key("eom_token_id"))?];
+    let eos_token_ids = end_tokens(&tokenizer, named.into_iter().flatten());
     Ok(Words {
         bos_token: text(vocabulary.bos),
         eos_token: text(vocabulary.eos),
@@ -156,13 +158,12 @@ fn words_of_folder(folder: &Path) -> Result<Words, BaseError> {
     };
     let (chat_template, tool_use_template) = templates_of_folder(folder, &settings)?;
     let eos_token = token("eos_token");
-    let mut eos_token_ids = Vec::new();
+    let mut named = Vec::new();
     for file in ["generation_config.json", "config.json"] {
-        eos_token_ids.extend(numbers(json(folder.join(file))?.get("eos_token_id")));
+        named.extend(numbers(json(folder.join(file))?.get("eos_token_id")));
     }
-    eos_token_ids.extend(eos_token.as_deref().and_then(|token| tokenizer.token_id(token)));
-    eos_token_ids.sort_unstable();
-    eos_token_ids.dedup();
+    named.extend(eos_token.as_deref().and_then(|token| tokenizer.token_id(token)));
+    let eos_token_ids = end_tokens(&tokenizer, named);
     Ok(Words { tokenizer, chat_template, tool_use_template, bos_token: token("bos_token"), eos_token, eos_token_ids })
 }
 

@@ -5,6 +5,7 @@
 
 mod args;
 pub mod device;
+mod ends;
 mod error;
 mod load;
 pub mod metrics;

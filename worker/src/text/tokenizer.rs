@@ -106,6 +106,16 @@ impl Tokenizer {
         self.special.contains(&id)
     }
 
+    /// Ids of the control tokens, in no order.
+    pub fn special_ids(&self) -> impl Iterator<Item = u32> {
+        self.special.iter().copied()
+    }
+
+    /// Id of a token that was added to the vocabulary, a control token or a user-defined one, by its text.
+    pub fn added_token_id(&self, token: &str) -> Option<u32> {
+        self.inner.get_added_vocabulary().get_vocab().get(token).copied()
+    }
+
     /// Id of a token, by its text in the vocabulary.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
