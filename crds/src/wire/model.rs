@@ -106,4 +106,7 @@ pub struct Limits {
     pub max_request_tokens: u32,
     /// Bytes of one request body.
     pub max_body_bytes: u64,
+    /// Sequences that are served at once; pools of the first version do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_num_seqs: Option<u32>,
 }

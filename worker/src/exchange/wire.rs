@@ -11,12 +11,15 @@
 //! | `POST /v1/generate` | [`GenerateRequest`] | newline-delimited [`GenerateEvent`]s |
 //! | `POST /v1/classify` | [`ClassifyRequest`] | [`ClassifyResponse`] |
 //!
-//! Readers ignore unknown members and unknown error codes, so that a version understands the next one.
+//! Readers ignore unknown members and unknown error codes, so that a version understands the next one. What would change an answer if it were
+//! ignored is refused instead ([`Sampling`]), and a pool that reads it says so ([`SAMPLING_HEADER`]).
 
 use std::fmt;
 
 use carryon_crds::common::Taps;
 use serde::{Deserialize, Serialize};
+
+pub use super::sampling::{MAX_LOGIT_BIAS, Sampling};
 
 /// Request: digest of the identity the client expects; the pool refuses another. Response: the pool's own.
 pub const IDENTITY_HEADER: &str = "x-carryon-identity";
@@ -26,6 +29,8 @@ pub const NUMERICS_HEADER: &str = "x-carryon-numerics";
 pub const INSTANCE_HEADER: &str = "x-carryon-instance";
 /// Request of `PUT /v1/heads/{digest}`: seconds until the head may be dropped, counted from its last use.
 pub const EXPIRY_HEADER: &str = "x-carryon-expiry-seconds";
+/// Response of `POST /v1/generate`: the pool has read `sampling`. A pool of the first version does not say it.
+pub const SAMPLING_HEADER: &str = "x-carryon-sampling";
 /// Media type of safetensors bodies.
 pub const SAFETENSORS: &str = "application/vnd.safetensors";
 /// Media type of newline-delimited JSON.
@@ -177,6 +182,9 @@ pub struct GenerateRequest {
     /// Scale of the head's output; the head's own when absent. 0 bypasses the head.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alpha: Option<f64>,
+    /// What happens to the logits before a token is drawn.
+    #[serde(default, skip_serializing_if = "Sampling::is_nothing")]
+    pub sampling: Sampling,
 }
 
 impl GenerateRequest {
@@ -193,6 +201,7 @@ impl GenerateRequest {
             prompt_logprobs: None,
             head: None,
             alpha: None,
+            sampling: Sampling::default(),
         }
     }
 }

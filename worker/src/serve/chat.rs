@@ -19,7 +19,7 @@ const MAX_MESSAGES: usize = 4096;
 /// Reads and checks a request.
 pub(super) fn parse(body: &[u8], gateway: &Gateway, names: &Names) -> Result<Completion<Chat>, ApiError> {
     let mut parameters = Parameters::parse(body)?;
-    let common = Common::take(&mut parameters, names, &gateway.artifact.digest)?;
+    let common = Common::take(&mut parameters, names, &gateway.artifact.digest, gateway.model.vocab_size)?;
     let without = || ApiError::request("The base model has no chat template: use /v1/completions.");
     let template = gateway.template.as_ref().ok_or_else(without)?;
     let conversation = conversation(body, template)?;
@@ -42,7 +42,7 @@ pub(super) fn parse(body: &[u8], gateway: &Gateway, names: &Names) -> Result<Com
     let wanted = newer.or(older).and_then(|tokens| u32::try_from(tokens).ok());
     let mut request = common.generate(gateway, prompt, wanted, "messages")?;
     request.logprobs = logprobs.then_some(top.unwrap_or(0) as u32);
-    Ok(Completion { common, request, shape: Chat { tokenizer: gateway.tokenizer.clone(), logprobs } })
+    Completion::new(common, vec![(request, Chat { tokenizer: gateway.tokenizer.clone(), logprobs })])
 }
 
 /// `messages` and `tools` of a request, from its text: templates print members in the order of the client.
@@ -68,6 +68,7 @@ fn conversation(body: &[u8], template: &ChatTemplate) -> Result<Conversation, Ap
 }
 
 /// Answers as chat completions.
+#[derive(Clone)]
 pub(super) struct Chat {
     tokenizer: Arc<Tokenizer>,
     logprobs: bool,
@@ -79,20 +80,20 @@ impl Shape for Chat {
     const CHUNK: &'static str = "chat.completion.chunk";
 
     fn opening(&mut self, _prompt: &[Option<TokenLogprob>]) -> Option<Value> {
-        Some(json!({"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": null, "finish_reason": null}))
+        Some(json!({"delta": {"role": "assistant", "content": ""}, "logprobs": null, "finish_reason": null}))
     }
 
     fn piece(&self, piece: &Piece) -> Value {
-        json!({"index": 0, "delta": {"content": piece.text}, "logprobs": self.logprobs(&piece.tokens), "finish_reason": null})
+        json!({"delta": {"content": piece.text}, "logprobs": self.logprobs(&piece.tokens), "finish_reason": null})
     }
 
     fn ending(&self, finish_reason: &str) -> Value {
-        json!({"index": 0, "delta": {}, "logprobs": null, "finish_reason": finish_reason})
+        json!({"delta": {}, "logprobs": null, "finish_reason": finish_reason})
     }
 
     fn whole(&self, _prompt: &[Option<TokenLogprob>], piece: Piece, finish_reason: &str) -> Value {
         let message = json!({"role": "assistant", "content": piece.text, "refusal": null});
-        json!({"index": 0, "message": message, "logprobs": self.logprobs(&piece.tokens), "finish_reason": finish_reason})
+        json!({"message": message, "logprobs": self.logprobs(&piece.tokens), "finish_reason": finish_reason})
     }
 }
 
@@ -157,8 +158,8 @@ mod tests {
         let mut with_top = entry.clone();
         with_top["top_logprobs"] = json!([entry]);
         let logprobs = json!({"content": [with_top], "refusal": null});
-        assert_eq!(chat.piece(&piece), json!({"index": 0, "delta": {"content": "hello"}, "logprobs": logprobs, "finish_reason": null}));
+        assert_eq!(chat.piece(&piece), json!({"delta": {"content": "hello"}, "logprobs": logprobs, "finish_reason": null}));
         let message = json!({"role": "assistant", "content": "hello", "refusal": null});
-        assert_eq!(chat.whole(&[], piece, "stop"), json!({"index": 0, "message": message, "logprobs": logprobs, "finish_reason": "stop"}));
+        assert_eq!(chat.whole(&[], piece, "stop"), json!({"message": message, "logprobs": logprobs, "finish_reason": "stop"}));
     }
 }

@@ -8,7 +8,7 @@ use super::answer::{Piece, Token};
 use super::error::ApiError;
 use super::gateway::Gateway;
 use super::parameters::Parameters;
-use super::request::{Common, Names};
+use super::request::{Common, MAX_CHOICES, Names};
 use super::respond::{Completion, Shape, short};
 use crate::exchange::wire::{MAX_LOGPROBS, TokenLogprob};
 use crate::text::{DecodeStream, Tokenizer};
@@ -19,73 +19,89 @@ const DEFAULT_MAX_TOKENS: i64 = 16;
 /// Reads and checks a request.
 pub(super) fn parse(body: &[u8], gateway: &Gateway, names: &Names) -> Result<Completion<Text>, ApiError> {
     let mut parameters = Parameters::parse(body)?;
-    let common = Common::take(&mut parameters, names, &gateway.artifact.digest)?;
-    let prompt = prompt(parameters.take("prompt"), &gateway.tokenizer, gateway.model.vocab_size)?;
+    let common = Common::take(&mut parameters, names, &gateway.artifact.digest, gateway.model.vocab_size)?;
+    let prompts = prompts(parameters.take("prompt"), &gateway.tokenizer, gateway.model.vocab_size)?;
     let max_tokens = parameters.integer("max_tokens", 0..=u32::MAX.into())?.unwrap_or(DEFAULT_MAX_TOKENS);
     let logprobs = parameters.integer("logprobs", 0..=MAX_LOGPROBS.into())?.map(|count| count as u32);
     let echo = parameters.flag("echo")?;
     parameters.finish()?;
-    let mut request = common.generate(gateway, prompt.ids, u32::try_from(max_tokens).ok(), "prompt")?;
-    request.logprobs = logprobs;
-    request.prompt_logprobs = match (echo, logprobs, max_tokens) {
-        (true, Some(count), _) => Some(count),
-        // A prompt that is not continued is scored: the pool has no other use for it.
-        (_, _, 0) => Some(0),
-        _ => None,
+    let one = |prompt: Prompt| {
+        let mut request = common.generate(gateway, prompt.ids, u32::try_from(max_tokens).ok(), &prompt.name)?;
+        request.logprobs = logprobs;
+        request.prompt_logprobs = match (echo, logprobs, max_tokens) {
+            (true, Some(count), _) => Some(count),
+            // A prompt that is not continued is scored: the pool has no other use for it.
+            (_, _, 0) => Some(0),
+            _ => None,
+        };
+        // As in vLLM, an end of which log probabilities are told is among them: who scores a text by its last tokens counts on it.
+        let ends = logprobs.map(|_| std::mem::take(&mut request.stop_token_ids)).unwrap_or_default();
+        let echo = echo.then(|| Echo { ids: request.prompt.clone(), hidden: prompt.hidden });
+        Ok((request, Text { tokenizer: gateway.tokenizer.clone(), logprobs: logprobs.is_some(), ends, echo, echoed: 0 }))
     };
-    let echoed = echo.then(|| Echo { ids: request.prompt.clone(), hidden: prompt.hidden });
-    Ok(Completion {
-        common,
-        request,
-        shape: Text { tokenizer: gateway.tokenizer.clone(), logprobs: logprobs.is_some(), echo: echoed, echoed: 0 },
-    })
+    let prompts: Result<Vec<_>, ApiError> = prompts.into_iter().map(one).collect();
+    Completion::new(common, prompts?)
 }
 
 struct Prompt {
+    /// What errors call it.
+    name: String,
     ids: Vec<u32>,
     /// Tokens at its beginning that the tokenizer added to the client's text.
     hidden: usize,
 }
 
-fn prompt(value: Option<Value>, tokenizer: &Tokenizer, vocab_size: u32) -> Result<Prompt, ApiError> {
-    let refusal = |message: &str| ApiError::parameter("prompt", message);
-    let prompt = match value {
-        // A list of one prompt is that prompt.
-        Some(Value::Array(mut prompts)) if prompts.len() == 1 && !prompts[0].is_number() => prompts.pop(),
-        other => other,
-    };
-    let prompt = match prompt {
-        Some(Value::String(text)) => {
-            let ids = tokenizer.encode(&text, true)?;
-            let added =
-                ids.first().filter(|first| tokenizer.is_special(**first) && !text.as_bytes().starts_with(tokenizer.token_bytes(**first)));
-            Prompt { hidden: usize::from(added.is_some()), ids }
+/// One prompt, or a list of them.
+fn prompts(value: Option<Value>, tokenizer: &Tokenizer, vocab_size: u32) -> Result<Vec<Prompt>, ApiError> {
+    let refusal = |message: &str| Err(ApiError::parameter("prompt", message));
+    match value {
+        Some(Value::Array(prompts)) if prompts.first().is_some_and(|first| !first.is_number()) => {
+            if prompts.len() > MAX_CHOICES {
+                return refusal(&format!("prompt has {} prompts, more than {MAX_CHOICES}.", prompts.len()));
+            }
+            let one = |(index, value)| prompt(value, format!("prompt[{index}]"), tokenizer, vocab_size);
+            prompts.into_iter().enumerate().map(one).collect()
         }
-        Some(Value::Array(ids)) if ids.iter().all(Value::is_u64) => {
-            let id = |id: &Value| id.as_u64().filter(|id| *id < vocab_size.into()).map(|id| id as u32);
-            let ids: Option<Vec<u32>> = ids.iter().map(id).collect();
-            Prompt { ids: ids.ok_or_else(|| refusal(&format!("prompt has a token id that is not below {vocab_size}.")))?, hidden: 0 }
-        }
-        Some(Value::Array(_)) => {
-            return Err(refusal("prompt must be one text or one list of token ids: several prompts are not supported."));
-        }
-        _ => return Err(refusal("prompt must be a text or a list of token ids.")),
-    };
-    match prompt.ids.is_empty() {
-        true => Err(refusal("prompt is empty.")),
-        false => Ok(prompt),
+        Some(value) => Ok(vec![prompt(value, "prompt".to_owned(), tokenizer, vocab_size)?]),
+        None => refusal("prompt must be a text or a list of token ids, or a list of these."),
     }
 }
 
+fn prompt(value: Value, name: String, tokenizer: &Tokenizer, vocab_size: u32) -> Result<Prompt, ApiError> {
+    let refusal = |message: &str| ApiError::parameter(&name, format!("{name} {message}."));
+    let (ids, hidden) = match value {
+        Value::String(text) => {
+            let ids = tokenizer.encode(&text, true)?;
+            let added =
+                ids.first().filter(|first| tokenizer.is_special(**first) && !text.as_bytes().starts_with(tokenizer.token_bytes(**first)));
+            let hidden = usize::from(added.is_some());
+            (ids, hidden)
+        }
+        Value::Array(ids) if ids.iter().all(Value::is_u64) => {
+            let id = |id: &Value| id.as_u64().filter(|id| *id < vocab_size.into()).map(|id| id as u32);
+            let ids: Option<Vec<u32>> = ids.iter().map(id).collect();
+            (ids.ok_or_else(|| refusal(&format!("has a token id that is not below {vocab_size}")))?, 0)
+        }
+        _ => return Err(refusal("must be a text or a list of token ids")),
+    };
+    match ids.is_empty() {
+        true => Err(refusal("is empty")),
+        false => Ok(Prompt { name, ids, hidden }),
+    }
+}
+
+#[derive(Clone)]
 struct Echo {
     ids: Vec<u32>,
     hidden: usize,
 }
 
 /// Answers as text completions.
+#[derive(Clone)]
 pub(super) struct Text {
     tokenizer: Arc<Tokenizer>,
     logprobs: bool,
+    ends: Vec<u32>,
     echo: Option<Echo>,
     /// Characters shown before the generated text.
     echoed: usize,
@@ -95,6 +111,10 @@ impl Shape for Text {
     const ID: &'static str = "cmpl";
     const WHOLE: &'static str = "text_completion";
     const CHUNK: &'static str = "text_completion";
+
+    fn ends(&self) -> &[u32] {
+        &self.ends
+    }
 
     fn opening(&mut self, prompt: &[Option<TokenLogprob>]) -> Option<Value> {
         let piece = self.echo(prompt)?;
@@ -109,7 +129,7 @@ impl Shape for Text {
     }
 
     fn ending(&self, finish_reason: &str) -> Value {
-        json!({"index": 0, "text": "", "logprobs": null, "finish_reason": finish_reason})
+        json!({"text": "", "logprobs": null, "finish_reason": finish_reason})
     }
 
     fn whole(&self, prompt: &[Option<TokenLogprob>], piece: Piece, finish_reason: &str) -> Value {
@@ -143,7 +163,7 @@ impl Text {
     }
 
     fn choice(&self, text: &str, tokens: &[Token], finish_reason: Value) -> Value {
-        json!({"index": 0, "text": text, "logprobs": self.logprobs(tokens), "finish_reason": finish_reason})
+        json!({"text": text, "logprobs": self.logprobs(tokens), "finish_reason": finish_reason})
     }
 
     fn logprobs(&self, tokens: &[Token]) -> Value {
@@ -179,24 +199,44 @@ mod tests {
     use super::*;
 
     fn text(echo: Option<Echo>) -> Text {
-        Text { tokenizer: Arc::new(tokenizer()), logprobs: true, echo, echoed: 0 }
+        Text { tokenizer: Arc::new(tokenizer()), logprobs: true, ends: Vec::new(), echo, echoed: 0 }
     }
 
     #[test]
-    fn a_prompt_is_one_text_or_one_list_of_ids() {
-        let ids = |prompt: Value| {
-            super::prompt(Some(prompt), &tokenizer(), 258)
-                .map(|prompt| prompt.ids)
-                .map_err(|error| error.body()["error"]["message"].clone())
+    fn a_prompt_is_a_text_or_a_list_of_ids_and_there_may_be_several() {
+        let read = |prompt: Value| {
+            super::prompts(Some(prompt), &tokenizer(), 258)
+                .map(|prompts| prompts.into_iter().map(|prompt| prompt.ids).collect::<Vec<_>>())
+                .map_err(|error| error.body()["error"]["message"].as_str().unwrap().to_owned())
         };
-        assert_eq!(ids(json!("hello")).unwrap().len(), 5, "no merges in this vocabulary");
-        assert_eq!(ids(json!(["a"])).unwrap(), [97]);
-        assert_eq!(ids(json!([97, 256])).unwrap(), [97, 256]);
-        assert_eq!(ids(json!([[97]])).unwrap(), [97]);
-        assert_eq!(ids(json!([97, 258])).unwrap_err(), "prompt has a token id that is not below 258.");
-        assert_eq!(ids(json!("")).unwrap_err(), "prompt is empty.");
-        for wrong in [json!(["a", "b"]), json!([[1], [2]]), json!(5), json!([1.5, 2])] {
-            assert!(ids(wrong.clone()).unwrap_err().as_str().unwrap().starts_with("prompt must be"), "{wrong}");
+        assert_eq!(read(json!("hello")).unwrap()[0].len(), 5, "no merges in this vocabulary");
+        for (prompt, ids) in [
+            (json!(["a"]), &[&[97][..]][..]),
+            (json!([97, 256]), &[&[97, 256]]),
+            (json!([[97]]), &[&[97]]),
+            (json!(["a", "bc"]), &[&[97], &[98, 99]]),
+            (json!([[1], [2, 3], [1]]), &[&[1], &[2, 3], &[1]]),
+            (json!(["a", [2]]), &[&[97], &[2]]),
+            (json!(vec!["a"; 128]), &[&[97][..]; 128]),
+        ] {
+            assert_eq!(read(prompt.clone()).unwrap(), ids, "{prompt}");
+        }
+        for (wrong, message) in [
+            (json!([97, 258]), "prompt has a token id that is not below 258."),
+            (json!([[97], [97, 258]]), "prompt[1] has a token id that is not below 258."),
+            (json!(""), "prompt is empty."),
+            (json!([]), "prompt is empty."),
+            (json!(["a", ""]), "prompt[1] is empty."),
+            (json!([[]]), "prompt[0] is empty."),
+            (json!(vec!["a"; 129]), "prompt has 129 prompts, more than 128."),
+            (json!(5), "prompt must be a text or a list of token ids."),
+            (json!([1.5, 2]), "prompt must be a text or a list of token ids."),
+            (json!([1, "a"]), "prompt must be a text or a list of token ids."),
+            (json!(["a", 1]), "prompt[1] must be a text or a list of token ids."),
+            (json!([["a"]]), "prompt[0] must be a text or a list of token ids."),
+            (json!([null]), "prompt[0] must be a text or a list of token ids."),
+        ] {
+            assert_eq!(read(wrong.clone()).unwrap_err(), message, "{wrong}");
         }
     }
 

@@ -144,6 +144,9 @@ impl From<ClientError> for ApiError {
         match error {
             ClientError::Refused { error, .. } if error.code != ErrorCode::Unknown => error.into(),
             error if error.is_transient() => Self::unavailable("The pool does not answer; try again later."),
+            ClientError::Outdated { member, .. } => {
+                Self::parameter(member, format!("The pool is of an earlier version, which does not support {member}: leave it out."))
+            }
             ClientError::HeadMissing { message, .. } => WireError::new(ErrorCode::HeadMissing, message).into(),
             error => WireError::new(ErrorCode::Internal, error.to_string()).into(),
         }

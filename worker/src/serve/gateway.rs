@@ -29,6 +29,8 @@ pub(super) const RENEWAL: Duration = Duration::from_secs(120);
 /// How long a pod may take to say whether it holds the head, and to take it: one that hangs must not hold up the others.
 const ANSWER: Duration = Duration::from_secs(10);
 const PUSH: Duration = Duration::from_secs(300);
+/// Answers of one request that are drawn at once where the pool does not say how many it serves: every pool has places for these.
+const TOGETHER: u32 = 4;
 /// How often a pod may lack the head in one request: it may be dropped between push and use, but not for ever.
 const PUSHES: usize = 3;
 
@@ -106,6 +108,11 @@ impl Gateway {
             };
             self.recover(error, &mut attempts).await?;
         }
+    }
+
+    /// Answers of one request that are drawn at once; the others wait here, where they take no place of somebody else's.
+    pub(super) fn together(&self) -> usize {
+        self.model.limits.max_num_seqs.unwrap_or(TOGETHER).max(1) as usize
     }
 
     /// Logits of the classification head.

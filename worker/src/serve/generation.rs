@@ -42,7 +42,7 @@ impl From<Broken> for ApiError {
 
 /// An answer that has begun. Dropping it makes the pool stop.
 pub(super) struct Generation {
-    /// None once the answer is complete or a stop string came.
+    /// None once the answer is complete or was stopped.
     events: Option<Events>,
     answer: Answer<Arc<Tokenizer>>,
     ready: VecDeque<Step>,
@@ -54,11 +54,15 @@ pub(super) struct Generation {
 }
 
 impl Generation {
-    /// Asks the pool and waits until it begins to answer.
-    pub(super) async fn start(gateway: &Gateway, request: &GenerateRequest, stops: Vec<String>) -> Result<Self, ApiError> {
+    /// Asks the pool and waits until it begins to answer. `prompt_tokens` is what the answer counts: a prompt with several counts once.
+    pub(super) async fn start(
+        gateway: &Gateway,
+        request: &GenerateRequest,
+        answer: Answer<Arc<Tokenizer>>,
+        prompt_tokens: u32,
+    ) -> Result<Self, ApiError> {
         let mut events = gateway.generate(request).await?;
-        let answer = Answer::new(gateway.tokenizer.clone(), stops);
-        let usage = Usage { prompt_tokens: u32::try_from(request.prompt.len()).unwrap_or(u32::MAX), completion_tokens: 0 };
+        let usage = Usage { prompt_tokens, completion_tokens: 0 };
         let prompt = match request.prompt_logprobs {
             Some(_) => prompt_logprobs(&mut events).await?,
             None => Vec::new(),
@@ -83,7 +87,7 @@ impl Generation {
                     }
                 }
                 Some(Ok(GenerateEvent::Finish { finish_reason, usage })) => {
-                    self.usage = usage;
+                    self.usage.completion_tokens = usage.completion_tokens;
                     let piece = self.answer.finish();
                     self.show(piece);
                     self.end(if finish_reason == FinishReason::Length && !self.answer.stopped() { "length" } else { "stop" });

@@ -2,13 +2,14 @@
 //!
 //! It reads the artifact, verifies its digest and that the pool runs the head's base, pushes the head to the pool's pods and
 //! keeps it there; the pool does all arithmetic. A request is parsed (`parameters`, `chat`, `completions`), asked for
-//! (`gateway`: a head that the pool lost is pushed again before the first byte), and shown (`generation`, `answer`, `stop`,
+//! (`choice`, `gateway`: a head that the pool lost is pushed again before the first byte), and shown (`generation`, `answer`, `stop`,
 //! `respond`). A client that goes away drops its answer, and with it the pool's work.
 
 mod answer;
 mod args;
 mod artifact;
 mod chat;
+mod choice;
 mod classify;
 mod completions;
 mod error;
@@ -21,6 +22,7 @@ mod parameters;
 mod request;
 mod respond;
 mod routes;
+mod sampling;
 mod stop;
 
 use std::path::{Path, PathBuf};

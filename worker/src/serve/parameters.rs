@@ -8,12 +8,7 @@ use super::error::ApiError;
 
 /// Parameters of OpenAI's API that we know and do not support, each with the value that asks for nothing.
 const UNSUPPORTED: &[(&str, &str)] = &[
-    ("n", "1"),
-    ("best_of", "1"),
     ("suffix", "\"\""),
-    ("presence_penalty", "0"),
-    ("frequency_penalty", "0"),
-    ("logit_bias", "{}"),
     ("response_format", r#"{"type":"text"}"#),
     ("tools", "[]"),
     ("tool_choice", "\"none\""),
@@ -116,8 +111,7 @@ impl Parameters {
 
 fn asks_for_something(value: &Value, nothing: &str) -> bool {
     let nothing: Value = serde_json::from_str(nothing).unwrap_or_default();
-    let same_number = value.is_number() && value.as_f64() == nothing.as_f64();
-    !value.is_null() && *value != nothing && !same_number
+    !value.is_null() && *value != nothing
 }
 
 #[cfg(test)]
@@ -140,8 +134,7 @@ mod tests {
             assert_eq!(parameter, *name);
             assert!(message.as_str().unwrap().starts_with(&format!("{name} is not supported")), "{message}");
         }
-        assert_eq!(refusal(r#"{"presence_penalty": 0.0}"#), None);
-        assert_eq!(refusal(r#"{"n": 2}"#).unwrap().0, "n");
+        assert_eq!(refusal(r#"{"suffix": "x"}"#).unwrap().0, "suffix");
     }
 
     // The types are those of openai-python's CompletionCreateParams.

@@ -5,12 +5,15 @@ use serde_json::Value;
 use super::error::ApiError;
 use super::gateway::Gateway;
 use super::parameters::Parameters;
-use crate::exchange::wire::GenerateRequest;
+use super::sampling;
+use crate::exchange::wire::{GenerateRequest, Sampling};
 
-/// Most stop strings of a request, as in OpenAI's API.
-const MAX_STOPS: usize = 4;
+/// Most stop strings of a request: more than OpenAI's four, for evaluations send more.
+const MAX_STOPS: usize = 16;
 /// Longest stop string in bytes.
 const MAX_STOP_BYTES: usize = 1024;
+/// Most answers of a request: as many as OpenAI's `n` allows for one prompt.
+pub(super) const MAX_CHOICES: usize = 128;
 /// Largest scale of a head's output.
 const MAX_ALPHA: f64 = 16.0;
 
@@ -41,6 +44,9 @@ pub(super) struct Common {
     temperature: f64,
     top_p: f64,
     seed: Option<u64>,
+    sampling: Sampling,
+    /// Answers to each prompt.
+    pub(super) n: usize,
     /// Strings that end the answer.
     pub(super) stops: Vec<String>,
     /// Whether the answer comes in pieces.
@@ -51,7 +57,7 @@ pub(super) struct Common {
 
 impl Common {
     /// Takes the common members out of a request; the model must be the head or its base.
-    pub(super) fn take(parameters: &mut Parameters, names: &Names, digest: &str) -> Result<Self, ApiError> {
+    pub(super) fn take(parameters: &mut Parameters, names: &Names, digest: &str, vocab_size: u32) -> Result<Self, ApiError> {
         let model = parameters.text("model")?.ok_or_else(|| ApiError::parameter("model", "model is required."))?;
         let head = match &model {
             name if *name == names.head => Some(digest.to_owned()),
@@ -71,6 +77,8 @@ impl Common {
             temperature: parameters.number("temperature", 0.0..=2.0)?.unwrap_or(1.0),
             top_p: parameters.number("top_p", 0.0..=1.0)?.unwrap_or(1.0),
             seed: parameters.integer("seed", i64::MIN..=i64::MAX)?.map(i64::cast_unsigned),
+            sampling: sampling::take(parameters, vocab_size)?,
+            n: choices(parameters)?,
             stops: stops(parameters.take("stop"))?,
             stream,
             include_usage,
@@ -102,7 +110,17 @@ impl Common {
             prompt_logprobs: None,
             head: self.head.clone(),
             alpha: self.alpha,
+            sampling: self.sampling.clone(),
         })
+    }
+}
+
+/// `n`. `best_of` may repeat it: to draw more than is shown takes a ranking that the client can do as well.
+fn choices(parameters: &mut Parameters) -> Result<usize, ApiError> {
+    let n = parameters.integer("n", 1..=MAX_CHOICES as i64)?.unwrap_or(1);
+    match parameters.integer("best_of", 1..=MAX_CHOICES as i64)?.is_none_or(|best_of| best_of == n) {
+        true => Ok(n as usize),
+        false => Err(ApiError::parameter("best_of", format!("best_of must be n, which is {n}."))),
     }
 }
 
@@ -154,7 +172,7 @@ mod tests {
     fn common(body: &str) -> Result<Common, (Value, Value)> {
         let mut parameters = Parameters::parse(body.as_bytes()).unwrap();
         let named = |error: ApiError| (error.body()["error"]["param"].clone(), error.body()["error"]["code"].clone());
-        Common::take(&mut parameters, &Names::new("maths"), "sha256:d").map_err(named)
+        Common::take(&mut parameters, &Names::new("maths"), "sha256:d", 50).map_err(named)
     }
 
     #[test]
@@ -174,7 +192,13 @@ mod tests {
             ("seed", "1.5"),
             ("alpha", "17"),
             ("stream", "1"),
-            ("stop", "[\"a\",\"b\",\"c\",\"d\",\"e\"]"),
+            ("n", "0"),
+            ("n", "129"),
+            ("n", "\"2\""),
+            ("best_of", "2"),
+            ("logit_bias", "{\"50\": 1}"),
+            ("frequency_penalty", "3"),
+            ("stop", &format!("[{}\"a\"]", "\"a\",".repeat(16))),
             ("stop", "\"\""),
             ("stop", "[1]"),
             ("stream_options", "{\"include_usage\": true}"),
@@ -186,5 +210,7 @@ mod tests {
         assert!(options(r#"{"include_usage": true}"#).unwrap().include_usage);
         assert_eq!(options(r#"{"usage": true}"#).unwrap_err().0, "stream_options");
         assert_eq!(common(r#"{"model": "maths", "stop": "x", "seed": -1}"#).unwrap().stops, ["x"]);
+        assert_eq!(common(r#"{"model": "maths", "n": 3, "best_of": 3}"#).unwrap().n, 3);
+        assert_eq!(common(r#"{"model": "maths", "n": null, "best_of": 1}"#).unwrap().n, 1);
     }
 }

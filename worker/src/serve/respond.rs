@@ -8,23 +8,31 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::Json;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
+use futures::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use serde_json::{Value, json};
 
 use super::answer::Piece;
+use super::choice::{Choice, Part};
 use super::error::ApiError;
 use super::gateway::Gateway;
-use super::generation::{Broken, Generation, Step};
-use super::request::Common;
+use super::request::{Common, MAX_CHOICES};
 use crate::exchange::wire::{GenerateRequest, TokenLogprob, Usage};
 
-/// How chat and plain completions differ.
-pub(super) trait Shape: Send + 'static {
+/// Most log probabilities that several answers may report together; a single answer is bounded by the model's context.
+const MAX_SCORED: usize = 1 << 20;
+
+/// How chat and plain completions differ. A choice gets its index later.
+pub(super) trait Shape: Clone + Send + Sync + 'static {
     /// Beginning of the answer's id.
     const ID: &'static str;
     /// `object` of a whole answer.
     const WHOLE: &'static str;
     /// `object` of a piece of a stream.
     const CHUNK: &'static str;
+    /// Tokens that end the answer and are told of: the pool does not stop before them.
+    fn ends(&self) -> &[u32] {
+        &[]
+    }
     /// What comes before the first generated piece of a stream, if anything.
     fn opening(&mut self, prompt: &[Option<TokenLogprob>]) -> Option<Value>;
     /// The choice of a piece of a stream.
@@ -39,15 +47,20 @@ pub(super) trait Shape: Send + 'static {
 pub(super) struct Completion<S> {
     /// What the client said of model, stops and streaming.
     pub(super) common: Common,
-    /// What the pool is asked.
-    pub(super) request: GenerateRequest,
-    /// How the answer looks.
-    pub(super) shape: S,
+    /// What the pool is asked of each prompt, and how its answers look.
+    prompts: Vec<(GenerateRequest, S)>,
 }
 
 impl<S: Shape> Completion<S> {
+    /// `n` answers to each prompt, within bounds.
+    pub(super) fn new(common: Common, prompts: Vec<(GenerateRequest, S)>) -> Result<Self, ApiError> {
+        let requests: Vec<&GenerateRequest> = prompts.iter().map(|(request, _)| request).collect();
+        bounded(&requests, common.n)?;
+        Ok(Self { common, prompts })
+    }
+
     /// Asks the pool and answers.
-    pub(super) async fn answer(self, gateway: &Gateway) -> Result<Response, ApiError> {
+    pub(super) async fn answer(self, gateway: &Arc<Gateway>) -> Result<Response, ApiError> {
         let envelope = Envelope::new::<S>(gateway, &self.common);
         match self.common.stream {
             true => self.stream(gateway, envelope).await,
@@ -55,90 +68,114 @@ impl<S: Shape> Completion<S> {
         }
     }
 
-    /// Nothing was said to the client before the end, so an answer that breaks off is begun again.
     async fn whole(self, gateway: &Gateway, envelope: &Envelope) -> Result<Response, ApiError> {
-        let mut attempts = gateway.attempts();
-        loop {
-            let mut generation = Generation::start(gateway, &self.request, self.common.stops.clone()).await?;
-            match collect(&mut generation).await {
-                Ok((piece, reason)) => {
-                    let choice = self.shape.whole(&generation.prompt, piece, reason);
-                    let mut body = envelope.around(S::WHOLE, json!([choice]));
-                    body["usage"] = usage(generation.usage);
-                    return Ok(Json(body).into_response());
-                }
-                Err(Broken::Pool(error)) => gateway.recover(error, &mut attempts).await?,
-                Err(Broken::Answer(error)) => return Err(error.into()),
-            }
-        }
+        let asked: Vec<_> = self.choices().map(|choice| choice.whole(gateway)).collect();
+        let mut answers: Vec<_> = stream::iter(asked).buffer_unordered(gateway.together()).try_collect().await?;
+        answers.sort_unstable_by_key(|(index, _, _)| *index);
+        let mut total = Usage::default();
+        answers.iter().for_each(|(_, _, usage)| add(&mut total, *usage));
+        let choices = answers.into_iter().map(|(_, choice, _)| choice).collect();
+        let mut body = envelope.around(S::WHOLE, choices);
+        body["usage"] = usage(total);
+        Ok(Json(body).into_response())
     }
 
-    async fn stream(mut self, gateway: &Gateway, envelope: Envelope) -> Result<Response, ApiError> {
-        let generation = Generation::start(gateway, &self.request, self.common.stops.clone()).await?;
-        let opening = self.shape.opening(&generation.prompt);
+    async fn stream(self, gateway: &Arc<Gateway>, envelope: Envelope) -> Result<Response, ApiError> {
         let include_usage = self.common.include_usage;
-        let mut chunks = Chunks { generation, shape: self.shape, envelope, include_usage, ready: VecDeque::new(), ended: false };
-        chunks.ready.extend(opening.map(|choice| chunks.chunk(choice)));
-        let events = futures::stream::unfold(chunks, async |mut chunks| Some((Ok::<_, Infallible>(chunks.next().await?), chunks)));
+        let mut choices = self.choices();
+        // What fails before the first answer begins is a refusal.
+        let first = match choices.next() {
+            Some(first) => first.begin(gateway).await?,
+            None => stream::empty().boxed(),
+        };
+        let (together, gateway) = (gateway.together(), gateway.clone());
+        let others = choices.map(move |choice| {
+            let gateway = gateway.clone();
+            stream::once(async move { choice.begin(&gateway).await }).try_flatten().boxed()
+        });
+        let parts = stream::iter(std::iter::once(first).chain(others)).flatten_unordered(together).boxed();
+        let chunks = Chunks { parts, object: S::CHUNK, envelope, include_usage, usage: Usage::default(), last: None };
+        let events = stream::unfold(chunks, async |mut chunks| Some((Ok::<_, Infallible>(chunks.next().await?), chunks)));
         Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response())
+    }
+
+    /// Every answer to every prompt. As in vLLM, those of one prompt have its seed and the ones after it, so that they differ, and a prompt
+    /// is answered as if it had come alone.
+    fn choices(self) -> impl Iterator<Item = Choice<S>> + Send {
+        let Self { common: Common { n, stops, .. }, prompts } = self;
+        prompts.into_iter().enumerate().flat_map(move |(prompt, (request, shape))| {
+            let stops = stops.clone();
+            (0..n).map(move |choice| {
+                let mut request = request.clone();
+                request.seed = request.seed.map(|seed| seed.wrapping_add(choice as u64));
+                let prompt_tokens = if choice == 0 { request.prompt.len() as u32 } else { 0 };
+                Choice { index: prompt * n + choice, request, shape: shape.clone(), stops: stops.clone(), prompt_tokens }
+            })
+        })
     }
 }
 
-async fn collect(generation: &mut Generation) -> Result<(Piece, &'static str), Broken> {
-    let (mut whole, mut reason) = (Piece::default(), "stop");
-    while let Some(step) = generation.next().await? {
-        match step {
-            Step::Piece(piece) => whole.append(piece),
-            Step::End(end) => reason = end,
-        }
+/// Refuses more answers, or more log probabilities, than a gateway keeps at once.
+fn bounded(prompts: &[&GenerateRequest], n: usize) -> Result<(), ApiError> {
+    let choices = prompts.len() * n;
+    if choices > MAX_CHOICES {
+        let message = format!("{} prompts with n = {n} are {choices} answers, more than {MAX_CHOICES}.", prompts.len());
+        return Err(ApiError::parameter("n", message));
     }
-    Ok((whole, reason))
+    let scored = prompts.iter().map(|request| scored(request)).sum::<usize>() * n;
+    match choices > 1 && scored > MAX_SCORED {
+        true => {
+            let message = format!("{scored} log probabilities exceed {MAX_SCORED}: ask for fewer answers, tokens or alternatives.");
+            Err(ApiError::parameter("logprobs", message))
+        }
+        false => Ok(()),
+    }
+}
+
+/// Log probabilities that an answer may have to report.
+fn scored(request: &GenerateRequest) -> usize {
+    let of = |logprobs: Option<u32>, tokens: usize| logprobs.map_or(0, |top| tokens * (1 + top as usize));
+    of(request.logprobs, request.max_tokens as usize) + of(request.prompt_logprobs, request.prompt.len())
 }
 
 /// A stream that is being sent. Dropped when the client goes away, and with it the pool's work.
-struct Chunks<S> {
-    generation: Generation,
-    shape: S,
+struct Chunks {
+    parts: BoxStream<'static, Result<Part, ApiError>>,
+    object: &'static str,
     envelope: Envelope,
     include_usage: bool,
-    ready: VecDeque<Event>,
-    ended: bool,
+    usage: Usage,
+    /// What comes after the answers' parts, once they have ended.
+    last: Option<VecDeque<Event>>,
 }
 
-impl<S: Shape> Chunks<S> {
+impl Chunks {
     async fn next(&mut self) -> Option<Event> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Some(event);
+        if let Some(last) = &mut self.last {
+            return last.pop_front();
+        }
+        match self.parts.next().await {
+            Some(Ok((choice, usage))) => {
+                add(&mut self.usage, usage.unwrap_or_default());
+                Some(self.chunk(choice))
             }
-            if self.ended {
-                return None;
+            Some(Err(error)) => {
+                self.last = Some(VecDeque::new());
+                Some(event(&error.body()))
             }
-            match self.generation.next().await {
-                Ok(Some(Step::Piece(piece))) => return Some(self.chunk(self.shape.piece(&piece))),
-                Ok(Some(Step::End(reason))) => self.end(reason),
-                Ok(None) => self.ended = true,
-                Err(broken) => {
-                    self.ended = true;
-                    return Some(event(&ApiError::from(broken).body()));
-                }
+            None => {
+                let usage = self.include_usage.then(|| {
+                    let mut last = self.envelope.around(self.object, Vec::new());
+                    last["usage"] = usage(self.usage);
+                    event(&last)
+                });
+                self.last.insert(usage.into_iter().chain([Event::default().data("[DONE]")]).collect()).pop_front()
             }
         }
-    }
-
-    fn end(&mut self, reason: &str) {
-        self.ended = true;
-        self.ready.push_back(self.chunk(self.shape.ending(reason)));
-        if self.include_usage {
-            let mut last = self.envelope.around(S::CHUNK, json!([]));
-            last["usage"] = usage(self.generation.usage);
-            self.ready.push_back(event(&last));
-        }
-        self.ready.push_back(Event::default().data("[DONE]"));
     }
 
     fn chunk(&self, choice: Value) -> Event {
-        let mut body = self.envelope.around(S::CHUNK, json!([choice]));
+        let mut body = self.envelope.around(self.object, vec![choice]);
         if self.include_usage {
             body["usage"] = Value::Null;
         }
@@ -148,6 +185,11 @@ impl<S: Shape> Chunks<S> {
 
 fn event(body: &Value) -> Event {
     Event::default().data(body.to_string())
+}
+
+fn add(total: &mut Usage, usage: Usage) {
+    total.prompt_tokens += usage.prompt_tokens;
+    total.completion_tokens += usage.completion_tokens;
 }
 
 fn usage(usage: Usage) -> Value {
@@ -176,7 +218,7 @@ impl Envelope {
         }
     }
 
-    fn around(&self, object: &str, choices: Value) -> Value {
+    fn around(&self, object: &str, choices: Vec<Value>) -> Value {
         json!({
             "id": self.id, "object": object, "created": self.created, "model": &*self.model,
             "system_fingerprint": self.fingerprint, "choices": choices,
@@ -192,4 +234,29 @@ pub(super) fn now() -> u64 {
 /// A single-precision number with as many digits as it has.
 pub(super) fn short(number: f32) -> Value {
     number.to_string().parse::<f64>().map_or(Value::Null, Value::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_and_their_log_probabilities_are_bounded_together() {
+        let asked = |tokens, logprobs| GenerateRequest { logprobs, ..GenerateRequest::greedy(vec![1; 10], tokens) };
+        let echoed = GenerateRequest { prompt_logprobs: Some(20), ..asked(0, None) };
+        for (request, prompts, n, refused) in [
+            (asked(4096, None), 1, 128, None),
+            (asked(4096, None), 2, 64, None),
+            (asked(1, None), 2, 65, Some("n")),
+            (asked(4096, Some(20)), 1, 12, None),
+            (asked(4096, Some(20)), 1, 13, Some("logprobs")),
+            (asked(4096, Some(20)), 13, 1, Some("logprobs")),
+            // One answer is as long as the model's context lets it be.
+            (asked(1 << 20, Some(20)), 1, 1, None),
+            (echoed, 128, 1, None),
+        ] {
+            let error = bounded(&vec![&request; prompts], n).err().map(|error| error.body()["error"]["param"].clone());
+            assert_eq!(error, refused.map(Value::from), "{prompts} {n} {:?}", request.logprobs);
+        }
+    }
 }

@@ -225,7 +225,7 @@ mod tests {
             eos_token: None,
             chat_template: None,
             tool_use_template: None,
-            limits: Limits { max_model_len: 128, max_sequences: 8, max_request_tokens: 1024, max_body_bytes: 1 << 20 },
+            limits: Limits { max_model_len: 128, max_sequences: 8, max_request_tokens: 1024, max_body_bytes: 1 << 20, max_num_seqs: None },
         }
     }
 

@@ -210,7 +210,7 @@ mod tests {
 
     #[test]
     fn requests_stay_within_the_pool_s_limits() {
-        let limits = Limits { max_model_len: 100, max_sequences: 3, max_request_tokens: 10, max_body_bytes: 1 };
+        let limits = Limits { max_model_len: 100, max_sequences: 3, max_request_tokens: 10, max_body_bytes: 1, max_num_seqs: None };
         let lengths = |lengths: &[usize]| -> Vec<Vec<usize>> {
             let sequences = lengths.iter().map(|&length| vec![0; length]).collect();
             split(sequences, &limits).iter().map(|request| request.iter().map(Vec::len).collect()).collect()

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod choices;
 mod clients;
 #[path = "../common/mod.rs"]
 mod common;
@@ -276,7 +277,7 @@ async fn refusals_are_named() {
         ("/v1/chat/completions", json!({"model": "gpt-4", "messages": []}), 404, json!("model"), json!("model_not_found")),
         ("/v1/chat/completions", user(&long), 400, json!("messages"), json!("context_length_exceeded")),
         ("/v1/completions", json!({"model": "maths", "prompt": long}), 400, json!("prompt"), json!("context_length_exceeded")),
-        ("/v1/completions", json!({"model": "maths", "prompt": "a", "best_of": 2}), 400, json!("best_of"), json!(null)),
+        ("/v1/completions", json!({"model": "maths", "prompt": "a", "suffix": "b"}), 400, json!("suffix"), json!(null)),
         ("/v1/chat/completions", json!([]), 400, json!(null), json!(null)),
         ("/v1/classify", json!({"input": "a"}), 400, json!("model"), json!(null)),
         ("/v1/embeddings", json!({}), 404, json!(null), json!("unknown_url")),

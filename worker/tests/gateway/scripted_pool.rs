@@ -10,13 +10,13 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
+use axum::response::{AppendHeaders, IntoResponse, Response};
 use axum::routing::{get, post, put};
 use carryon_crds::pool::Dtype;
 use carryon_crds::wire::{Identity, Limits, ModelDescription, Numerics, digest};
 use carryon_worker::exchange::wire::{
-    ClassifyRequest, ClassifyResponse, ErrorBody, ErrorCode, FinishReason, GenerateEvent, GenerateRequest, HeadStatus, TokenLogprob, Usage,
-    WireError,
+    ClassifyRequest, ClassifyResponse, ErrorBody, ErrorCode, FinishReason, GenerateEvent, GenerateRequest, HeadStatus, SAMPLING_HEADER,
+    TokenLogprob, Usage, WireError,
 };
 use carryon_worker::text::{Tokenizer, Vocabulary};
 use futures::StreamExt as _;
@@ -27,6 +27,8 @@ use tokio::net::TcpListener;
 pub enum Act {
     /// Generates these tokens.
     Say(Vec<u32>),
+    /// Generates the prompt's last two tokens and the seed.
+    Repeat,
     /// Generates these tokens and loses the connection.
     Break(Vec<u32>),
     /// Generates these tokens, then nothing, for ever.
@@ -44,6 +46,8 @@ pub struct Pool {
     pub script: Mutex<VecDeque<Act>>,
     /// Requests to generate that were answered.
     pub asked: Mutex<Vec<GenerateRequest>>,
+    /// Whether it says that it has read `sampling`; a pool of the first version does not.
+    pub knows_sampling: AtomicBool,
     pub pushes: AtomicUsize,
     /// Whether it does not answer any more whether it holds a head.
     pub deaf: AtomicBool,
@@ -92,7 +96,7 @@ pub fn description() -> ModelDescription {
         eos_token: Some("<|end|>".into()),
         chat_template: Some(template.into()),
         tool_use_template: None,
-        limits: Limits { max_model_len: 64, max_sequences: 2, max_request_tokens: 64, max_body_bytes: 1 << 20 },
+        limits: Limits { max_model_len: 64, max_sequences: 2, max_request_tokens: 64, max_body_bytes: 1 << 20, max_num_seqs: None },
     }
 }
 
@@ -187,6 +191,11 @@ async fn generate(State(pool): State<Arc<Pool>>, Json(request): Json<GenerateReq
     let act = pool.next();
     let (tokens, end) = match act.clone() {
         Act::Refuse(code) => return refusal(code),
+        Act::Repeat => {
+            let last = &request.prompt[request.prompt.len().saturating_sub(2)..];
+            let tokens = [last, &ids(&request.seed.map_or("?".into(), |seed| seed.to_string()))].concat();
+            (tokens.clone(), Act::Say(tokens))
+        }
         Act::Say(tokens) | Act::Break(tokens) | Act::Hang(tokens) | Act::Fail(tokens) => (tokens, act),
     };
     let scored = |id: u32| TokenLogprob { token: id, logprob: request.logprobs.map(|_| -0.5), top: Vec::new() };
@@ -207,6 +216,7 @@ async fn generate(State(pool): State<Arc<Pool>>, Json(request): Json<GenerateReq
         _ => {}
     }
     let hangs = matches!(end, Act::Hang(_));
+    let knows_sampling = pool.knows_sampling.load(Ordering::SeqCst);
     pool.asked.lock().unwrap().push(request);
     let reader = Reader { pool, complete: false };
     let lines = futures::stream::iter(events).map(|event| Ok::<_, Infallible>(Bytes::from(serde_json::to_string(&event).unwrap() + "\n")));
@@ -219,5 +229,6 @@ async fn generate(State(pool): State<Arc<Pool>>, Json(request): Json<GenerateReq
         None
     };
     let body = lines.chain(futures::stream::once(end).filter_map(async |nothing| nothing));
-    Body::from_stream(body).into_response()
+    let said = if knows_sampling { Some((SAMPLING_HEADER, "1")) } else { None };
+    (AppendHeaders(said), Body::from_stream(body)).into_response()
 }

@@ -2,7 +2,7 @@ use carryon_crds::common::Taps;
 use carryon_crds::job::Task;
 use carryon_crds::pool::{Dtype, Engine};
 use carryon_worker::exchange::ClientError;
-use carryon_worker::exchange::wire::{ClassifyRequest, ErrorCode, FinishReason, GenerateEvent, GenerateRequest, Usage};
+use carryon_worker::exchange::wire::{ClassifyRequest, ErrorCode, FinishReason, GenerateEvent, GenerateRequest, Sampling, Usage};
 use carryon_worker::head::Runner;
 use futures::StreamExt as _;
 use futures::future::join_all;
@@ -112,6 +112,79 @@ async fn sampling_depends_on_the_seed_and_not_on_the_batch() {
     let together = join_all(requests.iter().map(|request| pool.answer(request))).await;
     assert_eq!(together[2], alone);
     assert_ne!(together[1], alone);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_penalised_greedy_answer_is_that_of_whole_forward_passes() {
+    let pool = Pool::tiny(Dtype::Float32, ENGINE).await;
+    let prompt = tokens(9, 101, 4);
+    for sampling in [
+        Sampling { frequency_penalty: 1.5, ..Sampling::default() },
+        Sampling { presence_penalty: 2.0, ..Sampling::default() },
+        Sampling { repetition_penalty: 1.8, ..Sampling::default() },
+        Sampling { repetition_penalty: 1.3, frequency_penalty: 0.4, presence_penalty: 0.3, ..Sampling::default() },
+        Sampling { logit_bias: vec![(7, 100.0)], frequency_penalty: 2.0, ..Sampling::default() },
+    ] {
+        let mut expected = prompt.clone();
+        for _ in 0..24 {
+            let mut logits = pool.logits(&expected, None).pop().unwrap();
+            sampling.logit_bias.iter().for_each(|(token, bias)| logits[*token as usize] += bias);
+            // vLLM's `apply_penalties`, by the list.
+            for token in 0..101u32 {
+                let drawn = expected[prompt.len()..].iter().filter(|other| **other == token).count();
+                let logit = &mut logits[token as usize];
+                if expected.contains(&token) {
+                    *logit = if *logit > 0.0 { *logit / sampling.repetition_penalty } else { *logit * sampling.repetition_penalty };
+                }
+                *logit -= sampling.frequency_penalty * drawn as f32;
+                *logit -= sampling.presence_penalty * drawn.min(1) as f32;
+            }
+            let best = (0..logits.len()).rev().max_by(|one, other| logits[*one].total_cmp(&logits[*other])).unwrap();
+            expected.push(best as u32);
+        }
+        let request = GenerateRequest { sampling: sampling.clone(), ..GenerateRequest::greedy(prompt.clone(), 24) };
+        assert_eq!(pool.answer(&request).await, expected[prompt.len()..], "{sampling:?}");
+        assert_ne!(expected[prompt.len()..], pool.greedy(&prompt, 24, None), "{sampling:?} does something");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_to_one_prompt_run_it_once_and_are_those_of_sequences_alone() {
+    let pool = Pool::start(&model_path(), Dtype::Bfloat16, Engine { max_num_batched_tokens: 32, ..ENGINE }).await;
+    let head = pool.head(3, Task::CausalLM);
+    pool.push(&head).await;
+    let prompt = tokens(65, 49_152, 5);
+    let asked = |head: Option<&_>, seed, longest| GenerateRequest {
+        temperature: 1.0,
+        seed: Some(seed),
+        ..head.map_or_else(|| GenerateRequest::greedy(prompt.clone(), longest), |head| with_head(prompt.clone(), longest, head))
+    };
+    for head in [None, Some(&head)] {
+        let requests: Vec<_> = (0..4).map(|seed| asked(head, seed, [4, 3, 1, 2][seed as usize])).collect();
+        let mut alone = Vec::new();
+        for request in &requests {
+            alone.push(pool.answer(request).await);
+        }
+        let before = pool.metric("carryon_tokens_total{class=\"serving\"}").await;
+        // The prompt takes three passes: the others come while it runs.
+        let together = join_all(requests.iter().map(|request| pool.answer(request))).await;
+        assert_eq!(together, alone);
+        let run = pool.metric("carryon_tokens_total{class=\"serving\"}").await - before;
+        // Every answer but the last of its tokens runs; three run the prompt's last token again.
+        assert_eq!(run, f64::from(65 + 3 + 3 + 2 + 1), "the prompt ran more than once");
+    }
+    // Another head has other keys and values; who scores the prompt, and another prompt, run their own.
+    let shorter = GenerateRequest::greedy(prompt[..64].to_vec(), 2);
+    let scoring = GenerateRequest { prompt_logprobs: Some(0), ..GenerateRequest::greedy(prompt.clone(), 2) };
+    let mixed = [with_head(prompt.clone(), 2, &head), GenerateRequest::greedy(prompt.clone(), 2), shorter, scoring];
+    let together = join_all(mixed.iter().map(|request| pool.answer(request))).await;
+    for (request, answer) in mixed.iter().zip(together) {
+        assert_eq!(answer, pool.answer(request).await);
+    }
+    // Whoever runs the prompt may go away before it has run.
+    let request = asked(None, 1, 2);
+    let gone = tokio::time::timeout(std::time::Duration::from_millis(20), pool.events(&request));
+    assert_eq!(futures::join!(gone, pool.answer(&request)).1, pool.answer(&request).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use carryon_crds::pool::Dtype;
 use carryon_crds::wire::{BaseConfig, ServeConfig, TrainConfig};
+use carryon_worker::exchange::wire::GenerateRequest;
 use reqwest::Response;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype as WireDtype, TensorView};
@@ -69,6 +70,34 @@ async fn a_trainer_of_the_first_version_is_understood() {
     let refused = post(&pool, "/v1/hidden-states", r#"{"sequences": [[101]], "taps": {"layers": [1], "final": false}}"#).await;
     assert_eq!(refused.status(), 400);
     assert_eq!(refused.json::<Value>().await.unwrap()["error"]["code"], "invalid_request");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_of_the_first_version_is_understood_and_understands() {
+    let pool = Pool::tiny(Dtype::Bfloat16, ENGINE).await;
+    let asked = r#"{"prompt": [5, 6, 7], "max_tokens": 2, "temperature": 0.5, "top_p": 0.9, "seed": 3, "stop_token_ids": [100], "logprobs": 1,
+        "prompt_logprobs": 0, "alpha": 1.0, "later": {"member": 1}}"#;
+    let answer = post(&pool, "/v1/generate", asked).await;
+    assert_eq!((answer.status().as_u16(), answer.headers()["content-type"].to_str().unwrap()), (200, "application/x-ndjson"));
+    let text = answer.text().await.unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines[0]["prompt_logprobs"].as_array().unwrap().len(), 3);
+    assert!(lines[1]["token"].is_u64() && lines[1]["logprob"].is_f64() && lines[1]["top"][0][0].is_u64(), "{text}");
+    let last = lines.last().unwrap();
+    assert!(last["finish_reason"].is_string() && last["usage"]["completion_tokens"].is_u64(), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_tokens_are_drawn_is_never_ignored() {
+    // A pool of the first version does not know `sampling`: it is sent only where it asks for something.
+    let plain = serde_json::to_value(GenerateRequest::greedy(vec![1], 2)).unwrap();
+    assert_eq!(plain, json!({"prompt": [1], "max_tokens": 2, "temperature": 0.0, "top_p": 1.0}));
+    let pool = Pool::tiny(Dtype::Bfloat16, ENGINE).await;
+    let known = post(&pool, "/v1/generate", r#"{"prompt": [5], "max_tokens": 1, "sampling": {"top_k": 3}}"#).await;
+    assert_eq!((known.status().as_u16(), known.headers()["x-carryon-sampling"].to_str().unwrap()), (200, "1"));
+    let later = post(&pool, "/v1/generate", r#"{"prompt": [5], "max_tokens": 1, "sampling": {"top_k": 3, "typical_p": 0.5}}"#).await;
+    assert_eq!(later.status(), 400);
+    assert!(later.text().await.unwrap().contains("unknown field `typical_p`"));
 }
 
 #[test]

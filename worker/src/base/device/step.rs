@@ -7,8 +7,9 @@ use std::sync::Arc;
 use carryon_crds::common::Taps;
 use carryon_crds::pool::Dtype;
 
+use super::prompts;
 use super::sequence::{HeadUse, Purpose, Sequence};
-use crate::base::queue::serving_batch;
+use crate::base::queue::{Demand, serving_batch};
 use crate::base::registry::LoadedHead;
 use crate::exchange::wire::ErrorCode;
 use crate::head::combine;
@@ -32,7 +33,11 @@ type LogitRow = (usize, usize, Vec<f32>);
 
 /// Runs up to `budget` tokens of `sequences`; returns how many ran.
 pub fn step(model: &Model, dtype: Dtype, sequences: &mut [Sequence], budget: usize) -> usize {
-    let demands: Vec<_> = sequences.iter().map(Sequence::demand).collect();
+    let demand = |place: usize| match prompts::waits(sequences, place) {
+        true => Demand::Prefill(0),
+        false => sequences[place].demand(),
+    };
+    let demands: Vec<_> = (0..sequences.len()).map(demand).collect();
     let grants = serving_batch(&demands, budget);
     let mut start = 0;
     let mut parts: Vec<Part<'_>> = Vec::new();
@@ -55,6 +60,7 @@ pub fn step(model: &Model, dtype: Dtype, sequences: &mut [Sequence], budget: usi
         }
     }
     parts.iter_mut().for_each(|part| part.sequence.settle());
+    prompts::hand_over(sequences);
     start
 }
 

@@ -4,7 +4,7 @@ use carryon_crds::common::Taps;
 use carryon_crds::wire::ModelDescription;
 
 use crate::exchange::LossRequest;
-use crate::exchange::wire::{ErrorCode, GenerateRequest, MAX_LOGPROBS, WireError};
+use crate::exchange::wire::{ErrorCode, GenerateRequest, MAX_LOGIT_BIAS, MAX_LOGPROBS, Sampling, WireError};
 
 type Checked = Result<(), WireError>;
 
@@ -96,5 +96,23 @@ pub(super) fn generate(request: &GenerateRequest, model: &ModelDescription) -> C
             return invalid(format!("{name} is {}, must be at most {MAX_LOGPROBS}", count.unwrap_or_default()));
         }
     }
-    Ok(())
+    sampling(&request.sampling, model)
+}
+
+fn sampling(sampling: &Sampling, model: &ModelDescription) -> Checked {
+    let Sampling { logit_bias, repetition_penalty, frequency_penalty, presence_penalty, min_p, top_k: _ } = sampling;
+    if logit_bias.len() > MAX_LOGIT_BIAS {
+        return invalid(format!("sampling.logit_bias has {} entries, more than {MAX_LOGIT_BIAS}", logit_bias.len()));
+    }
+    let (biased, biases): (Vec<u32>, Vec<f32>) = logit_bias.iter().copied().unzip();
+    tokens("sampling.logit_bias", &biased, model)?;
+    // Far from where a sum would no longer be finite.
+    let moves = biases.into_iter().chain([*frequency_penalty, *presence_penalty]).all(|number| number.abs() <= 1e3);
+    if !moves || !(1e-3..=1e3).contains(repetition_penalty) {
+        return invalid("sampling: a bias or penalty is beyond 1000, or repetition_penalty not between 0.001 and 1000".to_owned());
+    }
+    match (0.0..=1.0).contains(min_p) {
+        true => Ok(()),
+        false => invalid(format!("sampling.min_p is {min_p}, must be between 0 and 1")),
+    }
 }

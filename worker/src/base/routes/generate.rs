@@ -20,7 +20,7 @@ use super::{Pool, Ready, Refusal, body, check};
 use crate::base::device::{Answer, HeadUse, Job, Purpose, Sequence};
 use crate::base::registry::expect_task;
 use crate::base::sampling::Sampler;
-use crate::exchange::wire::{ClassifyRequest, ClassifyResponse, ErrorCode, GenerateEvent, GenerateRequest, NDJSON};
+use crate::exchange::wire::{ClassifyRequest, ClassifyResponse, ErrorCode, GenerateEvent, GenerateRequest, NDJSON, SAMPLING_HEADER};
 
 /// `POST /v1/generate`. What fails before the first event is a refusal; later, the last event.
 pub(super) async fn generate(State(pool): State<Arc<Pool>>, request: Request) -> Result<Response, Refusal> {
@@ -37,7 +37,7 @@ pub(super) async fn generate(State(pool): State<Arc<Pool>>, request: Request) ->
         None => return Err(Refusal::new(ErrorCode::Internal, "the device dropped the answer")),
     };
     let events = stream::iter([first]).chain(UnboundedReceiverStream::new(received)).map(|event| Ok::<_, Infallible>(line(&event)));
-    Ok(([(CONTENT_TYPE, NDJSON)], Body::from_stream(events)).into_response())
+    Ok(([(CONTENT_TYPE.as_str(), NDJSON), (SAMPLING_HEADER, "1")], Body::from_stream(events)).into_response())
 }
 
 fn line(event: &GenerateEvent) -> Bytes {
@@ -65,7 +65,7 @@ fn sequence(
     };
     let answer = Answer {
         events,
-        sampler: Sampler::new(request.temperature, request.top_p, request.seed.unwrap_or_else(rand::random)),
+        sampler: Sampler::new(&request),
         stop_token_ids: request.stop_token_ids,
         logprobs: request.logprobs,
         prompt_logprobs: request.prompt_logprobs,

@@ -53,6 +53,14 @@ pub enum ClientError {
         /// In the pool's words.
         error: WireError,
     },
+    /// The pool is of an earlier version and would answer as if `member` had not been sent.
+    #[error("pool {endpoint} is of an earlier version: it does not know {member}")]
+    Outdated {
+        /// Who answered.
+        endpoint: Endpoint,
+        /// What it does not know.
+        member: &'static str,
+    },
     /// The pool computes in another way than before: caches are void, heads want evaluating again.
     #[error("pool {endpoint} computes with {found:?}, expected {expected:?}")]
     NumericsChanged {

@@ -146,7 +146,10 @@ impl PoolClient {
     ) -> Result<impl Stream<Item = Result<GenerateEvent, ClientError>> + Send + 'static, ClientError> {
         let call = Call::json("/v1/generate", request);
         let (endpoint, response) = self.ask(endpoint, &call).await?;
-        Ok(streams::events(endpoint, call.what(), response))
+        match request.sampling.asked() {
+            Some(member) if !response.headers().contains_key(wire::SAMPLING_HEADER) => Err(ClientError::Outdated { endpoint, member }),
+            _ => Ok(streams::events(endpoint, call.what(), response)),
+        }
     }
 
     /// Logits of a classification head at `endpoint`, or at the next pod.
