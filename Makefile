@@ -8,6 +8,7 @@ export CARRYON_BIN := $(CARGO_TARGET_DIR)/release
 export CARRYON_MODEL := $(CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
 export CARRYON_DATA := $(CACHE)/data
 export CARRYON_PYTHON := $(CACHE)/venvs/client/bin/python
+export CARRYON_LM_EVAL_PYTHON := $(CACHE)/venvs/lm-eval/bin/python
 export CARRYON_NODE := $(CACHE)/node
 export CARRYON_KUBERNETES := $(CACHE)/kubernetes
 export CARRYON_IMAGES := $(CACHE)/images
@@ -56,13 +57,13 @@ lint: $(TOOLS)/cargo-deny
 # Nothing but the runs themselves waits for anything: Kubernetes is built beside our own programs, and the chart is checked beside the tests.
 test-all: export IGNORED := --run-ignored all
 test-all: export CLUSTER_TOOLS := cluster-kueue
-test-all: $(CARRYON_PREVIOUS)/release/carryon-operator
+test-all: $(CARRYON_PREVIOUS)/release/carryon-operator $(CARRYON_LM_EVAL_PYTHON)
 test test-all: $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICKSTART_DATA) $(CARRYON_PYTHON) $(CARRYON_NODE)/package-lock.json
 	@$(MAKE) --no-print-directory --jobs=2 test-cluster test-programs
 	@$(MAKE) --no-print-directory --jobs=2 test-run test-chart
 	@$(if $(filter test-all,$@),[ ! -x $(HELM) ] || $(MAKE) --no-print-directory test-external)
 test: ## Lint, licences and every test that a change must pass, real training on real nodes too
-test-all: ## Those, and the long ones: a death at every write, upgrades and lost nodes, Kueue, a cluster that is not ours
+test-all: ## Those, and the long ones: a death at every write, upgrades and lost nodes, Kueue, lm-eval, a cluster that is not ours
 
 test-programs: lint build
 	PATH="$(TOOLS):$$PATH" cargo nextest run --release --locked --workspace --no-run
@@ -175,6 +176,10 @@ $(CARRYON_PYTHON):
 # The last versions for Node.js 20.
 $(CARRYON_NODE)/package-lock.json:
 	@npm install --silent --no-audit --no-fund --prefix $(@D) openai@6.49.0 ai@6.0.325 @ai-sdk/openai@3.0.141 @ai-sdk/openai-compatible@2.0.92 zod@4.6.7
+
+$(CARRYON_LM_EVAL_PYTHON):
+	$(call say,installing lm-eval (1 GB))
+	@$(call venv,lm-eval,'lm_eval[api]==0.4.13' transformers==5.23.0)
 
 $(CHART_PYTHON):
 	@$(call venv,chart,PyYAML==6.0.3 lupa==2.8)

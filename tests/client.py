@@ -36,7 +36,24 @@ assert not any(mark in stopped.choices[0].text for mark in " \n0"), stopped
 seeded = [client.completions.create(model=model, prompt="Once", max_tokens=8, temperature=1.0, seed=7).choices[0].text for _ in range(2)]
 assert seeded[0] == seeded[1], seeded
 
-for wrong, word in [({"frequency_penalty": 1.5}, "frequency_penalty"), ({"n": 3}, "n")]:
+# Several answers, several prompts: each has its place, and one seed gives one set of answers.
+drawn = {"n": 3, "seed": 5, "max_tokens": 8, "frequency_penalty": 0.5, "presence_penalty": -0.5, "logit_bias": {"0": -100}}
+drawn["extra_body"] = {"top_k": 50, "min_p": 0.01, "repetition_penalty": 1.1}
+several = [client.chat.completions.create(model=model, messages=messages, **drawn) for _ in range(2)]
+texts = [choice.message.content for choice in several[0].choices]
+assert texts == [choice.message.content for choice in several[1].choices] and len(set(texts)) > 1, several
+assert [choice.index for choice in several[0].choices] == [0, 1, 2], several
+pieces = ["", "", ""]
+for chunk in client.chat.completions.create(model=model, messages=messages, stream=True, **drawn):
+    for choice in chunk.choices:
+        pieces[choice.index] += choice.delta.content or ""
+assert pieces == texts, (pieces, texts)
+batch = client.completions.create(model=model, prompt=["One, two,", "A, B,"], n=2, best_of=2, seed=5, max_tokens=4)
+assert [choice.index for choice in batch.choices] == [0, 1, 2, 3], batch
+second = client.completions.create(model=model, prompt="A, B,", n=2, seed=5, max_tokens=4)
+assert [choice.text for choice in batch.choices[2:]] == [choice.text for choice in second.choices], (batch, second)
+
+for wrong, word in [({"frequency_penalty": 2.5}, "frequency_penalty"), ({"n": 129}, "n"), ({"logit_bias": {"x": 1}}, "logit_bias")]:
     try:
         client.chat.completions.create(model=model, **asked, **wrong)
         raise AssertionError(f"{wrong} was accepted")

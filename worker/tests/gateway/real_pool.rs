@@ -1,6 +1,7 @@
 //! The gateway before a pool that runs the real model.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,6 +109,47 @@ async fn a_head_is_served_beside_its_base_and_pushed_again_when_lost() {
     assert_eq!(scored["choices"][0]["text"], "Paris is 🙂");
     assert_eq!(logprobs["token_logprobs"][0], Value::Null);
     assert!(logprobs["token_logprobs"].as_array().unwrap()[1..].iter().all(|logprob| logprob.as_f64().unwrap() < 0.0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_of_a_batch_are_those_of_requests_alone() {
+    let (gateway, _pool) = start(Task::CausalLM).await;
+    let ask = async |body: Value| {
+        let (status, answer) = gateway.post("/v1/completions", body).await;
+        assert_eq!(status, 200, "{answer}");
+        answer["choices"].as_array().unwrap().clone()
+    };
+    let prompts = ["Once upon a time", "1, 2, 3,"];
+    let body = |prompt: Value, n: usize, seed: u64| json!({"model": "maths-base", "prompt": prompt, "n": n, "seed": seed, "max_tokens": 6, "logprobs": 2, "echo": true});
+    let batch = ask(body(json!(prompts), 2, 11)).await;
+    for (index, choice) in batch.iter().enumerate() {
+        let mut alone = ask(body(json!(prompts[index / 2]), 1, 11 + index as u64 % 2)).await.remove(0);
+        alone["index"] = index.into();
+        assert_eq!(*choice, alone, "log probabilities to the bit");
+    }
+    let texts: std::collections::BTreeSet<_> = batch.iter().map(|choice| choice["text"].as_str().unwrap()).collect();
+    assert_eq!(texts.len(), 4, "answers to one prompt differ: {texts:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "lm-eval takes a gigabyte: `make test-all` installs it"]
+async fn lm_eval_scores_and_continues_batches_of_prompts() {
+    let (gateway, pool) = start(Task::CausalLM).await;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), pool.tokenizer().await.unwrap()).unwrap();
+    let class = r#"{"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "bos_token": "<|im_start|>"}"#;
+    std::fs::write(folder.path().join("tokenizer_config.json"), class).unwrap();
+    let mut client = Command::new(lm_eval_python());
+    client.arg("../tests/client_lm_eval.py").args([&format!("{}/v1", gateway.url), "maths"]).arg(folder.path());
+    let output = tokio::task::spawn_blocking(move || client.output().unwrap()).await.unwrap();
+    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(output.status.success(), "{said}");
+}
+
+/// A Python with lm-eval, from the environment variable `CARRYON_LM_EVAL_PYTHON` or the cache that `make test-all` fills.
+fn lm_eval_python() -> PathBuf {
+    let cached = || PathBuf::from(std::env::var("HOME").unwrap()).join(".cache/carry-on/venvs/lm-eval/bin/python");
+    std::env::var("CARRYON_LM_EVAL_PYTHON").map_or_else(|_| cached(), PathBuf::from)
 }
 
 #[tokio::test(flavor = "multi_thread")]
