@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use carryon_crds::{BaseModelPool, names};
 use carryon_operator::local::args::{DownArgs, StateArgs};
 use carryon_operator::local::store::{Key, Store};
+use carryon_operator::local::supervisor::Supervisor;
 use carryon_operator::local::until::{self, Verdict};
 use carryon_operator::local::{down, folders::Folders, kubelet::Kubelet, polls::Polls, process::Record, table, workloads};
 use common::{example, repository};
@@ -252,6 +253,23 @@ fn a_damaged_object_is_named_with_its_file_and_hides_no_other() {
 }
 
 #[test]
+fn a_config_map_that_cannot_be_written_hides_no_other() {
+    let state = tempfile::tempdir().unwrap();
+    let folders = Folders::create(state.path()).unwrap();
+    let map = |name: &str, key: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {key: "a"}});
+    let mut store = Store::open(&folders.root).unwrap();
+    for map in [map("a", "sub/t.jsonl"), map("b", "t.jsonl")] {
+        store.apply_value(map, &now()).unwrap();
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _entered = runtime.enter();
+    let mut supervisor = Supervisor::open(&folders, "/bin/false".into()).unwrap();
+    supervisor.tick().unwrap();
+    supervisor.tick().unwrap();
+    assert_eq!(std::fs::read_to_string(folders.config_map("default", "b").join("t.jsonl")).unwrap(), "a");
+}
+
+#[test]
 fn services_are_kept_apart_by_namespace() {
     let mut machine = Machine::new();
     let mut other = service("web");
@@ -304,6 +322,15 @@ fn errors_name_file_document_line_and_field() {
             "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: x\ndate: {}\ndata: {a: b}\nbinary: 1\n".to_owned(),
             "line 7: binary: unknown field",
         ),
+        (
+            "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: x\ndata:\n  ok: a\n  sub/t.jsonl: b\n".to_owned(),
+            "line 7: data[sub/t.jsonl]: \"sub/t.jsonl\" is no valid key",
+        ),
+        (
+            "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: x\ndata: {a: b}\nbinaryData: {a: Yg==}\n".to_owned(),
+            "line 6: binaryData[a]: is a key of data too",
+        ),
+        (pool.replace("replicas: 1", "replicas: .nan"), "bad.yaml, document 1, line 13: .nan is no number that JSON has"),
         (String::new(), "no manifest found"),
     ];
     for (manifests, expected) in cases {

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use carryon_operator::admission::{Admission, api_version};
+use carryon_operator::local::{manifest, store::Store};
 use carryon_tests::cluster::TestCluster;
 use carryon_tests::{example, repository};
 use serde::Deserialize;
@@ -119,6 +120,108 @@ fn an_api_server_and_local_mode_give_the_same_verdict_of_the_same_fields_and_the
     }
     assert!(differences.is_empty(), "{} of {}:\n{}", differences.len(), cases.len(), differences.join("\n"));
     assert!(refused >= 60, "{refused} refused objects are too few");
+}
+
+/// What follows the spec of a job, as people write it.
+const WRITTEN: [&str; 44] = [
+    "training: {maxSteps: 4.0}",
+    "training: {maxSteps: 4.5}",
+    "training: {maxSteps: 1e1}",
+    "training: {maxSteps: 1.5e1}",
+    "training: {maxSteps: 1_000}",
+    "training: {maxSteps: 0x10}",
+    "training: {maxSteps: 007}",
+    "training: {maxSteps: +5}",
+    "training: {maxSteps: ++5}",
+    "training: {maxSteps: -0}",
+    "training: {maxSteps: 190:20:30}",
+    "training: {maxSteps: '4'}",
+    "training: {maxSteps: !!int 4}",
+    "training: {maxSteps: !!str 4}",
+    "training: {seed: 08}",
+    "training: {seed: 0o17}",
+    "training: {seed: 0b11}",
+    "training: {seed: 0x}",
+    "training: {seed: 18446744073709551615}",
+    "training: {seed: 1e30}",
+    "training: {learningRate: .nan}",
+    "training: {learningRate: -.inf}",
+    "training: {learningRate: 1}",
+    "training: {learningRate: .5}",
+    "training: {learningRate: 1.}",
+    "training: {learningRate: 1_0e-1}",
+    "training: {learningRate: \"0.1\"}",
+    "training: {<<: {maxSteps: 5, seed: 1}, seed: 2}",
+    "training: &t {maxSteps: 5}\n  evaluation: {<<: *t}",
+    "suspend: yes",
+    "suspend: on",
+    "suspend: y",
+    "suspend: TRUE",
+    "suspend: Off",
+    "suspend: \"yes\"",
+    "suspend: ~",
+    "suspend: tRUE",
+    "task: Classification\n  head: {width: 64, labels: [yes, no]}",
+    "task: Classification\n  head: {width: 64, labels: [\"yes\", 'no']}",
+    "task: Classification\n  head: {width: 64, labels: [!!str yes, n0]}",
+    "task: Classification\n  head: {width: 64, labels: [2001-01-01, 1:30, =, 0.1.2, _1, .., e1]}",
+    "task: Classification\n  head: {width: 64, labels: [1_000, a]}",
+    "task: Classification\n  head: {width: 64, labels: [a, null]}",
+    "task: Classification\n  head: {width: 64, labels: [a, 1.]}",
+];
+
+/// Whole ConfigMaps and Secrets, but for what all have.
+const MAPS: [&str; 14] = [
+    "data: {sub/t.jsonl: a}",
+    "data: {t.jsonl: a, T_2-.x: b}",
+    "data: {\"\": a}",
+    "data: {.: a}",
+    "data: {..: a}",
+    "data: {..a: a}",
+    "data: {...: a}",
+    "data: {.a: a}",
+    "data: {ä: a}",
+    "data: {a: yes}",
+    "data: {yes: a, 1_0: b, 1.50: c, ~x: d}",
+    "data: {a: b}\nbinaryData: {a: Yg==}",
+    "data: {a: b}\nbinaryData: {c: Yg==}",
+    "binaryData: {a/b: Yg==}",
+];
+
+#[test]
+fn kubectl_and_local_mode_read_the_same_out_of_the_same_text() {
+    let Some(cluster) = cluster() else { return };
+    let admission = Admission::new().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let file = folder.path().join("written.yaml");
+    let job = "apiVersion: carryon.dev/v1alpha1\nkind: CarryOnJob\nmetadata:\n  name: written\nspec:\n  pools: [{name: smollm2}]\n  \
+        data: {source: {persistentVolumeClaim: {claimName: d}}, split: {train: t.jsonl}}\n  output: {persistentVolumeClaim: {claimName: o}}\n  ";
+    let map = |kind: &str, rest: &str| format!("apiVersion: v1\nkind: {kind}\nmetadata: {{name: written}}\n{rest}\n");
+    let large = |bytes: usize| format!("data: {{a: {}}}", "x".repeat(bytes));
+    let mut texts: Vec<String> = WRITTEN.iter().map(|rest| format!("{job}{rest}\n")).collect();
+    texts.extend(MAPS.iter().map(|rest| map("ConfigMap", rest)));
+    texts.extend([map("ConfigMap", &large(1 << 20)), map("ConfigMap", &large((1 << 20) + 1))]);
+    texts.extend([map("Secret", "stringData: {a/b: c}"), map("Secret", "data: {a: Yg==}\nstringData: {a: c}")]);
+    texts.extend([format!("\u{FEFF}{job}suspend: true\n"), map("ConfigMap", "data: {a: b}").replace('\n', "\r\n")]);
+    let content = |object: &Value| plain(&json!([object["spec"], object["data"], object["binaryData"]]));
+    let mut differences = Vec::new();
+    for text in &texts {
+        std::fs::write(&file, text).unwrap();
+        let applied =
+            cluster.command("kubectl").args(["create", "--dry-run=server", "--output=json", "--filename"]).arg(&file).output().unwrap();
+        let theirs = applied.status.success().then(|| content(&serde_json::from_slice(&applied.stdout).unwrap()));
+        let documents = manifest::read(std::slice::from_ref(&file));
+        let local = documents.and_then(|documents| manifest::admit(&documents, &admission, &store, &|_, _| true));
+        let said = local.as_ref().err().map(ToString::to_string);
+        let local = local.ok().map(|admitted| content(&admitted[0]));
+        if theirs != local {
+            let short: String = text.chars().rev().take(120).collect::<Vec<_>>().into_iter().rev().collect();
+            let error = String::from_utf8_lossy(&applied.stderr).into_owned();
+            differences.push(format!("{short}:\n  kubectl {theirs:?} {error}\n  local {local:?} {said:?}"));
+        }
+    }
+    assert!(differences.is_empty(), "{} of {}:\n{}", differences.len(), texts.len(), differences.join("\n"));
 }
 
 #[test]

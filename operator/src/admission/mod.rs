@@ -1,6 +1,7 @@
 //! What an API server does with an object before it stores it: refuse unknown fields and values out of range, fill in
 //! defaults, evaluate the CEL rules. Local mode goes through here; a test compares verdicts with a real API server's.
 
+pub mod keys;
 pub mod schema;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,7 +70,7 @@ impl Admission {
             .get(name)
             .ok_or_else(|| vec![Violation::new("kind", format!("{name:?} is not a kind of {}", carryon_crds::GROUP))])?;
         let mut found = metadata(&object["metadata"]);
-        let object = apply_defaults(&kind.schema, &schema::drop_nulls(object));
+        let object = apply_defaults(&kind.schema, &schema::plain(object));
         found.extend(kind.form(&object));
         match found.iter().map(|(stops, _)| *stops).max().unwrap_or(Stops::Nothing) {
             Stops::All => found.retain(|(stops, _)| *stops == Stops::All),

@@ -2,7 +2,7 @@
 
 use jsonschema::ValidationError;
 use jsonschema::error::ValidationErrorKind;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Number, Value, json};
 
 use super::Violation;
 
@@ -37,15 +37,22 @@ pub fn strict(schema: &Value) -> Value {
     Value::Object(strict)
 }
 
-/// Leaves out members that are null: an API server prunes them, or puts the default in their place.
-pub fn drop_nulls(value: &Value) -> Value {
+/// What an API server makes of JSON: null is absent, and a number without a fraction is an integer, however it is written (`4.0`, `1e1`).
+pub fn plain(value: &Value) -> Value {
     match value {
         Value::Object(members) => {
-            members.iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| (key.clone(), drop_nulls(value))).collect()
+            members.iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| (key.clone(), plain(value))).collect()
         }
-        Value::Array(items) => items.iter().map(drop_nulls).collect(),
+        Value::Array(items) => items.iter().map(plain).collect(),
+        Value::Number(number) => json!(whole(number).map_or_else(|| number.clone(), Number::from)),
         other => other.clone(),
     }
+}
+
+#[allow(clippy::cast_possible_truncation)] // it is in range
+fn whole(number: &Number) -> Option<i64> {
+    let decimal = number.as_f64().filter(|decimal| number.is_f64() && decimal.fract() == 0.0 && decimal.abs() < 2f64.powi(63))?;
+    Some(decimal as i64)
 }
 
 /// What an API server does not look at any more once it has found a violation.

@@ -5,13 +5,12 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Secret};
-use serde::Deserialize as _;
 use serde_json::{Value, json};
 
-use super::locate::{self, Lines};
 use super::refuse;
 use super::store::{Key, Store};
-use crate::admission::{self, Admission, Violation};
+use super::yaml::{self, Lines};
+use crate::admission::{self, Admission, Violation, keys};
 
 /// Kinds that local mode takes beside its own three, with their apiVersion.
 const BUILT_IN: [&str; 4] = ["ConfigMap", "Secret", "PersistentVolumeClaim", "Namespace"];
@@ -35,7 +34,7 @@ impl Document {
     /// `FILE, document N (KIND/NAME), line L: FIELD: REASON`.
     fn say(&self, violation: &Violation) -> String {
         let key = Key::of_value(&self.value);
-        let line = locate::line_of(&self.lines, &violation.field);
+        let line = yaml::line_of(&self.lines, &violation.field);
         let field = if violation.field.is_empty() { String::new() } else { format!("{}: ", violation.field) };
         format!("{}, document {} ({key}), line {line}: {field}{}", self.file.display(), self.number, violation.reason)
     }
@@ -117,8 +116,15 @@ fn admit_one(document: &Document, admission: &Admission, store: &Store) -> Resul
     served("v1")?;
 
     match kind {
-        "ConfigMap" => admission::admit_built_in::<ConfigMap>(value).map(|object| json!(object)),
-        "Secret" => admission::admit_built_in::<Secret>(value).map(|object| json!(with_data(object))),
+        "ConfigMap" => admission::admit_built_in::<ConfigMap>(value).and_then(|object| {
+            let text = object.data.iter().flatten().map(|(key, text)| ("data", key, text.len()));
+            let bytes = object.binary_data.iter().flatten().map(|(key, bytes)| ("binaryData", key, bytes.0.len()));
+            keys::check(text.chain(bytes)).map(|()| json!(object))
+        }),
+        "Secret" => admission::admit_built_in::<Secret>(value).map(with_data).and_then(|object| {
+            let data = object.data.iter().flatten().map(|(key, bytes)| ("data", key, bytes.0.len()));
+            keys::check(data).map(|()| json!(object))
+        }),
         "PersistentVolumeClaim" => admission::admit_built_in::<PersistentVolumeClaim>(value).map(|object| json!(object)),
         _ => admission::admit_built_in::<Namespace>(value).map(|object| json!(object)),
     }
@@ -146,20 +152,10 @@ fn files(path: &Path) -> std::io::Result<Vec<PathBuf>> {
 
 fn parse(file: &Path) -> Result<Vec<Document>, String> {
     let text = fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
-    let mut lines = locate::lines(&text).into_iter();
-    let mut documents = Vec::new();
-    for (index, part) in serde_yaml::Deserializer::from_str(&text).enumerate() {
-        let number = index + 1;
-        let lines = lines.next().unwrap_or_default();
-        // Through a YAML value first: it refuses fields that are given twice.
-        let value = serde_yaml::Value::deserialize(part).and_then(serde_yaml::from_value::<Value>);
-        let value = value.map_err(|error| match error.location() {
-            Some(at) => format!("{}, document {number}, line {}: {error}", file.display(), at.line()),
-            None => format!("{}, document {number}, line {}: {error}", file.display(), locate::line_of(&lines, "")),
-        })?;
-        if !value.is_null() {
-            documents.push(Document { file: file.to_owned(), number, lines, value });
-        }
-    }
-    Ok(documents)
+    let documents = yaml::documents(&text).map_err(|fault| {
+        let yaml::Fault { document, line, problem } = fault;
+        format!("{}, document {document}, line {line}: {problem}", file.display())
+    })?;
+    let documents = documents.into_iter().zip(1..).filter(|((value, _), _)| !value.is_null());
+    Ok(documents.map(|((value, lines), number)| Document { file: file.to_owned(), number, lines, value }).collect())
 }

@@ -9,7 +9,6 @@ pub mod down;
 pub mod folders;
 pub mod kubelet;
 pub mod last_words;
-pub mod locate;
 pub mod logs;
 pub mod manifest;
 pub mod pod_status;
@@ -20,12 +19,14 @@ pub mod process;
 pub mod reconcile;
 pub mod refuse;
 pub mod rewrite;
+pub mod scalar;
 pub mod store;
 pub mod supervisor;
 pub mod table;
 pub mod until;
 pub mod up;
 pub mod workloads;
+pub mod yaml;
 
 use std::io;
 

@@ -1,5 +1,6 @@
 //! The loop of local mode: take in objects, run controllers and kubelet, reconcile, until told to stop.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt as _;
 use serde_json::json;
 
 use super::folders::Folders;
@@ -15,9 +17,10 @@ use super::kubelet::Kubelet;
 use super::polls::Polls;
 use super::process::Record;
 use super::reconcile::World;
-use super::store::{Store, read_folder, write_json};
+use super::store::{Object, Store, read_folder, write_json};
 use super::workloads;
 use crate::shared::Settings;
+use crate::shared::meta::namespace;
 
 /// Time between two rounds.
 pub const PERIOD: Duration = Duration::from_millis(200);
@@ -29,6 +32,8 @@ pub struct Supervisor {
     kubelet: Kubelet,
     polls: Polls,
     settings: Settings,
+    /// ConfigMaps and Secrets that cannot be written, by name.
+    unwritten: BTreeSet<String>,
     /// Held as long as this supervisor lives.
     _lock: File,
 }
@@ -46,7 +51,7 @@ impl Supervisor {
         // The workloads of an earlier run learn that their pods are down before anybody reads their statuses.
         workloads::tick(&mut store, &Time(Timestamp::now()))?;
         let polls = Polls::new().map_err(io::Error::other)?;
-        Ok(Self { folders: folders.clone(), store, kubelet, polls, settings: Settings::default(), _lock: lock })
+        Ok(Self { folders: folders.clone(), store, kubelet, polls, settings: Settings::default(), unwritten: BTreeSet::new(), _lock: lock })
     }
 
     /// The objects.
@@ -105,8 +110,23 @@ impl Supervisor {
             fs::remove_file(path)?;
         }
         self.folders.bind_claims(&mut self.store, now)?;
-        self.store.list::<ConfigMap>().iter().try_for_each(|config_map| self.folders.write_config_map(config_map))?;
-        self.store.list::<Secret>().iter().try_for_each(|secret| self.folders.write_secret(secret))
+        for config_map in self.store.list::<ConfigMap>() {
+            self.written(&config_map, self.folders.write_config_map(&config_map));
+        }
+        for secret in self.store.list::<Secret>() {
+            self.written(&secret, self.folders.write_secret(&secret));
+        }
+        Ok(())
+    }
+
+    /// One that cannot be written, as when a key is no file's name here, is told of once; the others go on.
+    fn written<K: Object>(&mut self, object: &K, outcome: io::Result<()>) {
+        let name = format!("{} {}/{}", K::kind(&()), namespace(object), object.name_any());
+        match outcome {
+            Ok(()) => drop(self.unwritten.remove(&name)),
+            Err(error) if self.unwritten.insert(name.clone()) => tracing::error!("{name} cannot be written for pods to read: {error}"),
+            Err(_) => {}
+        }
     }
 }
 
