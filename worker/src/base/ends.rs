@@ -51,7 +51,7 @@ mod tests {
     use super::*;
     use crate::text::Vocabulary;
 
-    /// Ids 2 and up are the given tokens; an upper-case kind is the vocabulary's type of all of them.
+    /// Ids from 2 on are `tokens`, all of one type: 1 is plain text, 3 a control token, 4 a user-defined one.
     fn ends(tokens: &[&str], kind: u32, named: &[u32]) -> Vec<u32> {
         let tokens: Vec<String> = ["a", "b"].iter().chain(tokens).map(ToString::to_string).collect();
         let token_types = (0..tokens.len()).map(|id| if id < 2 { 1 } else { kind }).collect();

@@ -206,7 +206,7 @@ mod tests {
             // At half the temperature the shares are squared: 1, 0.5625, 0.14.
             (0.5, 1.0, 0.3, 0, &[0, 1]),
             (2.0, 1.0, 0.3, 0, &[0, 1, 2, 3, 4]),
-            // Of three that are left, 0.40 of 0.85 does not reach a half: so two; of all five 0.5 needs two as well, 0.6 of three needs two.
+            // `top_p` counts from what is left: of all five tokens 0.82 takes three, of the likeliest three (0.85) two.
             (1.0, 0.5, 0.0, 3, &[0, 1]),
             (1.0, 0.82, 0.0, 3, &[0, 1]),
             (1.0, 0.82, 0.0, 0, &[0, 1, 2]),

@@ -13,7 +13,7 @@ pub fn waits(sequences: &[Sequence], place: usize) -> bool {
     own.kv.is_none() && sequences[..place].iter().any(|other| !other.finished && same_prompt(own, other))
 }
 
-/// Gives every sequence that waits what an earlier one has computed of their prompt, were it finished with that.
+/// Gives every sequence that waits what an earlier one has computed of their prompt, as soon as all of it has run.
 pub fn hand_over(sequences: &mut [Sequence]) {
     for place in 1..sequences.len() {
         let (earlier, later) = sequences.split_at_mut(place);
