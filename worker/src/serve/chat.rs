@@ -29,6 +29,7 @@ pub(super) fn parse(body: &[u8], gateway: &Gateway, names: &Names) -> Result<Com
         let message = "tools goes with tool_choice: \"none\": the model is told of them, but calls are not read out of its answers.";
         return Err(ApiError::parameter("tools", message));
     }
+    let ending = ending(&mut parameters)?;
     let newer = parameters.integer("max_completion_tokens", 1..=u32::MAX.into())?;
     let older = parameters.integer("max_tokens", 1..=u32::MAX.into())?;
     let logprobs = parameters.flag("logprobs")?;
@@ -38,7 +39,7 @@ pub(super) fn parse(body: &[u8], gateway: &Gateway, names: &Names) -> Result<Com
         return Err(ApiError::parameter("top_logprobs", "top_logprobs goes with logprobs: true."));
     }
     let split_special_tokens = gateway.artifact.shape.split_special_tokens;
-    let prompt = text::Chat::new(&gateway.tokenizer, template, &conversation, split_special_tokens)?.prompt(Ending::GenerationPrompt)?;
+    let prompt = text::Chat::new(&gateway.tokenizer, template, &conversation, split_special_tokens)?.prompt(ending)?;
     let wanted = newer.or(older).and_then(|tokens| u32::try_from(tokens).ok());
     let mut request = common.generate(gateway, prompt, wanted, "messages")?;
     request.logprobs = logprobs.then_some(top.unwrap_or(0) as u32);
@@ -65,6 +66,19 @@ fn conversation(body: &[u8], template: &ChatTemplate) -> Result<Conversation, Ap
         }
     }
     Ok(conversation)
+}
+
+/// How the prompt ends, in the words of vLLM and transformers and with their defaults.
+fn ending(parameters: &mut Parameters) -> Result<Ending, ApiError> {
+    let goes_on = parameters.flag("continue_final_message")?;
+    match (goes_on, parameters.flag_or("add_generation_prompt", true)?) {
+        (false, true) => Ok(Ending::GenerationPrompt),
+        (false, false) => Ok(Ending::Closed),
+        (true, false) => Ok(Ending::FinalMessage),
+        (true, true) => {
+            Err(ApiError::parameter("continue_final_message", "continue_final_message goes with add_generation_prompt: false."))
+        }
+    }
 }
 
 /// Answers as chat completions.

@@ -66,8 +66,13 @@ impl Parameters {
 
     /// True or false; false when absent.
     pub(super) fn flag(&mut self, name: &str) -> Result<bool, ApiError> {
+        self.flag_or(name, false)
+    }
+
+    /// True or false, with a value for when it is absent.
+    pub(super) fn flag_or(&mut self, name: &str, absent: bool) -> Result<bool, ApiError> {
         match self.take(name) {
-            None => Ok(false),
+            None => Ok(absent),
             Some(Value::Bool(flag)) => Ok(flag),
             Some(_) => Err(ApiError::parameter(name, format!("{name} must be true or false."))),
         }

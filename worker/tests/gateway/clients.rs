@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 
+use crate::scripted_pool::ids;
 use crate::{Gateway, user, wait};
 
 const PAGE: &str = "https://app.example.com";
@@ -175,4 +176,39 @@ async fn hints_are_taken_by_every_route() {
     assert_eq!(gateway.post("/v1/completions", with_hints(json!({"model": "maths", "prompt": "a"}))).await.0, 200);
     let classifier = Gateway::start("Classification").await;
     assert_eq!(classifier.post("/v1/classify", with_hints(json!({"input": "a"}))).await.0, 200);
+}
+
+/// As `apply_chat_template` of transformers 5.23 renders the scripted pool's template; both flags at once are refused there and by vLLM.
+#[tokio::test]
+async fn an_assistants_last_turn_goes_on_where_the_request_says_so() {
+    let gateway = Gateway::start("CausalLM").await;
+    let (end, question) = ([256], [ids("user: Q"), vec![256]].concat());
+    let turns =
+        |last: &str| json!({"model": "maths", "messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": last}]});
+    for (last, flags, prompt) in [
+        ("The sky", json!({"continue_final_message": true, "add_generation_prompt": false}), ids("assistant: The sky")),
+        ("The sky ", json!({"continue_final_message": true, "add_generation_prompt": false}), ids("assistant: The sky ")),
+        ("\n\nQ", json!({"continue_final_message": true, "add_generation_prompt": false}), ids("assistant: \n\nQ")),
+        ("", json!({"continue_final_message": true, "add_generation_prompt": false}), ids("assistant: ")),
+        ("The sky", json!({"add_generation_prompt": false}), [&ids("assistant: The sky")[..], &end].concat()),
+        ("The sky", json!({"continue_final_message": false}), [&ids("assistant: The sky")[..], &end, &ids("A:")].concat()),
+        ("The sky", json!({}), [&ids("assistant: The sky")[..], &end, &ids("A:")].concat()),
+    ] {
+        let mut body = turns(last);
+        body.as_object_mut().unwrap().extend(flags.as_object().unwrap().clone());
+        let (status, answer) = gateway.post("/v1/chat/completions", body).await;
+        assert_eq!(status, 200, "{answer}");
+        let asked = gateway.pool.asked.lock().unwrap().pop().unwrap().prompt;
+        assert_eq!(asked, [question.clone(), prompt].concat(), "{last:?} {flags}");
+    }
+    for (flags, parameter) in [
+        (json!({"continue_final_message": true}), "continue_final_message"),
+        (json!({"continue_final_message": true, "add_generation_prompt": true}), "continue_final_message"),
+        (json!({"continue_final_message": 1}), "continue_final_message"),
+        (json!({"add_generation_prompt": "no"}), "add_generation_prompt"),
+    ] {
+        let mut body = turns("x");
+        body.as_object_mut().unwrap().extend(flags.as_object().unwrap().clone());
+        assert_eq!(gateway.post("/v1/chat/completions", body).await.1["error"]["param"], parameter, "{flags}");
+    }
 }
