@@ -4,13 +4,21 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use carryon_crds::pool::Dtype;
 use carryon_worker::kernel::Threads;
 use carryon_worker::model::Model;
+use carryon_worker::model::gguf::{Gguf, Value};
 use common::tiny::{Random, Tiny};
+use safetensors::tensor::{Dtype as TensorType, SafeTensors, TensorView};
+use serde_json::json;
+
+fn digest(path: &Path) -> String {
+    Model::load(path, Dtype::Float32, Threads::new(1)).unwrap_or_else(|error| panic!("{error}")).weights_digest().to_owned()
+}
 
 fn error(path: &Path) -> String {
     match Model::load(path, Dtype::Float32, Threads::new(1)) {
@@ -96,6 +104,198 @@ fn folders_with_damage_are_refused_by_name() {
     assert!(error(folder.path()).contains("bytes of header"));
     fs::remove_file(&weights).unwrap();
     assert!(error(folder.path()).contains("no such file"));
+}
+
+/// A safetensors file of `header` and `data`.
+fn file(header: &serde_json::Value, data: &[u8]) -> Vec<u8> {
+    let header = header.to_string();
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
+}
+
+/// Each is refused by the format's own reader too, so the verdict is not ours alone.
+#[test]
+fn bytes_of_two_tensors_or_of_none_are_refused_as_the_format_says() {
+    let folder = tempfile::tempdir().unwrap();
+    Tiny::default().write(folder.path());
+    let tensor = |begin: u64, end: u64| json!({"dtype": "F32", "shape": [(end.max(begin) - begin) / 4], "data_offsets": [begin, end]});
+    let cases = [
+        (json!({"a": tensor(0, 16), "b": tensor(8, 24)}), 24, "b: bytes 8..24 do not follow"),
+        (json!({"a": tensor(0, 16), "b": tensor(0, 16)}), 16, "b: bytes 0..16 do not follow"),
+        (json!({"a": tensor(0, 16), "b": tensor(4, 12)}), 16, "b: bytes 4..12 do not follow"),
+        (json!({"a": tensor(0, 8), "b": tensor(12, 16)}), 16, "b: bytes 12..16 do not follow"),
+        (json!({"a": tensor(4, 16)}), 16, "a: bytes 4..16 do not follow"),
+        (json!({"a": tensor(0, 16)}), 20, "data: 4 bytes at the end belong to no tensor"),
+        (json!({"a": tensor(0, 16)}), 12, "a: bytes 0..16 are not inside the file"),
+        (json!({"a": {"dtype": "F32", "shape": [0], "data_offsets": [16, 0]}}), 16, "a: bytes 16..0 are not inside the file"),
+        (json!({"__metadata__": {"format": "pt"}}), 8, "data: 8 bytes at the end belong to no tensor"),
+        (json!([1]), 0, "header"),
+    ];
+    for (header, length, expected) in cases {
+        let bytes = file(&header, &vec![0; length]);
+        assert!(SafeTensors::deserialize(&bytes).is_err(), "{header} is sound");
+        fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
+        let text = error(folder.path());
+        assert!(text.contains(expected) && text.contains("model.safetensors"), "{header}: expected {expected:?}, got {text:?}");
+    }
+    // Sound: nothing but room between header and data, and a tensor of no bytes.
+    let mut header = json!({"a": tensor(0, 0), "b": tensor(0, 8)}).to_string();
+    header.push_str("   ");
+    let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0; 8]].concat();
+    SafeTensors::deserialize(&bytes).unwrap();
+    fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
+    assert!(error(folder.path()).contains(": tensor is missing"));
+}
+
+/// Writes `tiny` as transformers' `save_pretrained` does with a small `max_shard_size`: two files and an index.
+fn write_shards(tiny: &Tiny, folder: &Path) {
+    tiny.write(folder);
+    fs::remove_file(folder.join("model.safetensors")).unwrap();
+    let tensors = tiny.tensors();
+    let mut map = BTreeMap::new();
+    for (part, first) in [(1, true), (2, false)] {
+        let name = format!("model-0000{part}-of-00002.safetensors");
+        let own = tensors.iter().filter(|(name, _)| name.contains("layers.0") == first);
+        let views = own.map(|(tensor, (shape, values))| {
+            map.insert(tensor.clone(), name.clone());
+            (tensor, TensorView::new(TensorType::F32, shape.clone(), bytemuck::cast_slice(values)).unwrap())
+        });
+        safetensors::serialize_to_file(views.collect::<Vec<_>>(), None, &folder.join(&name)).unwrap();
+    }
+    let index = json!({"metadata": {"total_size": 4, "total_parameters": 1}, "weight_map": map});
+    fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+}
+
+#[test]
+fn only_the_files_that_the_index_names_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    write_shards(&Tiny::default(), path);
+    let alone = digest(path);
+    fs::write(path.join("adapter_model.safetensors"), "an adapter").unwrap();
+    fs::write(path.join("._model-00001-of-00002.safetensors"), "what macOS leaves").unwrap();
+    fs::write(path.join("consolidated.safetensors"), fs::read(path.join("model-00001-of-00002.safetensors")).unwrap()).unwrap();
+    assert_eq!(digest(path), alone);
+    fs::write(path.join("model.safetensors"), "half a download").unwrap();
+    assert_eq!(digest(path), alone);
+}
+
+#[test]
+fn without_an_index_a_whole_model_is_one_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    Tiny::default().write(path);
+    let alone = digest(path);
+    for name in ["adapter_model.safetensors", "._model.safetensors", "model-00001-of-00002.safetensors"] {
+        fs::write(path.join(name), "something else").unwrap();
+        assert_eq!(digest(path), alone, "{name}");
+    }
+    fs::remove_file(path.join("model-00001-of-00002.safetensors")).unwrap();
+    fs::rename(path.join("model.safetensors"), path.join("weights.safetensors")).unwrap();
+    assert_eq!(digest(path), alone);
+}
+
+#[test]
+fn a_shard_that_is_missing_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    write_shards(&Tiny::default(), path);
+    let shard = path.join("model-00002-of-00002.safetensors");
+    let whole = fs::read(&shard).unwrap();
+    fs::remove_file(&shard).unwrap();
+    let missing = format!("{}: model.safetensors.index.json: names this file, but it is missing", shard.display());
+    assert_eq!(error(path), missing);
+    std::os::unix::fs::symlink(path.join("no-such-blob"), &shard).unwrap();
+    assert_eq!(error(path), missing);
+    fs::remove_file(&shard).unwrap();
+    fs::write(&shard, &whole[..whole.len() - 1]).unwrap();
+    assert!(error(path).starts_with(&*shard.to_string_lossy()), "{}", error(path));
+}
+
+#[test]
+fn an_index_that_cannot_be_followed_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    Tiny::default().write(folder.path());
+    for (index, expected) in [
+        ("", "EOF while parsing"),
+        ("{\"weight_map\": {\"a\": ", "EOF while parsing"),
+        ("{}", "missing field `weight_map`"),
+        ("{\"weight_map\": {}}", "weight_map: it names no file"),
+        ("{\"weight_map\": {\"a\": \"../model.safetensors\"}}", "\"../model.safetensors\" is not the name of a file in the folder"),
+        ("{\"weight_map\": {\"a\": \"/etc/passwd\"}}", "\"/etc/passwd\" is not the name of a file in the folder"),
+        ("{\"weight_map\": {\"a\": \"\"}}", "\"\" is not the name of a file in the folder"),
+        ("{\"weight_map\": {\"a\": 3}}", "invalid type: integer `3`"),
+    ] {
+        fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
+        let text = error(folder.path());
+        assert!(text.contains("model.safetensors.index.json") && text.contains(expected), "{index}: {text}");
+    }
+}
+
+/// A metadata entry of a GGUF file: key, type, bytes of the value.
+fn entry(key: &[u8], kind: u32, value: &[&[u8]]) -> Vec<u8> {
+    [&(key.len() as u64).to_le_bytes(), key, &kind.to_le_bytes(), &value.concat()].concat()
+}
+
+/// The head of a list: type and number of its entries.
+fn list(kind: u32, count: u64) -> [u8; 12] {
+    let mut head = [0; 12];
+    head[..4].copy_from_slice(&kind.to_le_bytes());
+    head[4..].copy_from_slice(&count.to_le_bytes());
+    head
+}
+
+/// The types are those of ggml's gguf.md: 8 is text, 9 a list, 10 an unsigned and 12 a floating-point number of 64 bits.
+#[test]
+fn metadata_that_nobody_asks_for_refuse_no_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rich.gguf");
+    let latin = &[&4u64.to_le_bytes()[..], b"caf\xe9"].concat()[..];
+    let deep: Vec<[u8; 12]> = (0..100_000).map(|_| list(9, 1)).chain([list(0, 0)]).collect();
+    let entries = [
+        entry(b"general.name", 8, &[latin]),
+        entry(b"general.description", 8, &[latin]),
+        entry(b"general.tags", 9, &[&list(8, 2), latin, &1u64.to_le_bytes(), b"a"]),
+        entry(b"some.table", 9, &[&list(9, 2), &list(4, 2), &[0; 8], &list(8, 1), latin]),
+        entry(b"some.empty", 9, &[&list(9, 0)]),
+        entry(b"some.deep", 9, &[&deep.concat()]),
+        entry(b"some.sizes", 9, &[&list(10, 2), &[0xFF; 16]]),
+        entry(b"some.doubles", 9, &[&list(12, 1), &0.5f64.to_le_bytes()]),
+        entry(b"last.key", 4, &[&7u32.to_le_bytes()]),
+    ];
+    fs::write(&path, Tiny::default().gguf_with(&entries)).unwrap();
+    let gguf = Gguf::open(&path).unwrap();
+    assert_eq!(gguf.metadata["last.key"], Value::Integer(7));
+    assert_eq!(gguf.metadata["some.table"], Value::Other("a list of lists"));
+    assert!(
+        gguf.text("general.description")
+            .unwrap_err()
+            .to_string()
+            .ends_with("general.description: expected text, found text that is not UTF-8")
+    );
+    digest(&path);
+    // What does not fit into the file is refused all the same.
+    for (kind, value) in [(9, [&list(9, u64::MAX)[..]].concat()), (9, [list(9, 2), list(0, u64::MAX >> 1)].concat()), (99, vec![0; 8])] {
+        fs::write(&path, Tiny::default().gguf_with(&[entry(b"some.table", kind, &[&value])])).unwrap();
+        assert!(error(&path).contains("some.table"), "{}", error(&path));
+    }
+}
+
+/// ggml refuses such files too (`gguf_init_from_file`: a tensor whose offset is not where the one before ends).
+#[test]
+fn gguf_tensors_that_overlap_or_are_not_aligned_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("overlap.gguf");
+    let whole = Tiny::default().gguf();
+    // The offset ends the tensor's entry, behind its name, two dimensions and its type.
+    let name = whole.windows(19).position(|window| window == b"blk.0.ffn_up.weight").unwrap();
+    let place = name + 19 + 4 + 16 + 4;
+    let offset = u64::from_le_bytes(whole[place..place + 8].try_into().unwrap());
+    for (wrong, expected) in [(offset - 32, "lies inside the tensor before"), (offset + 4, "is no multiple of 32")] {
+        let mut bytes = whole.clone();
+        bytes[place..place + 8].copy_from_slice(&wrong.to_le_bytes());
+        fs::write(&path, bytes).unwrap();
+        assert!(error(&path).contains(expected), "{}", error(&path));
+    }
 }
 
 #[test]

@@ -51,7 +51,7 @@ impl Checkpoint {
         Ok(tensor)
     }
 
-    /// `sha256:…` of the GGUF file, or of `config.json` and all `*.safetensors` one after the other.
+    /// `sha256:…` of the GGUF file, or of `config.json` and all files with its weights, one after the other.
     pub fn digest(&self) -> Result<String, ModelError> {
         let files = match self {
             Self::Gguf(gguf) => vec![gguf.path().to_owned()],

@@ -131,7 +131,8 @@ impl ModelConfig {
         }
         let epsilon_key = "llama.attention.layer_norm_rms_epsilon";
         let config = Self {
-            name: gguf.text("general.name")?.unwrap_or("llama").to_owned(),
+            // For people alone: no reason to refuse a model.
+            name: gguf.text("general.name").ok().flatten().unwrap_or("llama").to_owned(),
             model_type: architecture.to_owned(),
             hidden_size,
             intermediate_size: required("feed_forward_length")?,

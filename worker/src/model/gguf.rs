@@ -11,6 +11,7 @@ use super::tensor::{Encoding, Tensor};
 
 const MAGIC: [u8; 4] = *b"GGUF";
 const DEFAULT_ALIGNMENT: u64 = 32;
+const NOT_UTF_8: Value = Value::Other("text that is not UTF-8");
 
 /// A metadata value; numbers are widened.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +30,8 @@ pub enum Value {
     Integers(Vec<i64>),
     /// A list of floats.
     Floats(Vec<f32>),
+    /// What no key that we know has, e.g. a list of lists: skipped, and refused only where it is asked for.
+    Other(&'static str),
 }
 
 /// Where a tensor lies.
@@ -70,6 +73,7 @@ impl Gguf {
             Some(Value::Integer(value @ 1..=65536)) => *value as u64,
             Some(other) => return Err(ModelError::invalid(path, "general.alignment", format!("{other:?} is no alignment"))),
         };
+        check_offsets(path, &tensors, alignment)?;
         let data_start = reader.position.next_multiple_of(alignment);
         Ok(Self { metadata, path: path.to_owned(), file, length, data_start, tensors })
     }
@@ -138,9 +142,34 @@ impl Gguf {
     }
 
     fn mistyped(&self, key: &str, wanted: &str, found: &Value) -> ModelError {
-        let found: String = format!("{found:?}").chars().take(80).collect();
+        let found = match found {
+            Value::Other(found) => (*found).to_owned(),
+            found => format!("{found:?}").chars().take(80).collect(),
+        };
         ModelError::invalid(&self.path, key, format!("expected {wanted}, found {found}"))
     }
+}
+
+/// Every tensor begins at a multiple of `alignment`, and ends before the next one begins as far as its size is known.
+fn check_offsets(path: &Path, tensors: &BTreeMap<String, Place>, alignment: u64) -> Result<(), ModelError> {
+    let mut places: Vec<(&String, &Place)> = tensors.iter().collect();
+    places.sort_by_key(|(_, place)| place.offset);
+    let mut end = 0;
+    for (name, place) in places {
+        if !place.offset.is_multiple_of(alignment) {
+            return Err(ModelError::invalid(path, name, format!("offset {} is no multiple of {alignment}", place.offset)));
+        }
+        if place.offset < end {
+            return Err(ModelError::invalid(
+                path,
+                name,
+                format!("offset {} lies inside the tensor before, which ends at {end}", place.offset),
+            ));
+        }
+        let size = encoding(place.kind).and_then(|encoding| encoding.bytes(place.rows, place.cols)).unwrap_or(0);
+        end = place.offset.saturating_add(size as u64);
+    }
+    Ok(())
 }
 
 fn encoding(kind: u32) -> Option<Encoding> {
@@ -210,12 +239,18 @@ impl Reader<'_> {
         self.bytes().map(u64::from_le_bytes)
     }
 
-    fn string(&mut self) -> Result<String, ModelError> {
+    /// Bytes of text behind their number.
+    fn text(&mut self) -> Result<Vec<u8>, ModelError> {
         let length = self.u64()?;
         let mut bytes = vec![0; self.claim(length, 1, "bytes of text")?];
         self.input.read_exact(&mut bytes).map_err(ModelError::read(self.path))?;
         self.position += length;
-        String::from_utf8(bytes).map_err(|_| self.invalid("text is not UTF-8"))
+        Ok(bytes)
+    }
+
+    /// The name of a key or tensor.
+    fn name(&mut self) -> Result<String, ModelError> {
+        String::from_utf8(self.text()?).map_err(|_| self.invalid("name is not UTF-8"))
     }
 
     fn header(&mut self) -> Result<(u64, u64), ModelError> {
@@ -235,7 +270,7 @@ impl Reader<'_> {
         let mut metadata = BTreeMap::new();
         for index in 0..count {
             self.at = format!("metadata key {index}");
-            let key = self.string()?;
+            let key = self.name()?;
             self.at.clone_from(&key);
             let kind = self.u32()?;
             let value = if kind == 9 { self.list()? } else { self.scalar(kind)? };
@@ -251,7 +286,7 @@ impl Reader<'_> {
             6 => Value::Float(f64::from(f32::from_le_bytes(self.bytes()?))),
             12 => Value::Float(f64::from_le_bytes(self.bytes()?)),
             7 => Value::Bool(self.bytes::<1>()?[0] != 0),
-            8 => Value::String(self.string()?),
+            8 => String::from_utf8(self.text()?).map_or(NOT_UTF_8, Value::String),
             10 => Value::Integer(i128::from(self.u64()?)),
             _ => Value::Integer(i128::from(self.integer(kind)?)),
         })
@@ -271,20 +306,48 @@ impl Reader<'_> {
     }
 
     fn list(&mut self) -> Result<Value, ModelError> {
+        let (kind, count) = self.list_head()?;
+        Ok(match kind {
+            8 => {
+                let texts: Vec<Vec<u8>> = (0..count).map(|_| self.text()).collect::<Result<_, _>>()?;
+                let texts: Result<_, _> = texts.into_iter().map(String::from_utf8).collect();
+                texts.map_or(NOT_UTF_8, Value::Strings)
+            }
+            6 => Value::Floats((0..count).map(|_| self.bytes().map(f32::from_le_bytes)).collect::<Result<_, _>>()?),
+            7 => Value::Integers((0..count).map(|_| self.integer(0)).collect::<Result<_, _>>()?),
+            9 => self.skip_lists(count)?,
+            10 | 12 => {
+                (0..count).try_for_each(|_| self.bytes::<8>().map(drop))?;
+                Value::Other("a list of 64-bit numbers")
+            }
+            _ => Value::Integers((0..count).map(|_| self.integer(kind)).collect::<Result<_, _>>()?),
+        })
+    }
+
+    /// Type and number of a list's entries.
+    fn list_head(&mut self) -> Result<(u32, usize), ModelError> {
         let (kind, count) = (self.u32()?, self.u64()?);
         let least = match kind {
             2 | 3 => 2,
             4..=6 => 4,
-            8 | 11 => 8,
+            8 | 10..=12 => 8,
+            9 => 12,
             _ => 1,
         };
-        let count = self.claim(count, least, "list entries")?;
-        Ok(match kind {
-            8 => Value::Strings((0..count).map(|_| self.string()).collect::<Result<_, _>>()?),
-            6 => Value::Floats((0..count).map(|_| self.bytes().map(f32::from_le_bytes)).collect::<Result<_, _>>()?),
-            7 => Value::Integers((0..count).map(|_| self.integer(0)).collect::<Result<_, _>>()?),
-            _ => Value::Integers((0..count).map(|_| self.integer(kind)).collect::<Result<_, _>>()?),
-        })
+        Ok((kind, self.claim(count, least, "list entries")?))
+    }
+
+    /// Reads past `count` lists of whatever depth.
+    fn skip_lists(&mut self, mut count: usize) -> Result<Value, ModelError> {
+        while count > 0 {
+            count -= 1;
+            let (kind, entries) = self.list_head()?;
+            match kind {
+                9 => count = count.saturating_add(entries),
+                _ => (0..entries).try_for_each(|_| self.scalar(kind).map(drop))?,
+            }
+        }
+        Ok(Value::Other("a list of lists"))
     }
 
     fn tensors(&mut self, count: u64) -> Result<BTreeMap<String, Place>, ModelError> {
@@ -294,7 +357,7 @@ impl Reader<'_> {
         let mut tensors = BTreeMap::new();
         for index in 0..count {
             self.at = format!("tensor {index}");
-            let name = self.string()?;
+            let name = self.name()?;
             self.at.clone_from(&name);
             let dimensions = self.u32()?;
             if dimensions > 4 {

@@ -11,6 +11,7 @@ pub mod gguf;
 mod kv;
 mod lm_head;
 mod safetensors;
+mod shards;
 mod tensor;
 mod weights;
 
@@ -55,7 +56,7 @@ impl Model {
         Ok(Self { config, precision, decoder, weights, digest, threads })
     }
 
-    /// `sha256:…` of the weight file, or of `config.json` and all `*.safetensors` one after the other.
+    /// `sha256:…` of the weight file, or of `config.json` and all files with its weights, one after the other.
     pub fn weights_digest(&self) -> &str {
         &self.digest
     }

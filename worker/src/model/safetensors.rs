@@ -1,13 +1,14 @@
 //! Folders in Hugging Face's layout: `config.json` and one or more `*.safetensors`. Headers are checked before anything is allocated by them.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::error::ModelError;
+use super::shards;
 use super::tensor::{Encoding, Tensor};
 
 /// Longest header the format allows.
@@ -23,29 +24,18 @@ struct Entry {
 /// The tensors of a folder.
 pub struct Folder {
     path: PathBuf,
-    /// The `*.safetensors` files, sorted by name.
+    /// The files that hold the weights, sorted by name.
     pub files: Vec<PathBuf>,
     tensors: BTreeMap<String, (usize, u64, Entry)>,
 }
 
 impl Folder {
-    /// Reads the headers of all `*.safetensors` in the folder `path`.
+    /// Reads the headers of all files in the folder `path` that hold its weights.
     ///
     /// # Errors
-    /// When there is none, or a header is damaged or contradicts its file or another.
+    /// When there is none, one is missing, or a header is damaged or contradicts its file or another.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let entries = fs::read_dir(path).map_err(ModelError::read(path))?;
-        let mut files = Vec::new();
-        for entry in entries {
-            let file = entry.map_err(ModelError::read(path))?.path();
-            if file.extension().is_some_and(|extension| extension == "safetensors") {
-                files.push(file);
-            }
-        }
-        files.sort();
-        if files.is_empty() {
-            return Err(ModelError::invalid(path, "*.safetensors", "no such file in the folder"));
-        }
+        let files = shards::find(path)?;
         let mut tensors = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
             for (name, start, entry) in read_header(file)? {
@@ -91,25 +81,43 @@ fn read_header(path: &Path) -> Result<Vec<(String, u64, Entry)>, ModelError> {
     let invalid = |at: &str, problem: String| ModelError::invalid(path, at, problem);
     let file = File::open(path).map_err(ModelError::read(path))?;
     let length = file.metadata().map_err(ModelError::read(path))?.len();
+    let Some(most) = length.checked_sub(8) else { return Err(invalid("header", format!("a file of {length} bytes has none"))) };
     let mut size = [0; 8];
     file.read_exact_at(&mut size, 0).map_err(ModelError::read(path))?;
     let size = u64::from_le_bytes(size);
-    if size > MAX_HEADER || size > length - 8 {
+    if size > MAX_HEADER || size > most {
         return Err(invalid("header", format!("{size} bytes of header in a file of {length} bytes")));
     }
     let mut header = vec![0; size as usize];
     file.read_exact_at(&mut header, 8).map_err(ModelError::read(path))?;
     let header: BTreeMap<String, serde_json::Value> =
         serde_json::from_slice(&header).map_err(|error| invalid("header", error.to_string()))?;
-    let data = 8 + size;
     let mut tensors = Vec::new();
     for (name, value) in header.into_iter().filter(|(name, _)| name != "__metadata__") {
         let entry: Entry = serde_json::from_value(value).map_err(|error| invalid(&name, error.to_string()))?;
-        let (begin, end) = entry.data_offsets;
-        if begin > end || end > length - data {
-            return Err(invalid(&name, format!("bytes {begin}..{end} are not inside the file")));
-        }
-        tensors.push((name, data, entry));
+        tensors.push((name, 8 + size, entry));
     }
+    tensors.sort_by_key(|(_, _, entry)| entry.data_offsets);
+    check_coverage(path, &tensors, most - size)?;
     Ok(tensors)
+}
+
+/// The format: every byte of the data belongs to one tensor. `tensors` are in the order of their offsets.
+fn check_coverage(path: &Path, tensors: &[(String, u64, Entry)], length: u64) -> Result<(), ModelError> {
+    let mut covered = 0;
+    for (name, _, entry) in tensors {
+        let (begin, end) = entry.data_offsets;
+        if begin > end || end > length {
+            return Err(ModelError::invalid(path, name, format!("bytes {begin}..{end} are not inside the file")));
+        }
+        if begin != covered {
+            let problem = format!("bytes {begin}..{end} do not follow those of the tensor before, which end at {covered}");
+            return Err(ModelError::invalid(path, name, problem));
+        }
+        covered = end;
+    }
+    match length - covered {
+        0 => Ok(()),
+        left => Err(ModelError::invalid(path, "data", format!("{left} bytes at the end belong to no tensor"))),
+    }
 }

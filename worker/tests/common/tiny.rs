@@ -104,6 +104,11 @@ impl Tiny {
 
     /// The same checkpoint as a GGUF file of f32 tensors, queries and keys interleaved as its converter leaves them.
     pub fn gguf(&self) -> Vec<u8> {
+        self.gguf_with(&[])
+    }
+
+    /// [`Self::gguf`] with further metadata: whole entries, as they lie in the file.
+    pub fn gguf_with(&self, entries: &[Vec<u8>]) -> Vec<u8> {
         let mut file = b"GGUF".to_vec();
         let tensors = self.tensors();
         let integers = [
@@ -119,7 +124,7 @@ impl Tiny {
         let floats = [("llama.attention.layer_norm_rms_epsilon", 1e-5f32), ("llama.rope.freq_base", 10_000.0)];
         file.extend(3u32.to_le_bytes());
         file.extend((tensors.len() as u64).to_le_bytes());
-        file.extend((integers.len() as u64 + floats.len() as u64 + 2).to_le_bytes());
+        file.extend(((integers.len() + floats.len() + entries.len() + 2) as u64).to_le_bytes());
         text(&mut file, "general.architecture");
         file.extend(8u32.to_le_bytes());
         text(&mut file, "llama");
@@ -136,6 +141,7 @@ impl Tiny {
             text(&mut file, key);
             file.extend([6u32.to_le_bytes(), value.to_le_bytes()].concat());
         }
+        file.extend(entries.concat());
         let mut data = Vec::new();
         for (name, (shape, values)) in &tensors {
             text(&mut file, &gguf_name(name));
