@@ -47,6 +47,14 @@ pub enum BaseError {
         /// Why.
         reason: String,
     },
+    /// A file beside the weights is not what it should be.
+    #[error("{path:?}: {reason}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Nobody can listen on the address.
     #[error("failed to listen on {address}: {source}")]
     Listen {
@@ -70,7 +78,7 @@ impl BaseError {
             Self::Configuration { .. } | Self::Model(ModelError::Unsupported { .. }) | Self::Tokenizer { .. } | Self::Template { .. } => {
                 ExitCode::Configuration
             }
-            Self::Model(ModelError::Invalid { .. }) => ExitCode::Data,
+            Self::Model(ModelError::Invalid { .. }) | Self::Damaged { .. } => ExitCode::Data,
             Self::Model(ModelError::Read { .. }) | Self::File { .. } | Self::Listen { .. } | Self::Serve(_) | Self::Device => {
                 ExitCode::Retryable
             }

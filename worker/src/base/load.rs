@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use carryon_crds::pool::Dtype;
 use carryon_crds::wire::{BaseConfig, Identity, Limits, ModelDescription, Numerics, digest};
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value as Json;
 
 use super::ends::end_tokens;
@@ -150,6 +151,8 @@ fn words_of_gguf(path: &Path) -> Result<Words, BaseError> {
 fn words_of_folder(folder: &Path) -> Result<Words, BaseError> {
     let path = folder.join("tokenizer.json");
     let bytes = read(&path)?.ok_or_else(|| BaseError::File { path: path.clone(), reason: "there is no such file".to_owned() })?;
+    // Damaged, or sound and of a kind that we do not know: two ends.
+    parse::<IgnoredAny>(&path, &bytes)?;
     let tokenizer = Tokenizer::from_json(&bytes).map_err(|source| BaseError::Tokenizer { path, source })?;
     let settings = json(folder.join("tokenizer_config.json"))?;
     let token = |name: &str| {
@@ -171,7 +174,7 @@ fn words_of_folder(folder: &Path) -> Result<Words, BaseError> {
 /// tokenizer's settings, as one text or as a list of named ones.
 fn templates_of_folder(folder: &Path, settings: &Json) -> Result<(Option<String>, Option<String>), BaseError> {
     let file = |path: PathBuf| match read(&path)? {
-        Some(bytes) => String::from_utf8(bytes).map(Some).map_err(|error| BaseError::File { path, reason: error.to_string() }),
+        Some(bytes) => String::from_utf8(bytes).map(Some).map_err(|error| BaseError::Damaged { path, reason: error.to_string() }),
         None => Ok(None),
     };
     let written = json(folder.join("chat_template.json"))?;
@@ -199,9 +202,13 @@ fn numbers(value: Option<&Json>) -> Vec<u32> {
 /// A JSON file, or null when there is none.
 fn json(path: PathBuf) -> Result<Json, BaseError> {
     match read(&path)? {
-        Some(bytes) => serde_json::from_slice(&bytes).map_err(|error| BaseError::File { path, reason: error.to_string() }),
+        Some(bytes) => parse(&path, &bytes),
         None => Ok(Json::Null),
     }
+}
+
+fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T, BaseError> {
+    serde_json::from_slice(bytes).map_err(|error| BaseError::Damaged { path: path.to_owned(), reason: error.to_string() })
 }
 
 /// The bytes of a file of bounded size, if there is one.

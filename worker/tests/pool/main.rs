@@ -6,6 +6,7 @@
 mod common;
 
 mod answers;
+mod damage;
 mod ends;
 mod harness;
 mod interrupted;
