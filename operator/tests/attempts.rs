@@ -225,6 +225,11 @@ fn what_a_trainer_said_stands_until_it_says_something_else() {
     scene.observed.progress = None;
     scene.reconcile();
     assert_eq!(scene.job.status, before);
+    // The trainer after it does not know yet how far it was.
+    scene.observed.progress = Some(Progress { phase: "connecting".to_owned(), ..Progress::default() });
+    scene.reconcile();
+    assert_eq!(scene.says(), "Ready Running: attempt 1 on BaseModelPool default/smollm2: connecting");
+    assert_eq!(scene.job.status.unwrap().progress, before.unwrap().progress);
 }
 
 #[test]

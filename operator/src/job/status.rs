@@ -155,7 +155,8 @@ fn artifact(job: &CarryOnJob, words: &TerminationMessage) -> Option<ArtifactStat
 
 fn progress(ledger: &Ledger, observed: &Observed) -> Option<ProgressStatus> {
     let last = ledger.last_words.as_ref().and_then(|words| words.progress.as_ref());
-    last.or(observed.progress.as_ref()).map(progress_status)
+    // One that has not found its checkpoint yet counts no steps: what the one before said stands.
+    last.or(observed.progress.as_ref()).filter(|progress| progress.total_steps > 0).map(progress_status)
 }
 
 fn progress_status(progress: &Progress) -> ProgressStatus {
