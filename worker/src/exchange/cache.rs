@@ -5,6 +5,7 @@
 //! **Invariant** a record is indexed only after its bytes are synced, so what a step reads from the cache survives any
 //! crash; what a crash left half-written lies behind the last whole record and is cut off when the cache is opened.
 
+mod error;
 mod record;
 
 use std::collections::HashMap;
@@ -13,12 +14,14 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use carryon_crds::common::Taps;
 use carryon_crds::wire::{Identity, ModelDescription, Numerics};
 use sha2::{Digest as _, Sha256};
+
+pub use error::CacheError;
 
 use super::states::{SequenceStates, number_bytes};
 use super::wire::tap_names;
@@ -79,52 +82,6 @@ impl SampleKey {
     }
 }
 
-/// What can go wrong with a cache.
-#[derive(Debug, thiserror::Error)]
-pub enum CacheError {
-    /// The file system refused.
-    #[error("failed to {action} {path:?}: {source}")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// Why it failed.
-        source: io::Error,
-    },
-    /// Another process has the cache open.
-    #[error("cache {0:?} is in use by another process")]
-    InUse(PathBuf),
-    /// The record's checksum is wrong. It is forgotten: fetch the states again.
-    #[error("cache {path:?} is damaged: the record of {tokens} tokens at byte {offset} has a wrong checksum")]
-    Damaged {
-        /// Which file.
-        path: PathBuf,
-        /// Where in it.
-        offset: u64,
-        /// Length of the sequence.
-        tokens: usize,
-    },
-    /// The record does not fit any more; the cache goes on serving what it has.
-    #[error("cache {path:?} is full: {needed} bytes are needed, {quota} is the quota")]
-    Full {
-        /// Which cache.
-        path: PathBuf,
-        /// Bytes with this record.
-        needed: u64,
-        /// Bytes that are allowed.
-        quota: u64,
-    },
-    /// States of another shape than the cache's key says.
-    #[error("states of {found} bytes do not fit the cache: {expected} expected")]
-    Shape {
-        /// Bytes over all taps by the key.
-        expected: usize,
-        /// Bytes that were given.
-        found: usize,
-    },
-}
-
 /// Place of a record's payload.
 #[derive(Clone, Copy, Debug)]
 struct Place {
@@ -138,16 +95,23 @@ pub struct StateCache {
     path: PathBuf,
     file: File,
     key: CacheKey,
-    quota: u64,
     index: Mutex<HashMap<SampleKey, Place>>,
-    /// End of the last record; held while writing.
-    end: Mutex<u64>,
+    /// Held while writing.
+    room: Mutex<Room>,
     damaged: AtomicU64,
+}
+
+/// What the file takes, and what it may take.
+#[derive(Debug)]
+struct Room {
+    /// End of the last record.
+    end: u64,
+    quota: u64,
 }
 
 impl StateCache {
     /// Opens or creates the cache of `key` under `folder`; caches of other keys there that no process holds are removed:
-    /// their states are of another base, taps or kernel. `quota` bounds the file's bytes.
+    /// their states are of another base, taps or kernel. `quota` bounds the file's bytes: records beyond it are dropped.
     pub fn open(folder: &Path, key: CacheKey, quota: u64) -> Result<Self, CacheError> {
         let name = carryon_crds::wire::digest(key.text().as_bytes()).replace("sha256:", "states-")[..23].to_owned();
         let own = folder.join(name);
@@ -161,13 +125,18 @@ impl StateCache {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).map_err(io_error("open", &path))?;
         lock(&file, &path)?;
         let length = file.metadata().map_err(io_error("inspect", &path))?.len();
-        let (index, end, damaged) = rebuild(&file, length, &key).map_err(io_error("read", &path))?;
+        let (mut index, mut end, damaged) = rebuild(&file, length, &key).map_err(io_error("read", &path))?;
+        if end > quota {
+            let end_of = |place: &Place| place.offset + key.record_bytes(place.header.tokens as usize);
+            index.retain(|_, place| end_of(place) <= quota);
+            end = index.values().map(end_of).max().unwrap_or(0);
+        }
         file.set_len(end).map_err(io_error("cut", &path))?;
         if damaged > 0 {
             tracing::warn!("cache {path:?}: skipped {damaged} damaged places of {ALIGNMENT} bytes");
         }
-        let (index, end, damaged) = (Mutex::new(index), Mutex::new(end), AtomicU64::new(damaged));
-        Ok(Self { path, file, key, quota, index, end, damaged })
+        let (index, room, damaged) = (Mutex::new(index), Mutex::new(Room { end, quota }), AtomicU64::new(damaged));
+        Ok(Self { path, file, key, index, room, damaged })
     }
 
     /// Whether states of this sequence are held.
@@ -187,7 +156,7 @@ impl StateCache {
 
     /// Bytes on disk.
     pub fn bytes(&self) -> u64 {
-        *self.end.lock().unwrap_or_else(PoisonError::into_inner)
+        self.room().end
     }
 
     /// Records found damaged since the cache was opened, and places skipped at opening.
@@ -200,14 +169,15 @@ impl StateCache {
         self.put_all(&[(*sample, states)])
     }
 
-    /// Adds sequences with one sync; on return they are durable. Those that fit before the quota are kept even if one does not.
+    /// Adds sequences with one sync; on return they are durable. Those that fit before the quota are kept even if one does not. When the file
+    /// system refuses one, the cache grows no more: what is left of the disk is for files that matter.
     pub fn put_all(&self, records: &[(SampleKey, &SequenceStates)]) -> Result<(), CacheError> {
-        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut position = *end;
+        let mut room = self.room();
+        let mut position = room.end;
         let mut places = Vec::with_capacity(records.len());
         let mut outcome = Ok(());
         for (sample, states) in records {
-            match self.write(*sample, states, position) {
+            match self.write(*sample, states, position, room.quota) {
                 Ok(header) => places.push((*sample, Place { offset: position, header })),
                 Err(error) => {
                     outcome = Err(error);
@@ -216,21 +186,55 @@ impl StateCache {
             }
             position += self.key.record_bytes(states.tokens);
         }
-        self.file.sync_data().map_err(io_error("sync", &self.path))?;
-        *end = position;
+        if let Err(error) = self.file.sync_data() {
+            outcome = Err(io_error("sync", &self.path)(error));
+            places.clear();
+            position = room.end;
+        }
+        if matches!(outcome, Err(CacheError::Io { .. })) {
+            room.quota = position;
+            // Best effort: what stays of a record lies behind the last whole one and is cut off at the next start.
+            let _ = self.file.set_len(position);
+        }
+        room.end = position;
         self.index.lock().unwrap_or_else(PoisonError::into_inner).extend(places);
         outcome
     }
 
-    fn write(&self, sample: SampleKey, states: &SequenceStates, offset: u64) -> Result<Header, CacheError> {
+    /// Gives all of its room back and takes none any more; false when it has none.
+    pub fn give_way(&self) -> bool {
+        let mut room = self.room();
+        room.quota = 0;
+        if room.end == 0 {
+            return false;
+        }
+        self.index.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        match self.file.set_len(0) {
+            Ok(()) => {
+                tracing::warn!("cache {:?} has given its {} bytes back: what must be written found no room", self.path, room.end);
+                room.end = 0;
+                true
+            }
+            Err(error) => {
+                tracing::warn!("failed to empty cache {:?}: {error}", self.path);
+                false
+            }
+        }
+    }
+
+    fn room(&self) -> MutexGuard<'_, Room> {
+        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, sample: SampleKey, states: &SequenceStates, offset: u64, quota: u64) -> Result<Header, CacheError> {
         let expected = states.tokens * self.key.hidden_size * number_bytes(self.key.numerics.dtype);
         let fits = states.dtype == self.key.numerics.dtype && states.taps.len() == self.key.taps.count();
         if !fits || states.taps.iter().any(|tap| tap.len() != expected) {
             return Err(CacheError::Shape { expected: expected * self.key.taps.count(), found: states.bytes() });
         }
         let needed = offset + self.key.record_bytes(states.tokens);
-        if needed > self.quota {
-            return Err(CacheError::Full { path: self.path.clone(), needed, quota: self.quota });
+        if needed > quota {
+            return Err(CacheError::Full { path: self.path.clone(), needed, quota });
         }
         let header = Header::new(sample, states);
         let io = io_error("write", &self.path);

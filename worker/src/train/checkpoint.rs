@@ -42,6 +42,9 @@ pub struct State {
     pub numerics: Numerics,
     /// Optimizer steps done.
     pub step: u64,
+    /// Optimizer steps in all.
+    #[serde(default)]
+    pub total_steps: u64,
     /// Where the data stand.
     pub cursor: Cursor,
     /// Step of the last evaluation.
@@ -52,6 +55,9 @@ pub struct State {
     pub best: Option<Best>,
     /// The base's own evaluation loss, nats per target.
     pub base_eval_loss: Option<f64>,
+    /// The last evaluation's loss, nats per target.
+    #[serde(default)]
+    pub eval_loss: Option<f64>,
     /// Loss of the last step, nats per target.
     pub train_loss: Option<f64>,
     /// Seconds of training, over all attempts.
@@ -123,20 +129,29 @@ impl Folder {
         let path = self.path.join(format!("step-{:010}.safetensors", checkpoint.state.step));
         write(&path, checkpoint).map_err(TrainError::file("write", &path))?;
         let files = self.files()?;
-        for old in files.iter().rev().skip(self.keep) {
+        // Later ones are damaged, or they would have been gone on from: they take no place.
+        for old in files.iter().rev().filter(|file| **file <= path).skip(self.keep) {
             fs::remove_file(old).map_err(TrainError::file("remove", old))?;
         }
         Ok(())
     }
 
-    /// The newest whole checkpoint of `run`. A damaged one is passed over by name; those of another run are removed.
+    /// The newest whole checkpoint of `run` on `base`. A damaged one is passed over by name; those of another run are removed, those of another
+    /// base are set aside.
     ///
     /// # Errors
-    /// The folder cannot be read.
-    pub fn latest(&self, run: &str) -> Result<Found, TrainError> {
+    /// The folder cannot be read or changed.
+    pub fn latest(&self, run: &str, base: &Identity) -> Result<Found, TrainError> {
         let mut found = Found::default();
         for path in self.files()?.into_iter().rev() {
             match read(&path) {
+                Ok(other) if other.state.identity != *base => {
+                    let aside = self.set_aside(&path, &other.state.identity)?;
+                    let member = other.state.identity.difference(base).unwrap_or_default();
+                    found.warnings.push(format!(
+                        "checkpoint {path:?} is of another base (identity member `{member}` differs): set aside as {aside:?}"
+                    ));
+                }
                 Ok(checkpoint) if checkpoint.state.run == run => {
                     found.checkpoint = Some(checkpoint);
                     break;
@@ -149,6 +164,15 @@ impl Folder {
             }
         }
         Ok(found)
+    }
+
+    /// Moves a checkpoint of `base`, which is not the pool's, to a folder that is named by it.
+    fn set_aside(&self, path: &Path, base: &Identity) -> Result<PathBuf, TrainError> {
+        let folder = self.path.join(format!("base-{:.12}", base.digest().trim_start_matches("sha256:")));
+        fs::create_dir_all(&folder).map_err(TrainError::file("create", &folder))?;
+        let aside = folder.join(path.file_name().unwrap_or_default());
+        fs::rename(path, &aside).map_err(TrainError::file("set aside", path))?;
+        Ok(aside)
     }
 
     /// Checkpoint files, oldest first.
@@ -253,11 +277,13 @@ impl State {
             identity,
             numerics,
             step: 0,
+            total_steps: 0,
             cursor: Cursor::default(),
             evaluated: None,
             without_improvement: 0,
             best: None,
             base_eval_loss: None,
+            eval_loss: None,
             train_loss: None,
             train_seconds: 0.0,
             peak_anonymous_bytes: 0,
@@ -267,67 +293,4 @@ impl State {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use carryon_crds::pool::Dtype;
-
-    use super::*;
-
-    pub(crate) fn identity() -> Identity {
-        let text = str::to_owned;
-        Identity { weights: text("w"), tokenizer: text("t"), chat_template: text("c"), norm_point: text("final_norm") }
-    }
-
-    pub(crate) fn numerics() -> Numerics {
-        Numerics { dtype: Dtype::Float32, device: "cpu".to_owned(), kernel: "portable".to_owned() }
-    }
-
-    fn checkpoint(step: u64, run: &str) -> Checkpoint {
-        let tensor = |value| Weight { shape: vec![2, 1], values: vec![value, f32::MIN_POSITIVE] };
-        let weights = Weights::from([("output.weight".to_owned(), tensor(step as f32))]);
-        let optimizer = OptimizerState { steps: step, tensors: Weights::from([("muon.output.weight.momentum".to_owned(), tensor(0.5))]) };
-        let best = Best { step: 1, loss: 0.1 + 0.2, accuracy: None };
-        let state = State::new(run.to_owned(), identity(), numerics());
-        let state = State { step, optimizer_steps: step, best: Some(best), train_seconds: 1.0 / 3.0, ..state };
-        Checkpoint { state, best: Some(weights.clone()), weights, optimizer }
-    }
-
-    #[test]
-    fn what_is_read_is_what_was_written() {
-        let folder = tempfile::tempdir().unwrap();
-        let folder = Folder::new(folder.path().join("checkpoints"), 2);
-        for step in [3, 6, 9] {
-            folder.save(&checkpoint(step, "run")).unwrap();
-        }
-        let found = folder.latest("run").unwrap();
-        assert_eq!((found.checkpoint, found.warnings.len()), (Some(checkpoint(9, "run")), 0));
-        assert_eq!(folder.files().unwrap().len(), 2);
-    }
-
-    #[test]
-    fn a_damaged_checkpoint_falls_back_to_the_one_before() {
-        let directory = tempfile::tempdir().unwrap();
-        let folder = Folder::new(directory.path().to_owned(), 3);
-        for step in [3, 6, 9] {
-            folder.save(&checkpoint(step, "run")).unwrap();
-        }
-        let files = folder.files().unwrap();
-        let mut content = fs::read(&files[2]).unwrap();
-        *content.last_mut().unwrap() ^= 1;
-        fs::write(&files[2], &content).unwrap();
-        fs::write(&files[1], &content[..content.len() - 3]).unwrap();
-        let found = folder.latest("run").unwrap();
-        assert_eq!(found.checkpoint, Some(checkpoint(3, "run")));
-        assert!(found.warnings[0].contains("step-0000000009.safetensors\" is damaged (its digest does not fit"), "{:?}", found.warnings);
-        assert!(found.warnings[1].contains("step-0000000006.safetensors\" is damaged"), "{:?}", found.warnings);
-    }
-
-    #[test]
-    fn another_configuration_starts_anew_and_says_so() {
-        let directory = tempfile::tempdir().unwrap();
-        let folder = Folder::new(directory.path().to_owned(), 3);
-        folder.save(&checkpoint(3, "old")).unwrap();
-        let found = folder.latest("new").unwrap();
-        assert!(found.checkpoint.is_none() && found.warnings[0].contains("another configuration"), "{:?}", found.warnings);
-        assert!(folder.files().unwrap().is_empty());
-    }
-}
+pub(crate) mod tests;

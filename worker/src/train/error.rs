@@ -75,6 +75,11 @@ impl TrainError {
         move |cause| Self::File { action, path, cause }
     }
 
+    /// Whether a volume had no room for a file.
+    pub fn is_no_room(&self) -> bool {
+        matches!(self, Self::File { cause, .. } if matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+    }
+
     /// Exit code of the process.
     pub fn exit_code(&self) -> ExitCode {
         match self {

@@ -31,12 +31,12 @@ pub(super) fn finish(
     let artifact = output::artifact(&data.shape, &base.description, weights)?;
     run.state.peak_anonymous_bytes = run.memory.peak_anonymous();
     run.lock.check()?;
-    let manifest = output::write(places, &artifact, &base.description, inputs, &run.state)?;
+    let manifest = run.written(|run| output::write(places, &artifact, &base.description, inputs, &run.state))?;
     let examples = match inputs.config.task {
         Task::CausalLM => example_answers(base, &artifact, data, run)?,
         Task::Classification => Vec::new(),
     };
-    write_report(places, &manifest, data, run, &examples, &confusion)?;
+    run.written(|run| write_report(places, &manifest, data, run, &examples, &confusion))?;
     run.console.phase(Phase::Done, 0, "");
     let mut progress = run.console.progress();
     progress.eta_seconds = Some(0);
@@ -47,7 +47,7 @@ pub(super) fn finish(
         progress: Some(progress),
     };
     run.lock.check()?;
-    output::mark_finished(places, &inputs.run, &message)?;
+    run.written(|_| output::mark_finished(places, &inputs.run, &message))?;
     let (weights, report) = (output::weights_path(places, &artifact.digest), places.report(&artifact.digest));
     run.console.note(&format!("{} · {} · {}", message.message, weights.display(), report.display()));
     Ok(message)

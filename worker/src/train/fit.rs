@@ -31,8 +31,6 @@ pub struct Run<S> {
     pub best: Option<Weights>,
     /// Order of the training samples.
     pub order: Order,
-    /// Optimizer steps in all.
-    pub total_steps: u64,
     /// Hidden states of the training samples.
     pub train: Arc<S>,
     /// The held-out samples and their hidden states.
@@ -71,7 +69,7 @@ impl<S: HiddenStates> Run<S> {
 
     fn steps(&mut self) -> Result<(), TrainError> {
         let steps = || self.order.clone().steps(self.state.cursor);
-        let remaining = self.total_steps.saturating_sub(self.state.step);
+        let remaining = self.state.total_steps.saturating_sub(self.state.step);
         let ahead = steps().take(usize::try_from(remaining).unwrap_or(usize::MAX)).flat_map(|step| step.micro_batches);
         let mut feed = Feed::new(&self.runtime, &self.stop, self.train.clone(), ahead);
         let mut steps = steps();
@@ -79,10 +77,10 @@ impl<S: HiddenStates> Run<S> {
             if self.evaluation_is_due() && self.evaluate()?.is_none() {
                 return self.stopped();
             }
-            if self.state.step >= self.total_steps || self.patience_is_over() {
+            if self.state.step >= self.state.total_steps || self.patience_is_over() {
                 return self.save();
             }
-            self.console.training(self.state.step, self.total_steps);
+            self.console.training(self.state.step, self.state.total_steps);
             let Some(next) = steps.next() else { return self.save() };
             let Some(figures) = self.learner.step(self.state.step, next.micro_batches.len(), &mut feed)? else { return self.stopped() };
             self.state.step += 1;
@@ -101,12 +99,20 @@ impl<S: HiddenStates> Run<S> {
         let optimizer = self.learner.optimizers.state();
         self.state.optimizer_steps = optimizer.steps;
         self.state.peak_anonymous_bytes = self.memory.peak_anonymous();
-        self.checkpoints.save(&Checkpoint {
-            state: self.state.clone(),
-            weights: self.learner.weights.clone(),
-            best: self.best.clone(),
-            optimizer,
-        })
+        let (weights, best) = (self.learner.weights.clone(), self.best.clone());
+        let checkpoint = Checkpoint { state: self.state.clone(), weights, best, optimizer };
+        self.written(|run| run.checkpoints.save(&checkpoint))
+    }
+
+    /// What `write` writes: when there is no room for it, once more without the cache of hidden states.
+    ///
+    /// # Errors
+    /// Those of `write`.
+    pub fn written<T>(&mut self, mut write: impl FnMut(&mut Self) -> Result<T, TrainError>) -> Result<T, TrainError> {
+        match write(self) {
+            Err(error) if error.is_no_room() && self.train.give_way() => write(self),
+            ended => ended,
+        }
     }
 
     fn stopped(&mut self) -> Result<(), TrainError> {
@@ -126,8 +132,9 @@ impl<S: HiddenStates> Run<S> {
             tokens_per_second: figures.tokens as f64 / figures.seconds,
             seconds: self.state.train_seconds,
         };
-        self.console.step(&line, self.total_steps, figures.seconds);
-        self.metrics.append(&Line::Step(line))
+        self.console.step(&line, self.state.total_steps, figures.seconds);
+        let line = Line::Step(line);
+        self.written(|run| run.metrics.append(&line))
     }
 
     /// Passes over the data, with fraction.
@@ -142,7 +149,7 @@ impl<S: HiddenStates> Run<S> {
             Some(steps) => step.is_multiple_of(steps),
             None => self.state.cursor.step == 0,
         };
-        self.evaluation.is_some() && self.state.evaluated != Some(step) && (regular || step == 0 || step >= self.total_steps)
+        self.evaluation.is_some() && self.state.evaluated != Some(step) && (regular || step == 0 || step >= self.state.total_steps)
     }
 
     fn patience_is_over(&self) -> bool {
@@ -164,6 +171,7 @@ impl<S: HiddenStates> Run<S> {
         }
         let (loss, accuracy) = (found.loss, found.accuracy());
         self.state.evaluated = Some(self.state.step);
+        self.state.eval_loss = Some(loss);
         if self.state.best.is_none_or(|best| loss < best.loss) {
             self.state.best = Some(Best { step: self.state.step, loss, accuracy });
             self.best = Some(self.learner.weights.clone());
@@ -180,7 +188,8 @@ impl<S: HiddenStates> Run<S> {
             eval_seconds: started.elapsed().as_secs_f64(),
         };
         self.console.evaluation(&line);
-        self.metrics.append(&Line::Evaluation(line)).map(Some)
+        let line = Line::Evaluation(line);
+        self.written(|run| run.metrics.append(&line)).map(Some)
     }
 
     /// Loss of `weights` (of the base when there are none) on all held-out samples. None when asked to stop, or without such samples.

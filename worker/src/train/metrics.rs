@@ -80,9 +80,14 @@ impl Metrics {
         Ok(Self { path: path.to_owned(), file })
     }
 
-    /// Appends one line.
+    /// Appends one line, whole or not at all.
     pub fn append(&mut self, line: &Line) -> Result<(), TrainError> {
-        self.file.write_all(serialize(line).as_bytes()).map_err(TrainError::file("write", &self.path))
+        let failed = |cause| TrainError::file("write", &self.path)(cause);
+        let length = self.file.metadata().map_err(failed)?.len();
+        self.file.write_all(serialize(line).as_bytes()).map_err(|error| match self.file.set_len(length) {
+            Ok(()) => failed(error),
+            Err(worse) => failed(worse),
+        })
     }
 
     /// Makes all lines durable; called before each checkpoint, so that a checkpoint never knows of steps the file does not.
@@ -93,8 +98,8 @@ impl Metrics {
 
 /// All whole lines of `path`; none when it does not exist.
 pub fn read(path: &Path) -> Result<Vec<Line>, TrainError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()),
+    match fs::read(path) {
+        Ok(text) => Ok(text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(TrainError::file("read", path)(error)),
     }
@@ -124,7 +129,7 @@ mod tests {
         for line in [evaluation(0), step(1), step(2), evaluation(2), step(3), evaluation(3)] {
             metrics.append(&line).unwrap();
         }
-        fs::write(&path, fs::read_to_string(&path).unwrap() + "{\"step\":4,\"lo").unwrap();
+        fs::write(&path, [&fs::read(&path).unwrap()[..], b"\xFF\0\n{\"step\":4,\"lo"].concat()).unwrap();
         let mut metrics = Metrics::open(&path, 3, Some(2)).unwrap();
         assert_eq!(read(&path).unwrap(), [evaluation(0), step(1), step(2), evaluation(2), step(3)]);
         metrics.append(&evaluation(3)).unwrap();

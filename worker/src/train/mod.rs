@@ -23,6 +23,7 @@ pub mod plan;
 pub mod pool;
 pub mod progress;
 pub mod report;
+pub mod room;
 pub mod run;
 pub mod schedule;
 pub mod states;

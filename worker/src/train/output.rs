@@ -2,13 +2,14 @@
 //!
 //! A job that is deleted and applied again finds the folder of its namesake. **Invariant** it takes no head away: artifact and report lie under the
 //! artifact's digest. Of an earlier run with another configuration or other data it keeps the hidden states, which are the base's alone, and
-//! replaces what only that run could use: checkpoints, metrics and the marker.
+//! replaces what only that run could use: checkpoints, metrics and the marker. Nothing found is believed before it is known to be of this base;
+//! checkpoints of another one are set aside, since it may come back.
 
 use std::path::{Path, PathBuf};
 
 use carryon_crds::names::artifact_folder;
 use carryon_crds::wire::head::{FORMAT_VERSION, Lineage, Metrics};
-use carryon_crds::wire::{BaseReference, HeadManifest, HeadShape, ModelDescription, TerminationMessage};
+use carryon_crds::wire::{BaseReference, HeadManifest, HeadShape, Identity, ModelDescription, TerminationMessage};
 use serde::{Deserialize, Serialize};
 
 use crate::files;
@@ -54,12 +55,37 @@ impl Places {
         self.root.join("cache")
     }
 
+    /// Where heads lie, each in a folder of its own.
+    fn heads(&self) -> PathBuf {
+        self.root.join("heads")
+    }
+
     /// Bytes of the cache: one folder a key, a few files in it.
     pub fn cache_bytes(&self) -> u64 {
-        let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
-        let files = entries(&self.cache()).flat_map(|entry| entries(&entry.path()).collect::<Vec<_>>());
-        files.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum()
+        entries(&self.cache()).map(|folder| file_bytes(&folder)).sum()
     }
+
+    /// Bytes of the checkpoints that training may go on from, and of those it has passed.
+    pub fn checkpoint_bytes(&self) -> u64 {
+        file_bytes(&self.checkpoints())
+    }
+
+    /// Removes what a trainer that was killed was writing. Nobody else may write to the folder.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub fn remove_temporaries(&self) -> Result<(), TrainError> {
+        let folders = [self.root.clone(), self.checkpoints()].into_iter().chain(entries(&self.cache())).chain(entries(&self.heads()));
+        folders.into_iter().try_for_each(|folder| files::remove_temporaries(&folder).map_err(TrainError::file("clean", folder)))
+    }
+}
+
+fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
+}
+
+fn file_bytes(folder: &Path) -> u64 {
+    entries(folder).filter_map(|path| path.metadata().ok()).filter(|metadata| metadata.is_file()).map(|metadata| metadata.len()).sum()
 }
 
 /// Content of the marker.
@@ -69,13 +95,13 @@ struct Marker {
     message: TerminationMessage,
 }
 
-/// The last words of an earlier start that finished the same run, if its head is still there, bit by bit.
-pub fn finished(places: &Places, run: &str) -> Option<TerminationMessage> {
+/// The last words of an earlier start that finished the same run on the same base, if its head is still there, bit by bit.
+pub fn finished(places: &Places, run: &str, base: &Identity) -> Option<TerminationMessage> {
     let text = std::fs::read(places.root.join(MARKER_FILE)).ok()?;
     let marker: Marker = serde_json::from_slice(&text).ok()?;
     let digest = marker.message.digest.as_ref().filter(|_| marker.run == run)?;
     let (artifact, _) = artifact::read(&places.head(digest)).ok()?;
-    (artifact.digest == *digest).then_some(marker.message)
+    (artifact.digest == *digest && artifact.base.identity == *base).then_some(marker.message)
 }
 
 /// Writes the marker: the last act of a run.

@@ -132,6 +132,10 @@ impl HiddenStates for PoolStates {
         })
         .await?
     }
+
+    fn give_way(&self) -> bool {
+        self.pool.cache.give_way()
+    }
 }
 
 impl CachedPool {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use carryon_crds::wire::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::train::checkpoint::State;
 use crate::train::metrics::{EvaluationLine, StepLine};
 
 /// Lines of a phase come at most this often when there is no terminal.
@@ -112,6 +113,15 @@ impl Console {
             self.last_line = Instant::now();
             tracing::info!("{} {done}/{total} {}", self.phase.name(), self.unit);
         }
+    }
+
+    /// Shows what an earlier start has reached.
+    pub fn resumed(&mut self, state: &State) {
+        let mut progress = self.locked();
+        (progress.step, progress.total_steps) = (state.step, state.total_steps);
+        progress.train_loss = state.train_loss.and_then(finite);
+        progress.eval_loss = state.eval_loss.and_then(finite);
+        progress.base_eval_loss = state.base_eval_loss.and_then(finite);
     }
 
     /// Goes (back) to optimizer steps, `step` of which are done.

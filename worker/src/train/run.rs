@@ -2,14 +2,11 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use carryon_crds::job::{LossPlace, Task};
 use carryon_crds::wire::{ExitCode, HeadShape, TerminationMessage};
 use tokio::runtime::Handle;
 
-use crate::exchange::{CacheError, CacheKey, StateCache};
-use crate::files;
 use crate::head::init;
 use crate::kernel::Threads;
 use crate::train::args::TrainArgs;
@@ -26,15 +23,12 @@ use crate::train::metrics::Metrics;
 use crate::train::optim::Optimizers;
 use crate::train::output::{self, Places};
 use crate::train::plan::{self, Inputs};
-use crate::train::pool::{Base, CachedPool, PoolStates, pool_error};
+use crate::train::pool::{Base, PoolStates, pool_error};
 use crate::train::progress::{Console, Phase};
-use crate::train::report;
+use crate::train::room;
 use crate::train::schedule::Schedule;
 use crate::train::step::Learner;
 use crate::train::stop::Stop;
-
-/// Share of the free disk that the cache may take.
-const CACHE_SHARE: f64 = 0.8;
 
 /// Trains a head and leaves it in the output folder. Blocks; must not be called inside a Tokio runtime.
 ///
@@ -111,13 +105,7 @@ fn train_alone(
     lock: &Arc<Lock>,
 ) -> Result<TerminationMessage, TrainError> {
     let places = Places { root: args.output.clone() };
-    if let Some(message) = output::finished(&places, &inputs.run) {
-        console.note(&format!("already finished: {}", message.message));
-        return Ok(message);
-    }
-    for folder in [places.root.clone(), places.checkpoints()] {
-        files::remove_temporaries(&folder).map_err(TrainError::file("clean", folder))?;
-    }
+    places.remove_temporaries()?;
     let threads = Threads::new(args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)));
     console.phase(Phase::Connecting, 0, "");
     let base = handle.block_on(stop.race(Base::connect(&args.pool))).unwrap_or(Err(TrainError::Stopped { step: 0 }))?;
@@ -129,12 +117,19 @@ fn train_alone(
         described.num_hidden_layers,
         described.numerics.key()
     ));
+    if let Some(message) = output::finished(&places, &inputs.run, &described.identity) {
+        console.note(&format!("already finished: {}", message.message));
+        return Ok(message);
+    }
+    let checkpoints = Folder::new(places.checkpoints(), inputs.config.checkpoint.save_total_limit);
+    let checkpoint = resume(&checkpoints, inputs, &base, console)?;
     let data = Data::read(inputs, &base, console)?;
     let mut run = prepare(
         &places,
         inputs,
         &base,
         &data,
+        (checkpoints, checkpoint),
         Environment { threads, handle: handle.clone(), stop: stop.clone(), lock: lock.clone() },
         std::mem::take(console),
     )?;
@@ -194,23 +189,24 @@ fn prepare(
     inputs: &Inputs,
     base: &Base,
     data: &Data,
+    (checkpoints, checkpoint): (Folder, Option<Checkpoint>),
     environment: Environment,
-    console: Console,
+    mut console: Console,
 ) -> Result<Run<PoolStates>, TrainError> {
     let (config, described) = (&inputs.config, &base.description);
     let (order, total_steps) = plan::order(config, &data.train);
-    let checkpoints = Folder::new(places.checkpoints(), config.checkpoint.save_total_limit);
-    let checkpoint = resume(&checkpoints, inputs, base, &console)?;
     let fresh = || {
         Checkpoint::start(
             State::new(inputs.run.clone(), described.identity.clone(), described.numerics.clone()),
             init::weights(&data.shape, config.training.seed),
         )
     };
-    let Checkpoint { state, weights, best, optimizer } = checkpoint.unwrap_or_else(fresh);
+    let Checkpoint { mut state, weights, best, optimizer } = checkpoint.unwrap_or_else(fresh);
+    state.total_steps = total_steps;
+    console.resumed(&state);
     let mut optimizers = Optimizers::new(&config.training);
     optimizers.restore(&weights, optimizer).map_err(|error| TrainError::Head(error.to_string()))?;
-    let pool = Arc::new(open_cache(places, data, base, config.task, &console)?);
+    let pool = Arc::new(room::open_cache(places, data, base, config, total_steps, &console)?);
     let states = |samples: &Arc<Vec<data::Sample>>| Arc::new(PoolStates { pool: pool.clone(), samples: samples.clone() });
     let schedule = Schedule { warmup: config.training.warmup_steps, total: total_steps, min_ratio: config.training.min_lr_ratio };
     let train = Arc::new(data.train.samples.clone());
@@ -230,7 +226,6 @@ fn prepare(
         state,
         best,
         order,
-        total_steps,
         train: states(&train),
         evaluation: evaluation.map(|samples| (samples.clone(), states(&samples))),
         when: config.evaluation.clone(),
@@ -243,15 +238,12 @@ fn prepare(
     })
 }
 
-/// The checkpoint to go on from, if there is one and its base is the pool's.
-fn resume(checkpoints: &Folder, inputs: &Inputs, base: &Base, console: &Console) -> Result<Option<Checkpoint>, TrainError> {
-    let found = checkpoints.latest(&inputs.run)?;
+/// The checkpoint to go on from, if there is one.
+fn resume(checkpoints: &Folder, inputs: &Inputs, base: &Base, console: &mut Console) -> Result<Option<Checkpoint>, TrainError> {
+    let found = checkpoints.latest(&inputs.run, &base.description.identity)?;
     found.warnings.iter().for_each(|warning| console.warn(warning));
     let Some(checkpoint) = found.checkpoint else { return Ok(None) };
     let (state, now) = (&checkpoint.state, &base.description);
-    if let Some(member) = state.identity.difference(&now.identity) {
-        return Err(TrainError::IdentityChanged { member: format!("identity member `{member}`") });
-    }
     if state.numerics != now.numerics {
         console.warn(&format!(
             "the pool computes with {} now, not {}: hidden states are asked for again",
@@ -259,40 +251,9 @@ fn resume(checkpoints: &Folder, inputs: &Inputs, base: &Base, console: &Console)
             state.numerics.key()
         ));
     }
+    console.resumed(state);
     console.note(&format!("resuming behind step {}", state.step));
     Ok(Some(checkpoint))
-}
-
-fn open_cache(places: &Places, data: &Data, base: &Base, task: Task, console: &Console) -> Result<CachedPool, TrainError> {
-    let folder = places.cache();
-    let taps = plan::fetched(&data.shape.taps, task);
-    let key = CacheKey::new(&base.description, &taps);
-    let lengths = data.train.lengths().into_iter().chain(data.evaluation.iter().flat_map(DataSet::lengths));
-    let needed = key.estimate(lengths);
-    std::fs::create_dir_all(&folder).map_err(TrainError::file("create", &folder))?;
-    let disk = rustix::fs::statvfs(&folder).map_err(|error| TrainError::file("inspect", &folder)(error.into()))?;
-    let free = disk.f_bavail * disk.f_frsize;
-    // What an earlier start has cached is part of the quota, but no more part of what is free.
-    let held = places.cache_bytes();
-    let quota = held + (free as f64 * CACHE_SHARE) as u64;
-    let cache = StateCache::open(&folder, key, quota).map_err(cache_error)?;
-    console.note(&format!(
-        "hidden states: {} on disk once all are cached, {} there already",
-        report::bytes(needed),
-        report::bytes(cache.bytes())
-    ));
-    if needed > quota {
-        console.warn(&format!("the cache may take {} of this disk: the rest is asked for in every epoch", report::bytes(quota)));
-    }
-    Ok(CachedPool {
-        client: base.client.clone(),
-        cache,
-        taps,
-        head_taps: data.shape.taps.count(),
-        hidden_size: base.description.hidden_size as usize,
-        limits: base.description.limits.clone(),
-        told_full: AtomicBool::new(false),
-    })
 }
 
 fn loss(inputs: &Inputs, base: &Base, environment: &Environment, labels: usize) -> Result<Box<dyn Loss>, TrainError> {
@@ -313,11 +274,4 @@ fn loss(inputs: &Inputs, base: &Base, environment: &Environment, labels: usize) 
             Box::new(LocalLoss::new(&base.description, &weight, alpha, environment.threads.clone()))
         }
     })
-}
-
-fn cache_error(error: CacheError) -> TrainError {
-    match error {
-        CacheError::Io { action, path, source } => TrainError::File { action, path, cause: source },
-        error => TrainError::Pool(error.to_string()),
-    }
 }

@@ -24,6 +24,11 @@ pub const IN_FLIGHT: usize = 2;
 pub trait HiddenStates: Send + Sync + 'static {
     /// The states of the samples with these indices, in their order, packed.
     fn fetch(&self, samples: Vec<usize>) -> impl Future<Output = Result<MicroBatch, TrainError>> + Send;
+
+    /// Gives back the room on disk that states take, for what must be written; false when they take none.
+    fn give_way(&self) -> bool {
+        false
+    }
 }
 
 /// Some samples, without padding: their rows one after the other.

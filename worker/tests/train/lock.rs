@@ -17,17 +17,17 @@ use super::toy_pool::ToyPool;
 use super::{Job, refusal};
 
 /// Losses until a run of [`Job::chat`] is between its first step and its last.
-const AMID: usize = 16;
+pub const AMID: usize = 16;
 
 /// `carryon-worker train` as a process; killed when it is dropped.
-struct Trainer {
+pub struct Trainer {
     child: Child,
     log: Lines<BufReader<ChildStderr>>,
     address: SocketAddr,
 }
 
 impl Trainer {
-    fn start(job: &Job, pool: &ToyPool) -> Self {
+    pub fn start(job: &Job, pool: &ToyPool) -> Self {
         let args = job.args(pool);
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_carryon-worker"));
@@ -42,7 +42,7 @@ impl Trainer {
     }
 
     /// Reads the log until it says so.
-    fn until(&mut self, words: &str) {
+    pub fn until(&mut self, words: &str) {
         let mut read = Vec::new();
         for line in self.log.by_ref() {
             read.push(line.unwrap());
@@ -63,7 +63,7 @@ impl Trainer {
         assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
     }
 
-    fn exit_code(mut self) -> Option<i32> {
+    pub fn exit_code(mut self) -> Option<i32> {
         self.log.by_ref().for_each(drop);
         self.child.wait().unwrap().code()
     }

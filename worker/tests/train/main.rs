@@ -3,6 +3,7 @@
 // Helpers of tests panic as tests do.
 #![allow(clippy::unwrap_used, clippy::result_large_err)]
 
+mod folder;
 mod lock;
 mod toy_pool;
 
@@ -205,17 +206,6 @@ fn a_pool_that_restarts_is_waited_for() {
     job.run(&pool).unwrap();
     assert_eq!(pool.refused(), 3);
     assert_eq!(job.head(), unbroken.head());
-}
-
-#[test]
-fn another_base_is_a_configuration_error() {
-    let (pool, job) = (ToyPool::start(), Job::chat());
-    job.run(&pool).unwrap();
-    job.kill_after(3);
-    pool.describe(|description| description.identity.weights = "another".to_owned());
-    let (message, code) = refusal(job.run(&pool));
-    assert!(message.contains("identity member `weights` is not the one this job began with"), "{message}");
-    assert_eq!(code, ExitCode::Configuration);
 }
 
 #[test]

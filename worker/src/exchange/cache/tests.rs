@@ -114,6 +114,37 @@ fn the_quota_refuses_by_name_and_keeps_what_fits() {
 }
 
 #[test]
+fn a_smaller_quota_drops_the_records_beyond_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(&folder);
+    (0..4).for_each(|number| cache.put(&sample(number), &states(3, number as f32)).unwrap());
+    drop(cache);
+    let cache = StateCache::open(folder.path(), key(), 2 * ALIGNMENT + 1).unwrap();
+    assert_eq!((cache.len(), cache.bytes(), fs::metadata(&cache.path).unwrap().len()), (2, 2 * ALIGNMENT, 2 * ALIGNMENT));
+    assert_eq!(cache.get(&sample(1)).unwrap().unwrap(), states(3, 1.0));
+    assert!(matches!(cache.put(&sample(2), &states(3, 2.0)), Err(CacheError::Full { .. })));
+    drop(cache);
+    assert!(StateCache::open(folder.path(), key(), 0).unwrap().is_empty());
+}
+
+#[test]
+fn a_cache_that_gave_way_takes_no_room_and_is_used_again_when_it_is_opened_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(&folder);
+    assert!(!cache.give_way(), "an empty one has nothing to give");
+    drop(cache);
+    let cache = open(&folder);
+    cache.put(&sample(0), &states(200, 0.0)).unwrap();
+    assert!(cache.give_way());
+    assert_eq!((cache.len(), cache.bytes(), fs::metadata(&cache.path).unwrap().len()), (0, 0, 0));
+    assert!(cache.get(&sample(0)).unwrap().is_none());
+    assert!(matches!(cache.put(&sample(0), &states(3, 0.0)), Err(CacheError::Full { quota: 0, .. })));
+    assert!(!cache.give_way());
+    drop(cache);
+    open(&folder).put(&sample(0), &states(3, 0.0)).unwrap();
+}
+
+#[test]
 fn another_shape_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let mut wrong = states(3, 0.0);

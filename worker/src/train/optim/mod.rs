@@ -114,6 +114,11 @@ impl Optimizers {
     }
 }
 
+/// Values that are remembered of each value of a parameter.
+pub fn state_values(kind: Optimizer, shape: &[usize]) -> u64 {
+    if uses_muon(kind, shape) { 1 } else { 2 }
+}
+
 fn uses_muon(kind: Optimizer, shape: &[usize]) -> bool {
     kind == Optimizer::Muon && shape.len() == 2
 }

@@ -1,0 +1,101 @@
+use carryon_crds::pool::Dtype;
+
+use super::*;
+
+pub(crate) fn identity() -> Identity {
+    let text = str::to_owned;
+    Identity { weights: text("w"), tokenizer: text("t"), chat_template: text("c"), norm_point: text("final_norm") }
+}
+
+pub(crate) fn numerics() -> Numerics {
+    Numerics { dtype: Dtype::Float32, device: "cpu".to_owned(), kernel: "portable".to_owned() }
+}
+
+fn checkpoint(step: u64, run: &str) -> Checkpoint {
+    let tensor = |value| Weight { shape: vec![2, 1], values: vec![value, f32::MIN_POSITIVE] };
+    let weights = Weights::from([("output.weight".to_owned(), tensor(step as f32))]);
+    let optimizer = OptimizerState { steps: step, tensors: Weights::from([("muon.output.weight.momentum".to_owned(), tensor(0.5))]) };
+    let best = Best { step: 1, loss: 0.1 + 0.2, accuracy: None };
+    let state = State::new(run.to_owned(), identity(), numerics());
+    let state = State { step, optimizer_steps: step, best: Some(best), train_seconds: 1.0 / 3.0, ..state };
+    Checkpoint { state, best: Some(weights.clone()), weights, optimizer }
+}
+
+#[test]
+fn what_is_read_is_what_was_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new(folder.path().join("checkpoints"), 2);
+    for step in [3, 6, 9] {
+        folder.save(&checkpoint(step, "run")).unwrap();
+    }
+    let found = folder.latest("run", &identity()).unwrap();
+    assert_eq!((found.checkpoint, found.warnings.len()), (Some(checkpoint(9, "run")), 0));
+    assert_eq!(folder.files().unwrap().len(), 2);
+}
+
+#[test]
+fn a_state_that_an_earlier_worker_wrote_is_read() {
+    let state = checkpoint(3, "run").state;
+    let mut earlier = serde_json::to_value(&state).unwrap();
+    for member in ["total_steps", "eval_loss"] {
+        earlier.as_object_mut().unwrap().remove(member).unwrap();
+    }
+    assert_eq!(serde_json::from_value::<State>(earlier).unwrap(), state);
+}
+
+#[test]
+fn a_damaged_checkpoint_falls_back_to_the_one_before() {
+    let directory = tempfile::tempdir().unwrap();
+    let folder = Folder::new(directory.path().to_owned(), 3);
+    for step in [3, 6, 9] {
+        folder.save(&checkpoint(step, "run")).unwrap();
+    }
+    let files = folder.files().unwrap();
+    let mut content = fs::read(&files[2]).unwrap();
+    *content.last_mut().unwrap() ^= 1;
+    fs::write(&files[2], &content).unwrap();
+    fs::write(&files[1], &content[..content.len() - 3]).unwrap();
+    let found = folder.latest("run", &identity()).unwrap();
+    assert_eq!(found.checkpoint, Some(checkpoint(3, "run")));
+    assert!(found.warnings[0].contains("step-0000000009.safetensors\" is damaged (its digest does not fit"), "{:?}", found.warnings);
+    assert!(found.warnings[1].contains("step-0000000006.safetensors\" is damaged"), "{:?}", found.warnings);
+}
+
+#[test]
+fn another_configuration_starts_anew_and_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let folder = Folder::new(directory.path().to_owned(), 3);
+    folder.save(&checkpoint(3, "old")).unwrap();
+    let found = folder.latest("new", &identity()).unwrap();
+    assert!(found.checkpoint.is_none() && found.warnings[0].contains("another configuration"), "{:?}", found.warnings);
+    assert!(folder.files().unwrap().is_empty());
+}
+
+#[test]
+fn checkpoints_of_another_base_are_set_aside_by_name_and_left_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let folder = Folder::new(directory.path().to_owned(), 3);
+    [3, 6].into_iter().for_each(|step| folder.save(&checkpoint(step, "run")).unwrap());
+    let other = Identity { tokenizer: "other".to_owned(), ..identity() };
+    let found = folder.latest("run", &other).unwrap();
+    let aside = directory.path().join(format!("base-{}", &identity().digest()[7..19]));
+    assert_eq!(found.checkpoint, None);
+    for (warning, name) in found.warnings.iter().zip(["step-0000000006.safetensors", "step-0000000003.safetensors"]) {
+        let expected = format!("{name}\" is of another base (identity member `tokenizer` differs): set aside as {:?}", aside.join(name));
+        assert!(warning.ends_with(&expected), "{warning}");
+    }
+    assert_eq!(read(&aside.join("step-0000000006.safetensors")).unwrap(), checkpoint(6, "run"));
+    assert_eq!(folder.latest("run", &other).unwrap().warnings, [""; 0]);
+}
+
+#[test]
+fn a_damaged_checkpoint_of_a_later_step_takes_no_place_of_a_whole_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let folder = Folder::new(directory.path().to_owned(), 1);
+    folder.save(&checkpoint(9, "run")).unwrap();
+    fs::write(&folder.files().unwrap()[0], "damaged").unwrap();
+    folder.save(&checkpoint(3, "run")).unwrap();
+    folder.save(&checkpoint(6, "run")).unwrap();
+    assert_eq!(folder.latest("run", &identity()).unwrap().checkpoint, Some(checkpoint(6, "run")));
+    assert_eq!(folder.files().unwrap().len(), 2);
+}

@@ -1,0 +1,110 @@
+//! Room on the output volume. Checkpoints and head come first; the cache of hidden states, which costs no more than time when it is
+//! missing, gets a share of what is left, and gives it back when what must be written finds none.
+
+use std::sync::atomic::AtomicBool;
+
+use carryon_crds::job::Optimizer;
+use carryon_crds::wire::{HeadShape, TrainConfig};
+
+use crate::exchange::{CacheError, CacheKey, StateCache};
+use crate::head::parameters;
+use crate::train::data::DataSet;
+use crate::train::error::TrainError;
+use crate::train::optim::state_values;
+use crate::train::output::Places;
+use crate::train::plan;
+use crate::train::pool::{Base, CachedPool};
+use crate::train::progress::Console;
+use crate::train::report;
+use crate::train::run::Data;
+
+/// Share of the unreserved room that the cache may take: metrics and report need some too, and the volume may be others' as well.
+const CACHE_SHARE: f64 = 0.8;
+/// What a tensor's entry in a header takes at most, bytes.
+const ENTRY_BYTES: u64 = 256;
+/// State and settings in a header at most, bytes.
+const METADATA_BYTES: u64 = 4096;
+
+/// Bytes of a checkpoint of a head of this shape at most: weights now and at the best evaluation, and what the optimizers remember.
+pub fn checkpoint_bytes(shape: &HeadShape, optimizer: Optimizer) -> u64 {
+    let tensor = |dimensions: &Vec<usize>| {
+        let values: u64 = dimensions.iter().map(|&length| length as u64).product();
+        (2 + state_values(optimizer, dimensions)) * (4 * values + ENTRY_BYTES)
+    };
+    METADATA_BYTES + parameters::of(shape).values().map(tensor).sum::<u64>()
+}
+
+/// Bytes of all checkpoints that a run of `steps` steps keeps, of one more while it is written, and of the head.
+fn reserved(shape: &HeadShape, config: &TrainConfig, steps: u64) -> u64 {
+    let kept = u64::from(config.checkpoint.save_total_limit).min(steps.div_ceil(config.checkpoint.save_steps) + 1);
+    let head = 4 * parameters::count(shape) + METADATA_BYTES + ENTRY_BYTES * parameters::of(shape).len() as u64;
+    (kept + 1).saturating_mul(checkpoint_bytes(shape, config.training.optim)).saturating_add(head)
+}
+
+/// What the cache may take in all of `available` bytes, of which `reserved` are not for it. The same for every attempt: what an earlier one
+/// has written is part of both.
+fn quota(available: u64, reserved: u64) -> u64 {
+    (available.saturating_sub(reserved) as f64 * CACHE_SHARE) as u64
+}
+
+/// The pool's hidden states behind a cache that leaves room for what a run of `steps` steps must write.
+pub(super) fn open_cache(
+    places: &Places,
+    data: &Data,
+    base: &Base,
+    config: &TrainConfig,
+    steps: u64,
+    console: &Console,
+) -> Result<CachedPool, TrainError> {
+    let folder = places.cache();
+    let taps = plan::fetched(&data.shape.taps, config.task);
+    let key = CacheKey::new(&base.description, &taps);
+    let lengths = data.train.lengths().into_iter().chain(data.evaluation.iter().flat_map(DataSet::lengths));
+    let needed = key.estimate(lengths);
+    std::fs::create_dir_all(&folder).map_err(TrainError::file("create", &folder))?;
+    let disk = rustix::fs::statvfs(&folder).map_err(|error| TrainError::file("inspect", &folder)(error.into()))?;
+    let available = disk.f_bavail * disk.f_frsize + places.cache_bytes() + places.checkpoint_bytes();
+    let reserved = reserved(&data.shape, config, steps);
+    let quota = quota(available, reserved);
+    let cache = StateCache::open(&folder, key, quota).map_err(cache_error)?;
+    console.note(&format!(
+        "hidden states: {} on disk once all are cached, {} there already",
+        report::bytes(needed),
+        report::bytes(cache.bytes())
+    ));
+    if reserved > available {
+        let (reserved, available) = (report::bytes(reserved), report::bytes(available));
+        console.warn(&format!("checkpoints and head may need {reserved}, the output volume has {available} for them"));
+    }
+    if needed > quota {
+        console.warn(&format!("the cache may take {} of this disk: the rest is asked for in every epoch", report::bytes(quota)));
+    }
+    Ok(CachedPool {
+        client: base.client.clone(),
+        cache,
+        taps,
+        head_taps: data.shape.taps.count(),
+        hidden_size: base.description.hidden_size as usize,
+        limits: base.description.limits.clone(),
+        told_full: AtomicBool::new(false),
+    })
+}
+
+fn cache_error(error: CacheError) -> TrainError {
+    match error {
+        CacheError::Io { action, path, source } => TrainError::File { action, path, cause: source },
+        error => TrainError::Pool(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_quota_is_a_share_of_what_is_not_reserved_and_never_negative() {
+        assert_eq!(quota(1000, 500), 400);
+        assert_eq!(quota(500, 500), 0);
+        assert_eq!(quota(499, 500), 0);
+    }
+}
