@@ -102,6 +102,9 @@ fn folders_with_damage_are_refused_by_name() {
     huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
     fs::write(&weights, huge).unwrap();
     assert!(error(folder.path()).contains("bytes of header"));
+    fs::write(&weights, "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 548105171\n")
+        .unwrap();
+    assert!(error(folder.path()).contains("it is a Git LFS pointer"), "{}", error(folder.path()));
     fs::remove_file(&weights).unwrap();
     assert!(error(folder.path()).contains("no such file"));
 }

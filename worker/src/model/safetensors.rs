@@ -84,6 +84,9 @@ fn read_header(path: &Path) -> Result<Vec<(String, u64, Entry)>, ModelError> {
     let Some(most) = length.checked_sub(8) else { return Err(invalid("header", format!("a file of {length} bytes has none"))) };
     let mut size = [0; 8];
     file.read_exact_at(&mut size, 0).map_err(ModelError::read(path))?;
+    if size == *b"version " {
+        return Err(invalid("header", "it is a Git LFS pointer: fetch the file that it stands for, `git lfs pull`".to_owned()));
+    }
     let size = u64::from_le_bytes(size);
     if size > MAX_HEADER || size > most {
         return Err(invalid("header", format!("{size} bytes of header in a file of {length} bytes")));
