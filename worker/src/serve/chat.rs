@@ -165,6 +165,18 @@ mod tests {
     }
 
     #[test]
+    fn a_template_that_knows_tools_and_calls_gets_them_and_another_one_refuses_them() {
+        let body = br#"{"tools":[{"z":1,"a":2}],"messages":[{"role":"user","content":"a"},{"role":"assistant","content":null,"tool_calls":[{"function":{"name":"f","arguments":"{}"}}]}]}"#;
+        let template = |text| ChatTemplate::new(text, None, None).unwrap();
+        let knows = template("{{ tools | tojson }}{% for m in messages %}{{ m.content }}{{ m.tool_calls | tojson }}{% endfor %}");
+        let Conversation { messages, tools } = conversation(body, &knows).unwrap();
+        assert_eq!(serde_json::to_string(&tools).unwrap(), r#"[{"z":1,"a":2}]"#, "in the client's order");
+        assert_eq!(messages[1].others.len(), 1);
+        let place = |text| conversation(body, &template(text)).unwrap_err().body()["error"]["param"].clone();
+        assert_eq!((place("{{ messages }}"), place("{{ tools }}")), (json!("tools"), json!("messages[1].tool_calls")));
+    }
+
+    #[test]
     fn pieces_have_the_shape_of_openai() {
         let chat = Chat { tokenizer: Arc::new(tokenizer()), logprobs: true };
         let piece = Piece { text: "hello".into(), tokens: vec![Token { logprob: token(256), offset: 0 }] };

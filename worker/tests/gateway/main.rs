@@ -275,6 +275,13 @@ async fn refusals_are_named() {
     let long = "x".repeat(64);
     for (path, body, status, parameter, code) in [
         ("/v1/chat/completions", json!({"model": "gpt-4", "messages": []}), 404, json!("model"), json!("model_not_found")),
+        (
+            "/v1/chat/completions",
+            json!({"model": "maths", "messages": user("a")["messages"], "tools": [{}]}),
+            400,
+            json!("tools"),
+            json!(null),
+        ),
         ("/v1/chat/completions", user(&long), 400, json!("messages"), json!("context_length_exceeded")),
         ("/v1/completions", json!({"model": "maths", "prompt": long}), 400, json!("prompt"), json!("context_length_exceeded")),
         ("/v1/completions", json!({"model": "maths", "prompt": "a", "suffix": "b"}), 400, json!("suffix"), json!(null)),

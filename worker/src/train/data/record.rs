@@ -118,7 +118,7 @@ fn weight(turn: &mut Message) -> Result<bool, String> {
         (true, _) => Ok(false),
         (_, true) if turn.role == "assistant" => Ok(true),
         (_, true) => Err(format!("is 1, but the turn is the {:?}'s: only the assistant's turns are learned", turn.role)),
-        _ => Err(format!("is {weight}, it must be 0 or 1")),
+        _ => Err(format!("is {}, it must be 0 or 1", serde_json::to_string(&weight).unwrap_or_default())),
     }
 }
 
@@ -276,6 +276,8 @@ mod tests {
         assert_eq!(turns(&line([yes, no]), Targets::LastAssistant), Err(none.to_owned()));
         let half = turns(&line([r#","weight":0.5"#, ""]), Targets::AllAssistant);
         assert_eq!(half, Err("field `messages[2].weight` is 0.5, it must be 0 or 1".to_owned()));
+        let text = turns(&line([r#","weight":"1""#, ""]), Targets::AllAssistant);
+        assert_eq!(text, Err(r#"field `messages[2].weight` is "1", it must be 0 or 1"#.to_owned()));
         let user = r#"{"messages":[{"role":"user","content":"a","weight":1},{"role":"assistant","content":"b"}]}"#;
         assert!(
             turns(user, Targets::AllAssistant).unwrap_err().starts_with(r#"field `messages[0].weight` is 1, but the turn is the "user"'s"#)
