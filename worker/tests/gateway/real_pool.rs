@@ -129,6 +129,21 @@ async fn answers_of_a_batch_are_those_of_requests_alone() {
     }
     let texts: std::collections::BTreeSet<_> = batch.iter().map(|choice| choice["text"].as_str().unwrap()).collect();
     assert_eq!(texts.len(), 4, "answers to one prompt differ: {texts:?}");
+
+    // Bias, penalties and filters reach the pool.
+    let drawn = async |change: Value| {
+        let mut body = json!({"model": "maths-base", "prompt": "Once", "max_tokens": 2, "temperature": 0, "logprobs": 0});
+        body.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        ask(body).await[0]["logprobs"]["tokens"].clone()
+    };
+    let forced = drawn(json!({"logit_bias": {"4242": 100}})).await;
+    assert_eq!(forced[0], forced[1], "nothing else has a chance");
+    let turns = drawn(json!({"logit_bias": {"4242": 100, "4343": 100}, "repetition_penalty": 2})).await;
+    assert_ne!(turns[0], turns[1], "what was drawn has half its logit");
+    let greedy = drawn(json!({})).await;
+    for change in [json!({"top_k": 1, "temperature": 2}), json!({"min_p": 1, "temperature": 2})] {
+        assert_eq!(drawn(change).await, greedy, "one token is left");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
