@@ -261,12 +261,18 @@ fn a_config_map_that_cannot_be_written_hides_no_other() {
     for map in [map("a", "sub/t.jsonl"), map("b", "t.jsonl")] {
         store.apply_value(map, &now()).unwrap();
     }
+    // Nor does one that no file can have the name of.
+    let incoming = folders.root.join("incoming");
+    std::fs::write(incoming.join("0000-ConfigMap.json"), map(&"c".repeat(253), "t.jsonl").to_string()).unwrap();
+    std::fs::write(incoming.join("0001-ConfigMap.json"), map("d", "t.jsonl").to_string()).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _entered = runtime.enter();
     let mut supervisor = Supervisor::open(&folders, "/bin/false".into()).unwrap();
     supervisor.tick().unwrap();
     supervisor.tick().unwrap();
-    assert_eq!(std::fs::read_to_string(folders.config_map("default", "b").join("t.jsonl")).unwrap(), "a");
+    for name in ["b", "d"] {
+        assert_eq!(std::fs::read_to_string(folders.config_map("default", name).join("t.jsonl")).unwrap(), "a");
+    }
 }
 
 #[test]
@@ -329,6 +335,10 @@ fn errors_name_file_document_line_and_field() {
         (
             "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: x\ndata: {a: b}\nbinaryData: {a: Yg==}\n".to_owned(),
             "line 6: binaryData[a]: is a key of data too",
+        ),
+        (
+            "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: x\n  namespace: ../y\n".to_owned(),
+            "line 5: metadata.namespace: \"../y\" is no DNS label",
         ),
         (pool.replace("replicas: 1", "replicas: .nan"), "bad.yaml, document 1, line 13: .nan is no number that JSON has"),
         (String::new(), "no manifest found"),

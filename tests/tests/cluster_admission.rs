@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 
+use carryon_crds::CarryOnJob;
 use carryon_operator::admission::{Admission, api_version};
 use carryon_operator::local::{manifest, store::Store};
 use carryon_tests::cluster::TestCluster;
@@ -214,6 +215,9 @@ fn kubectl_and_local_mode_read_the_same_out_of_the_same_text() {
         let documents = manifest::read(std::slice::from_ref(&file));
         let local = documents.and_then(|documents| manifest::admit(&documents, &admission, &store, &|_, _| true));
         let said = local.as_ref().err().map(ToString::to_string);
+        // What is admitted can be decoded: an integer is one, however it was written.
+        let job = local.as_ref().ok().filter(|admitted| admitted[0]["kind"] == "CarryOnJob");
+        job.map(|admitted| CarryOnJob::deserialize(&admitted[0]).unwrap_or_else(|error| panic!("{text}: {error}")));
         let local = local.ok().map(|admitted| content(&admitted[0]));
         if theirs != local {
             let short: String = text.chars().rev().take(120).collect::<Vec<_>>().into_iter().rev().collect();

@@ -137,16 +137,24 @@ fn metadata(metadata: &Value) -> Vec<(Stops, Violation)> {
         Some(_) => None,
     };
     let wrong = wrong.map(|reason| (Stops::Rules, Violation::new("metadata.name", reason)));
-    unknown.into_iter().map(|violation| (Stops::All, violation)).chain(wrong).collect()
+    let namespace = decoded.namespace.as_deref().filter(|namespace| !namespace.is_empty() && !is_label(namespace));
+    let namespace = namespace.map(|namespace| format!("{namespace:?} is no DNS label: use at most 63 of a-z, 0-9 and '-'"));
+    let namespace = namespace.map(|reason| (Stops::Rules, Violation::new("metadata.namespace", reason)));
+    unknown.into_iter().map(|violation| (Stops::All, violation)).chain(wrong).chain(namespace).collect()
 }
 
 fn is_subdomain(name: &str) -> bool {
-    let label = |label: &str| {
-        let edge = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-        let bytes = label.as_bytes();
-        bytes.first().copied().is_some_and(edge)
-            && bytes.last().copied().is_some_and(edge)
-            && bytes.iter().all(|byte| edge(*byte) || *byte == b'-')
-    };
-    name.len() <= 253 && name.split('.').all(label)
+    name.len() <= 253 && name.split('.').all(is_part)
+}
+
+fn is_label(name: &str) -> bool {
+    name.len() <= 63 && is_part(name)
+}
+
+fn is_part(part: &str) -> bool {
+    let edge = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = part.as_bytes();
+    bytes.first().copied().is_some_and(edge)
+        && bytes.last().copied().is_some_and(edge)
+        && bytes.iter().all(|byte| edge(*byte) || *byte == b'-')
 }

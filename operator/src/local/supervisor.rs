@@ -103,9 +103,9 @@ impl Supervisor {
     /// Applies what `local up` has left in `incoming/`; it was admitted there.
     fn take_in(&mut self, now: &Time) -> io::Result<()> {
         for (path, value) in read_folder(&self.folders.root.join("incoming"))? {
-            match value {
-                Ok(value) => self.store.apply_value(value, now)?,
-                Err(problem) => tracing::error!("{} is damaged and was not applied: {problem}", path.display()),
+            // One that cannot be stored, as when its name is too long for a file's, keeps none from the others.
+            if let Err(problem) = value.and_then(|value| self.store.apply_value(value, now).map_err(|error| error.to_string())) {
+                tracing::error!("{} was not applied: {problem}", path.display());
             }
             fs::remove_file(path)?;
         }
