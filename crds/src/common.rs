@@ -162,6 +162,7 @@ fn quantities(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-fn yes() -> bool {
+/// For fields that hold unless they say otherwise.
+pub(crate) fn yes() -> bool {
     true
 }

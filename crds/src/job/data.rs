@@ -31,7 +31,7 @@ pub struct Data {
     #[serde(default)]
     pub add_eos_token: bool,
     /// Read special tokens in the contents of a chat (`<|im_end|>`) as text, in training as in serving. Where false, a content can end its turn and begin others.
-    #[serde(default = "yes")]
+    #[serde(default = "crate::common::yes")]
     pub split_special_tokens: bool,
 }
 
@@ -92,8 +92,4 @@ pub enum Overlong {
 
 fn max_length() -> u32 {
     1024
-}
-
-fn yes() -> bool {
-    true
 }

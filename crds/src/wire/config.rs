@@ -50,7 +50,7 @@ pub struct TrainConfig {
     #[serde(default, skip_serializing_if = "is_default")]
     pub add_eos_token: bool,
     /// Whether control tokens in the contents of a chat are text like any other.
-    #[serde(default = "super::yes", skip_serializing_if = "super::is_yes")]
+    #[serde(default = "crate::common::yes", skip_serializing_if = "super::is_yes")]
     pub split_special_tokens: bool,
     /// How to train.
     pub training: Training,

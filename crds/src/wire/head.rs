@@ -64,7 +64,7 @@ pub struct HeadShape {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_length: Option<u32>,
     /// Whether control tokens in the contents of a chat are text like any other, as they were in training.
-    #[serde(default = "super::yes", skip_serializing_if = "super::is_yes")]
+    #[serde(default = "crate::common::yes", skip_serializing_if = "super::is_yes")]
     pub split_special_tokens: bool,
 }
 

@@ -26,10 +26,6 @@ pub fn digest_of(hasher: Sha256) -> String {
     })
 }
 
-fn yes() -> bool {
-    true
-}
-
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde passes a reference
 fn is_yes(value: &bool) -> bool {
     *value
