@@ -139,9 +139,8 @@ impl Owner {
     /// One step of the active sequences.
     fn serve(&mut self) {
         let active = self.queue.active();
-        let tokens = step::step(&self.model, self.dtype, active, self.budget);
+        step::step(&self.model, self.dtype, active, self.budget, &self.metrics);
         active.retain(|sequence| !sequence.finished);
-        self.metrics.batch(Class::Serving, tokens);
     }
 
     /// Between two slices of a training batch: one step of what is served.
@@ -173,13 +172,13 @@ impl Owner {
         let tokens: Vec<&[u32]> = batch.iter().map(|(_, tokens, _)| tokens.as_slice()).collect();
         let out = job.out.clone();
         let Some(taps) = self.whole(&tokens, &job.taps, &|| out.is_closed()) else { return };
+        self.metrics.batch(Class::Training, batch.iter().map(|(_, tokens, _)| tokens.len()).sum());
         let (mut start, width) = (0, self.model.config.hidden_size);
         for planned in batch {
             let end = start + planned.1.len();
             job.send(planned, &taps, start * width..end * width, self.dtype);
             start = end;
         }
-        self.metrics.batch(Class::Training, start);
         if !job.sequences.is_empty() {
             self.queue.return_training(TrainingJob::States(job));
         }

@@ -9,6 +9,7 @@ use carryon_crds::pool::Dtype;
 
 use super::prompts;
 use super::sequence::{HeadUse, Purpose, Sequence};
+use crate::base::metrics::{Class, Metrics};
 use crate::base::queue::{Demand, serving_batch};
 use crate::base::registry::LoadedHead;
 use crate::exchange::wire::ErrorCode;
@@ -31,8 +32,8 @@ struct Part<'a> {
 /// A row of the LM head: part, position in the sequence, state y.
 type LogitRow = (usize, usize, Vec<f32>);
 
-/// Runs up to `budget` tokens of `sequences`; returns how many ran.
-pub fn step(model: &Model, dtype: Dtype, sequences: &mut [Sequence], budget: usize) -> usize {
+/// Runs up to `budget` tokens of `sequences`. **Invariant** what ran is counted before anybody hears of it.
+pub fn step(model: &Model, dtype: Dtype, sequences: &mut [Sequence], budget: usize, metrics: &Metrics) {
     let demand = |place: usize| match prompts::waits(sequences, place) {
         true => Demand::Prefill(0),
         false => sequences[place].demand(),
@@ -46,7 +47,8 @@ pub fn step(model: &Model, dtype: Dtype, sequences: &mut [Sequence], budget: usi
         start += rows;
     }
     let taps = union(&parts);
-    let Some(states) = forward(model, &mut parts, &taps) else { return 0 };
+    let Some(states) = forward(model, &mut parts, &taps) else { return };
+    metrics.batch(Class::Serving, start);
     run_heads(&mut parts, &taps, &states, model.config.hidden_size);
     let rows = logit_rows(&mut parts, &states, model.config.hidden_size, dtype);
     for part in &mut parts {
@@ -61,7 +63,6 @@ pub fn step(model: &Model, dtype: Dtype, sequences: &mut [Sequence], budget: usi
     }
     parts.iter_mut().for_each(|part| part.sequence.settle());
     prompts::hand_over(sequences);
-    start
 }
 
 /// All layers that some head of the step reads, and `final`.
