@@ -9,6 +9,8 @@ use carryon_operator::admission::{Admission, api_version};
 use carryon_operator::local::{manifest, store::Store};
 use carryon_tests::cluster::TestCluster;
 use carryon_tests::{example, repository};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -124,7 +126,7 @@ fn an_api_server_and_local_mode_give_the_same_verdict_of_the_same_fields_and_the
 }
 
 /// What follows the spec of a job, as people write it.
-const WRITTEN: [&str; 44] = [
+const WRITTEN: [&str; 55] = [
     "training: {maxSteps: 4.0}",
     "training: {maxSteps: 4.5}",
     "training: {maxSteps: 1e1}",
@@ -169,10 +171,21 @@ const WRITTEN: [&str; 44] = [
     "task: Classification\n  head: {width: 64, labels: [1_000, a]}",
     "task: Classification\n  head: {width: 64, labels: [a, null]}",
     "task: Classification\n  head: {width: 64, labels: [a, 1.]}",
+    "task: Classification\n  head: {width: 64, labels: [._5, .5_, ., .e1]}",
+    "task: Classification\n  head: {width: 64, labels: [a, .5]}",
+    "task: Classification\n  head: {width: 64, labels: [a, 0xfffffffffffffffff]}",
+    "task: Classification\n  head: {width: 64, labels: [a, -0x1f]}",
+    "task: Classification\n  head: {width: 64, labels: [0x, 0b2, 0o8, 1e, +, 1__0x]}",
+    "training: {seed: +18446744073709551615}",
+    "training: {seed: +9223372036854775807}",
+    "training: {seed: 18446744073709551616}",
+    "training: {maxSteps: 1._0}",
+    "training: {maxSteps: 0_7}",
+    "training: {maxSteps: 1__0}",
 ];
 
 /// Whole ConfigMaps and Secrets, but for what all have.
-const MAPS: [&str; 14] = [
+const MAPS: [&str; 17] = [
     "data: {sub/t.jsonl: a}",
     "data: {t.jsonl: a, T_2-.x: b}",
     "data: {\"\": a}",
@@ -187,6 +200,9 @@ const MAPS: [&str; 14] = [
     "data: {a: b}\nbinaryData: {a: Yg==}",
     "data: {a: b}\nbinaryData: {c: Yg==}",
     "binaryData: {a/b: Yg==}",
+    "data: {1.0: a, 1e10: b, 1.5e-7: c, 123456.5: d, 1234567.5: e, 0.0001: f, 1e5: g}",
+    "data: {+5: a, 0x1F: b, 1_0.5: c, .5: d, -1.0: e}",
+    "data: {18446744073709551616: a}",
 ];
 
 #[test]
@@ -226,6 +242,40 @@ fn kubectl_and_local_mode_read_the_same_out_of_the_same_text() {
         }
     }
     assert!(differences.is_empty(), "{} of {}:\n{}", differences.len(), texts.len(), differences.join("\n"));
+}
+
+#[test]
+fn a_list_is_what_it_holds_and_what_is_immutable_stays() {
+    let Some(cluster) = cluster() else { return };
+    let (admission, folder) = (Admission::new().unwrap(), tempfile::tempdir().unwrap());
+    let mut store = Store::open(folder.path()).unwrap();
+    let file = folder.path().join("list.yaml");
+    let list = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: ConfigMap, metadata: {name: fixed}, immutable: true, data: {a: b}}\n\
+        - {apiVersion: v1, kind: Secret, metadata: {name: typed}, type: Opaque, stringData: {a: b}}\n";
+    let changes = [
+        ("", ""),
+        ("data: {a: b}", "data: {a: c}"),
+        ("immutable: true", "immutable: false"),
+        (", data: {a: b}", ", data: {a: b}, binaryData: {c: Yg==}"),
+        ("{name: fixed}", "{name: fixed, labels: {a: b}}"),
+        ("type: Opaque, ", ""),
+        ("type: Opaque", "type: example.com/other"),
+        ("stringData: {a: b}", "stringData: {a: c}"),
+    ];
+    for (from, to) in changes {
+        std::fs::write(&file, list.replace(from, to)).unwrap();
+        let applied = cluster.command("kubectl").args(["apply", "--filename"]).arg(&file).output().unwrap();
+        let documents = manifest::read(std::slice::from_ref(&file)).unwrap();
+        let local = manifest::admit(&documents, &admission, &store, &|_, _| true);
+        assert_eq!(applied.status.success(), local.is_ok(), "{to:?}: {} {local:?}", String::from_utf8_lossy(&applied.stderr));
+        match local {
+            Ok(admitted) if from.is_empty() => {
+                admitted.into_iter().for_each(|value| store.apply_value(value, &Time(Timestamp::now())).unwrap());
+            }
+            Ok(_) => {}
+            Err(refused) => assert!(refused.to_string().contains("line 4: ") || refused.to_string().contains("line 5: "), "{refused}"),
+        }
+    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
-//! What an API server asks of the keys of a ConfigMap or a Secret: each becomes a file in pods.
+//! What an API server asks of ConfigMaps and Secrets: each key becomes a file in pods, and what is `immutable` stays as it is.
 
 use std::collections::BTreeSet;
+
+use serde_json::Value;
 
 use super::Violation;
 
@@ -28,6 +30,23 @@ pub fn check<'a>(members: impl Iterator<Item = (&'static str, &'a String, usize)
     }
     if bytes > BYTES {
         violations.push(Violation::new("", format!("holds {bytes} bytes, more than {BYTES}: use a volume")));
+    }
+    if violations.is_empty() { Ok(()) } else { Err(violations) }
+}
+
+/// Compares what is stored with what shall replace it.
+///
+/// # Errors
+/// Every change of what is `immutable`, and of a Secret's type.
+pub fn unchanged(old: Option<&Value>, new: &Value) -> Result<(), Vec<Violation>> {
+    let Some(old) = old else { return Ok(()) };
+    let mut violations = Vec::new();
+    if old["immutable"] == true {
+        let changed = ["immutable", "data", "binaryData"].into_iter().filter(|field| old[field] != new[field]);
+        violations.extend(changed.map(|field| Violation::new(field, "field is immutable when `immutable` is set")));
+    }
+    if !old["type"].is_null() && !new["type"].is_null() && old["type"] != new["type"] {
+        violations.push(Violation::new("type", "field is immutable"));
     }
     if violations.is_empty() { Ok(()) } else { Err(violations) }
 }

@@ -31,6 +31,20 @@ pub struct Document {
 pub struct Refused(pub Vec<String>);
 
 impl Document {
+    /// Itself, or what a `List` holds, as `kubectl get --output yaml` writes several objects.
+    fn items(mut self) -> Vec<Self> {
+        let is_list = self.value["kind"] == "List" && self.value["apiVersion"] == "v1";
+        let items = self.value.get_mut("items").and_then(Value::as_array_mut).filter(|_| is_list);
+        let Some(items) = items.map(std::mem::take) else { return vec![self] };
+        let lines_of = |index: usize| {
+            let prefix = format!("items[{index}]");
+            let below = |(path, line): (&String, &usize)| Some((path.strip_prefix(&prefix)?.trim_start_matches('.').to_owned(), *line));
+            self.lines.iter().filter_map(below).collect()
+        };
+        let document = |(index, value)| Self { file: self.file.clone(), number: self.number, lines: lines_of(index), value };
+        items.into_iter().enumerate().map(document).collect()
+    }
+
     /// `FILE, document N (KIND/NAME), line L: FIELD: REASON`.
     fn say(&self, violation: &Violation) -> String {
         let key = Key::of_value(&self.value);
@@ -104,9 +118,9 @@ fn admit_one(document: &Document, admission: &Admission, store: &Store) -> Resul
         true => Ok(()),
         false => Err(vec![Violation::new("apiVersion", format!("{version:?} is not served for kind {kind}: use {wanted}"))]),
     };
+    let old = store.value(&Key::of_value(value));
     if admission.knows(kind) {
         served(&admission::api_version())?;
-        let old = store.value(&Key::of_value(value));
         return admission.admit(value, old);
     }
     if !BUILT_IN.contains(&kind) {
@@ -114,8 +128,7 @@ fn admit_one(document: &Document, admission: &Admission, store: &Store) -> Resul
         return Err(vec![Violation::new("kind", format!("local mode has no kind {kind:?} of {version}; it has {known}"))]);
     }
     served("v1")?;
-
-    match kind {
+    let admitted = match kind {
         "ConfigMap" => admission::admit_built_in::<ConfigMap>(value).and_then(|object| {
             let text = object.data.iter().flatten().map(|(key, text)| ("data", key, text.len()));
             let bytes = object.binary_data.iter().flatten().map(|(key, bytes)| ("binaryData", key, bytes.0.len()));
@@ -127,7 +140,8 @@ fn admit_one(document: &Document, admission: &Admission, store: &Store) -> Resul
         }),
         "PersistentVolumeClaim" => admission::admit_built_in::<PersistentVolumeClaim>(value).map(|object| json!(object)),
         _ => admission::admit_built_in::<Namespace>(value).map(|object| json!(object)),
-    }
+    }?;
+    keys::unchanged(old, &admitted).map(|()| admitted)
 }
 
 /// `stringData` goes into `data`, as an API server does.
@@ -156,6 +170,7 @@ fn parse(file: &Path) -> Result<Vec<Document>, String> {
         let yaml::Fault { document, line, problem } = fault;
         format!("{}, document {document}, line {line}: {problem}", file.display())
     })?;
-    let documents = documents.into_iter().zip(1..).filter(|((value, _), _)| !value.is_null());
-    Ok(documents.map(|((value, lines), number)| Document { file: file.to_owned(), number, lines, value }).collect())
+    let document = |((value, lines), number)| Document { file: file.to_owned(), number, lines, value };
+    let documents = documents.into_iter().zip(1..).map(document).filter(|document| !document.value.is_null());
+    Ok(documents.flat_map(Document::items).collect())
 }

@@ -23,9 +23,33 @@ pub fn resolve(text: &str) -> Result<Value, String> {
     if NOT_JSON.contains(&text.trim_start_matches(['+', '-'])) {
         return Err(format!("{text} is no number that JSON has"));
     }
-    let is_number = text.starts_with(|first: char| first.is_ascii_digit() || ['+', '-', '.'].contains(&first));
-    let number = is_number.then(|| number(&text.replace('_', ""))).flatten();
+    let number = match text.as_bytes().first() {
+        Some(b'.') => number(text),
+        Some(b'+' | b'-' | b'0'..=b'9') => number(&text.replace('_', "")),
+        _ => None,
+    };
     Ok(number.map_or_else(|| Value::String(text.to_owned()), Value::Number))
+}
+
+/// The key that a plain scalar is in JSON, where all are texts; a float is written as Go's `strconv` does with format `g`.
+///
+/// # Errors
+/// A number that JSON does not have, or null.
+pub fn key(text: &str) -> Result<String, String> {
+    match resolve(text)? {
+        Value::Null => Err("a key is null".to_owned()),
+        Value::String(name) => Ok(name),
+        Value::Number(number) if number.is_f64() => Ok(number.as_f64().map(float).unwrap_or_default()),
+        other => Ok(other.to_string()),
+    }
+}
+
+fn float(number: f64) -> String {
+    let scientific = format!("{number:e}");
+    match scientific.split_once('e').and_then(|(mantissa, exponent)| Some((mantissa, exponent.parse::<i32>().ok()?))) {
+        Some((mantissa, exponent)) if !(-4..6).contains(&exponent) => format!("{mantissa}e{exponent:+03}"),
+        _ => number.to_string(),
+    }
 }
 
 fn number(text: &str) -> Option<Number> {
@@ -51,9 +75,10 @@ fn integer(text: &str) -> Option<i128> {
         _ if digits.len() > 1 && digits.starts_with('0') => (8, &digits[1..]),
         _ => (10, digits),
     };
-    // A second sign is none that Go takes.
+    // A second sign is none that Go takes, and a number with one has the range of i64.
     let whole = if digits.starts_with(['+', '-']) { None } else { i128::from_str_radix(digits, base).ok() }? * sign;
-    (i128::from(i64::MIN)..=i128::from(u64::MAX)).contains(&whole).then_some(whole)
+    let largest = if text.starts_with('+') { i128::from(i64::MAX) } else { i128::from(u64::MAX) };
+    (i128::from(i64::MIN)..=largest).contains(&whole).then_some(whole)
 }
 
 /// `[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?`

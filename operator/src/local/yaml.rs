@@ -122,7 +122,7 @@ impl Composer {
     }
 
     fn key(&mut self, text: &str, plain: bool, line: usize) -> Result<(), String> {
-        let name = if plain { name(text)? } else { text.to_owned() };
+        let name = if plain { scalar::key(text)? } else { text.to_owned() };
         let Some(Frame { node: Node::Mapping { members, key, .. }, .. }) = self.frames.last_mut() else { return Ok(()) };
         if members.contains_key(&name) {
             return Err(format!("duplicate entry with key {name:?}"));
@@ -208,15 +208,6 @@ fn scalar(text: &str, plain: bool, tag: Option<&Tag>) -> Result<Value, String> {
         Some("int" | "float" | "bool" | "null") => scalar::resolve(text),
         None if plain => scalar::resolve(text),
         _ => Ok(Value::String(text.to_owned())),
-    }
-}
-
-/// A plain key in JSON, where all are texts.
-fn name(text: &str) -> Result<String, String> {
-    match scalar::resolve(text)? {
-        Value::Null => Err("a key is null".to_owned()),
-        Value::String(name) => Ok(name),
-        other => Ok(other.to_string()),
     }
 }
 
