@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::result_large_err)]
 
 mod folder;
+mod found;
 mod lock;
 mod toy_pool;
 
