@@ -15,9 +15,13 @@ const ANY: &str = "*";
 pub(super) struct Origins(Vec<String>);
 
 impl Origins {
-    /// As the deployment lists them: `*` is every origin.
+    /// As the deployment lists them: `*` is every origin. Browsers never write a scheme's own port.
     pub(super) fn new(origins: Vec<String>) -> Self {
-        Self(origins)
+        let bare = |origin: String| {
+            let own_port = if origin.starts_with("https:") { ":443" } else { ":80" };
+            origin.strip_suffix(own_port).map(str::to_owned).unwrap_or(origin)
+        };
+        Self(origins.into_iter().map(bare).collect())
     }
 
     fn allow(&self, origin: &HeaderValue) -> bool {

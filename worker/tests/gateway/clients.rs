@@ -55,7 +55,7 @@ async fn pages_of_allowed_origins_may_use_the_api_and_no_others() {
     std::fs::write(&key, "sk-1").unwrap();
     let gateway = Gateway::start_with("CausalLM", |settings| {
         settings.api_key_file = Some(key);
-        settings.config.allowed_origins = vec![PAGE.into(), "http://localhost:3000".into()];
+        settings.config.allowed_origins = vec![format!("{PAGE}:443"), "http://localhost:3000".into()];
     })
     .await;
     for origin in [PAGE, "http://localhost:3000"] {
