@@ -65,7 +65,8 @@ ACCEPTED = [
     {"image": {"digest": "sha256:" + "0" * 64}},
     {"resources": {"limits": {"cpu": 2, "memory": "1.5Gi"}}},
     {"logLevel": "info,kube[{target}]=debug"},
-    {"global": {"anything": 1}},
+    {"global": {"anything": 1, "imagePullSecrets": ["registry", {"name": "mirror"}]}},
+    {"extraEnv": [{"name": "HTTPS_PROXY", "valueFrom": {"secretKeyRef": {"name": "proxy", "key": "url"}}}]},
 ]
 # Values that must be refused, and what the refusal must name.
 REFUSED = [
@@ -81,6 +82,10 @@ REFUSED = [
     ({"image": {"repository": ""}}, "repository"),
     ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
     ({"image": {"pullSecrets": ["registry"]}}, "pullSecrets"),
+    ({"global": {"imageRegistry": "https://mirror.example.org"}}, "imageRegistry"),
+    ({"global": {"imagePullSecrets": [{"secret": "registry"}]}}, "imagePullSecrets"),
+    ({"extraEnv": [{"name": "RUST_LOG", "value": "debug"}]}, "extraEnv"),
+    ({"extraVolumeMounts": [{"name": "ca"}]}, "mountPath"),
     ({"watchNamespace": "Team A"}, "watchNamespace"),
     ({"logLevel": ""}, "logLevel"),
     ({"crds": {"keep": "yes"}}, "keep"),
@@ -94,7 +99,7 @@ REFUSED = [
     ({"networkPolicy": {"tenantNamespaces": ["A_B"]}}, "tenantNamespaces"),
 ]
 # Where the schema leaves the rest to the API server.
-OPEN = {"global", "nodeAffinity", "podAffinity", "podAntiAffinity", "labelSelector"}
+OPEN = {"global", "nodeAffinity", "podAffinity", "podAntiAffinity", "labelSelector", "valueFrom"}
 
 
 def helm(*arguments):
@@ -199,9 +204,9 @@ class Chart(unittest.TestCase):
         schema = json.loads((CHART / "values.schema.json").read_text())
         values = yaml.safe_load((CHART / "values.yaml").read_text())
         objects_in(schema, "")
-        self.assertEqual(schema["properties"].keys() - {"global"}, values.keys())
+        self.assertEqual(schema["properties"].keys(), values.keys())
         for key, group in schema["properties"].items():
-            if key not in ("global", "affinity") and "properties" in group:
+            if key != "affinity" and "properties" in group:
                 self.assertEqual(group["properties"].keys(), values[key].keys(), key)
 
     def test_operator_may_do_what_its_interface_lists_and_nothing_else(self):
@@ -240,7 +245,27 @@ class Chart(unittest.TestCase):
                 self.assertEqual(spec["securityContext"], {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}})
                 restricted = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
                 self.assertEqual([container["securityContext"] for container in spec["containers"]], [restricted])
-                self.assertFalse(spec.keys() & {"volumes", "initContainers", "hostNetwork", "hostPID", "hostIPC"})
+                self.assertFalse(spec.keys() & {"initContainers", "hostNetwork", "hostPID", "hostIPC"})
+
+    def test_one_value_changes_the_registry_of_every_image(self):
+        digest = "sha256:" + "1" * 64
+        cases = [
+            ([], "ghcr.io/carry-on/{}:0.1.0"),
+            (["global.imageRegistry=mirror.example.org:5000/ghcr"], "mirror.example.org:5000/ghcr/carry-on/{}:0.1.0"),
+            (["global.imageRegistry=mirror", f"image.digest={digest},workerImage.digest={digest}"], "mirror/carry-on/{}@" + digest),
+            (["image.repository=carry-on/operator,workerImage.repository=localhost/carry-on/worker,global.imageRegistry=mirror"], "mirror/carry-on/{}:0.1.0"),
+        ]
+        for values, want in cases:
+            documents = objects(*(argument for value in values for argument in ("--set", value)))
+            images = [operator_of(documents)["spec"]["containers"][0]["image"], of_kind(documents, "Pod")[0]["spec"]["containers"][0]["image"]]
+            self.assertEqual(images, [want.format("operator")] * 2)
+            arguments = operator_of(documents)["spec"]["containers"][0]["args"]
+            self.assertEqual(arguments[arguments.index("--worker-image") + 1], want.format("worker"))
+
+    def test_pull_secrets_of_all_charts_and_of_this_one_are_added_up(self):
+        documents = objects("--set", "global.imagePullSecrets={one},global.imagePullSecrets[1].name=two,image.pullSecrets[0].name=two,image.pullSecrets[1].name=three")
+        for spec in [operator_of(documents)["spec"], of_kind(documents, "Pod")[0]["spec"]]:
+            self.assertEqual([secret["name"] for secret in spec["imagePullSecrets"]], ["one", "two", "three"])
 
     def test_operator_is_started_as_its_interface_says(self):
         container = operator_of(objects(*NAMESPACED))["spec"]["containers"][0]

@@ -25,11 +25,27 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 
-{{/* repository:tag, or repository@digest. Called with (list root image). */}}
+{{/* repository:tag, or repository@digest. `global.imageRegistry` takes the place of the registry: what stands before the first slash, when it is a host. */}}
 {{- define "carry-on.image" -}}
 {{- $root := index . 0 -}}
 {{- with index . 1 -}}
-{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $root.Chart.AppVersion }}{{ end }}
+{{- $repository := .repository -}}
+{{- with $root.Values.global.imageRegistry -}}
+{{- $repository = printf "%s/%s" . (regexReplaceAll "^([^/]*[.:][^/]*|localhost)/" $repository "") -}}
+{{- end -}}
+{{ $repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $root.Chart.AppVersion }}{{ end }}
+{{- end -}}
+{{- end }}
+
+{{/* Pull secrets of the chart's own pods. Other charts under the same parent may take bare names in `global`. */}}
+{{- define "carry-on.pullSecrets" -}}
+{{- $secrets := list -}}
+{{- range concat .Values.global.imagePullSecrets .Values.image.pullSecrets -}}
+{{- $secrets = append $secrets (kindIs "string" . | ternary (dict "name" .) .) -}}
+{{- end -}}
+{{- with $secrets | uniq -}}
+imagePullSecrets:
+{{- toYaml . | nindent 2 }}
 {{- end -}}
 {{- end }}
 
