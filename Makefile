@@ -24,6 +24,9 @@ DATA_PYTHON := $(CACHE)/venvs/data/bin/python
 TORCH_PYTHON := $(CACHE)/venvs/torch/bin/python
 TOOLS := $(CACHE)/venvs/tools/bin
 CHART_PYTHON := $(CACHE)/venvs/chart/bin/python
+LINT_PYTHON := $(CACHE)/venvs/chart-lint/bin/python
+PROMTOOL := $(CACHE)/chart/promtool@v0.316.0
+KUBE_SCORE := $(CACHE)/chart/kube-score@v1.20.0
 HELM := $(CACHE)/kubernetes/helm
 CLUSTER := tests/cluster
 CLUSTER_TOOLS ?= cluster-tools
@@ -92,8 +95,9 @@ bench: $(CARRYON_MODEL) $(TORCH_PYTHON) $(DATA_PYTHON) ## Side by side with PyTo
 	cargo build --release --locked --bins --examples
 	$(TORCH_PYTHON) tests/bench/bench.py --data-python $(DATA_PYTHON) --cache $(CACHE)/bench --output target/bench.json
 
-chart: $(CHART_PYTHON) $(HELM) ## Check the Helm chart: schema, RBAC, policies, snapshots; as root also on an API server
+chart: $(CHART_PYTHON) $(HELM) $(PROMTOOL) ## Check the Helm chart: schema, RBAC, policies, snapshots, alerts, dashboards; as root also on an API server
 	HELM=$(HELM) $(CHART_PYTHON) tests/chart/check.py
+	HELM=$(HELM) PROMTOOL=$(PROMTOOL) $(CHART_PYTHON) tests/chart/monitoring.py
 	@[ "$$(id -u)" = 0 ] || { echo 'SKIPPED, NOT TESTED: the chart on an API server, which needs root'; exit 0; }; \
 	export CARRYON_RUN=$(CACHE)/run/chart; trap '$(CLUSTER)/down.sh --wipe' EXIT; \
 	$(CLUSTER)/up.sh --nodes 0 --controllers clusterrole-aggregation-controller && $(CLUSTER)/exec.sh $(CHART_PYTHON) tests/chart/live.py
@@ -183,6 +187,9 @@ $(CARRYON_LM_EVAL_PYTHON):
 
 $(CHART_PYTHON):
 	@$(call venv,chart,PyYAML==6.0.3 lupa==2.8)
+
+$(PROMTOOL) $(KUBE_SCORE):
+	@tests/chart/tool.sh $@
 
 $(HELM):
 	@$(MAKE) --no-print-directory cluster-tools

@@ -122,8 +122,8 @@ def of_kind(documents, *kinds):
 
 
 def snapshot(arguments):
-    """Without the CRDs, which have a check of their own."""
-    return render("--set", "crds.enabled=false", *arguments)
+    """Without the CRDs and the dashboards, which have checks of their own."""
+    return render(*arguments, "--set", "crds.enabled=false,dashboards.enabled=false")
 
 
 def permissions(rules):
