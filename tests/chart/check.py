@@ -54,7 +54,8 @@ OPERATOR_RULES = [
 ]
 # Of all namespaces only.
 CLUSTER_RULES = [("", ["nodes"], WATCH), ("coordination.k8s.io", ["leases"], ["list"])]
-LEASE_RULES = [("coordination.k8s.io", ["leases"], ["get", "create", "update"])]
+# The operator's own Lease and no other; what is created has no name yet when RBAC is asked.
+LEASE_RULES = [("coordination.k8s.io", ["leases/carryon-operator"], ["get", "update"]), ("coordination.k8s.io", ["leases"], ["create"])]
 
 ACCEPTED = [
     {"replicas": 5},
@@ -127,14 +128,18 @@ def snapshot(arguments):
 
 
 def permissions(rules):
-    """Every (group, resource, verb), whatever rules they are spread over."""
+    """Every (group, resource, verb), whatever rules they are spread over; `resource/name` of a rule with names."""
     return {(group, resource, verb) for group, resources, verbs in rules for resource in resources for verb in verbs}
 
 
 def rendered_permissions(role):
     for rule in role["rules"]:
-        assert rule.keys() == {"apiGroups", "resources", "verbs"}, rule
-    return permissions((group, rule["resources"], rule["verbs"]) for rule in role["rules"] for group in rule["apiGroups"])
+        assert rule.keys() - {"resourceNames"} == {"apiGroups", "resources", "verbs"}, rule
+
+    def resources(rule):
+        return [f"{resource}/{name}" for resource in rule["resources"] for name in rule["resourceNames"]] if "resourceNames" in rule else rule["resources"]
+
+    return permissions((group, resources(rule), rule["verbs"]) for rule in role["rules"] for group in rule["apiGroups"])
 
 
 def operator_of(documents):
@@ -227,6 +232,9 @@ class Chart(unittest.TestCase):
                 self.assertEqual((role["kind"], role["metadata"].get("namespace")), expected)
             self.assertEqual(set(roles), set() if kind == "Role" else {"carry-on-view", "carry-on-edit"})
 
+    def test_the_lease_has_the_name_that_the_operator_gives_it(self):
+        self.assertIn('const LEASE: &str = "carryon-operator";', (ROOT / "operator/src/cluster/leader.rs").read_text())
+
     def test_users_may_see_or_change_the_three_kinds_but_not_their_status(self):
         roles = {role["metadata"]["name"]: role for role in of_kind(objects(), "ClusterRole")}
         scale = ["basemodelpools/scale", "carryondeployments/scale"]
@@ -300,6 +308,14 @@ class Chart(unittest.TestCase):
         monitor = of_kind(documents, "ServiceMonitor")[0]["spec"]
         self.assertTrue(policies.matches(monitor["selector"], service["metadata"]["labels"]))
         self.assertEqual(monitor["endpoints"][0]["port"], service["spec"]["ports"][0]["name"])
+
+    def test_replicas_are_spread_over_nodes_unless_told_otherwise(self):
+        constraint, = operator_of(objects())["spec"]["topologySpreadConstraints"]
+        self.assertEqual((constraint["topologyKey"], constraint["whenUnsatisfiable"]), ("kubernetes.io/hostname", "ScheduleAnyway"))
+        self.assertTrue(policies.matches(constraint["labelSelector"], operator_of(objects())["metadata"]["labels"]))
+        told = operator_of(objects("-f", str(HERE / "everything.yaml")))["spec"]["topologySpreadConstraints"]
+        self.assertEqual(told, yaml.safe_load((HERE / "everything.yaml").read_text())["topologySpreadConstraints"])
+        self.assertNotIn("topologySpreadConstraints", operator_of(objects("--set", "topologySpreadConstraints=null"))["spec"])
 
     def test_a_budget_needs_a_second_replica(self):
         self.assertEqual(of_kind(objects(), "PodDisruptionBudget"), [])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from check import CHART, HERE, KINDS, LEASE_RULES, CLUSTER_RULES, OPERATOR_RULES, ROOT, of_kind, operator_of, permissions
+from check import CHART, HERE, KINDS, CLUSTER_RULES, OPERATOR_RULES, ROOT, of_kind, operator_of, permissions
 
 CRDS = [f"{kind}.carryon.dev" for kind in KINDS]
 
@@ -67,11 +67,11 @@ def description(crd):
 
 
 def may(user, namespace, wanted):
-    """Whether the API server lets `user` do each of (group, resource, verb) in `namespace`, or in all when None."""
+    """Whether the API server lets `user` do each of (group, resource, verb), or (…, name), in `namespace`, or in all when None."""
     items = []
-    for group, resource, verb in wanted:
+    for group, resource, verb, *name in wanted:
         resource, _, subresource = resource.partition("/")
-        attributes = {"group": group, "resource": resource, "subresource": subresource, "verb": verb, "namespace": namespace or ""}
+        attributes = {"group": group, "resource": resource, "subresource": subresource, "verb": verb, "namespace": namespace or "", "name": "".join(name)}
         spec = {"user": user, "resourceAttributes": attributes}
         items.append({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec})
     reviews = json.dumps({"apiVersion": "v1", "kind": "List", "items": items})
@@ -115,9 +115,11 @@ class Live(unittest.TestCase):
         user = "system:serviceaccount:carry-on-system:carry-on-operator"
         wanted = permissions(OPERATOR_RULES + CLUSTER_RULES)
         self.assertEqual(may(user, None, wanted), [True] * len(wanted))
-        lease = permissions(LEASE_RULES)
+        lease = [("coordination.k8s.io", "leases", verb, "carryon-operator") for verb in ("get", "create", "update")]
         self.assertEqual(may(user, "kube-system", lease), [True] * len(lease))
         self.assertEqual(may(user, "default", lease), [False] * len(lease))
+        others = [("coordination.k8s.io", "leases", verb, "kube-scheduler") for verb in ("get", "update")]
+        self.assertEqual(may(user, "kube-system", others), [False] * len(others))
         refused = [("", "secrets", "create"), ("", "pods", "create"), ("", "pods", "get"), ("carryon.dev", "carryonjobs/status", "update")]
         refused += [("carryon.dev", "basemodelpools", "delete"), ("apps", "daemonsets", "get")]
         self.assertEqual(may(user, "default", refused), [False] * len(refused))
