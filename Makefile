@@ -102,6 +102,9 @@ chart: $(CHART_PYTHON) $(HELM) $(PROMTOOL) ## Check the Helm chart: schema, RBAC
 	export CARRYON_RUN=$(CACHE)/run/chart; trap '$(CLUSTER)/down.sh --wipe' EXIT; \
 	$(CLUSTER)/up.sh --nodes 0 --controllers clusterrole-aggregation-controller && $(CLUSTER)/exec.sh $(CHART_PYTHON) tests/chart/live.py
 
+chart-lint: $(LINT_PYTHON) $(HELM) $(KUBE_SCORE) ## What kube-score and checkov find in the chart, and in the pods that the operator makes
+	HELM=$(HELM) KUBE_SCORE=$(KUBE_SCORE) $(LINT_PYTHON) tests/chart/lint.py
+
 crds: build ## Print the CustomResourceDefinitions into crds/crds.yaml and the chart
 	$(CARRYON_BIN)/carryon-operator crds > crds/crds.yaml
 	cp crds/crds.yaml charts/carry-on/files/crds.yaml
@@ -190,6 +193,9 @@ $(CHART_PYTHON):
 
 $(PROMTOOL) $(KUBE_SCORE):
 	@tests/chart/tool.sh $@
+
+$(LINT_PYTHON):
+	@$(call venv,chart-lint,PyYAML==6.0.3 checkov==3.3.30)
 
 $(HELM):
 	@$(MAKE) --no-print-directory cluster-tools

@@ -11,7 +11,7 @@ esac
 command -v go >/dev/null || { echo "${name%@*}: Go 1.26 or later is missing: https://go.dev/dl" >&2; exit 1; }
 echo "making $name" >&2
 GOMODCACHE=$(dirname "$out")/go-modules
-export GOMODCACHE
+export GOMODCACHE GOWORK=off
 downloaded=$(cd / && go mod download -json "$module@${name#*@}")
 of_module() { python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1" <<<"$downloaded"; }
 [ "$(of_module Sum)" = "$sum" ] || { echo "$name is not what it was: $(of_module Sum), not $sum" >&2; exit 1; }
