@@ -21,6 +21,7 @@ from lupa import lua51
 
 import policies
 import readme_table
+from schema_cases import ACCEPTED, REFUSED
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -57,48 +58,6 @@ CLUSTER_RULES = [("", ["nodes"], WATCH), ("coordination.k8s.io", ["leases"], ["l
 # The operator's own Lease and no other; what is created has no name yet when RBAC is asked.
 LEASE_RULES = [("coordination.k8s.io", ["leases/carryon-operator"], ["get", "update"]), ("coordination.k8s.io", ["leases"], ["create"])]
 
-ACCEPTED = [
-    {"replicas": 5},
-    {"podUser": "cluster"},
-    {"podUser": 1000680000},
-    {"watchNamespace": "team-a"},
-    {"leaseNamespace": "carry-on-leases"},
-    {"image": {"digest": "sha256:" + "0" * 64}},
-    {"resources": {"limits": {"cpu": 2, "memory": "1.5Gi"}}},
-    {"logLevel": "info,kube[{target}]=debug"},
-    {"global": {"anything": 1, "imagePullSecrets": ["registry", {"name": "mirror"}]}},
-    {"extraEnv": [{"name": "HTTPS_PROXY", "valueFrom": {"secretKeyRef": {"name": "proxy", "key": "url"}}}]},
-]
-# Values that must be refused, and what the refusal must name.
-REFUSED = [
-    ({"replica": 1}, "replica"),
-    ({"image": {"name": "x"}}, "name"),
-    ({"replicas": 0}, "replicas"),
-    ({"podUser": 0}, "podUser"),
-    ({"podUser": "root"}, "podUser"),
-    ({"replicas": 6}, "replicas"),
-    ({"replicas": "1"}, "replicas"),
-    ({"image": {"digest": "sha256:abc"}}, "digest"),
-    ({"image": {"tag": "a b"}}, "tag"),
-    ({"image": {"repository": ""}}, "repository"),
-    ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
-    ({"image": {"pullSecrets": ["registry"]}}, "pullSecrets"),
-    ({"global": {"imageRegistry": "https://mirror.example.org"}}, "imageRegistry"),
-    ({"global": {"imagePullSecrets": [{"secret": "registry"}]}}, "imagePullSecrets"),
-    ({"extraEnv": [{"name": "RUST_LOG", "value": "debug"}]}, "extraEnv"),
-    ({"extraVolumeMounts": [{"name": "ca"}]}, "mountPath"),
-    ({"watchNamespace": "Team A"}, "watchNamespace"),
-    ({"logLevel": ""}, "logLevel"),
-    ({"crds": {"keep": "yes"}}, "keep"),
-    ({"resources": {"limits": {"memory": "lots"}}}, "memory"),
-    ({"podLabels": {"app.kubernetes.io/name": "other"}}, "app.kubernetes.io/name"),
-    ({"tolerations": [{"effect": "NoSuchEffect"}]}, "effect"),
-    ({"affinity": {"podAffinty": {}}}, "podAffinty"),
-    ({"serviceMonitor": {"interval": "30"}}, "interval"),
-    ({"networkPolicy": {"apiServerPorts": [70000]}}, "apiServerPorts"),
-    ({"networkPolicy": {"tenantNamespaces": ["a", "a"]}}, "tenantNamespaces"),
-    ({"networkPolicy": {"tenantNamespaces": ["A_B"]}}, "tenantNamespaces"),
-]
 # Where the schema leaves the rest to the API server.
 OPEN = {"global", "nodeAffinity", "podAffinity", "podAntiAffinity", "labelSelector", "valueFrom"}
 
