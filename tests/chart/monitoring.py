@@ -184,9 +184,22 @@ class Monitoring(unittest.TestCase):
             rules = Path(folder) / "rules.yaml"
             rules.write_text(yaml.safe_dump(alerts()))
             shutil.copyfile(HERE / "alerts.yaml", Path(folder) / "alerts.yaml")
-            for command in [["check", "rules", "--lint=all", "--lint-fatal", "rules.yaml"], ["test", "rules", "alerts.yaml"]]:
-                done = subprocess.run([PROMTOOL, *command], cwd=folder, capture_output=True, text=True)
-                self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+            self.promtool(folder, "check", "rules", "--lint=all", "--lint-fatal", "rules.yaml")
+            self.promtool(folder, "test", "rules", "alerts.yaml")
+
+    @unittest.skipUnless(PROMTOOL, "no $PROMTOOL")
+    def test_promtool_can_read_what_the_dashboards_ask(self):
+        """As rules that record it; Grafana's variables stand for what it puts there."""
+        asked = [target["expr"] for dashboard in dashboards().values() for panel in dashboard["panels"] for target in panel.get("targets", [])]
+        asked = [re.sub(r"\$[a-z]+", ".*", expression.replace("$__rate_interval", "5m")) for expression in asked]
+        rules = [{"record": f"dashboard:{number}", "expr": expression} for number, expression in enumerate(asked)]
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "dashboards", "rules": rules}]}))
+            self.promtool(folder, "check", "rules", "--lint=all", "--lint-fatal", "rules.yaml")
+
+    def promtool(self, folder, *arguments):
+        done = subprocess.run([PROMTOOL, *arguments], cwd=folder, capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
 
 
 if __name__ == "__main__":

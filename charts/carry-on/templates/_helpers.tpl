@@ -40,7 +40,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{/* Pull secrets of the chart's own pods. Other charts under the same parent may take bare names in `global`. */}}
 {{- define "carry-on.pullSecrets" -}}
 {{- $secrets := list -}}
-{{- range concat .Values.global.imagePullSecrets .Values.image.pullSecrets -}}
+{{- range concat (.Values.global.imagePullSecrets | default list) .Values.image.pullSecrets -}}
 {{- $secrets = append $secrets (kindIs "string" . | ternary (dict "name" .) .) -}}
 {{- end -}}
 {{- with $secrets | uniq -}}
