@@ -10,11 +10,11 @@ kube-score@*) module=github.com/zegl/kube-score sum=h1:J1VqK86SunV4Gg8emPTmwUVxe
 esac
 command -v go >/dev/null || { echo "${name%@*}: Go 1.26 or later is missing: https://go.dev/dl" >&2; exit 1; }
 echo "making $name" >&2
-GOMODCACHE=$(dirname "$out")/go-modules
-export GOMODCACHE GOWORK=off
+export GOMODCACHE=$out.modules GOWORK=off
 downloaded=$(cd / && go mod download -json "$module@${name#*@}")
 of_module() { python3 -c 'import json, sys; print(json.load(sys.stdin)[sys.argv[1]])' "$1" <<<"$downloaded"; }
 [ "$(of_module Sum)" = "$sum" ] || { echo "$name is not what it was: $(of_module Sum), not $sum" >&2; exit 1; }
 cd "$(of_module Dir)"
 # Of all that Prometheus scrapes, its rules need nothing.
 CGO_ENABLED=0 GOGC=400 go build -trimpath -gcflags=all=-dwarf=false -ldflags '-s -w' -tags remove_all_sd -o "$out" "./cmd/${name%@*}"
+go clean -modcache
