@@ -6,6 +6,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 pub mod types {
     /// The object does what it is for.
     pub const READY: &str = "Ready";
+    /// A pod answers, be it of the present spec or of one before.
+    pub const AVAILABLE: &str = "Available";
     /// The controller is still working towards the spec (kstatus: InProgress).
     pub const RECONCILING: &str = "Reconciling";
     /// Progress needs a change by the user (kstatus: Failed).

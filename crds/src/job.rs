@@ -4,6 +4,7 @@ mod data;
 mod status;
 mod training;
 
+use kube::core::{Message, Rule};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -26,20 +27,30 @@ use crate::common::{ClaimPath, PodTemplate, Taps};
     status = "CarryOnJobStatus",
     doc = "Trains one head on the hidden states of a frozen base model.",
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Step", type_ = "string", json_path = ".status.progress.step"),
     printcolumn(name = "Of", type_ = "string", json_path = ".status.progress.totalSteps"),
     printcolumn(name = "Loss", type_ = "string", json_path = ".status.progress.evalLoss"),
-    printcolumn(name = "Base", type_ = "string", json_path = ".status.progress.baseEvalLoss"),
-    printcolumn(name = "Status", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message"),
+    printcolumn(name = "Base", type_ = "string", json_path = ".status.progress.baseEvalLoss", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = ("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 40", "name must be a DNS-1035 label of at most 40 characters")
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1),
+    validation = ("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 40", "name must be a DNS-1035 label of at most 40 characters"),
+    validation = bound("pools"),
+    validation = bound("task"),
+    validation = bound("head"),
+    validation = bound("data"),
+    validation = bound("training"),
+    validation = bound("evaluation"),
+    validation = bound("trainer"),
+    validation = bound("checkpoint"),
+    validation = bound("output")
 )]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("self.head.width % self.head.heads == 0 && (self.head.width / self.head.heads) % 2 == 0", "head.width must be an even multiple of head.heads"))]
+#[x_kube(validation = ("self.head.width % self.head.attentionHeads == 0 && (self.head.width / self.head.attentionHeads) % 2 == 0", "head.width must be an even multiple of head.attentionHeads"))]
 #[x_kube(validation = ("has(self.head.labels) == (self.task == 'Classification')", "head.labels is needed by task Classification and by no other"))]
 #[x_kube(validation = ("(self.data.format == 'Auto') || (self.data.format == 'TextLabel') == (self.task == 'Classification')", "data.format TextLabel goes with task Classification, and with no other"))]
-#[x_kube(validation = ("!has(self.evaluation.earlyStoppingPatience) || has(self.data.split.evaluation)", "evaluation.earlyStoppingPatience needs held-out samples: set data.split.evaluation"))]
-#[x_kube(validation = ("self.pools == oldSelf.pools && self.task == oldSelf.task && self.head == oldSelf.head && self.data == oldSelf.data && self.training == oldSelf.training && self.evaluation == oldSelf.evaluation && self.trainer == oldSelf.trainer && self.checkpoint == oldSelf.checkpoint && self.output == oldSelf.output", "only suspend, backoffLimit, activeDeadlineSeconds, ttlSecondsAfterFinished, poolUnavailablePolicy and poolUnavailableGraceSeconds of a job can be changed; create a new job"))]
+#[x_kube(validation = ("!has(self.evaluation.earlyStoppingPatience) || (has(self.data.split.evaluation) && size(self.data.split.evaluation) > 0)", "evaluation.earlyStoppingPatience needs held-out samples: set data.split.evaluation"))]
+#[x_kube(validation = ("has(self.managedBy) == has(oldSelf.managedBy) && (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)", "managedBy is immutable; create a new job"))]
 pub struct CarryOnJobSpec {
     /// Pools whose hidden states the head reads.
     #[schemars(length(min = 1, max = 1))]
@@ -81,6 +92,11 @@ pub struct CarryOnJobSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 2_147_483_647))]
     pub ttl_seconds_after_finished: Option<i32>,
+    /// Controller that looks after the job, as a batch Job's `managedBy`: this operator leaves it alone when that is another than
+    /// `carryon.dev/operator`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9/._~%!$&'()*+,;=:-]+$"))]
+    pub managed_by: Option<String>,
     /// What to do while the pool is missing or not ready.
     #[serde(default)]
     pub pool_unavailable_policy: PoolUnavailablePolicy,
@@ -90,8 +106,16 @@ pub struct CarryOnJobSpec {
     pub pool_unavailable_grace_seconds: i64,
 }
 
+/// A member of the spec that is corrected until the first attempt has started, and stays from then on.
+fn bound(member: &str) -> Rule {
+    let started = "has(oldSelf.status) && has(oldSelf.status.attempt) && oldSelf.status.attempt > 0";
+    Rule::new(format!("!({started}) || self.spec.{member} == oldSelf.spec.{member}"))
+        .message(Message::Message(format!("{member} cannot be changed once an attempt has started; create a new job")))
+        .field_path(format!(".spec.{member}"))
+}
+
 impl CarryOnJobSpec {
-    /// The spec without what may be changed while a job runs, as the rule above has it.
+    /// The spec without what may be changed while a job runs, as the rules above have it.
     #[must_use]
     pub fn lasting(&self) -> Self {
         Self {
@@ -99,6 +123,7 @@ impl CarryOnJobSpec {
             backoff_limit: 0,
             active_deadline_seconds: None,
             ttl_seconds_after_finished: None,
+            managed_by: None,
             pool_unavailable_policy: PoolUnavailablePolicy::default(),
             pool_unavailable_grace_seconds: 0,
             ..self.clone()
@@ -150,7 +175,7 @@ pub struct HeadSpec {
     pub blocks: u32,
     /// Attention heads of each block.
     #[schemars(range(min = 1, max = 128))]
-    pub heads: u32,
+    pub attention_heads: u32,
     /// Element-wise gate on the head's output.
     pub gate: bool,
     /// Scale of the head's output; 0 gives the base.
@@ -168,16 +193,33 @@ pub struct HeadSpec {
 
 impl Default for HeadSpec {
     fn default() -> Self {
-        Self { width: 256, blocks: 2, heads: 4, gate: false, alpha: 1.0, window: None, labels: None }
+        Self { width: 256, blocks: 2, attention_heads: 4, gate: false, alpha: 1.0, window: None, labels: None }
     }
 }
 
-/// Where results go: `<path>/<job>/` of a claim.
+/// Where results go.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Output {
-    /// The claim. Its files outlive the job.
-    pub persistent_volume_claim: ClaimPath,
+    /// The place. What is there outlives the job.
+    pub destination: Destination,
+}
+
+impl Output {
+    /// The claim.
+    pub fn claim(&self) -> Option<&ClaimPath> {
+        self.destination.persistent_volume_claim.as_ref()
+    }
+}
+
+/// A place for results; exactly one member is set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.persistentVolumeClaim)", "persistentVolumeClaim must be set"))]
+pub struct Destination {
+    /// Folder `<path>/<job>/` of a claim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<ClaimPath>,
 }
 
 fn six() -> i32 {

@@ -20,12 +20,14 @@ pub const MODEL_DIR: &str = "/model";
 pub const DATA_DIR: &str = "/data";
 /// Mount path of a job's output volume.
 pub const OUTPUT_DIR: &str = "/output";
-/// Mount path of the volume a gateway reads its artifact from.
-pub const HEAD_DIR: &str = "/head";
+/// `managedBy` of jobs that the operator looks after, beside those that name nobody.
+pub const CONTROLLER: &str = "carryon.dev/operator";
+/// Where a gateway reads its artifacts: the volume of each head is mounted at a folder of its name.
+pub const HEADS_DIR: &str = "/heads";
 /// File a container's last words go to.
 pub const TERMINATION_LOG: &str = "/dev/termination-log";
-/// Mount path of the Secret with the API key that clients of a gateway must send.
-pub const API_KEY_DIR: &str = "/etc/carryon-api-key";
+/// Where a gateway reads the API keys that its clients send: each Secret is mounted at a folder of the key's name.
+pub const API_KEYS_DIR: &str = "/etc/carryon-api-keys";
 
 /// Annotation of a pod template: digest of the revision it is of.
 pub const CONFIG_DIGEST_ANNOTATION: &str = "carryon.dev/config-digest";

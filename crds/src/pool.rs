@@ -21,10 +21,12 @@ use crate::common::{ClaimPath, PodTemplate};
     doc = "Pods that run one frozen base model and exchange hidden states, losses and tokens.",
     scale(spec_replicas_path = ".spec.replicas", status_replicas_path = ".status.replicas", label_selector_path = ".status.selector"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
-    printcolumn(name = "Replicas", type_ = "integer", json_path = ".status.readyReplicas"),
-    printcolumn(name = "Model", type_ = "string", json_path = ".status.model.name"),
-    printcolumn(name = "Status", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Available", type_ = "integer", json_path = ".status.readyReplicas"),
+    printcolumn(name = "Desired", type_ = "integer", json_path = ".status.desiredReplicas"),
+    printcolumn(name = "Model", type_ = "string", json_path = ".status.model.name", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1),
     validation = ("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 40", "name must be a DNS-1035 label of at most 40 characters")
 )]
 #[serde(rename_all = "camelCase")]
@@ -36,10 +38,10 @@ pub struct BaseModelPoolSpec {
     /// Number type of the packed weights and of the states on the wire.
     #[serde(default)]
     pub dtype: Dtype,
-    /// Pods, each with a whole copy of the model.
-    #[serde(default = "one")]
+    /// Pods, each with a whole copy of the model. When absent, they are left to whoever scales the workload; the first is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000))]
-    pub replicas: i32,
+    pub replicas: Option<i32>,
     /// Limits of the inference engine.
     #[serde(default)]
     pub engine: Engine,
@@ -132,7 +134,7 @@ impl Default for Engine {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct BaseModelPoolStatus {
-    /// Ready, Reconciling, Stalled.
+    /// Ready, Reconciling, Stalled; Available.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
     /// Generation this status speaks of.
@@ -142,6 +144,9 @@ pub struct BaseModelPoolStatus {
     pub replicas: i32,
     /// Pods whose weights are loaded.
     pub ready_replicas: i32,
+    /// Pods that are wanted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub desired_replicas: Option<i32>,
     /// Since when no pod has become ready while fewer than wanted are: when that is too long, the pool is Stalled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting_since: Option<Time>,
@@ -153,7 +158,7 @@ pub struct BaseModelPoolStatus {
     pub model: Option<ModelStatus>,
     /// Worker image the pool was started with; another default image does not change it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub image: Option<String>,
+    pub worker_image: Option<String>,
     /// Address of the pool for trainers and gateways.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
@@ -177,8 +182,4 @@ pub struct ModelStatus {
     pub layers: u32,
     /// Size of the vocabulary.
     pub vocab_size: u32,
-}
-
-fn one() -> i32 {
-    1
 }

@@ -5,6 +5,9 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use kube::CustomResourceExt as _;
 use serde_json::{Map, Value};
 
+/// Longest value of an environment variable.
+const ENV: i64 = 32_768;
+
 /// The definitions, in the order in which a user meets the kinds.
 pub fn all() -> Vec<CustomResourceDefinition> {
     vec![BaseModelPool::crd(), CarryOnJob::crd(), CarryOnDeployment::crd()].into_iter().map(clean).collect()
@@ -35,6 +38,12 @@ fn clean(crd: CustomResourceDefinition) -> CustomResourceDefinition {
         // `kubectl explain pod.spec` has already.
         if let Some(scheduling) = members.get_mut("scheduling") {
             fields(scheduling).for_each(bound);
+        }
+        for name in ["env", "volumeMounts"] {
+            if let Some(list) = members.get_mut(name).filter(|list| list["type"] == "array") {
+                list["items"]["properties"].get_mut("value").into_iter().for_each(|value| default_to(value, "maxLength", ENV));
+                bound(list);
+            }
         }
     });
     serde_json::from_value(value).expect("only formats were removed and bounds added")

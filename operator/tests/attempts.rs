@@ -168,11 +168,11 @@ fn a_job_waits_for_what_it_names_and_says_what_is_missing() {
     );
     missing(
         |world| drop(world.claims.pop()),
-        "Reconciling ClaimNotFound: PersistentVolumeClaim default/quickstart-output (spec.output) not found: create it",
+        "Reconciling ClaimNotFound: PersistentVolumeClaim default/quickstart-output (spec.output.destination) not found: create it",
     );
     missing(
         |world| world.pool = Some(pool(24)),
-        "Stalled TapBeyondLastLayer: spec.pools[0].taps.layers: 28 is beyond the last layer, 24, of SmolLM2 in BaseModelPool default/smollm2; create a new job",
+        "Stalled TapBeyondLastLayer: spec.pools[0].taps.layers: 28 is beyond the last layer, 24, of SmolLM2 in BaseModelPool default/smollm2: correct the spec",
     );
 }
 

@@ -99,12 +99,12 @@ fn children_of_a_deployment() {
     let secret = json!({"metadata": {"name": "key", "namespace": "default"}, "data": {"token": "c2VjcmV0"}});
     let observed = deployment::Observed {
         pool: Some(loaded_pool()),
-        job: Some(job),
-        claim: Some(claim("quickstart-output")),
-        secret: Some(serde_json::from_value(secret).unwrap()),
+        jobs: vec![job],
+        claims: vec![claim("quickstart-output")],
+        secrets: vec![serde_json::from_value(secret).unwrap()],
         ..deployment::Observed::default()
     };
-    let patch = json!({"spec": {"api": {"keySecretRef": {"name": "key", "key": "token"}, "allowedOrigins": ["https://app.example.com"]}, "gateway": {"resources": {"limits": {"cpu": "1500m"}}}}});
+    let patch = json!({"spec": {"api": {"keys": [{"name": "one", "secretRef": {"name": "key", "key": "token"}}], "allowedOrigins": ["https://app.example.com"]}, "gateway": {"resources": {"limits": {"cpu": "1500m"}}}}});
     let deployment = value(&example::<CarryOnDeployment>("quickstart/deployment.yaml"));
     let deployment: CarryOnDeployment = serde_json::from_value(patched(deployment, &patch)).unwrap();
     let validated = deployment::validate(&deployment, &observed, &settings()).unwrap();

@@ -131,11 +131,11 @@ fn all_attempts_of_a_job_are_rendered_as_the_first_was() {
 
 #[test]
 fn another_head_is_rendered_anew_and_where_it_was_found_is_no_matter() {
-    let claim = Some(serde_json::from_value(json!({"metadata": {"name": "out"}})).unwrap());
-    let observed = deployment::Observed { claim, pool: Some(example("quickstart/pool.yaml")), ..deployment::Observed::default() };
+    let claims = vec![serde_json::from_value(json!({"metadata": {"name": "out"}})).unwrap()];
+    let observed = deployment::Observed { claims, pool: Some(example("quickstart/pool.yaml")), ..deployment::Observed::default() };
     let gateway = |digest: &str, revisions: Vec<ControllerRevision>, image: &str| {
-        let artifact = json!({"persistentVolumeClaim": {"claimName": "out", "path": "head"}, "digest": digest});
-        let patch = json!({"spec": {"head": {"jobRef": null, "artifact": artifact}}});
+        let artifact = json!({"source": {"persistentVolumeClaim": {"claimName": "out", "path": "head"}}, "digest": digest});
+        let patch = json!({"spec": {"heads": [{"name": "quickstart", "source": {"artifact": artifact}}]}});
         let deployment = serde_json::to_value(example::<CarryOnDeployment>("quickstart/deployment.yaml")).unwrap();
         let deployment: CarryOnDeployment = serde_json::from_value(patched(deployment, &patch)).unwrap();
         let observed = deployment::Observed { revisions, ..observed.clone() };

@@ -11,9 +11,8 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 fn head(letter: &str) -> Value {
-    let artifact =
-        json!({"persistentVolumeClaim": {"claimName": "out", "path": letter}, "digest": format!("sha256:{}", letter.repeat(64))});
-    json!({"spec": {"head": {"jobRef": null, "artifact": artifact}}})
+    let artifact = json!({"source": {"persistentVolumeClaim": {"claimName": "out", "path": letter}}, "digest": format!("sha256:{}", letter.repeat(64))});
+    json!({"spec": {"heads": [{"name": "quickstart", "source": {"artifact": artifact}}]}})
 }
 
 fn pod(name: &str, ready: bool, container: Value) -> Pod {
@@ -32,7 +31,7 @@ fn crashed(name: &str) -> Pod {
 fn observed(pods: Vec<Pod>) -> deployment::Observed {
     let pool = example("quickstart/pool.yaml");
     let claim = serde_json::from_value(json!({"metadata": {"name": "out"}})).unwrap();
-    deployment::Observed { pool: Some(pool), claim: Some(claim), pods, ..deployment::Observed::default() }
+    deployment::Observed { pool: Some(pool), claims: vec![claim], pods, ..deployment::Observed::default() }
 }
 
 /// One look at `deployment`, whose gateway has this status.
@@ -59,8 +58,8 @@ fn status(deployment: &CarryOnDeployment) -> &CarryOnDeploymentStatus {
 }
 
 fn heads(deployment: &CarryOnDeployment) -> (Option<&str>, Option<&str>) {
-    let status = status(deployment);
-    (status.resolved.as_ref().map(|head| head.uri.as_str()), status.stable.as_ref().map(|head| head.uri.as_str()))
+    let head = &status(deployment).heads[0];
+    (head.resolved.as_ref().map(|head| head.uri.as_str()), head.stable.as_ref().map(|head| head.uri.as_str()))
 }
 
 #[test]
@@ -91,7 +90,8 @@ fn a_refusal_takes_nothing_away_from_what_serves() {
     let pods = vec![pod("a", true, json!({})), crashed("b")];
     let refused = deployment::status(&serving, &Err(refusal.clone()), &observed(pods), &at(1));
     assert_eq!(refused.url.as_deref(), Some("http://quickstart-gateway.default.svc:8000/v1"));
-    assert_eq!((&refused.stable, &refused.resolved), (&status(&serving).stable, &status(&serving).resolved));
+    let (now, before) = (&refused.heads[0], &status(&serving).heads[0]);
+    assert_eq!((&now.stable, &now.resolved), (&before.stable, &before.resolved));
     assert_eq!((refused.replicas, refused.ready_replicas), (2, 1), "counted, not remembered");
     let new: CarryOnDeployment = example("quickstart/deployment.yaml");
     assert_eq!(deployment::status(&new, &Err(refusal), &observed(vec![]), &at(1)).url, None, "nothing serves yet");

@@ -3,11 +3,12 @@
 
 mod common;
 
+use carryon_crds::deployment::HeadStatus;
 use carryon_crds::wire::ModelDescription;
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
 use carryon_operator::{deployment, pool, shared::Settings};
 use common::{at, example, patched, summary, with};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use serde_json::{Value, json};
 
 fn pod(name: &str, patch: Value) -> Pod {
@@ -202,13 +203,23 @@ fn world() -> deployment::Observed {
     let model = json!({"name": "SmolLM2", "digest": "", "tokenizerDigest": "", "identityDigest": "sha256:b", "hiddenSize": 1, "layers": 1, "vocabSize": 1});
     deployment::Observed {
         pool: Some(with(&example("quickstart/pool.yaml"), json!({"status": {"readyReplicas": 1, "model": model}}))),
-        job: Some(with(
+        jobs: vec![with(
             &example::<CarryOnJob>("quickstart/job.yaml"),
             json!({"status": {"conditions": [condition], "artifact": artifact}}),
-        )),
-        claim: Some(serde_json::from_value(json!({"metadata": {"name": "out"}})).unwrap()),
+        )],
+        claims: vec![claim("out")],
         ..deployment::Observed::default()
     }
+}
+
+fn claim(name: &str) -> PersistentVolumeClaim {
+    serde_json::from_value(json!({"metadata": {"name": name}})).unwrap()
+}
+
+/// A patch: heads by name, each of a job.
+fn heads(heads: &[(&str, &str)]) -> Value {
+    let heads: Vec<Value> = heads.iter().map(|(name, job)| json!({"name": name, "source": {"jobRef": {"name": job}}})).collect();
+    json!({"spec": {"heads": heads}})
 }
 
 fn says(deployment: &CarryOnDeployment, observed: &deployment::Observed) -> (String, CarryOnDeployment) {
@@ -224,7 +235,8 @@ fn says(deployment: &CarryOnDeployment, observed: &deployment::Observed) -> (Str
 #[test]
 fn a_deployment_says_what_it_waits_for() {
     let deployment: CarryOnDeployment = example("quickstart/deployment.yaml");
-    let keyed: CarryOnDeployment = with(&deployment, json!({"spec": {"api": {"keySecretRef": {"name": "key", "key": "token"}}}}));
+    let keyed: CarryOnDeployment =
+        with(&deployment, json!({"spec": {"api": {"keys": [{"name": "one", "secretRef": {"name": "key", "key": "token"}}]}}}));
     let failed = json!({"type": "Failed", "status": "True", "reason": "DataRefused", "message": "", "lastTransitionTime": at(0)});
     let other_base = json!({"status": {"artifact": {"baseModelDigest": "sha256:other"}}});
     let check = |deployment: &CarryOnDeployment, change: &dyn Fn(&mut deployment::Observed), expected: &str| {
@@ -235,22 +247,22 @@ fn a_deployment_says_what_it_waits_for() {
     check(&deployment, &|_| {}, "Ready Serving: 1 of 1 gateways serve quickstart");
     check(
         &deployment,
-        &|world| world.job = None,
-        "Reconciling JobNotFound: CarryOnJob default/quickstart (spec.head.jobRef) not found: create it",
+        &|world| world.jobs.clear(),
+        "Reconciling JobNotFound: CarryOnJob default/quickstart (spec.heads[quickstart].source.jobRef) not found: create it",
     );
     check(
         &deployment,
-        &|world| world.job.as_mut().unwrap().status = None,
+        &|world| world.jobs[0].status = None,
         "Reconciling JobNotComplete: waiting for CarryOnJob default/quickstart to complete",
     );
     check(
         &deployment,
-        &|world| world.job = world.job.as_ref().map(|job| with(job, json!({"status": {"conditions": [failed]}}))),
+        &|world| world.jobs[0] = with(&world.jobs[0], json!({"status": {"conditions": [failed]}})),
         "Stalled JobFailed: CarryOnJob default/quickstart has failed: refer to another job",
     );
     check(
         &deployment,
-        &|world| world.claim = None,
+        &|world| world.claims.clear(),
         "Reconciling ClaimNotFound: PersistentVolumeClaim default/out with the head not found: create it",
     );
     check(
@@ -260,10 +272,10 @@ fn a_deployment_says_what_it_waits_for() {
     );
     check(
         &deployment,
-        &|world| world.job = world.job.as_ref().map(|job| with(job, other_base.clone())),
-        "Stalled BaseModelDiffers: the head was trained on base sha256:other, BaseModelPool default/smollm2 runs sha256:b: name a pool of the same model",
+        &|world| world.jobs[0] = with(&world.jobs[0], other_base.clone()),
+        "Stalled BaseModelDiffers: head quickstart was trained on base sha256:other, BaseModelPool default/smollm2 runs sha256:b: name a pool of the same model",
     );
-    check(&keyed, &|_| {}, "Reconciling SecretNotFound: Secret default/key (spec.api.keySecretRef) not found: create it");
+    check(&keyed, &|_| {}, "Reconciling SecretNotFound: Secret default/key (spec.api.keys[one].secretRef) not found: create it");
     // What `kubectl create secret generic key --from-literal` and `echo … | base64` make of a key.
     for (data, expected) in [
         (json!({"other": "c2stMQ=="}), r#"Reconciling SecretKeyNotFound: Secret default/key has no key "token": add it"#),
@@ -280,7 +292,7 @@ fn a_deployment_says_what_it_waits_for() {
         ),
     ] {
         let secret = json!({"metadata": {"name": "key", "namespace": "default"}, "data": data});
-        check(&keyed, &|world| world.secret = Some(serde_json::from_value(secret.clone()).unwrap()), expected);
+        check(&keyed, &|world| world.secrets = vec![serde_json::from_value(secret.clone()).unwrap()], expected);
     }
 }
 
@@ -288,19 +300,19 @@ fn a_deployment_says_what_it_waits_for() {
 fn a_job_reference_is_resolved_once() {
     let mut observed = world();
     let (_, resolved) = says(&example("quickstart/deployment.yaml"), &observed);
-    observed.job = None;
+    observed.jobs.clear();
     assert_eq!(says(&resolved, &observed).0, "Ready Serving: 1 of 1 gateways serve quickstart");
-    let other: CarryOnDeployment = with(&resolved, json!({"spec": {"head": {"jobRef": {"name": "next"}}}}));
-    let (said, other) = says(&other, &observed);
-    assert_eq!(said, "Reconciling JobNotFound: CarryOnJob default/next (spec.head.jobRef) not found: create it");
-    assert_eq!(other.status.unwrap().stable.unwrap().digest, "sha256:h", "what serves is still named");
+    let (said, other) = says(&with(&resolved, heads(&[("quickstart", "next")])), &observed);
+    assert_eq!(said, "Reconciling JobNotFound: CarryOnJob default/next (spec.heads[quickstart].source.jobRef) not found: create it");
+    let head = &other.status.unwrap().heads[0];
+    assert_eq!((&head.resolved, head.stable.as_ref().unwrap().digest.as_str()), (&None, "sha256:h"), "what serves is still named");
 }
 
 #[test]
 fn a_job_made_anew_under_its_name_takes_over_when_it_is_complete() {
     let deployment = example("quickstart/deployment.yaml");
     let (_, first) = says(&deployment, &world());
-    let head = |deployment: &CarryOnDeployment| deployment.status.as_ref().unwrap().stable.clone().unwrap();
+    let head = |deployment: &CarryOnDeployment| deployment.status.as_ref().unwrap().heads[0].stable.clone().unwrap();
     assert_eq!((head(&first).digest.as_str(), head(&first).job_uid.as_deref()), ("sha256:h", Some("u-1")));
     let mut observed = world();
     let anew = |status: Value| -> CarryOnJob {
@@ -311,17 +323,67 @@ fn a_job_made_anew_under_its_name_takes_over_when_it_is_complete() {
     // While it trains, and when it fails, the head of the job before it serves, whatever base the new one is for.
     let artifact = json!({"uri": "pvc://new/quickstart/heads/sha256-i", "digest": "sha256:i", "baseModelDigest": "sha256:other"});
     for status in [Value::Null, json!({"conditions": condition("Failed")}), json!({"artifact": artifact})] {
-        observed.job = Some(anew(status));
+        observed.jobs = vec![anew(status)];
         let (said, kept) = says(&first, &observed);
         assert_eq!((said.as_str(), head(&kept)), ("Ready Serving: 1 of 1 gateways serve quickstart", head(&first)));
-        assert_eq!(deployment::referenced_claim(&first, observed.job.as_ref()).as_deref(), Some("out"));
+        assert_eq!(deployment::referenced_claims(&first, &observed.jobs), ["out"]);
     }
     let artifact = json!({"uri": "pvc://new/quickstart/heads/sha256-i", "digest": "sha256:i", "baseModelDigest": "sha256:b"});
-    observed.job = Some(anew(json!({"conditions": condition("Complete"), "artifact": artifact})));
-    assert_eq!(deployment::referenced_claim(&first, observed.job.as_ref()).as_deref(), Some("new"));
+    observed.jobs = vec![anew(json!({"conditions": condition("Complete"), "artifact": artifact}))];
+    observed.claims.push(claim("new"));
+    assert_eq!(deployment::referenced_claims(&first, &observed.jobs), ["new", "out"]);
     let (_, second) = says(&first, &observed);
     assert_eq!((head(&second).digest.as_str(), head(&second).job_uid.as_deref()), ("sha256:i", Some("u-2")));
     // It is kept like the first one: when its job is gone, too.
-    observed.job = None;
+    observed.jobs.clear();
     assert_eq!(head(&says(&second, &observed).1), head(&second));
+}
+
+/// Which head of which digest serves, and what is said of each.
+fn told(deployment: &CarryOnDeployment) -> Vec<String> {
+    let heads = deployment.status.iter().flat_map(|status| &status.heads);
+    let stable = |head: &HeadStatus| head.stable.as_ref().map(|head| head.digest.clone()).unwrap_or_default();
+    heads.map(|head| format!("{}={} {}", head.name, stable(head), summary(&head.conditions))).collect()
+}
+
+#[test]
+fn a_head_that_cannot_be_resolved_keeps_none_of_the_others() {
+    let mut observed = world();
+    let deployment: CarryOnDeployment = with(&example("quickstart/deployment.yaml"), heads(&[("a", "quickstart"), ("b", "next")]));
+    let (said, first) = says(&deployment, &observed);
+    let missing = "Reconciling JobNotFound: CarryOnJob default/next (spec.heads[b].source.jobRef) not found: create it";
+    assert_eq!(said, missing);
+    assert_eq!(told(&first), ["a=sha256:h Ready Serving: 1 of 1 gateways serve a".to_owned(), format!("b= {missing}")]);
+
+    // It comes, and goes again; then a third takes its place before that is trained: what served goes on.
+    let artifact = json!({"uri": "pvc://out/next/heads/sha256-n", "digest": "sha256:n", "baseModelDigest": "sha256:b"});
+    observed.jobs.push(with(&observed.jobs[0], json!({"metadata": {"name": "next", "uid": "u-2"}, "status": {"artifact": artifact}})));
+    let (said, both) = says(&first, &observed);
+    assert_eq!(said, "Ready Serving: 1 of 1 gateways serve a, b");
+    observed.jobs.pop();
+    let (still, kept) = says(&both, &observed);
+    assert_eq!((still, kept.status), (said, both.status.clone()));
+    let third = with(&both, heads(&[("a", "quickstart"), ("b", "third")]));
+    let validated = deployment::validate(&third, &observed, &Settings::default()).unwrap();
+    assert_eq!(validated.config.heads.iter().map(|head| head.digest.as_str()).collect::<Vec<_>>(), ["sha256:h", "sha256:n"]);
+    let waits = "Reconciling JobNotFound: CarryOnJob default/third (spec.heads[b].source.jobRef) not found: create it";
+    let (said, third) = says(&third, &observed);
+    assert_eq!((said.as_str(), &told(&third)[1]), (waits, &format!("b=sha256:n {waits}")));
+
+    // One that is taken off the list is forgotten.
+    let (_, one) = says(&with(&third, heads(&[("a", "quickstart")])), &observed);
+    assert_eq!(told(&one), ["a=sha256:h Ready Serving: 1 of 1 gateways serve a"]);
+}
+
+#[test]
+fn models_of_an_endpoint_have_names_of_their_own() {
+    let taken = |heads: Value| {
+        let deployment = with(&example("quickstart/deployment.yaml"), json!({"spec": {"heads": heads}}));
+        deployment::validate(&deployment, &world(), &Settings::default()).unwrap_err().to_string()
+    };
+    let head =
+        |name: &str, model: Option<&str>| json!({"name": name, "servedModelName": model, "source": {"jobRef": {"name": "quickstart"}}});
+    let said = |name: &str, model: &str| format!("spec.heads[{name}]: another model of the endpoint is called {model:?} too");
+    assert_eq!(taken(json!([head("a", None), head("b", Some("a"))])), said("b", "a"));
+    assert_eq!(taken(json!([head("quickstart-base", None)])), said("quickstart-base", "quickstart-base"));
 }

@@ -85,8 +85,8 @@ def start_trainer(worker: pathlib.Path, url: str, data: pathlib.Path, folder: pa
     config = folder / "train.json"
     recipe = {
         "name": "recipe", "namespace": "default", "task": "CausalLM", "taps": {"layers": [10, 20, 25, 28], "final": True},
-        "head": {"width": 256, "blocks": 2, "heads": 4}, "format": "Tokenized",
-        "split": {"train": "train.jsonl", "evaluation": "eval.jsonl"}, "maxLength": 320, "overlong": "Truncate",
+        "head": {"width": 256, "blocks": 2, "attentionHeads": 4}, "format": "Tokenized",
+        "split": {"train": ["train.jsonl"], "evaluation": ["eval.jsonl"]}, "maxLength": 320, "overlong": "Truncate",
         "training": {"numTrainEpochs": 3, "perDeviceTrainBatchSize": 8}, "evaluation": {}, "checkpoint": {},
     }
     config.write_text(json.dumps(recipe | changes))

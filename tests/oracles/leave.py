@@ -56,9 +56,9 @@ def main() -> int:
         pool, url = start_pool(WORKER, MODEL, folder / "pool", "float32")
         try:
             print("training a head for 30 steps", flush=True)
-            head = {"width": 64, "blocks": 2, "heads": 4, "gate": True, "alpha": 0.8}
+            head = {"width": 64, "blocks": 2, "attentionHeads": 4, "gate": True, "alpha": 0.8}
             training = {"maxSteps": 30, "perDeviceTrainBatchSize": 4, "warmupSteps": 3}
-            split = {"train": "train.jsonl"}
+            split = {"train": ["train.jsonl"]}
             trainer = start_trainer(WORKER, url, DATA, folder, format="PromptCompletion", head=head, training=training, split=split)
             if trainer.child.wait():
                 sys.exit((folder / "trainer.log").read_text())

@@ -54,7 +54,7 @@ const CLUSTER: &[(&str, &[&str])] = &[
     ("kinds", &["context", "failure", "key", "store"]),
     ("attempts", &["context", "failure", "ownership"]),
     ("pools", &["context", "failure", "key", "kinds", "refused", "store"]),
-    ("jobs", &["attempts", "context", "failure", "key", "kinds", "refused", "store"]),
+    ("jobs", &["attempts", "context", "failure", "key", "kinds", "ownership", "refused", "store"]),
     ("deployments", &["context", "failure", "key", "kinds", "store"]),
     ("write_status", &["context", "failure", "kinds", "status_patch"]),
     ("reconcile", &["context", "failure", "key", "kinds", "write_status"]),

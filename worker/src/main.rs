@@ -17,7 +17,7 @@ enum Command {
     Base(BaseArgs),
     /// Train a head on a pool's hidden states.
     Train(TrainArgs),
-    /// Serve a head as an OpenAI-compatible endpoint.
+    /// Serve heads as an OpenAI-compatible endpoint.
     Serve(ServeArgs),
 }
 

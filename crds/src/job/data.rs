@@ -63,19 +63,19 @@ pub enum DataFormat {
     Tokenized,
 }
 
-/// The files of each split, relative to the source.
+/// The files of each split: names relative to the source, or patterns such as `part-*.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("!(self.train.startsWith('/') || self.train.split('/').exists(p, p == '..'))", "train must be relative and must not contain '..'"))]
-#[x_kube(validation = ("!has(self.evaluation) || !(self.evaluation.startsWith('/') || self.evaluation.split('/').exists(p, p == '..'))", "evaluation must be relative and must not contain '..'"))]
+#[x_kube(validation = ("self.train.all(f, !(f.startsWith('/') || f.split('/').exists(p, p == '..')))", "train must be relative and must not contain '..'"))]
+#[x_kube(validation = ("!has(self.evaluation) || self.evaluation.all(f, !(f.startsWith('/') || f.split('/').exists(p, p == '..')))", "evaluation must be relative and must not contain '..'"))]
 pub struct Split {
-    /// Training samples.
-    #[schemars(length(min = 1, max = 512))]
-    pub train: String,
+    /// Training samples, file after file.
+    #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 512)))]
+    pub train: Vec<String>,
     /// Held-out samples; no evaluation when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 512))]
-    pub evaluation: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 512)))]
+    pub evaluation: Vec<String>,
 }
 
 /// What happens to a sample longer than `maxLength`; counted in the log and the report.

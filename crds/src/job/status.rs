@@ -38,7 +38,7 @@ pub struct CarryOnJobStatus {
     pub attempts: Vec<AttemptStatus>,
     /// Worker image the job was started with; another default image does not change it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub image: Option<String>,
+    pub worker_image: Option<String>,
     /// What the trainer last said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<ProgressStatus>,

@@ -60,17 +60,29 @@ pub struct TrainConfig {
     pub checkpoint: Checkpoint,
 }
 
-/// `carryon-worker serve --config FILE --pool URL --head DIR --listen ADDRESS`.
+/// `carryon-worker serve --config FILE --pool URL --head DIR [--head DIR…] --listen ADDRESS`: a folder for each head, in their order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ServeConfig {
-    /// Model name of the head in the OpenAI API.
-    pub served_model_name: String,
-    /// Digest the artifact must have.
-    pub digest: String,
+    /// Model name of the base alone in the OpenAI API.
+    pub base_model_name: String,
+    /// The heads, at least one.
+    pub heads: Vec<ServeHead>,
     /// Origins whose web pages may use the API; `*` is every origin.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allowed_origins: Vec<String>,
+}
+
+/// A head that a gateway serves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServeHead {
+    /// Its name in the deployment's `spec.heads`.
+    pub name: String,
+    /// Its model name in the OpenAI API; no other head's, nor the base's.
+    pub served_model_name: String,
+    /// Digest the artifact must have.
+    pub digest: String,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

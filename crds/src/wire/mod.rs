@@ -5,7 +5,7 @@ pub mod head;
 pub mod model;
 pub mod progress;
 
-pub use config::{BaseConfig, ServeConfig, TrainConfig};
+pub use config::{BaseConfig, ServeConfig, ServeHead, TrainConfig};
 pub use head::{BaseReference, HeadManifest, HeadShape};
 pub use model::{Identity, Limits, ModelDescription, Numerics};
 pub use progress::{ExitCode, Progress, TerminationMessage};

@@ -95,13 +95,16 @@ impl Kind {
     }
 
     fn form(&self, object: &Value) -> Vec<(Stops, Violation)> {
-        self.strict.iter_errors(object).flat_map(|error| schema::violations(&error)).collect()
+        let mut twice = Vec::new();
+        schema::twice(&self.schema, object, "", &mut twice);
+        let twice = twice.into_iter().map(|violation| (Stops::Nothing, violation));
+        self.strict.iter_errors(object).flat_map(|error| schema::violations(&error)).chain(twice).collect()
     }
 
     fn rules(&self, object: &Value, old: Option<&Value>) -> Vec<Violation> {
         let verdict = Validator::new().validate_with_context(&self.schema, object, old, Some(&self.context));
         let errors = verdict.err().map(|errors| errors.into_vec()).unwrap_or_default();
-        let field = |path: String| if path.is_empty() { "metadata.name".to_owned() } else { path };
+        let field = |path: String| if path.is_empty() { "metadata.name".to_owned() } else { path.trim_start_matches('.').to_owned() };
         errors.into_iter().map(|error| Violation::new(field(error.field_path), error.message)).collect()
     }
 }

@@ -6,8 +6,7 @@ use serde_json::{Map, Number, Value, json};
 
 use super::Violation;
 
-/// `schema` in the words of JSON Schema: unknown fields are refused as `kubectl` does, `nullable`, `x-kubernetes-list-type: set`
-/// and integer-or-string become what they mean.
+/// `schema` in the words of JSON Schema: unknown fields are refused as `kubectl` does, `nullable` and integer-or-string become what they mean.
 pub fn strict(schema: &Value) -> Value {
     let Value::Object(members) = schema else { return schema.clone() };
     let mut strict: Map<String, Value> = Map::new();
@@ -27,9 +26,6 @@ pub fn strict(schema: &Value) -> Value {
         && let Some(kind) = members.get("type")
     {
         strict.insert("type".to_owned(), json!([kind, "null"]));
-    }
-    if members.get("x-kubernetes-list-type") == Some(&json!("set")) {
-        strict.insert("uniqueItems".to_owned(), json!(true));
     }
     if members.contains_key("properties") && !members.contains_key("additionalProperties") {
         strict.insert("additionalProperties".to_owned(), json!(false));
@@ -77,19 +73,40 @@ pub fn violations(error: &ValidationError<'_>) -> Vec<(Stops, Violation)> {
         ValidationErrorKind::Required { property } => {
             vec![(Stops::Rules, Violation::new(below(property.as_str().unwrap_or_default()), "required field is missing"))]
         }
-        ValidationErrorKind::UniqueItems => match error.instance().as_array() {
-            Some(items) => (1..items.len())
-                .filter(|index| items[..*index].contains(&items[*index]))
-                .map(|index| (Stops::Nothing, Violation::new(format!("{at}[{index}]"), format!("{} is there twice", items[index]))))
-                .collect(),
-            None => Vec::new(),
-        },
         ValidationErrorKind::Minimum { .. }
         | ValidationErrorKind::Maximum { .. }
         | ValidationErrorKind::MinLength { .. }
         | ValidationErrorKind::MinItems { .. }
         | ValidationErrorKind::Pattern { .. } => vec![(Stops::Nothing, Violation::new(at, error.to_string()))],
         _ => vec![(Stops::Rules, Violation::new(at, error.to_string()))],
+    }
+}
+
+/// Enters the items that a list of type `set` or `map` has twice, the latter by their keys.
+pub fn twice(schema: &Value, value: &Value, at: &str, violations: &mut Vec<Violation>) {
+    let below = |name: &str| if at.is_empty() { name.to_owned() } else { format!("{at}.{name}") };
+    match value {
+        Value::Object(members) => {
+            members.iter().for_each(|(name, member)| twice(&schema["properties"][name], member, &below(name), violations));
+        }
+        Value::Array(items) => {
+            let keys: Vec<&str> = schema["x-kubernetes-list-map-keys"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let identity = |item: &Value| match schema["x-kubernetes-list-type"].as_str() {
+                Some("set") => Some(item.clone()),
+                Some("map") => Some(keys.iter().map(|key| ((*key).to_owned(), item[key].clone())).collect()),
+                _ => None,
+            };
+            let mut seen = Vec::new();
+            for (index, item) in items.iter().enumerate() {
+                let at = format!("{at}[{index}]");
+                twice(&schema["items"], item, &at, violations);
+                match identity(item) {
+                    Some(identity) if seen.contains(&identity) => violations.push(Violation::new(at, format!("{identity} is there twice"))),
+                    identity => seen.extend(identity),
+                }
+            }
+        }
+        _ => {}
     }
 }
 

@@ -1,5 +1,7 @@
 //! Deployments against the cluster.
 
+use std::collections::BTreeSet;
+
 use carryon_crds::{CarryOnDeployment, names};
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -10,7 +12,7 @@ use super::failure::Failure;
 use super::key::Kind;
 use super::kinds::{RETRY, Reconcile, Reconciled, settle};
 use super::store::{Cache, Guarded, Stores};
-use crate::deployment::{self, Applied, Children, Observed, referenced_claim};
+use crate::deployment::{self, Applied, Children, Observed, referenced_claims, referenced_jobs};
 use crate::shared::meta::Owner;
 
 impl Reconcile for CarryOnDeployment {
@@ -36,16 +38,16 @@ impl Reconcile for CarryOnDeployment {
 async fn observe(deployment: &CarryOnDeployment, context: &Context) -> Result<Observed, Failure> {
     let (stores, owner, spec) = (&context.stores, Owner::of(deployment, "gateway"), &deployment.spec);
     let namespace = &owner.namespace;
-    let job = spec.head.job_ref.as_ref().and_then(|reference| stores.jobs.get(namespace, &reference.name));
-    let claim = referenced_claim(deployment, job.as_ref());
+    let jobs: Vec<_> = referenced_jobs(deployment).filter_map(|job| stores.jobs.get(namespace, job)).collect();
+    let claims = referenced_claims(deployment, &jobs);
     Ok(Observed {
         pool: spec.pools.first().and_then(|pool| stores.pools.get(namespace, &pool.name)),
-        claim: claim.and_then(|claim| stores.claims.claim(namespace, &claim)),
-        secret: secret(deployment, namespace, context).await?,
+        claims: claims.iter().filter_map(|claim| stores.claims.claim(namespace, claim)).collect(),
+        secrets: secrets(deployment, namespace, context).await?,
         pods: stores.pods.owned_by(namespace, owner.component, &owner.name),
         revisions: stores.revisions_of(&owner, &names::gateway(&owner.name)),
         url: None,
-        job,
+        jobs,
     })
 }
 
@@ -64,12 +66,14 @@ async fn apply(gateway: &CarryOnDeployment, children: Children, context: &Contex
     Ok(applied)
 }
 
-/// The Secret with the API key: only one that is named is read, and only when it exists.
-async fn secret(deployment: &CarryOnDeployment, namespace: &str, context: &Context) -> Result<Option<Secret>, Failure> {
-    let Some(key) = deployment.spec.api.key_secret_ref.as_ref().filter(|key| context.stores.secrets.shown(namespace, &key.name).is_some())
-    else {
-        return Ok(None);
-    };
-    let found = Api::<Secret>::namespaced(context.client.clone(), namespace).get_opt(&key.name).await;
-    found.map_err(Failure::of("read", format!("Secret {namespace}/{}", key.name)))
+/// The Secrets with API keys: only those that are named are read, and only when they exist.
+async fn secrets(deployment: &CarryOnDeployment, namespace: &str, context: &Context) -> Result<Vec<Secret>, Failure> {
+    let api = Api::<Secret>::namespaced(context.client.clone(), namespace);
+    let mut found = Vec::new();
+    let named: BTreeSet<&str> = deployment.spec.api.keys.iter().map(|key| key.secret_ref.name.as_str()).collect();
+    for name in named.into_iter().filter(|name| context.stores.secrets.shown(namespace, name).is_some()) {
+        let secret = api.get_opt(name).await;
+        found.extend(secret.map_err(Failure::of("read", format!("Secret {namespace}/{name}")))?);
+    }
+    Ok(found)
 }

@@ -13,6 +13,7 @@ use super::context::Context;
 use super::failure::Failure;
 use super::key::Kind;
 use super::kinds::{RETRY, Reconcile, Reconciled, settle};
+use super::ownership::same_configuration;
 use super::refused::refused;
 use super::store::{Cache, Guarded, Stores};
 use crate::deployment::refers_to;
@@ -20,6 +21,7 @@ use crate::job::plan::plan;
 use crate::job::record::Record;
 use crate::job::trainers::{is_held, is_of, lives, outlived, recorded};
 use crate::job::{self, Applied, Children, Observed};
+use crate::shared::Refusal;
 use crate::shared::meta::{Owner, namespace};
 use crate::shared::revision;
 use crate::shared::trouble::phase;
@@ -29,6 +31,10 @@ impl Reconcile for CarryOnJob {
 
     fn cache(stores: &Stores) -> &Cache<Guarded<Self>> {
         &stores.jobs
+    }
+
+    fn is_foreign(&self) -> bool {
+        self.spec.managed_by.as_ref().is_some_and(|manager| manager != names::CONTROLLER)
     }
 
     /// A finished job that is served is kept; its deployments wake it when they change.
@@ -80,7 +86,7 @@ async fn observe(job: &CarryOnJob, context: &Context) -> Result<Observed, Failur
         None => None,
     };
     let progress = of_present().find(|pod| phase(pod) == "Running" && lives(pod)).and_then(|pod| context.ask.progress(pod));
-    let named = [spec.data.source.persistent_volume_claim.as_ref(), Some(&spec.output.persistent_volume_claim)].into_iter().flatten();
+    let named = [spec.data.source.persistent_volume_claim.as_ref(), spec.output.claim()].into_iter().flatten();
     Ok(Observed {
         pool: spec.pools.first().and_then(|pool| stores.pools.get(namespace, &pool.name)),
         claims: named.filter_map(|path| stores.claims.claim(namespace, &path.claim_name)).collect(),
@@ -114,6 +120,11 @@ async fn apply(job: &CarryOnJob, children: Children, observed: &Observed, contex
     }
     let Some(wanted) = attempt else { return Ok(Applied { attempt: None }) };
     let attempt = match present(&wanted.name_any()) {
+        // The spec was corrected before a status could say that this attempt had started.
+        Some(present) if number(job) == 0 && attempts::is_owned(&present, job) && same_configuration(&wanted, &present).is_err() => {
+            owned.delete(&present).await?;
+            return Err(Refusal::waiting("AttemptOutdated", "the attempt of the spec before is being deleted").into());
+        }
         Some(present) => owned.adopt(&wanted, present).await?,
         None => {
             attempts::is_free(job, &wanted, context).await?;
@@ -123,6 +134,11 @@ async fn apply(job: &CarryOnJob, children: Children, observed: &Observed, contex
         }
     };
     Ok(Applied { attempt: Some(attempt) })
+}
+
+/// The last attempt that the status knows of.
+fn number(job: &CarryOnJob) -> u32 {
+    job.status.as_ref().map_or(0, |status| status.attempt)
 }
 
 /// When time alone changes something.

@@ -47,6 +47,11 @@ pub trait Reconcile:
     /// Where objects of this kind are kept.
     fn cache(stores: &Stores) -> &Cache<Guarded<Self>>;
 
+    /// Whether its spec leaves the object to another controller.
+    fn is_foreign(&self) -> bool {
+        false
+    }
+
     /// Whether the object has had its time, and nobody needs it any more: it is deleted.
     fn is_expired(&self, _: &Stores, _: &Time) -> bool {
         false

@@ -20,6 +20,9 @@ pub const BEHIND: Duration = Duration::from_secs(1);
 
 /// Reconciles an object; how long until the next time when nothing happens, and none when the object goes.
 pub async fn reconcile<K: Reconcile>(object: &K, context: &Context, now: &Time) -> Result<Option<Duration>, Failure> {
+    if object.is_foreign() {
+        return Ok(None);
+    }
     if object.is_expired(&context.stores, now) {
         let deleted = context.applier.delete(object, object.resource_version(), PropagationPolicy::Background);
         return deleted.await.map(|()| None);

@@ -12,7 +12,7 @@ use super::key::{Key, Kind};
 use super::queue::Lane;
 use super::store::{Guarded, Stores};
 use super::watch::Change;
-use crate::deployment::{referenced_claim, refers_to};
+use crate::deployment::{referenced_claims, referenced_jobs, refers_to};
 
 /// Keys to put into the queue, in that order.
 pub fn keys(change: &Change<'_>, stores: &Stores) -> Vec<(Key, Lane)> {
@@ -41,7 +41,7 @@ pub fn keys(change: &Change<'_>, stores: &Stores) -> Vec<(Key, Lane)> {
         }
         Change::Secret(secret) => {
             let (namespace, name) = path(secret);
-            deployments(stores, namespace, |deployment| deployment.spec.api.key_secret_ref.as_ref().is_some_and(|key| key.name == name))
+            deployments(stores, namespace, |deployment| deployment.spec.api.keys.iter().any(|key| key.secret_ref.name == name))
         }
         Change::Node => {
             let lacks = |pool: &BaseModelPool| pool.status.as_ref().is_none_or(|status| !is_true(&status.conditions, READY));
@@ -88,11 +88,11 @@ fn users_of_claim(stores: &Stores, claim: &ObjectMeta) -> Vec<(Key, Lane)> {
     let names = |path: &ClaimPath| path.claim_name == name;
     let loads = |pool: &BaseModelPool| pool.spec.model.source.persistent_volume_claim.as_ref().is_some_and(names);
     let trains = |job: &CarryOnJob| {
-        names(&job.spec.output.persistent_volume_claim) || job.spec.data.source.persistent_volume_claim.as_ref().is_some_and(names)
+        [job.spec.output.claim(), job.spec.data.source.persistent_volume_claim.as_ref()].into_iter().flatten().any(names)
     };
     let serves = |deployment: &CarryOnDeployment| {
-        let job = deployment.spec.head.job_ref.as_ref().and_then(|job| stores.jobs.get(namespace, &job.name));
-        referenced_claim(deployment, job.as_ref()).is_some_and(|claim| claim == name)
+        let jobs: Vec<_> = referenced_jobs(deployment).filter_map(|job| stores.jobs.get(namespace, job)).collect();
+        referenced_claims(deployment, &jobs).iter().any(|claim| claim == name)
     };
     let pools = around(Kind::Pool, namespace, stores.pools.names_of(namespace, loads));
     [pools, jobs(stores, namespace, trains), deployments(stores, namespace, serves)].concat()
@@ -137,8 +137,8 @@ mod tests {
     fn job(name: &str, rest: Value) -> Guarded<CarryOnJob> {
         let mut spec = json!({
             "pools": [{ "name": "base" }],
-            "data": { "source": { "configMap": { "name": "samples" } }, "split": { "train": "train.jsonl" } },
-            "output": { "persistentVolumeClaim": { "claimName": "results" } },
+            "data": { "source": { "configMap": { "name": "samples" } }, "split": { "train": ["train.jsonl"] } },
+            "output": { "destination": { "persistentVolumeClaim": { "claimName": "results" } } },
         });
         spec.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
         object("team", name, json!({ "spec": spec }))
@@ -146,7 +146,9 @@ mod tests {
 
     fn deployment(name: &str, job: &str) -> Guarded<CarryOnDeployment> {
         let spec = json!({
-            "pools": [{ "name": "base" }], "head": { "jobRef": { "name": job } }, "api": { "keySecretRef": { "name": "keys", "key": "key" } },
+            "pools": [{ "name": "base" }],
+            "heads": [{ "name": "one", "source": { "jobRef": { "name": job } } }],
+            "api": { "keys": [{ "name": "one", "secretRef": { "name": "keys", "key": "key" } }] },
         });
         object("team", name, json!({ "spec": spec }))
     }

@@ -1,5 +1,6 @@
 //! A validated deployment's children: the gateway's Deployment, its Service and its configuration.
 
+use carryon_crds::deployment::ApiKey;
 use carryon_crds::names;
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
 use k8s_openapi::api::core::v1::{ConfigMap, PodTemplateSpec, Service};
@@ -7,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::Validated;
 use crate::shared::meta;
-use crate::shared::pods::{self, Lifetime, Mount, MountSource, PROGRESS_DEADLINE_SECONDS, Role};
+use crate::shared::pods::{self, Lifetime, Mount, MountSource, Role, progress_deadline};
 use crate::shared::rollout::Counts;
 
 /// What a deployment is made of.
@@ -40,15 +41,19 @@ impl Applied {
 /// The pods, rendered today.
 fn template(gateway: &Validated) -> PodTemplateSpec {
     let owner = &gateway.basis.owner;
-    let mut args = vec![
-        ("--pool", names::service_url(&names::pool(&gateway.pool), &owner.namespace, names::POOL_PORT)),
-        ("--head", pods::inside(names::HEAD_DIR, Some(&gateway.path))),
-    ];
-    let mut mounts =
-        vec![Mount { name: "head", path: names::HEAD_DIR, source: MountSource::Claim(gateway.claim.clone()), read_only: true }];
-    if let Some(key) = gateway.key.clone() {
-        args.push(("--api-key-file", pods::inside(names::API_KEY_DIR, Some(&key.key))));
-        mounts.push(Mount { name: "api-key", path: names::API_KEY_DIR, source: MountSource::Secret(key), read_only: true });
+    let mut args = vec![("--pool", names::service_url(&names::pool(&gateway.pool), &owner.namespace, names::POOL_PORT))];
+    let mut mounts = Vec::new();
+    for (entry, served) in gateway.heads.iter().filter_map(|entry| Some((entry, entry.served.as_ref()?))) {
+        let path = format!("{}/{}", names::HEADS_DIR, entry.name);
+        args.push(("--head", pods::inside(&path, Some(&served.path))));
+        let (name, source) = (format!("head-{}", entry.name), MountSource::Claim(served.claim.clone()));
+        mounts.push(Mount { name: name.into(), path: path.into(), source, read_only: true });
+    }
+    for ApiKey { name, secret_ref } in &gateway.keys {
+        let path = format!("{}/{name}", names::API_KEYS_DIR);
+        args.push(("--api-key-file", pods::inside(&path, Some(&secret_ref.key))));
+        let (name, source) = (format!("api-key-{name}"), MountSource::Secret(secret_ref.clone()));
+        mounts.push(Mount { name: name.into(), path: path.into(), source, read_only: true });
     }
     pods::template(&Role {
         basis: &gateway.basis,
@@ -71,9 +76,9 @@ pub fn build(gateway: &Validated) -> Children {
         deployment: Deployment {
             metadata: owner.meta(&name),
             spec: Some(DeploymentSpec {
-                replicas: Some(gateway.replicas),
+                replicas: gateway.replicas,
                 selector: owner.label_selector(),
-                progress_deadline_seconds: Some(PROGRESS_DEADLINE_SECONDS),
+                progress_deadline_seconds: Some(progress_deadline(&gateway.basis.template)),
                 strategy: Some(rolling()),
                 // Those that are left behind could not start: their configuration is gone.
                 revision_history_limit: Some(0),

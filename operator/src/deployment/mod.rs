@@ -1,11 +1,13 @@
-//! `CarryOnDeployment`: a gateway that serves one head.
+//! `CarryOnDeployment`: a gateway that serves heads.
 
 pub mod build;
+pub mod heads;
 pub mod observe;
 pub mod status;
 pub mod validate;
 
 pub use build::{Applied, Children, build};
-pub use observe::{Observed, referenced_claim, refers_to};
+pub use heads::{referenced_claims, referenced_jobs, refers_to};
+pub use observe::Observed;
 pub use status::status;
 pub use validate::{Validated, validate};

@@ -1,15 +1,17 @@
 //! A deployment's status: what its gateway does, in ordered checks.
 
-use carryon_crds::condition::types;
+use carryon_crds::condition::{Verdict, types};
+use carryon_crds::deployment::HeadStatus;
 use carryon_crds::{CarryOnDeployment, CarryOnDeploymentStatus, condition, names};
 use k8s_openapi::api::apps::v1::DeploymentCondition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::heads::status_of;
 use super::{Applied, Observed, Validated};
 use crate::shared::Outcome;
 use crate::shared::kstatus::Standing;
 use crate::shared::meta::Owner;
-use crate::shared::rollout::{Counts, DEADLINE_EXCEEDED, Obstacle, counted};
+use crate::shared::rollout::{Counts, DEADLINE_EXCEEDED, Obstacle, available, counted};
 use crate::shared::text::{WORDS, bounded};
 use crate::shared::trouble::silent;
 
@@ -28,28 +30,54 @@ pub fn status(
         selector: Some(owner.selector_text()),
         ..previous.clone()
     };
-    let conditions = |standing: &Standing| condition::set(&previous.conditions, &standing.verdicts(), deployment.metadata.generation, now);
+    let generation = deployment.metadata.generation;
+    let conditions = |standing: &Standing, ready: i32| {
+        let verdicts: Vec<Verdict> = standing.verdicts().into_iter().chain([available("gateways", ready)]).collect();
+        condition::set(&previous.conditions, &verdicts, generation, now)
+    };
+    let head = |name: &str, standing: &Standing| {
+        let before = status_of(deployment, name).cloned().unwrap_or_default();
+        let conditions = condition::set(&before.conditions, &standing.verdicts(), generation, now);
+        HeadStatus { name: name.to_owned(), conditions, ..before }
+    };
     match outcome {
-        // What was there before a refusal is there still: its address, its head, its pods.
+        // What was there before a refusal is there still: its address, its heads, its pods.
         Err(refusal) => {
             let (replicas, ready_replicas) = counted(&observed.pods);
-            CarryOnDeploymentStatus { conditions: conditions(&refusal.into()), replicas, ready_replicas, ..shared }
+            let heads = deployment.spec.heads.iter().map(|entry| head(&entry.name, &refusal.into())).collect();
+            CarryOnDeploymentStatus { conditions: conditions(&refusal.into(), ready_replicas), replicas, ready_replicas, heads, ..shared }
         }
         Ok((validated, applied)) => {
             let counts = Counts::of_deployment(&applied.deployment);
-            // Proven: nobody but ready pods of this head answers.
+            // Proven: nobody but ready pods of these heads answers.
             let proven = counts.is_settled() && counts.wanted > 0;
+            let image = deployment.spec.gateway.image.is_none().then(|| validated.basis.image.clone());
+            let gateways = standing(validated, applied, observed);
+            let heads = validated.heads.iter().map(|entry| {
+                let before = head(&entry.name, &entry.resolved.as_ref().err().map_or_else(|| gateways.clone(), Standing::from));
+                let served = entry.served.as_ref().map(|served| served.head.clone());
+                HeadStatus { resolved: entry.resolved.clone().ok(), stable: if proven { served } else { before.stable.clone() }, ..before }
+            });
             CarryOnDeploymentStatus {
-                conditions: conditions(&standing(validated, applied, observed)),
+                conditions: conditions(&whole(validated, gateways.clone()), counts.ready),
                 replicas: counts.replicas,
                 ready_replicas: counts.ready,
+                desired_replicas: Some(counts.wanted),
                 url: Some(format!("{}/v1", observed.url.clone().unwrap_or_else(in_cluster))),
-                image: deployment.spec.gateway.image.is_none().then(|| validated.basis.image.clone()).or(previous.image.clone()),
-                resolved: Some(validated.head.clone()),
-                stable: if proven { Some(validated.head.clone()) } else { previous.stable.clone() },
+                worker_image: image.or_else(|| previous.worker_image.clone()),
+                heads: heads.collect(),
                 ..shared
             }
         }
+    }
+}
+
+/// Where the deployment stands: with its gateways, or with the first of its heads that they cannot serve as the spec has it.
+fn whole(validated: &Validated, gateways: Standing) -> Standing {
+    let refused = validated.heads.iter().find_map(|entry| entry.resolved.as_ref().err());
+    match refused {
+        Some(refusal) if gateways.is_current() => Standing::from(refusal),
+        _ => gateways,
     }
 }
 
@@ -61,8 +89,9 @@ fn standing(validated: &Validated, applied: &Applied, observed: &Observed) -> St
         return Standing::current("ScaledToZero", "spec.replicas is 0: no gateway runs");
     }
     if counts.is_settled() {
-        let remark = validated.key_remark.as_ref().map(|remark| format!("; {remark}")).unwrap_or_default();
-        return Standing::current("Serving", format!("{ready} of {wanted} gateways serve {}{remark}", validated.config.served_model_name));
+        let models: Vec<&str> = validated.config.heads.iter().map(|head| head.served_model_name.as_str()).collect();
+        let said = [format!("{ready} of {wanted} gateways serve {}", models.join(", "))].into_iter().chain(validated.key_remarks.clone());
+        return Standing::current("Serving", said.collect::<Vec<_>>().join("; "));
     }
     let said = |type_: &str, status: &str| {
         let conditions = deployment.status.as_ref().and_then(|status| status.conditions.as_ref());

@@ -1,12 +1,14 @@
-//! A deployment's spec and the world, checked. A jobRef is resolved once: what the status holds is kept, until another job of that name is complete.
+//! A deployment's spec and the world, checked.
 
-use carryon_crds::condition::{is_true, types};
-use carryon_crds::deployment::{SecretKey, ServedHead};
-use carryon_crds::wire::ServeConfig;
-use carryon_crds::{CarryOnDeployment, CarryOnDeploymentSpec, CarryOnJob, names};
+use std::collections::BTreeSet;
+
+use carryon_crds::deployment::{ApiKey, SecretKey};
+use carryon_crds::wire::{ServeConfig, ServeHead};
+use carryon_crds::{CarryOnDeployment, CarryOnDeploymentSpec};
 use kube::ResourceExt as _;
 
 use super::Observed;
+use super::heads::{Entry, entries};
 use crate::shared::meta::Owner;
 use crate::shared::pods::Basis;
 use crate::shared::revision::{Rendering, Source};
@@ -19,20 +21,16 @@ pub struct Validated {
     pub basis: Basis,
     /// The worker's configuration.
     pub config: ServeConfig,
-    /// The head, resolved.
-    pub head: ServedHead,
-    /// Claim that holds the artifact.
-    pub claim: String,
-    /// Path of the artifact's folder in it.
-    pub path: String,
+    /// The heads, in the order of the spec.
+    pub heads: Vec<Entry>,
     /// Name of the pool.
     pub pool: String,
-    /// Secret key with the API key.
-    pub key: Option<SecretKey>,
-    /// What its owner should know of the key, though it works.
-    pub key_remark: Option<String>,
-    /// Gateway pods.
-    pub replicas: i32,
+    /// API keys.
+    pub keys: Vec<ApiKey>,
+    /// What their owners should know of the keys, though they work.
+    pub key_remarks: Vec<String>,
+    /// Gateway pods; none leaves them to an autoscaler.
+    pub replicas: Option<i32>,
 }
 
 /// Checks a deployment against the world.
@@ -42,107 +40,57 @@ pub struct Validated {
 pub fn validate(deployment: &CarryOnDeployment, observed: &Observed, settings: &Settings) -> Result<Validated, Refusal> {
     let owner = Owner::of(deployment, "gateway");
     let spec = &deployment.spec;
-    let head = resolve(deployment, observed, &owner)?;
-    let (claim, path) = names::parse_claim_uri(&head.uri)
-        .map(|(claim, path)| (claim.to_owned(), path.to_owned()))
-        .ok_or_else(|| Refusal::permanent("BadArtifactUri", format!("artifact uri {:?} is not pvc://CLAIM/PATH", head.uri)))?;
-    if observed.claim.is_none() {
-        let message = format!("PersistentVolumeClaim {}/{claim} with the head not found: create it", owner.namespace);
-        return Err(Refusal::waiting("ClaimNotFound", message));
-    }
-    let pool = pool(deployment, &head, observed, &owner)?;
-    let key = spec.api.key_secret_ref.clone();
-    let key_remark = match &key {
-        Some(key) => secret(key, observed, &owner)?,
-        None => None,
-    };
-    // Of the head, what pods see of it.
-    let shaping = (CarryOnDeploymentSpec { replicas: 0, ..spec.clone() }, head.digest.clone(), head.uri.clone());
+    let heads = entries(deployment, observed, &owner)?;
+    let pool = pool(deployment, observed, &owner)?;
+    let remarks = spec.api.keys.iter().map(|key| secret(key, observed, &owner)).collect::<Result<Vec<_>, _>>()?;
+    let config = config(deployment, &heads)?;
+    // Of the heads, what pods see of them.
+    let seen = |entry: &Entry| entry.served.as_ref().map(|served| (served.head.digest.clone(), served.head.uri.clone()));
+    let seen: Vec<_> = heads.iter().map(seen).collect();
+    let shaping = (CarryOnDeploymentSpec { replicas: None, ..spec.clone() }, seen);
     let rendering = Rendering::of(&Source::of(deployment, shaping), &observed.revisions);
     Ok(Validated {
-        config: ServeConfig {
-            served_model_name: spec.served_model_name.clone().unwrap_or_else(|| deployment.name_any()),
-            digest: head.digest.clone(),
-            allowed_origins: spec.api.allowed_origins.clone(),
-        },
-        head,
-        claim,
-        path,
+        config,
+        heads,
         pool,
-        key,
-        key_remark,
+        keys: spec.api.keys.clone(),
+        key_remarks: remarks.into_iter().flatten().collect(),
         replicas: spec.replicas,
         basis: Basis::new(owner, &spec.gateway, rendering, settings),
     })
 }
 
-/// The head that a jobRef to `name` stands for: what the job has written once it is complete. Until then, and when it is gone, what was resolved
-/// from that name before.
-pub(super) fn of_job(deployment: &CarryOnDeployment, name: &str, job: Option<&CarryOnJob>) -> Option<ServedHead> {
-    let source = format!("CarryOnJob/{name}");
-    let kept = kept(deployment, &source).cloned();
-    let written = || {
-        let (job, status) = (job?, job?.status.as_ref()?);
-        let artifact = status.artifact.clone().filter(|_| is_true(&status.conditions, types::COMPLETE))?;
-        Some(ServedHead { digest: artifact.digest, uri: artifact.uri, source, job_uid: job.uid() })
-    };
-    match kept {
-        Some(kept) if job.is_none_or(|job| job.uid() == kept.job_uid) => Some(kept),
-        kept => written().or(kept),
-    }
-}
-
-/// What the status holds of a head from `source`: resolved before, or proven.
-fn kept<'a>(deployment: &'a CarryOnDeployment, source: &str) -> Option<&'a ServedHead> {
-    let status = deployment.status.as_ref()?;
-    [&status.resolved, &status.stable].into_iter().flatten().find(|head| head.source == source)
-}
-
-fn resolve(deployment: &CarryOnDeployment, observed: &Observed, owner: &Owner) -> Result<ServedHead, Refusal> {
-    let head = &deployment.spec.head;
-    if let Some(artifact) = &head.artifact {
-        let claim = &artifact.persistent_volume_claim;
-        let uri = names::claim_uri(&claim.claim_name, claim.path.as_deref().unwrap_or_default());
-        return Ok(ServedHead { digest: artifact.digest.clone(), uri, source: "artifact".to_owned(), job_uid: None });
-    }
-    let Some(reference) = &head.job_ref else {
-        return Err(Refusal::permanent("NoHead", "spec.head is empty: set jobRef or artifact"));
-    };
-    if let Some(head) = of_job(deployment, &reference.name, observed.job.as_ref()) {
-        return Ok(head);
-    }
-    let path = format!("{}/{}", owner.namespace, reference.name);
-    let lacks = || owner.lacks("JobNotFound", "CarryOnJob", &reference.name, "spec.head.jobRef");
-    let job = observed.job.as_ref().ok_or_else(lacks)?;
-    match job.status.as_ref().is_some_and(|status| is_true(&status.conditions, types::FAILED)) {
-        true => Err(Refusal::permanent("JobFailed", format!("CarryOnJob {path} has failed: refer to another job"))),
-        false => Err(Refusal::waiting("JobNotComplete", format!("waiting for CarryOnJob {path} to complete"))),
-    }
-}
-
-fn pool(deployment: &CarryOnDeployment, head: &ServedHead, observed: &Observed, owner: &Owner) -> Result<String, Refusal> {
+fn pool(deployment: &CarryOnDeployment, observed: &Observed, owner: &Owner) -> Result<String, Refusal> {
     let name = deployment.spec.pools.first().map(|pool| pool.name.clone()).unwrap_or_default();
-    let pool = observed.pool.as_ref().ok_or_else(|| owner.lacks("PoolNotFound", "BaseModelPool", &name, "spec.pools[0]"))?;
-    // Of a kept head whose job is gone the base is not known here; the pool refuses one that is not its own.
-    let artifact =
-        observed.job.as_ref().and_then(|job| job.status.as_ref()?.artifact.as_ref()).filter(|artifact| artifact.digest == head.digest);
-    let model = pool.status.as_ref().and_then(|status| status.model.as_ref());
-    match (artifact.map(|artifact| artifact.base_model_digest.as_str()), model.map(|model| model.identity_digest.as_str())) {
-        (Some(head), Some(pool)) if !head.is_empty() && head != pool => Err(Refusal::permanent(
-            "BaseModelDiffers",
-            format!(
-                "the head was trained on base {head}, BaseModelPool {}/{name} runs {pool}: name a pool of the same model",
-                owner.namespace
-            ),
-        )),
-        _ => Ok(name),
+    match observed.pool {
+        Some(_) => Ok(name),
+        None => Err(owner.lacks("PoolNotFound", "BaseModelPool", &name, "spec.pools[0]")),
     }
+}
+
+/// The models of the endpoint.
+fn config(deployment: &CarryOnDeployment, heads: &[Entry]) -> Result<ServeConfig, Refusal> {
+    let base_model_name = format!("{}-base", deployment.name_any());
+    let mut names = BTreeSet::from([base_model_name.as_str()]);
+    if let Some(taken) = heads.iter().find(|entry| !names.insert(&entry.model_name)) {
+        let message = format!("spec.heads[{}]: another model of the endpoint is called {:?} too", taken.name, taken.model_name);
+        return Err(Refusal::permanent("ModelNameTaken", message));
+    }
+    let served = heads.iter().filter_map(|entry| Some((entry, entry.served.as_ref()?)));
+    let heads = served.map(|(entry, served)| ServeHead {
+        name: entry.name.clone(),
+        served_model_name: entry.model_name.clone(),
+        digest: served.head.digest.clone(),
+    });
+    Ok(ServeConfig { heads: heads.collect(), allowed_origins: deployment.spec.api.allowed_origins.clone(), base_model_name })
 }
 
 /// Whether clients can send the API key that the Secret holds, and what is to be said of it. Of itself nothing is said.
-fn secret(key: &SecretKey, observed: &Observed, owner: &Owner) -> Result<Option<String>, Refusal> {
-    let secret = observed.secret.as_ref().ok_or_else(|| owner.lacks("SecretNotFound", "Secret", &key.name, "spec.api.keySecretRef"))?;
-    let SecretKey { name, key } = key;
+fn secret(key: &ApiKey, observed: &Observed, owner: &Owner) -> Result<Option<String>, Refusal> {
+    let SecretKey { name, key: member } = &key.secret_ref;
+    let lacks = || owner.lacks("SecretNotFound", "Secret", name, &format!("spec.api.keys[{}].secretRef", key.name));
+    let secret = observed.secrets.iter().find(|secret| secret.name_any() == *name).ok_or_else(lacks)?;
+    let key = member;
     let what = format!("Secret {}/{name}", owner.namespace);
     let Some(value) = secret.data.as_ref().and_then(|data| data.get(key)) else {
         return Err(Refusal::waiting("SecretKeyNotFound", format!("{what} has no key {key:?}: add it")));

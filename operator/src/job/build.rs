@@ -70,8 +70,8 @@ fn template(job: &Validated) -> PodTemplateSpec {
         ],
         port: names::TRAINER_PORT,
         mounts: vec![
-            Mount { name: "output", path: names::OUTPUT_DIR, source: output, read_only: false },
-            Mount { name: "data", path: names::DATA_DIR, source, read_only: true },
+            Mount { name: "output".into(), path: names::OUTPUT_DIR.into(), source: output, read_only: false },
+            Mount { name: "data".into(), path: names::DATA_DIR.into(), source, read_only: true },
         ],
         before: None,
         lifetime: Lifetime::Task,

@@ -94,7 +94,7 @@ impl Record {
 fn possible(artifact: &ArtifactStatus, job: &CarryOnJob) -> bool {
     let claim = names::parse_claim_uri(&artifact.uri).map(|(claim, _)| claim);
     let digest = |text: &str| text.starts_with("sha256:") && printable(text, 128);
-    claim == Some(&job.spec.output.persistent_volume_claim.claim_name)
+    claim.is_some_and(|claim| job.spec.output.claim().is_some_and(|own| own.claim_name == claim))
         && !artifact.uri.split('/').any(|part| part == "..")
         && printable(&artifact.uri, 1024)
         && digest(&artifact.digest)

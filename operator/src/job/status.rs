@@ -52,7 +52,7 @@ pub fn status(job: &CarryOnJob, outcome: &Outcome<Validated, Applied>, observed:
         pool_unavailable_since: ledger.pool_unavailable_since.clone(),
         progress: progress(&ledger, observed).or(previous.progress),
         artifact,
-        image: image.or(previous.image),
+        worker_image: image.or(previous.worker_image),
         attempts: ledger.attempts,
     }
 }
@@ -144,7 +144,7 @@ fn unavailable(observed: &Observed) -> Option<String> {
 }
 
 fn artifact(job: &CarryOnJob, words: &TerminationMessage) -> Option<ArtifactStatus> {
-    let (output, digest) = (output(job), words.digest.clone()?);
+    let (output, digest) = (output(job)?, words.digest.clone()?);
     let folder = format!("{}/{}", output.path.as_deref().unwrap_or_default(), names::artifact_folder(&digest));
     Some(ArtifactStatus {
         uri: names::claim_uri(&output.claim_name, &folder),

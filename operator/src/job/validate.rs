@@ -52,6 +52,7 @@ pub fn validate(job: &CarryOnJob, observed: &Observed, settings: &Settings, now:
     if matches!(plan, Plan::Start(_)) {
         references(job, observed, &owner)?;
     }
+    let nowhere = || Refusal::permanent("NoDestination", "spec.output.destination is empty: set persistentVolumeClaim");
     let rendering = Rendering::of(&Source::of(job, spec.lasting()), &observed.revisions);
     Ok(Validated {
         ledger,
@@ -75,23 +76,23 @@ pub fn validate(job: &CarryOnJob, observed: &Observed, settings: &Settings, now:
         },
         pool: pool.name.clone(),
         data: spec.data.source.clone(),
-        output: output(job),
+        output: output(job).ok_or_else(nowhere)?,
         queue_labels: job.labels().clone().into_iter().filter(|(key, _)| key.starts_with("kueue.x-k8s.io/")).collect(),
         basis: Basis::new(owner, &spec.trainer, rendering, settings),
     })
 }
 
 /// Claim and path of the job's own folder.
-pub fn output(job: &CarryOnJob) -> ClaimPath {
-    let claim = &job.spec.output.persistent_volume_claim;
+pub fn output(job: &CarryOnJob) -> Option<ClaimPath> {
+    let claim = job.spec.output.claim()?;
     let folder = claim.path.iter().map(|path| path.trim_matches('/').to_owned()).chain([job.name_any()]);
-    ClaimPath { claim_name: claim.claim_name.clone(), path: Some(folder.collect::<Vec<_>>().join("/")) }
+    Some(ClaimPath { claim_name: claim.claim_name.clone(), path: Some(folder.collect::<Vec<_>>().join("/")) })
 }
 
 fn references(job: &CarryOnJob, observed: &Observed, owner: &Owner) -> Result<(), Refusal> {
     pool(job, observed, owner)?;
     data(job, observed, owner)?;
-    claim(&job.spec.output.persistent_volume_claim, "spec.output", observed, owner)
+    job.spec.output.claim().map_or(Ok(()), |output| claim(output, "spec.output.destination", observed, owner))
 }
 
 fn pool(job: &CarryOnJob, observed: &Observed, owner: &Owner) -> Result<(), Refusal> {
@@ -104,7 +105,7 @@ fn pool(job: &CarryOnJob, observed: &Observed, owner: &Owner) -> Result<(), Refu
         Some(layer) if *layer > model.layers => Err(Refusal::permanent(
             "TapBeyondLastLayer",
             format!(
-                "spec.pools[0].taps.layers: {layer} is beyond the last layer, {}, of {} in BaseModelPool {path}; create a new job",
+                "spec.pools[0].taps.layers: {layer} is beyond the last layer, {}, of {} in BaseModelPool {path}: correct the spec",
                 model.layers, model.name
             ),
         )),
@@ -124,13 +125,11 @@ fn data(job: &CarryOnJob, observed: &Observed, owner: &Owner) -> Result<(), Refu
         return claim(path, "spec.data.source", observed, owner);
     }
     let Some(wanted) = &data.source.config_map else {
-        return Err(Refusal::permanent(
-            "NoDataSource",
-            "spec.data.source is empty: set persistentVolumeClaim or configMap; create a new job",
-        ));
+        return Err(Refusal::permanent("NoDataSource", "spec.data.source is empty: set persistentVolumeClaim or configMap"));
     };
     let found = observed.data.as_ref().ok_or_else(|| owner.lacks("ConfigMapNotFound", "ConfigMap", &wanted.name, "spec.data.source"))?;
-    let missing = [Some(&data.split.train), data.split.evaluation.as_ref()].into_iter().flatten().find(|key| !has_key(found, key));
+    let named = data.split.train.iter().chain(&data.split.evaluation).filter(|name| !name.contains(['*', '?', '[']));
+    let missing = named.into_iter().find(|key| !has_key(found, key));
     missing.map_or(Ok(()), |key| {
         let message = format!("ConfigMap {}/{} (spec.data.source) has no key {key:?}: add it", owner.namespace, wanted.name);
         Err(Refusal::waiting("ConfigMapKeyNotFound", message))

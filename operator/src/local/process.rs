@@ -76,7 +76,7 @@ impl Running {
         let mut command = Command::new(&process.program);
         command.args(&process.args).current_dir(&process.folder).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         command.env_clear().envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
-        command.env("HOME", &process.folder).env("TMPDIR", &temporary).process_group(0);
+        command.envs(process.env.iter().cloned()).env("HOME", &process.folder).env("TMPDIR", &temporary).process_group(0);
         let operator = nix::unistd::getpid();
         // SAFETY: between fork and exec only two system calls are made, both async-signal-safe; nothing is allocated.
         unsafe {

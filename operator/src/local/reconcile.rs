@@ -105,8 +105,7 @@ impl World<'_> {
         let pods: Vec<Pod> = self.store.list().into_iter().filter(of_job).collect();
         let running = pods.iter().find(|pod| phase(pod) == "Running");
         let progress: Option<Progress> = running.and_then(|pod| self.ask(pod, "/progress", PROGRESS_PERIOD));
-        let output = Some(&spec.output.persistent_volume_claim);
-        let claims = [spec.data.source.persistent_volume_claim.as_ref(), output].into_iter().flatten();
+        let claims = [spec.data.source.persistent_volume_claim.as_ref(), spec.output.claim()].into_iter().flatten();
         job::Observed {
             pool: spec.pools.first().and_then(|pool| self.store.get(space, &pool.name)),
             claims: claims.filter_map(|path| self.store.get(space, &path.claim_name)).collect(),
@@ -153,14 +152,14 @@ impl World<'_> {
         let spec = &deployment.spec;
         let gateway: Option<Deployment> = self.store.get(space, &names::gateway(&deployment.name_any()));
         let pods: Vec<Pod> = gateway.map(|gateway| workloads::pods_of(self.store, &gateway)).unwrap_or_default();
-        let job: Option<CarryOnJob> = spec.head.job_ref.as_ref().and_then(|reference| self.store.get(space, &reference.name));
-        let claim = deployment::referenced_claim(deployment, job.as_ref());
+        let jobs: Vec<CarryOnJob> = deployment::referenced_jobs(deployment).filter_map(|job| self.store.get(space, job)).collect();
+        let claims = deployment::referenced_claims(deployment, &jobs);
         deployment::Observed {
             pool: spec.pools.first().and_then(|pool| self.store.get(space, &pool.name)),
-            claim: claim.and_then(|claim| self.store.get::<PersistentVolumeClaim>(space, &claim)),
-            secret: spec.api.key_secret_ref.as_ref().and_then(|key| self.store.get::<Secret>(space, &key.name)),
+            claims: claims.iter().filter_map(|claim| self.store.get::<PersistentVolumeClaim>(space, claim)).collect(),
+            secrets: spec.api.keys.iter().filter_map(|key| self.store.get::<Secret>(space, &key.secret_ref.name)).collect(),
             url: pods.iter().find_map(address),
-            job,
+            jobs,
             pods,
             ..deployment::Observed::default()
         }

@@ -1,5 +1,6 @@
 //! What a cluster can do and this machine cannot: refused by name instead of pretended.
 
+use carryon_crds::names;
 use serde_json::Value;
 
 use crate::admission::Violation;
@@ -35,12 +36,19 @@ pub fn violations(object: &Value, has_claim: &dyn Fn(&str, &str) -> bool) -> Vec
         }));
     }
     let scheduling = pod["scheduling"].as_object().into_iter().flatten().map(|(name, _)| format!("scheduling.{name}"));
-    let secrets = pod.get("imagePullSecrets").map(|_| "imagePullSecrets".to_owned());
+    let others = ["imagePullSecrets", "serviceAccountName", "volumes", "volumeMounts"];
+    let others = others.into_iter().filter(|name| pod.get(name).is_some()).map(str::to_owned);
+    let of_elsewhere = |(index, variable): (usize, &Value)| variable.get("valueFrom").map(|_| format!("env[{index}].valueFrom"));
+    let env = pod["env"].as_array().into_iter().flatten().enumerate().filter_map(of_elsewhere);
     violations.extend(
         scheduling
-            .chain(secrets)
+            .chain(others)
+            .chain(env)
             .map(|field| Violation::new(format!("spec.{template}.{field}"), "local mode has one machine and no images: leave it out")),
     );
+    if object["spec"]["managedBy"].as_str().is_some_and(|manager| manager != names::CONTROLLER) {
+        violations.push(Violation::new("spec.managedBy", "local mode has no other controllers: leave it out"));
+    }
     if !object["spec"]["ttlSecondsAfterFinished"].is_null() {
         violations.push(Violation::new("spec.ttlSecondsAfterFinished", "local mode keeps finished jobs: leave it out"));
     }

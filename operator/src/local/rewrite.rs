@@ -18,6 +18,8 @@ pub struct Process {
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<String>,
+    /// Its environment variables, beside the standard ones.
+    pub env: Vec<(String, String)>,
     /// Working folder.
     pub folder: PathBuf,
     /// File that stdout and stderr are appended to.
@@ -47,6 +49,7 @@ pub fn process(pod: &Pod, store: &Store, folders: &Folders, worker: &Path) -> Re
     Ok(Process {
         program: if program == names::WORKER { worker.to_owned() } else { PathBuf::from(program) },
         args,
+        env: container.env.iter().flatten().filter_map(|variable| Some((variable.name.clone(), variable.value.clone()?))).collect(),
         log: folders.log(&namespace, &pod.name_any()),
         folder,
         termination_log,

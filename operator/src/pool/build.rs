@@ -52,7 +52,7 @@ fn template(pool: &Validated) -> PodTemplateSpec {
         subcommand: "base",
         args: vec![("--model", model)],
         port: names::POOL_PORT,
-        mounts: vec![Mount { name: "model", path: names::MODEL_DIR, source, read_only: true }],
+        mounts: vec![Mount { name: "model".into(), path: names::MODEL_DIR.into(), source, read_only: true }],
         before,
         lifetime: Lifetime::Server,
     })
@@ -68,7 +68,7 @@ pub fn build(pool: &Validated) -> Children {
         stateful_set: StatefulSet {
             metadata: owner.meta(&name),
             spec: Some(StatefulSetSpec {
-                replicas: Some(pool.replicas),
+                replicas: pool.replicas,
                 service_name: Some(name.clone()),
                 pod_management_policy: Some("Parallel".to_owned()),
                 selector: owner.label_selector(),

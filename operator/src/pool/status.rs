@@ -13,8 +13,8 @@ use super::{Applied, Observed, Validated, capacity};
 use crate::shared::Outcome;
 use crate::shared::kstatus::Standing;
 use crate::shared::meta::Owner;
-use crate::shared::pods::PROGRESS_DEADLINE_SECONDS;
-use crate::shared::rollout::{Counts, Obstacle, counted};
+use crate::shared::pods::progress_deadline;
+use crate::shared::rollout::{Counts, Obstacle, available, counted};
 use crate::shared::text::bounded;
 use crate::shared::trouble::{is_ready, silent};
 
@@ -32,21 +32,23 @@ pub fn status(pool: &BaseModelPool, outcome: &Outcome<Validated, Applied>, obser
     let heard = observed.models.values().next().map(model_status);
     let model = if unheard { previous.model.clone().or(heard) } else { heard.or(previous.model.clone()) };
     let differ = disagreement(observed).or_else(|| differed(&previous).filter(|_| unheard));
-    let (standing, image, waiting_since, (replicas, ready_replicas)) = match outcome {
-        Err(refusal) => (Standing::from(refusal), None, None, counted(&observed.pods)),
+    let (standing, image, waiting_since, (replicas, ready_replicas, desired_replicas)) = match outcome {
+        Err(refusal) => {
+            let (replicas, ready) = counted(&observed.pods);
+            (Standing::from(refusal), None, None, (replicas, ready, previous.desired_replicas))
+        }
         Ok((validated, applied)) => {
             let image = pool.spec.server.image.is_none().then(|| validated.basis.image.clone());
             let counts = Counts::of_stateful_set(&applied.stateful_set);
             let since = waiting_since(pool, &previous, &counts, now);
-            (
-                standing(&applied.stateful_set, observed, model.as_ref(), differ, since.as_ref(), now),
-                image,
-                since,
-                (counts.replicas, counts.ready),
-            )
+            let patience = i64::from(progress_deadline(&pool.spec.server));
+            let late = since.as_ref().filter(|since| now.0.as_second() - since.0.as_second() >= patience);
+            let standing = standing(&applied.stateful_set, observed, model.as_ref(), differ, late);
+            (standing, image, since, (counts.replicas, counts.ready, Some(counts.wanted)))
         }
     };
     let mut verdicts = standing.verdicts();
+    verdicts.push(available("pods", ready_replicas));
     let shortage = observed.nodes.as_ref().and_then(|nodes| capacity::shortage(&pool.spec.server, nodes));
     verdicts.extend(shortage.map(|message| Verdict::yes(NO_NODE_FITS, "InsufficientCapacity", message)));
     BaseModelPoolStatus {
@@ -54,10 +56,11 @@ pub fn status(pool: &BaseModelPool, outcome: &Outcome<Validated, Applied>, obser
         observed_generation: pool.metadata.generation,
         replicas,
         ready_replicas,
+        desired_replicas,
         waiting_since,
         selector: Some(owner.selector_text()),
         model,
-        image: image.or(previous.image),
+        worker_image: image.or(previous.worker_image),
         endpoint: Some(names::service_url(&names::pool(&owner.name), &owner.namespace, names::POOL_PORT)),
     }
 }
@@ -69,14 +72,7 @@ fn waiting_since(pool: &BaseModelPool, previous: &BaseModelPoolStatus, counts: &
     (!counts.is_settled() && !counts.is_zero()).then(|| since.unwrap_or_else(|| now.clone()))
 }
 
-fn standing(
-    set: &StatefulSet,
-    observed: &Observed,
-    model: Option<&ModelStatus>,
-    differ: Option<String>,
-    waiting_since: Option<&Time>,
-    now: &Time,
-) -> Standing {
+fn standing(set: &StatefulSet, observed: &Observed, model: Option<&ModelStatus>, differ: Option<String>, late: Option<&Time>) -> Standing {
     let counts = Counts::of_stateful_set(set);
     let Counts { wanted, ready, updated, .. } = counts;
     if counts.is_zero() {
@@ -91,7 +87,6 @@ fn standing(
             None => Standing::in_progress("ModelUnknown", "the pods are ready; waiting for one to describe its model"),
         };
     }
-    let late = waiting_since.filter(|since| now.0.as_second() - since.0.as_second() >= i64::from(PROGRESS_DEADLINE_SECONDS));
     let obstacle = Obstacle {
         what: "pods",
         counts,

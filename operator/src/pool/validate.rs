@@ -30,8 +30,8 @@ pub struct Validated {
     pub config: BaseConfig,
     /// Where the weights are.
     pub model: Model,
-    /// Pods.
-    pub replicas: i32,
+    /// Pods; none leaves them to an autoscaler.
+    pub replicas: Option<i32>,
 }
 
 /// Checks a pool against the world.
@@ -49,7 +49,7 @@ pub fn validate(pool: &BaseModelPool, observed: &Observed, settings: &Settings) 
         (None, Some(image)) => Model::Image(image.clone()),
         (None, None) => return Err(Refusal::permanent("NoModelSource", "spec.model.source is empty: set persistentVolumeClaim or image")),
     };
-    let rendering = Rendering::of(&Source::of(pool, BaseModelPoolSpec { replicas: 0, ..spec.clone() }), &observed.revisions);
+    let rendering = Rendering::of(&Source::of(pool, BaseModelPoolSpec { replicas: None, ..spec.clone() }), &observed.revisions);
     Ok(Validated {
         config: BaseConfig { name: pool.name_any(), dtype: spec.dtype, engine: spec.engine.clone() },
         model,

@@ -32,6 +32,11 @@ impl Standing {
         Self { holds: STALLED, reason, message: message.into() }
     }
 
+    /// Whether it is as wanted.
+    pub fn is_current(&self) -> bool {
+        self.holds == READY
+    }
+
     /// `Ready`, `Reconciling` and `Stalled`, all three always present.
     pub fn verdicts(&self) -> Vec<Verdict> {
         let verdict = |type_| Verdict { type_, holds: type_ == self.holds, reason: self.reason, message: self.message.clone() };

@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-pub use self::lifetime::{Lifetime, PROGRESS_DEADLINE_SECONDS};
+pub use self::lifetime::{Lifetime, progress_deadline};
 pub use self::volumes::{Mount, MountSource, inside};
 use super::meta::Owner;
 use super::revision::Rendering;
@@ -90,14 +90,17 @@ pub fn template(role: &Role<'_>) -> PodTemplateSpec {
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
         security_context: Some(pod_security(*user, writes)),
-        volumes: Some(volumes),
+        service_account_name: template.service_account_name.clone(),
+        volumes: Some([volumes, template.volumes.clone()].concat()),
         init_containers: role.before.as_ref().map(|before| vec![container_before(before, role)]),
         ..PodSpec::default()
     };
-    role.lifetime.shape(&mut pod, &mut worker);
+    role.lifetime.shape(template, &mut pod, &mut worker);
     pod.containers = vec![worker];
-    let labels = names::labels(owner.component, &owner.name);
-    PodTemplateSpec { metadata: Some(ObjectMeta { labels: Some(labels), ..ObjectMeta::default() }), spec: Some(pod) }
+    // The operator's own count where both name one.
+    let labels = template.labels.clone().into_iter().chain(names::labels(owner.component, &owner.name)).collect();
+    let annotations = (!template.annotations.is_empty()).then(|| template.annotations.clone());
+    PodTemplateSpec { metadata: Some(ObjectMeta { labels: Some(labels), annotations, ..ObjectMeta::default() }), spec: Some(pod) }
 }
 
 fn worker(role: &Role<'_>, mounts: Vec<VolumeMount>) -> Container {
@@ -123,7 +126,8 @@ fn worker(role: &Role<'_>, mounts: Vec<VolumeMount>) -> Container {
         security_context: Some(container_security()),
         termination_message_path: Some(names::TERMINATION_LOG.to_owned()),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
-        volume_mounts: Some(mounts),
+        volume_mounts: Some([mounts, template.volume_mounts.clone()].concat()),
+        env: filled(template.env.clone()),
         ..Container::default()
     }
 }
@@ -138,7 +142,7 @@ fn container_before(before: &Before, role: &Role<'_>) -> Container {
         resources: resources(&role.basis.template),
         security_context: Some(container_security()),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
-        volume_mounts: target.map(|target| vec![volumes::mount(target.name, target.path, false)]),
+        volume_mounts: target.map(|target| vec![volumes::mount(&target.name, &target.path, false)]),
         ..Container::default()
     }
 }

@@ -1,5 +1,7 @@
 //! How far a workload is, by what its status counts and its pods say.
 
+use carryon_crds::condition::Verdict;
+use carryon_crds::condition::types::AVAILABLE;
 use carryon_crds::names::CONFIG_DIGEST_ANNOTATION;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
@@ -79,6 +81,12 @@ impl Counts {
 pub fn counted(pods: &[Pod]) -> (i32, i32) {
     let count = |pods: usize| i32::try_from(pods).unwrap_or(i32::MAX);
     (count(pods.len()), count(pods.iter().filter(|pod| is_ready(pod)).count()))
+}
+
+/// Whether somebody answers, of whatever revision: `Available`.
+pub fn available(what: &str, ready: i32) -> Verdict {
+    let verdict = if ready > 0 { Verdict::yes } else { Verdict::no };
+    verdict(AVAILABLE, if ready > 0 { "SomeReady" } else { "NoneReady" }, format!("{ready} {what} are ready"))
 }
 
 /// What keeps an unsettled workload of `what` from its goal, in the API's own words.

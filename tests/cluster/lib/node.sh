@@ -52,7 +52,9 @@ kill_nodes() {
     # Parents outside the nodes: unshare's, and one of each service. They end by themselves when they have fetched an exit status.
     pids=$(pgrep -f -- "$node" || true)
     for file in "$RUN"/node${1:-*}/*.pid; do
-        [ ! -s "$file" ] || ! grep -qsx nsenter "/proc/$(<"$file")/comm" || pids+=" $(<"$file")"
+        # It may go at any moment: another test clears up too.
+        pid=$(cat "$file" 2>/dev/null || true)
+        [ -z "$pid" ] || ! grep -qsx nsenter "/proc/$pid/comm" || pids+=" $pid"
     done
     for pid in $inits; do kill -9 "$pid" || true; done
     # One that a test has stopped, and was itself killed before it went on, fetches nothing.

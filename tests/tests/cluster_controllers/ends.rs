@@ -1,6 +1,7 @@
 //! How objects go: deletions of three sorts, the end of a finished job's life.
 
 use carryon_crds::condition::types::READY;
+use carryon_crds::deployment::ServedHead;
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
 use carryon_tests::cluster::Object;
 use carryon_tests::cluster::hollow::{Fate, model};
@@ -80,12 +81,17 @@ fn children_go_with_their_owner_or_stay_when_orphaned_and_nothing_is_made_meanwh
     world.no_refused_writes();
 }
 
+/// What served when all gateways were last ready.
+fn stable(deployment: &CarryOnDeployment) -> Option<ServedHead> {
+    deployment.status.as_ref()?.heads[0].stable.clone()
+}
+
 #[test]
 fn a_head_outlives_its_job_and_a_job_that_is_served_outlives_its_time() {
     let Some(world) = World::within(&["heads", "time"]) else { return };
     let _operator = world.operate();
     world.quickstart("heads");
-    let served = world.until_served("heads").status.unwrap().stable.unwrap();
+    let served = stable(&world.until_served("heads")).unwrap();
     let over = world.patch::<CarryOnJob>("heads", "quickstart", json!({ "spec": { "ttlSecondsAfterFinished": 0 } }));
     // A look that finds its time over either deletes the job or says which generation it saw: this one has looked, and kept it.
     let kept = world.until_is::<CarryOnJob>("heads", "quickstart", "is looked at when its time is over", &|job| {
@@ -102,7 +108,7 @@ fn a_head_outlives_its_job_and_a_job_that_is_served_outlives_its_time() {
     let still = world.until_is::<CarryOnDeployment>("heads", "quickstart", "serves twice", &|deployment| {
         deployment.status.as_ref().is_some_and(|status| status.ready_replicas == 2)
     });
-    assert_eq!(still.status.unwrap().stable.unwrap(), served);
+    assert_eq!(stable(&still).unwrap(), served);
     world.quiet();
     assert!(world.list::<Job>("heads").is_empty() && world.list::<CarryOnJob>("heads").is_empty());
 
@@ -122,12 +128,12 @@ fn a_head_serves_until_the_job_made_anew_under_its_name_has_written_another() {
     let Some(world) = World::within(&["lesson"]) else { return };
     let _operator = world.operate();
     let job = example("quickstart/job.yaml").replace("name: quickstart\n", "name: lesson\n");
-    let deployment = example("quickstart/deployment.yaml").replace("jobRef:\n      name: quickstart", "jobRef:\n      name: lesson");
+    let deployment = example("quickstart/deployment.yaml").replace("jobRef:\n        name: quickstart", "jobRef:\n        name: lesson");
     world.volumes("lesson");
     for manifest in [&example("quickstart/pool.yaml"), &job, &deployment] {
         world.cluster.apply("lesson", manifest);
     }
-    let first = world.until_served("lesson").status.unwrap().stable.unwrap();
+    let first = stable(&world.until_served("lesson")).unwrap();
     assert_eq!(first.job_uid, world.get::<CarryOnJob>("lesson", "lesson").uid());
 
     world.hollow.fate("lesson", "lesson", Fate::Runs);
@@ -136,14 +142,14 @@ fn a_head_serves_until_the_job_made_anew_under_its_name_has_written_another() {
     until_empty::<Job>(&world, "lesson");
     world.cluster.apply("lesson", &job);
     let second = world.until::<CarryOnJob>("lesson", "lesson", READY, "True", "Running");
-    assert_eq!(world.until_served("lesson").status.unwrap().stable.unwrap(), first, "the new job has written nothing yet");
+    assert_eq!(stable(&world.until_served("lesson")).unwrap(), first, "the new job has written nothing yet");
 
     let digest = format!("sha256:{}", "5f".repeat(32));
     world.hollow.fate("lesson", "lesson", Fate::wrote(&digest, &model().identity.digest()));
     let served = world.until_is::<CarryOnDeployment>("lesson", "quickstart", "serves the second head", &|deployment| {
-        deployment.status.as_ref().and_then(|status| status.stable.as_ref()).is_some_and(|stable| stable.digest == digest)
+        stable(deployment).is_some_and(|stable| stable.digest == digest)
     });
-    let stable = served.status.unwrap().stable.unwrap();
+    let stable = stable(&served).unwrap();
     assert_eq!(stable.job_uid, second.uid());
     let (_, folder) = names::parse_claim_uri(&stable.uri).unwrap();
     let gateway = serde_json::to_string(&world.get::<Deployment>("lesson", "quickstart-gateway").spec).unwrap();

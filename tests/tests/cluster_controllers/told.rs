@@ -59,7 +59,7 @@ fn pods_that_the_api_server_refuses_are_told_of_in_its_words_until_it_takes_them
     allow(&world, "trainer");
     let deployment = world.until::<CarryOnDeployment>("refused", "quickstart", STALLED, "True", "FailedCreate");
     words(deployment.message(STALLED), "gateway");
-    assert_eq!(deployment.status.unwrap().stable, None, "nobody serves yet");
+    assert_eq!(deployment.status.unwrap().heads[0].stable, None, "nobody serves yet");
     allow(&world, "gateway");
     world.until_served("refused");
     world.no_refused_writes();
@@ -71,27 +71,29 @@ fn a_new_head_that_crashes_leaves_the_old_one_serving_and_named() {
     let _operator = world.operate();
     world.quickstart("crashing");
     let before = world.until_served("crashing").status.unwrap();
-    assert_eq!(before.stable, before.resolved);
+    assert_eq!(before.heads[0].stable, before.heads[0].resolved);
 
     world.hollow.fate("crashing", "quickstart", Fate::Crashes(1, "error: head.safetensors is cut off".to_owned()));
     let digest = format!("sha256:{}", "5f".repeat(32));
-    let artifact = json!({ "persistentVolumeClaim": { "claimName": "quickstart-output", "path": "other" }, "digest": digest });
-    world.patch::<CarryOnDeployment>("crashing", "quickstart", json!({ "spec": { "head": { "jobRef": null, "artifact": artifact } } }));
+    let artifact =
+        json!({ "source": { "persistentVolumeClaim": { "claimName": "quickstart-output", "path": "other" } }, "digest": digest });
+    let heads = json!([{ "name": "quickstart", "source": { "artifact": artifact } }]);
+    world.patch::<CarryOnDeployment>("crashing", "quickstart", json!({ "spec": { "heads": heads } }));
     let stalled = world.until::<CarryOnDeployment>("crashing", "quickstart", STALLED, "True", "PodCrashing");
     assert!(stalled.message(STALLED).ends_with("it said: error: head.safetensors is cut off"), "{}", stalled.message(STALLED));
     let status = stalled.status.unwrap();
-    assert_eq!((&status.stable, &status.url), (&before.stable, &before.url), "the old head serves");
-    assert_eq!(status.resolved.unwrap().digest, digest);
+    assert_eq!((&status.heads[0].stable, &status.url), (&before.heads[0].stable, &before.url), "the old head serves");
+    assert_eq!(status.heads[0].resolved.as_ref().unwrap().digest, digest);
 
     // Refused, it serves still.
     world.cluster.block_on(world.api::<BaseModelPool>("crashing").delete("smollm2", &DeleteParams::default())).unwrap();
     let refused = world.until::<CarryOnDeployment>("crashing", "quickstart", READY, "False", "PoolNotFound").status.unwrap();
-    assert_eq!((&refused.stable, &refused.url, refused.ready_replicas), (&before.stable, &before.url, 1));
+    assert_eq!((&refused.heads[0].stable, &refused.url, refused.ready_replicas), (&before.heads[0].stable, &before.url, 1));
     world.cluster.apply("crashing", &carryon_tests::example("quickstart/pool.yaml"));
 
     world.hollow.fate("crashing", "quickstart", Fate::Runs);
     let after = world.until_served("crashing").status.unwrap();
-    assert_eq!(after.stable.unwrap().digest, digest);
+    assert_eq!(after.heads[0].stable.as_ref().unwrap().digest, digest);
     world.no_refused_writes();
 }
 

@@ -113,7 +113,7 @@ fn an_operator_that_renders_otherwise_rolls_nothing_until_it_is_asked_to() {
     world.until_is::<StatefulSet>(space, "smollm2-pool", "is of the next release", &|set| renewed(&set.spec.as_ref().unwrap().template));
     world.until_is::<Deployment>(space, "served-gateway", "is of the next release", &|set| renewed(&set.spec.as_ref().unwrap().template));
     world.until_is::<CarryOnDeployment>(space, "served", "says so", &|served| {
-        served.status.as_ref().is_some_and(|status| status.image.as_deref() == Some(NEXT))
+        served.status.as_ref().is_some_and(|status| status.worker_image.as_deref() == Some(NEXT))
     });
     // What no pod is of any more goes.
     for template in [set().spec.unwrap().template, gateway().spec.unwrap().template] {
@@ -139,11 +139,14 @@ fn only(world: &World, space: &str, name: &str) {
     });
 }
 
+fn heads(digest: &str) -> Value {
+    let source = json!({ "persistentVolumeClaim": { "claimName": "quickstart-output", "path": "head" } });
+    json!([{ "name": "served", "source": { "artifact": { "source": source, "digest": digest } } }])
+}
+
 fn artifact() -> String {
-    let head =
-        json!({ "artifact": { "persistentVolumeClaim": { "claimName": "quickstart-output", "path": "head" }, "digest": digest("1") } });
     json!({ "apiVersion": "carryon.dev/v1alpha1", "kind": "CarryOnDeployment", "metadata": { "name": "served" },
-        "spec": { "pools": [{ "name": "smollm2" }], "head": head } })
+        "spec": { "pools": [{ "name": "smollm2" }], "heads": heads(&digest("1")) } })
     .to_string()
 }
 
@@ -164,7 +167,7 @@ fn a_gateway_of_before_finds_its_own_configuration_while_a_bad_head_is_rolled_ou
     let of_stable = name_in(&stable).unwrap().to_owned();
 
     world.hollow.fate(space, "served", Fate::Waits("the new gateway does not become ready".to_owned()));
-    let bad = json!({ "spec": { "head": { "artifact": { "digest": digest("2") } } } });
+    let bad = json!({ "spec": { "heads": heads(&digest("2")) } });
     world.patch::<CarryOnDeployment>(space, "served", bad);
     world.until_is::<Deployment>(space, "served-gateway", "rolls", &|gateway| {
         name_in(&gateway.spec.as_ref().unwrap().template) != Some(&of_stable)

@@ -28,7 +28,7 @@ impl<'a> Locked<'a> {
         world.cluster.kubectl(&["--namespace", space, "create", "secret", "generic", NAME, "--from-literal=key=first"]);
         let deployment =
             replaced(&example("quickstart/deployment.yaml"), "metadata:\n  name: quickstart", &format!("metadata:\n  name: {NAME}"));
-        world.apply(space, &(deployment + &format!("  api:\n    keySecretRef: {{name: {NAME}, key: key}}\n")));
+        world.apply(space, &(deployment + &format!("  api:\n    keys: [{{name: one, secretRef: {{name: {NAME}, key: key}}}}]\n")));
         let url = world.until_serves(space, NAME);
         let locked = Self { world, space, url, gateway: gateway(world, space) };
         world.wait("the first key is taken", || locked.status("first") == 200);

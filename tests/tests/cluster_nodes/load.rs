@@ -25,13 +25,13 @@ pub struct Load {
 }
 
 impl Load {
-    pub fn start(cluster: &TestCluster, url: &str, clients: usize, tokens: u32) -> Self {
+    pub fn start(cluster: &TestCluster, url: &str, model: &str, clients: usize, tokens: u32) -> Self {
         let (ends, begun, outcomes) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default(), Arc::<Mutex<Outcomes>>::default());
         let clients = (0..clients).map(|_| {
-            let (url, ends, begun, outcomes) = (url.to_owned(), ends.clone(), begun.clone(), outcomes.clone());
+            let (url, model, ends, begun, outcomes) = (url.to_owned(), model.to_owned(), ends.clone(), begun.clone(), outcomes.clone());
             cluster.spawn(async move {
                 while !ends.load(Ordering::Relaxed) {
-                    let answer = stream(&url, tokens, || _ = begun.fetch_add(1, Ordering::Relaxed)).await;
+                    let answer = stream(&url, &model, tokens, || _ = begun.fetch_add(1, Ordering::Relaxed)).await;
                     let mut outcomes = outcomes.lock().unwrap();
                     match answer {
                         Ok(text) => outcomes.answers.push(text),
@@ -62,8 +62,8 @@ impl Load {
 }
 
 /// Streams one completion, over a connection of its own.
-pub async fn ask(url: &str, tokens: u32) -> Result<String, String> {
-    stream(url, tokens, || ()).await.map_err(words)
+pub async fn ask(url: &str, model: &str, tokens: u32) -> Result<String, String> {
+    stream(url, model, tokens, || ()).await.map_err(words)
 }
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -72,9 +72,10 @@ fn words(error: Error) -> String {
     format!("{error:#?}")
 }
 
-async fn stream(url: &str, tokens: u32, begins: impl Fn()) -> Result<String, Error> {
+async fn stream(url: &str, model: &str, tokens: u32, begins: impl Fn()) -> Result<String, Error> {
     let client = reqwest::Client::builder().no_proxy().timeout(std::time::Duration::from_secs(60)).build()?;
-    let asked = json!({ "model": "quickstart", "prompt": "Tom has 3 apples and buys 4 more.", "max_tokens": tokens, "temperature": 0, "stream": true });
+    let asked =
+        json!({ "model": model, "prompt": "Tom has 3 apples and buys 4 more.", "max_tokens": tokens, "temperature": 0, "stream": true });
     let answer = client.post(format!("{url}/completions")).json(&asked).send().await?;
     if !answer.status().is_success() {
         return Err(format!("{}: {}", answer.status(), answer.text().await?).into());

@@ -84,7 +84,10 @@ fn a_running_job_outlives_upgrades_a_reinstallation_and_its_nodes() {
     // What the first node has taken over serves what comes now, which is of today's release.
     world.cluster.kubectl(&["--namespace", space, "delete", "coj", "quickstart"]);
     world.apply(space, &short_job("short", 4));
-    world.apply(space, &replaced(&example("quickstart/deployment.yaml"), "jobRef:\n      name: quickstart", "jobRef:\n      name: short"));
+    world.apply(
+        space,
+        &replaced(&example("quickstart/deployment.yaml"), "jobRef:\n        name: quickstart", "jobRef:\n        name: short"),
+    );
     let url = world.until_served(space);
     world.until_answered(&url);
     assert!(image("pool").ends_with(":previous") && image("gateway").ends_with(":test"), "the releases are not as they should be");

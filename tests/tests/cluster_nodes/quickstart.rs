@@ -17,11 +17,14 @@ use super::key::Locked;
 use super::load::{Load, Outcomes, ask};
 use super::world::{HOME, World, job, short_job};
 
+/// Tokens of an answer that tells two heads apart.
+const TOKENS: u32 = 24;
+
 const STEPS: u32 = 12;
 
-/// `kubectl get KIND --watch`, and the file that it prints to.
+/// `kubectl get KIND --output=wide --watch`, and the file that it prints to.
 struct Watch {
-    arguments: [String; 5],
+    arguments: [String; 6],
     path: PathBuf,
     kubectl: Child,
 }
@@ -29,7 +32,7 @@ struct Watch {
 impl Watch {
     fn start(world: &World, namespace: &str, kind: &str) -> Self {
         let path = std::env::temp_dir().join(format!("carryon-watch-{kind}-{}", std::process::id()));
-        let arguments = ["--namespace", namespace, "get", kind, "--watch"].map(str::to_owned);
+        let arguments = ["--namespace", namespace, "get", kind, "--output=wide", "--watch"].map(str::to_owned);
         let kubectl = world.cluster.command("kubectl").args(&arguments).stdout(File::create(&path).unwrap()).spawn().unwrap();
         Self { arguments, path, kubectl }
     }
@@ -180,8 +183,8 @@ fn killed_under_load(world: &World, space: &str, url: &str) {
     if !world.cluster.may("a pool's container killed in its node") {
         return;
     }
-    let whole = world.cluster.block_on(ask(url, 64)).unwrap();
-    let load = Load::start(&world.cluster, url, 3, 64);
+    let whole = world.cluster.block_on(ask(url, "quickstart", 64)).unwrap();
+    let load = Load::start(&world.cluster, url, "quickstart", 3, 64);
     world.wait("some answers", || load.answered() >= 3);
     let restarts = || world.pod(space, "pool").status.unwrap().container_statuses.unwrap()[0].restart_count;
     let before = restarts();
@@ -200,22 +203,38 @@ fn killed_under_load(world: &World, space: &str, url: &str) {
     answers.iter().for_each(|text| assert_eq!(text, &whole));
 }
 
-/// A second head takes the first one's place while clients ask; none of them notices anything but other answers.
+/// Two heads of two jobs behind one gateway, one of which is replaced while clients ask both: none of them notices anything but other answers of
+/// that one.
 fn rolled(world: &World, space: &str, url: &str) {
     world.apply(space, &short_job("second", 4));
     world.wait("the second head", || world.condition(space, "coj/second", "Complete").0 == "Complete");
-    let load = Load::start(&world.cluster, url, 2, 4);
-    world.wait("answers of the first head", || load.answered() >= 4);
-    let gateway = world.pod(space, "gateway").name_any();
-    world.patch::<CarryOnDeployment>(space, "quickstart", json!({ "spec": { "head": { "jobRef": { "name": "second" } } } }));
-    world.until_replaced(space, &gateway);
-    let answered = load.answered();
-    world.wait("answers of the second head", || load.answered() > answered + 4);
-    let Outcomes { answers, failures } = load.stop(&world.cluster);
-    assert_eq!(failures, [""; 0]);
-    println!("{} requests while the head was rolled, none failed", answers.len());
+    let serve = |other: &str| {
+        let gateway = world.pod(space, "gateway").name_any();
+        let heads = [("quickstart", "quickstart"), ("other", other)]
+            .map(|(name, job)| json!({ "name": name, "source": { "jobRef": { "name": job } } }));
+        world.patch::<CarryOnDeployment>(space, "quickstart", json!({ "spec": { "heads": heads } }));
+        world.until_replaced(space, &gateway);
+    };
+    serve("second");
+    let answer = |model: &str| world.cluster.block_on(ask(url, model, TOKENS)).unwrap();
+    let (first, second, base) = (answer("quickstart"), answer("other"), answer("quickstart-base"));
+    assert!(first != second && first != base && second != base, "{first:?}, {second:?}, {base:?}");
+
+    let loads = ["quickstart", "other"].map(|model| Load::start(&world.cluster, url, model, 1, TOKENS));
+    world.wait("answers of both heads", || loads.iter().all(|load| load.answered() >= 2));
+    serve("quickstart");
+    let answered = loads[1].answered();
+    world.wait("answers of the head that has come", || loads[1].answered() > answered + 2);
+    let [one, other] = loads.map(|load| load.stop(&world.cluster));
+    assert_eq!([one.failures, other.failures].concat(), [""; 0]);
+    println!("{} and {} requests while one of two heads was rolled, none failed", one.answers.len(), other.answers.len());
+    assert!(one.answers.iter().all(|text| *text == first), "{:?}", one.answers);
+    // While both gateways serve, either answers.
+    assert!(other.answers.iter().all(|text| [&first, &second].contains(&text)), "{:?}", other.answers);
+    assert_eq!((other.answers.first(), other.answers.last()), (Some(&second), Some(&first)));
     let deployment: CarryOnDeployment = world.get(space, "quickstart");
-    assert_eq!(deployment.status.unwrap().stable.unwrap().source, "CarryOnJob/second");
+    let stable: Vec<_> = deployment.status.unwrap().heads.iter().map(|head| head.stable.as_ref().unwrap().source.clone()).collect();
+    assert_eq!(stable, ["CarryOnJob/quickstart"; 2]);
 }
 
 #[test]

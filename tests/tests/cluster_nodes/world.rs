@@ -230,7 +230,7 @@ impl World {
 
     /// The first answer from `url`. The nodes' proxies learn of a gateway's address a moment after its readiness is known.
     pub fn until_answered(&self, url: &str) -> String {
-        self.until(&format!("an answer from {url}"), || self.cluster.block_on(ask(url, 8)))
+        self.until(&format!("an answer from {url}"), || self.cluster.block_on(ask(url, "quickstart", 8)))
     }
 
     /// Waits until the quick start's deployment serves, and gives its URL.

@@ -43,7 +43,7 @@ fn rotate_the_key(local: &Local) {
 fn quick_start_survives_kill_nine_of_every_part_with_the_bits_of_an_unbroken_run() {
     let unbroken = Local::new("unbroken");
     let deployment = unbroken.manifests().join("deployment.yaml");
-    let locked = fs::read_to_string(&deployment).unwrap() + "  api:\n    keySecretRef: {name: api, key: key}\n";
+    let locked = fs::read_to_string(&deployment).unwrap() + "  api:\n    keys: [{name: one, secretRef: {name: api, key: key}}]\n";
     fs::write(&deployment, locked).unwrap();
     // What the official clients send below.
     write_key(&unbroken, "not-needed");

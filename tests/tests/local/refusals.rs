@@ -50,7 +50,8 @@ fn another_artifact_than_the_one_asked_for_is_refused_by_file_and_digest() {
     let local = Local::new("artifact");
     fs::copy(repository().join("tests/oracles/fixtures/head_gated.safetensors"), local.data().join("head.safetensors")).unwrap();
     let digest = format!("sha256:{}", "0".repeat(64));
-    let config = write_config(&local.data(), &format!(r#"{{"servedModelName": "m", "digest": "{digest}"}}"#));
+    let head = format!(r#"{{"name": "h", "servedModelName": "m", "digest": "{digest}"}}"#);
+    let config = write_config(&local.data(), &format!(r#"{{"baseModelName": "b", "heads": [{head}]}}"#));
     let head = local.data();
     let output = worker(&[
         "serve",
@@ -69,7 +70,9 @@ fn another_artifact_than_the_one_asked_for_is_refused_by_file_and_digest() {
 
 #[test]
 fn manifests_that_ask_for_the_impossible_are_refused_with_field_and_reason() {
-    for (from, to, field) in [("maxLength: 320", "maxLength: -1", "spec.data.maxLength"), ("heads: 4", "heads: 5", "head.width must be")] {
+    for (from, to, field) in
+        [("maxLength: 320", "maxLength: -1", "spec.data.maxLength"), ("attentionHeads: 4", "attentionHeads: 5", "head.width must be")]
+    {
         let local = Local::new("manifest");
         let path = local.manifests().join("job.yaml");
         let manifest = fs::read_to_string(&path).unwrap();

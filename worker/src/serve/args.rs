@@ -12,15 +12,16 @@ pub struct ServeArgs {
     /// Base URLs of the pool.
     #[arg(long, value_delimiter = ',', required = true)]
     pub pool: Vec<String>,
-    /// Folder that holds head.safetensors.
+    /// Folder that holds head.safetensors; once for each of the configuration's heads, in their order.
     #[arg(long)]
-    pub head: PathBuf,
+    pub head: Vec<PathBuf>,
     /// Address of the API.
     #[arg(long, default_value = "127.0.0.1:8000")]
     pub listen: SocketAddr,
-    /// File with the key that clients must send as a bearer token; it may change at any time. None is asked for when absent.
+    /// File with a key that clients must send as a bearer token; it may change at any time. Given more than once, each of the keys fits;
+    /// none is asked for when absent.
     #[arg(long)]
-    pub api_key_file: Option<PathBuf>,
+    pub api_key_file: Vec<PathBuf>,
     /// Seconds that a request waits for a pool that restarts or is away.
     #[arg(long, default_value_t = 60)]
     pub patience_seconds: u64,

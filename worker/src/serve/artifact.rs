@@ -1,4 +1,4 @@
-//! The head a gateway serves: the bytes of `head.safetensors`, checked, and as much of them as serving needs to know.
+//! A head that a gateway serves: the bytes of `head.safetensors`, checked, and as much of them as serving needs to know.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -16,6 +16,7 @@ pub(super) const FILE: &str = "head.safetensors";
 const MAX_BYTES: u64 = 2 << 30;
 
 /// A head artifact whose digest was verified.
+#[derive(Debug)]
 pub(super) struct Artifact {
     /// All of `head.safetensors`.
     pub(super) bytes: Bytes,
@@ -31,7 +32,7 @@ pub(super) struct Artifact {
 #[derive(Debug, thiserror::Error)]
 pub enum ArtifactError {
     /// The file cannot be read.
-    #[error("failed to read head {path:?}: {cause}")]
+    #[error("failed to read {path:?}: {cause}")]
     Read {
         /// The file.
         path: PathBuf,
@@ -39,13 +40,13 @@ pub enum ArtifactError {
         cause: std::io::Error,
     },
     /// The file is too large to be a head.
-    #[error("head {path:?} has more than {MAX_BYTES} bytes")]
+    #[error("{path:?} has more than {MAX_BYTES} bytes")]
     TooLarge {
         /// The file.
         path: PathBuf,
     },
     /// The bytes are others than those asked for.
-    #[error("head {path:?} has digest {found}, expected {expected}")]
+    #[error("{path:?} has digest {found}, expected {expected}")]
     Digest {
         /// The file.
         path: PathBuf,
@@ -55,7 +56,7 @@ pub enum ArtifactError {
         found: String,
     },
     /// The header is not that of a head.
-    #[error("head {path:?}: {reason}")]
+    #[error("{path:?}: {reason}")]
     Format {
         /// The file.
         path: PathBuf,
@@ -101,13 +102,19 @@ fn member<T: DeserializeOwned>(text: Option<&String>, key: &str) -> Result<T, St
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use std::collections::HashMap;
 
     const SHAPE: &str = r#"{"format_version":1,"task":"CausalLM","taps":{"layers":[],"final":true},"hidden_size":4,"width":4,"blocks":1,"heads":1,
         "feed_forward":16,"gate":false,"alpha":1.0,"window":8,"rope_theta":10000.0,"norm_epsilon":1e-5}"#;
     const BASE: &str = r#"{"name":"b","identity":{"weights":"w","tokenizer":"t","chat_template":"","norm_point":"final_norm"}}"#;
+
+    /// One without weights.
+    pub(in crate::serve) fn artifact(digest: &str, task: &str) -> Artifact {
+        let shape = serde_json::from_str(&SHAPE.replace("CausalLM", task)).unwrap();
+        Artifact { bytes: Bytes::new(), digest: digest.to_owned(), shape, base: serde_json::from_str(BASE).unwrap() }
+    }
 
     fn refusal(metadata: &[(&str, &str)]) -> Option<String> {
         let folder = tempfile::tempdir().unwrap();

@@ -8,7 +8,7 @@ use super::answer::{Piece, Token};
 use super::error::ApiError;
 use super::gateway::Gateway;
 use super::parameters::Parameters;
-use super::request::{Common, Names};
+use super::request::{Asked, Common};
 use super::respond::{Completion, Shape, short};
 use crate::exchange::wire::{MAX_LOGPROBS, TokenLogprob};
 use crate::text::{self, ChatTemplate, Conversation, Ending, Tokenizer};
@@ -17,9 +17,9 @@ use crate::text::{self, ChatTemplate, Conversation, Ending, Tokenizer};
 const MAX_MESSAGES: usize = 4096;
 
 /// Reads and checks a request.
-pub(super) fn parse(body: &[u8], gateway: &Gateway, names: &Names) -> Result<Completion<Chat>, ApiError> {
-    let mut parameters = Parameters::parse(body)?;
-    let common = Common::take(&mut parameters, names, &gateway.artifact.digest, gateway.model.vocab_size)?;
+pub(super) fn parse(asked: Asked<'_>, gateway: &Gateway) -> Result<Completion<Chat>, ApiError> {
+    let Asked { body, mut parameters, model } = asked;
+    let common = Common::take(&mut parameters, model, gateway.model.vocab_size)?;
     let without = || ApiError::request("The base model has no chat template: use /v1/completions.");
     let template = gateway.template.as_ref().ok_or_else(without)?;
     let conversation = conversation(body, template)?;
@@ -38,7 +38,8 @@ pub(super) fn parse(body: &[u8], gateway: &Gateway, names: &Names) -> Result<Com
     if top.is_some() && !logprobs {
         return Err(ApiError::parameter("top_logprobs", "top_logprobs goes with logprobs: true."));
     }
-    let split_special_tokens = gateway.artifact.shape.split_special_tokens;
+    // A head is asked as it was trained. The base alone was trained by nobody here: to it, contents are text.
+    let split_special_tokens = common.model.head.as_ref().is_none_or(|head| head.artifact.shape.split_special_tokens);
     let prompt = text::Chat::new(&gateway.tokenizer, template, &conversation, split_special_tokens)?.prompt(ending)?;
     let wanted = newer.or(older).and_then(|tokens| u32::try_from(tokens).ok());
     let mut request = common.generate(gateway, prompt, wanted, "messages")?;

@@ -7,6 +7,7 @@ use super::answer::{Answer, Piece};
 use super::error::ApiError;
 use super::gateway::Gateway;
 use super::generation::{Broken, Generation, Step};
+use super::models::Model;
 use super::respond::Shape;
 use crate::exchange::wire::{GenerateRequest, Usage};
 
@@ -14,6 +15,8 @@ use crate::exchange::wire::{GenerateRequest, Usage};
 pub(super) struct Choice<S> {
     /// Its place among the request's answers.
     pub(super) index: usize,
+    /// Whose it is.
+    pub(super) model: Model,
     /// What the pool is asked.
     pub(super) request: GenerateRequest,
     /// How it looks.
@@ -30,7 +33,7 @@ pub(super) type Part = (Value, Option<Usage>);
 impl<S: Shape> Choice<S> {
     /// The whole answer. Nothing was said to the client before its end, so one that breaks off is begun again.
     pub(super) async fn whole(self, gateway: &Gateway) -> Result<(usize, Value, Usage), ApiError> {
-        let mut attempts = gateway.attempts();
+        let mut attempts = gateway.attempts(self.model.head.as_deref());
         loop {
             let mut generation = self.generate(gateway).await?;
             match collect(&mut generation).await {
@@ -61,7 +64,7 @@ impl<S: Shape> Choice<S> {
 
     async fn generate(&self, gateway: &Gateway) -> Result<Generation, ApiError> {
         let answer = Answer::new(gateway.tokenizer.clone(), self.stops.clone(), self.shape.ends().to_vec());
-        Generation::start(gateway, &self.request, answer, self.prompt_tokens).await
+        Generation::start(gateway, &self.model, &self.request, answer, self.prompt_tokens).await
     }
 
     fn numbered(&self, mut choice: Value) -> Value {

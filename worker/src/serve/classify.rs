@@ -1,22 +1,25 @@
 //! `POST /v1/classify`: labels and their probabilities, an addition to OpenAI's API.
 
+use std::sync::Arc;
+
 use carryon_crds::job::Task;
 use carryon_crds::wire::Limits;
 use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::gateway::Gateway;
-use super::parameters::Parameters;
-use super::request::Names;
+use super::models::Head;
+use super::request::Asked;
 use super::respond::short;
-use crate::exchange::wire::ClassifyRequest;
 
 /// Most texts of a request.
 const MAX_INPUTS: usize = 2048;
 
 /// Texts to classify.
 pub(super) struct Classification {
-    model: String,
+    /// Name of the model.
+    model: Arc<str>,
+    head: Arc<Head>,
     texts: Vec<Text>,
 }
 
@@ -29,20 +32,16 @@ struct Text {
 }
 
 /// Reads and checks `{"model"?, "input": text | [text…]}`.
-pub(super) fn parse(body: &[u8], gateway: &Gateway, names: &Names) -> Result<Classification, ApiError> {
-    if gateway.artifact.shape.task != Task::Classification {
-        return Err(ApiError::parameter("model", format!("{:?} is no classifier: use /v1/chat/completions.", names.head)));
-    }
-    let mut parameters = Parameters::parse(body)?;
-    let model = parameters.text("model")?.unwrap_or_else(|| names.head.clone());
-    if model != names.head {
-        return Err(ApiError::model(&model, &[&names.head]));
-    }
+pub(super) fn parse(asked: Asked<'_>, gateway: &Gateway) -> Result<Classification, ApiError> {
+    let Asked { mut parameters, model, .. } = asked;
+    let other = || ApiError::parameter("model", format!("{:?} is no classifier: use /v1/chat/completions.", model.name));
+    let head = model.head.clone().filter(|head| head.artifact.shape.task == Task::Classification).ok_or_else(other)?;
     let inputs = inputs(parameters.take("input"))?;
     parameters.finish()?;
-    let (cut, limit) = (gateway.artifact.shape.max_length, gateway.model.limits.max_model_len);
+    let (cut, limit) = (head.artifact.shape.max_length, gateway.model.limits.max_model_len);
     let encode = |input: &String| bounded(gateway.tokenizer.encode(input, true)?, cut, limit);
-    Ok(Classification { model, texts: inputs.iter().map(encode).collect::<Result<_, _>>()? })
+    let texts = inputs.iter().map(encode).collect::<Result<_, _>>()?;
+    Ok(Classification { model: model.name, head, texts })
 }
 
 /// A text's token ids, cut at `cut` when the head was trained so, and within the pool's limit.
@@ -59,13 +58,14 @@ fn bounded(mut ids: Vec<u32>, cut: Option<u32>, limit: u32) -> Result<Text, ApiE
 impl Classification {
     /// Asks the pool, in as many requests as its limits demand.
     pub(super) async fn answer(self, gateway: &Gateway) -> Result<Value, ApiError> {
-        let (sequences, truncated): (Vec<_>, Vec<_>) = self.texts.into_iter().map(|text| (text.ids, text.truncated)).unzip();
+        let Self { model, head, texts } = self;
+        let (sequences, truncated): (Vec<_>, Vec<_>) = texts.into_iter().map(|text| (text.ids, text.truncated)).unzip();
         let tokens: usize = sequences.iter().map(Vec::len).sum();
         let mut data: Vec<Value> = Vec::with_capacity(sequences.len());
         for sequences in batches(sequences, &gateway.model.limits) {
             let asked = sequences.len();
-            let answer = gateway.classify(&ClassifyRequest { sequences, head: gateway.artifact.digest.clone() }).await?;
-            let labels = &gateway.artifact.shape.labels;
+            let answer = gateway.classify(&head, sequences).await?;
+            let labels = &head.artifact.shape.labels;
             if answer.scores.len() != asked || answer.scores.iter().any(|logits| logits.len() != labels.len()) {
                 tracing::warn!("the pool answered {} classifications of {asked}", answer.scores.len());
                 return Err(ApiError::unavailable("The pool answered with other labels than the head has."));
@@ -76,8 +76,8 @@ impl Classification {
                 data.push(result);
             }
         }
-        gateway.metrics.count_tokens(u32::try_from(tokens).unwrap_or(u32::MAX), 0);
-        Ok(json!({"object": "list", "model": self.model, "data": data, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}))
+        gateway.metrics.count_tokens(&model, u32::try_from(tokens).unwrap_or(u32::MAX), 0);
+        Ok(json!({"object": "list", "model": &*model, "data": data, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}))
     }
 }
 

@@ -7,8 +7,7 @@ use serde_json::{Map, Value, json};
 use super::answer::{Piece, Token};
 use super::error::ApiError;
 use super::gateway::Gateway;
-use super::parameters::Parameters;
-use super::request::{Common, MAX_CHOICES, Names};
+use super::request::{Asked, Common, MAX_CHOICES};
 use super::respond::{Completion, Shape, short};
 use crate::exchange::wire::{MAX_LOGPROBS, TokenLogprob};
 use crate::text::{DecodeStream, Tokenizer};
@@ -17,9 +16,9 @@ use crate::text::{DecodeStream, Tokenizer};
 const DEFAULT_MAX_TOKENS: i64 = 16;
 
 /// Reads and checks a request.
-pub(super) fn parse(body: &[u8], gateway: &Gateway, names: &Names) -> Result<Completion<Text>, ApiError> {
-    let mut parameters = Parameters::parse(body)?;
-    let common = Common::take(&mut parameters, names, &gateway.artifact.digest, gateway.model.vocab_size)?;
+pub(super) fn parse(asked: Asked<'_>, gateway: &Gateway) -> Result<Completion<Text>, ApiError> {
+    let Asked { mut parameters, model, .. } = asked;
+    let common = Common::take(&mut parameters, model, gateway.model.vocab_size)?;
     let prompts = prompts(parameters.take("prompt"), &gateway.tokenizer, gateway.model.vocab_size)?;
     let max_tokens = parameters.integer("max_tokens", 0..=u32::MAX.into())?.unwrap_or(DEFAULT_MAX_TOKENS);
     let logprobs = parameters.integer("logprobs", 0..=MAX_LOGPROBS.into())?.map(|count| count as u32);

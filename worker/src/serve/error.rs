@@ -42,8 +42,8 @@ impl ApiError {
     }
 
     /// 404: no such model.
-    pub(super) fn model(name: &str, served: &[&str]) -> Self {
-        let message = format!("The model {name:?} does not exist; this endpoint serves {}.", served.join(" and "));
+    pub(super) fn model<'a>(name: &str, served: impl Iterator<Item = &'a str>) -> Self {
+        let message = format!("The model {name:?} does not exist; this endpoint serves {}.", served.collect::<Vec<_>>().join(", "));
         Self { status: StatusCode::NOT_FOUND, code: Some("model_not_found"), ..Self::parameter("model", message) }
     }
 

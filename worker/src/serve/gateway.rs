@@ -1,4 +1,4 @@
-//! The gateway's side of the pool: finds it, checks that it runs the head's base, keeps the head in it, asks it.
+//! The gateway's side of the pool: finds it, checks that it runs the heads' base, keeps the heads in it, asks it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +12,7 @@ use super::ServeError;
 use super::artifact::Artifact;
 use super::error::ApiError;
 use super::metrics::Metrics;
+use super::models::{Head, Model, Models};
 use crate::exchange::wire::{ClassifyRequest, ClassifyResponse, ErrorCode, GenerateEvent, GenerateRequest};
 use crate::exchange::{ClientError, Endpoint, PoolClient};
 use crate::text::{ChatTemplate, Tokenizer};
@@ -24,23 +25,24 @@ const PAUSE: Duration = Duration::from_millis(100);
 const START_PATIENCE: Duration = Duration::from_secs(10);
 /// A head nobody asks for is dropped by the pool after this time.
 const EXPIRY: Duration = Duration::from_secs(600);
-/// How often the pool is reminded of the head.
+/// How often the pool is reminded of the heads.
 pub(super) const RENEWAL: Duration = Duration::from_secs(120);
-/// How long a pod may take to say whether it holds the head, and to take it: one that hangs must not hold up the others.
+/// How long a pod may take to say whether it holds a head, and to take it: one that hangs must not hold up the others.
 const ANSWER: Duration = Duration::from_secs(10);
 const PUSH: Duration = Duration::from_secs(300);
 /// Answers of one request that are drawn at once where the pool does not say how many it serves: every pool has places for these.
 const TOGETHER: u32 = 4;
-/// How often a pod may lack the head in one request: it may be dropped between push and use, but not for ever.
+/// How often a pod may lack a head in one request: it may be dropped between push and use, but not for ever.
 const PUSHES: usize = 3;
 
 /// What the pool generates.
 pub(super) type Events = BoxStream<'static, Result<GenerateEvent, ClientError>>;
 
-/// A head in a pool.
+/// By pod and head: held while it is pushed there, so that requests that miss it together push it once.
+type Pushing = HashMap<(Endpoint, String), Arc<tokio::sync::Mutex<()>>>;
+
+/// Heads in a pool.
 pub(super) struct Gateway {
-    /// The head.
-    pub(super) artifact: Artifact,
     /// What the pool said of its model.
     pub(super) model: ModelDescription,
     /// The pool's tokenizer.
@@ -49,21 +51,24 @@ pub(super) struct Gateway {
     pub(super) template: Option<ChatTemplate>,
     /// Shared with the routes.
     pub(super) metrics: Metrics,
+    models: Arc<Models>,
     client: PoolClient,
     /// How long a request waits for a pool that restarts or is away.
     patience: Duration,
-    /// Held while the head is pushed to a pod: requests that miss it together push it once.
-    pushing: Mutex<HashMap<Endpoint, Arc<tokio::sync::Mutex<()>>>>,
+    pushing: Mutex<Pushing>,
 }
 
 impl Gateway {
-    /// Waits for the pool, verifies that it runs the base of the head, and pushes the head to every pod.
+    /// Waits for the pool, verifies that it runs the base of every head, and pushes each to every pod, one after the other.
     /// `patience`: how long a request waits for a pool that is away.
-    pub(super) async fn connect(artifact: Artifact, pool: &[String], patience: Duration, metrics: Metrics) -> Result<Self, ServeError> {
+    pub(super) async fn connect(models: Arc<Models>, pool: &[String], patience: Duration, metrics: Metrics) -> Result<Self, ServeError> {
         let client = PoolClient::connect(pool, START_PATIENCE)?;
         let model = patiently(|| client.describe()).await?;
-        if let Some(member) = artifact.base.identity.difference(&model.identity) {
-            return Err(ServeError::Identity { member, trained_on: artifact.base.name, pool: model.name });
+        for Head { name, artifact } in models.heads() {
+            if let Some(member) = artifact.base.identity.difference(&model.identity) {
+                let (head, trained_on) = (name.clone(), artifact.base.name.clone());
+                return Err(ServeError::Identity { head, member, trained_on, pool: model.name });
+            }
         }
         let client = client.bound_to(&model.identity, None);
         let json = patiently(|| client.tokenizer()).await?;
@@ -77,18 +82,21 @@ impl Gateway {
             }
             None => None,
         };
-        patiently(|| client.put_head_everywhere(&artifact.digest, artifact.bytes.clone(), EXPIRY)).await?;
-        metrics.head_pushes.inc();
+        for Head { name, artifact } in models.heads() {
+            let pushed = patiently(|| client.put_head_everywhere(&artifact.digest, artifact.bytes.clone(), EXPIRY)).await;
+            pushed.map_err(|cause| ServeError::Push { head: name.clone(), cause })?;
+            metrics.head_pushes.inc();
+        }
         let client = PoolClient::connect(pool, BUSY_PATIENCE)?.bound_to(&model.identity, None);
         let tokenizer = Arc::new(Tokenizer::from_json(&json)?);
-        Ok(Self { artifact, model, tokenizer, template, metrics, client, patience, pushing: Mutex::default() })
+        Ok(Self { model, tokenizer, template, metrics, models, client, patience, pushing: Mutex::default() })
     }
 
     /// Starts an answer and waits for its first event, so that everything that can fail before it still can be told as a
     /// refusal: a missing head is pushed, a pool that restarts is waited for.
-    pub(super) async fn generate(&self, request: &GenerateRequest) -> Result<Events, ApiError> {
+    pub(super) async fn generate(&self, model: &Model, request: &GenerateRequest) -> Result<Events, ApiError> {
         let started = Instant::now();
-        let mut attempts = self.attempts();
+        let mut attempts = self.attempts(model.head.as_deref());
         loop {
             let asked = self.client.generate(attempts.endpoint.as_ref(), request).await;
             let error = match asked {
@@ -115,29 +123,30 @@ impl Gateway {
         self.model.limits.max_num_seqs.unwrap_or(TOGETHER).max(1) as usize
     }
 
-    /// Logits of the classification head.
-    pub(super) async fn classify(&self, request: &ClassifyRequest) -> Result<ClassifyResponse, ClientError> {
-        let mut attempts = self.attempts();
+    /// Logits of a classification head for `sequences`.
+    pub(super) async fn classify(&self, head: &Head, sequences: Vec<Vec<u32>>) -> Result<ClassifyResponse, ClientError> {
+        let request = ClassifyRequest { sequences, head: head.artifact.digest.clone() };
+        let mut attempts = self.attempts(Some(head));
         loop {
-            match self.client.classify(attempts.endpoint.as_ref(), request).await {
+            match self.client.classify(attempts.endpoint.as_ref(), &request).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => self.recover(error, &mut attempts).await?,
             }
         }
     }
 
-    /// Attempts of a request that begins now.
-    pub(super) fn attempts(&self) -> Attempts {
-        Attempts { deadline: Instant::now() + self.patience, pushes: 0, endpoint: None }
+    /// Attempts of a request that begins now, of a head or of the base alone.
+    pub(super) fn attempts<'a>(&self, head: Option<&'a Head>) -> Attempts<'a> {
+        Attempts { head, deadline: Instant::now() + self.patience, pushes: 0, endpoint: None }
     }
 
     /// Does something about a failed attempt, if another may succeed: a pod that lacks the head gets it and is the one to ask
     /// again, a pool that is away is waited for.
-    pub(super) async fn recover(&self, error: ClientError, attempts: &mut Attempts) -> Result<(), ClientError> {
-        let error = match error {
-            ClientError::HeadMissing { endpoint, .. } if attempts.pushes < PUSHES => {
+    pub(super) async fn recover(&self, error: ClientError, attempts: &mut Attempts<'_>) -> Result<(), ClientError> {
+        let error = match (error, attempts.head) {
+            (ClientError::HeadMissing { endpoint, .. }, Some(head)) if attempts.pushes < PUSHES => {
                 attempts.pushes += 1;
-                match self.ensure(&endpoint).await {
+                match self.ensure(&endpoint, head).await {
                     Ok(()) => {
                         attempts.endpoint = Some(endpoint);
                         return Ok(());
@@ -145,7 +154,7 @@ impl Gateway {
                     Err(error) => error,
                 }
             }
-            error => error,
+            (error, _) => error,
         };
         if !error.is_transient() || is_busy(&error) || Instant::now() >= attempts.deadline {
             return Err(error);
@@ -156,28 +165,40 @@ impl Gateway {
         Ok(())
     }
 
-    /// Reminds every pod of the head, and gives it to those that lack it, whatever the others answer.
+    /// Reminds every pod of the heads, and gives it those that it lacks, whatever the others answer.
     pub(super) async fn renew(&self) -> Result<(), ClientError> {
         let endpoints = self.client.endpoints().await?;
-        self.pushing.lock().unwrap_or_else(PoisonError::into_inner).retain(|endpoint, _| endpoints.contains(endpoint));
-        futures::future::join_all(endpoints.iter().map(|endpoint| self.ensure(endpoint))).await.into_iter().collect()
+        self.pushing.lock().unwrap_or_else(PoisonError::into_inner).retain(|(endpoint, _), _| endpoints.contains(endpoint));
+        futures::future::join_all(endpoints.iter().map(|endpoint| self.remind(endpoint))).await;
+        Ok(())
     }
 
-    async fn ensure(&self, endpoint: &Endpoint) -> Result<(), ClientError> {
-        let pushing = self.pushing.lock().unwrap_or_else(PoisonError::into_inner).entry(endpoint.clone()).or_default().clone();
+    /// One head after the other: what a pod says of one is nothing to the next.
+    async fn remind(&self, endpoint: &Endpoint) {
+        for head in self.models.heads() {
+            if let Err(error) = self.ensure(endpoint, head).await {
+                tracing::warn!("failed to renew head {:?}: {error}", head.name);
+            }
+        }
+    }
+
+    async fn ensure(&self, endpoint: &Endpoint, head: &Head) -> Result<(), ClientError> {
+        let Head { name, artifact: Artifact { digest, bytes, .. } } = head;
+        let place = (endpoint.clone(), digest.clone());
+        let pushing = self.pushing.lock().unwrap_or_else(PoisonError::into_inner).entry(place).or_default().clone();
         let _alone = pushing.lock().await;
-        let digest = &self.artifact.digest;
         if within(ANSWER, endpoint, self.client.has_head(endpoint, digest)).await? {
             return Ok(());
         }
-        tracing::info!("pushing the head to {endpoint}");
+        tracing::info!("pushing head {name:?} to {endpoint}");
         self.metrics.head_pushes.inc();
-        within(PUSH, endpoint, self.client.put_head(endpoint, digest, self.artifact.bytes.clone(), EXPIRY)).await
+        within(PUSH, endpoint, self.client.put_head(endpoint, digest, bytes.clone(), EXPIRY)).await
     }
 }
 
 /// What a request has tried so far.
-pub(super) struct Attempts {
+pub(super) struct Attempts<'a> {
+    head: Option<&'a Head>,
     deadline: Instant,
     pushes: usize,
     /// The pod to ask; the next in turn when absent.

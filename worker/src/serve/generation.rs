@@ -9,6 +9,7 @@ use super::answer::{Answer, Piece};
 use super::error::ApiError;
 use super::gateway::{Events, Gateway};
 use super::metrics::Metrics;
+use super::models::Model;
 use crate::exchange::ClientError;
 use crate::exchange::wire::{ErrorCode, FinishReason, GenerateEvent, GenerateRequest, TokenLogprob, Usage, WireError};
 use crate::text::Tokenizer;
@@ -50,6 +51,7 @@ pub(super) struct Generation {
     pub(super) prompt: Vec<Option<TokenLogprob>>,
     /// Tokens so far.
     pub(super) usage: Usage,
+    model: Arc<str>,
     metrics: Metrics,
 }
 
@@ -57,17 +59,19 @@ impl Generation {
     /// Asks the pool and waits until it begins to answer. `prompt_tokens` is what the answer counts: a prompt with several counts once.
     pub(super) async fn start(
         gateway: &Gateway,
+        model: &Model,
         request: &GenerateRequest,
         answer: Answer<Arc<Tokenizer>>,
         prompt_tokens: u32,
     ) -> Result<Self, ApiError> {
-        let mut events = gateway.generate(request).await?;
+        let mut events = gateway.generate(model, request).await?;
         let usage = Usage { prompt_tokens, completion_tokens: 0 };
         let prompt = match request.prompt_logprobs {
             Some(_) => prompt_logprobs(&mut events).await?,
             None => Vec::new(),
         };
-        Ok(Self { events: Some(events), answer, ready: VecDeque::new(), prompt, usage, metrics: gateway.metrics.clone() })
+        let (model, metrics) = (model.name.clone(), gateway.metrics.clone());
+        Ok(Self { events: Some(events), answer, ready: VecDeque::new(), prompt, usage, model, metrics })
     }
 
     /// The next step; none after the end.
@@ -114,7 +118,7 @@ impl Generation {
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        self.metrics.count_tokens(self.usage.prompt_tokens, self.usage.completion_tokens);
+        self.metrics.count_tokens(&self.model, self.usage.prompt_tokens, self.usage.completion_tokens);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The API key that clients must send, in a file that its owner may change at any time: a kubelet renews a mounted Secret in place.
+//! An API key that clients may send, in a file that its owner may change at any time: a kubelet renews a mounted Secret in place.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ pub(super) struct Key {
 #[derive(Default)]
 struct Known {
     read: Option<Instant>,
-    /// Digest of the key; or why there is none, and nobody may ask.
+    /// Digest of the key; or why there is none, and none fits.
     key: Option<Result<String, String>>,
 }
 
@@ -48,8 +48,8 @@ impl Known {
             return;
         }
         match &found {
-            Some(Err(reason)) => tracing::error!("every request is refused, there is no API key in {path:?}: {reason}"),
-            _ if self.key.is_some() => tracing::info!("the API key has changed"),
+            Some(Err(reason)) => tracing::error!("there is no API key in {path:?}, so that none fits: {reason}"),
+            _ if self.key.is_some() => tracing::info!("the API key in {path:?} has changed"),
             _ => {}
         }
         self.key = found;

@@ -6,13 +6,13 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, 
 #[derive(Clone)]
 pub(super) struct Metrics {
     registry: Registry,
-    /// Answers by route and HTTP status.
+    /// Answers by model, route and HTTP status; without a model where the request names none that is served.
     pub(super) requests: IntCounterVec,
-    /// Tokens by kind: `prompt` or `completion`.
+    /// Tokens by model and kind: `prompt` or `completion`.
     pub(super) tokens: IntCounterVec,
     /// Seconds until the first token of an answer.
     pub(super) first_token: Histogram,
-    /// Times the head was pushed to a pod.
+    /// Times a head was pushed to a pod.
     pub(super) head_pushes: IntCounter,
     /// Whether the gateway is ready.
     pub(super) ready: IntGauge,
@@ -24,16 +24,16 @@ impl Metrics {
         let metrics = Self {
             registry: Registry::new(),
             requests: IntCounterVec::new(
-                Opts::new("carryon_gateway_requests_total", "Answers by route and HTTP status."),
-                &["route", "status"],
+                Opts::new("carryon_gateway_requests_total", "Answers by model, route and HTTP status."),
+                &["model", "route", "status"],
             )?,
-            tokens: IntCounterVec::new(Opts::new("carryon_gateway_tokens_total", "Tokens by kind."), &["kind"])?,
+            tokens: IntCounterVec::new(Opts::new("carryon_gateway_tokens_total", "Tokens by model and kind."), &["model", "kind"])?,
             first_token: Histogram::with_opts(
                 HistogramOpts::new("carryon_gateway_first_token_seconds", "Seconds until the first token of an answer.")
                     .buckets(prometheus::exponential_buckets(0.01, 2.0, 13)?),
             )?,
-            head_pushes: IntCounter::new("carryon_gateway_head_pushes_total", "Times the head was pushed to a pod.")?,
-            ready: IntGauge::new("carryon_gateway_ready", "1 when the pool holds the head.")?,
+            head_pushes: IntCounter::new("carryon_gateway_head_pushes_total", "Times a head was pushed to a pod.")?,
+            ready: IntGauge::new("carryon_gateway_ready", "1 when the pool holds every head.")?,
         };
         metrics.registry.register(Box::new(metrics.requests.clone()))?;
         metrics.registry.register(Box::new(metrics.tokens.clone()))?;
@@ -43,10 +43,10 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Counts tokens of an answer.
-    pub(super) fn count_tokens(&self, prompt: u32, completion: u32) {
-        self.tokens.with_label_values(&["prompt"]).inc_by(prompt.into());
-        self.tokens.with_label_values(&["completion"]).inc_by(completion.into());
+    /// Counts tokens of a model's answer.
+    pub(super) fn count_tokens(&self, model: &str, prompt: u32, completion: u32) {
+        self.tokens.with_label_values(&[model, "prompt"]).inc_by(prompt.into());
+        self.tokens.with_label_values(&[model, "completion"]).inc_by(completion.into());
     }
 
     /// Prometheus' text format.

@@ -1,9 +1,9 @@
-//! `carryon-worker serve`: the gateway pod, an OpenAI-compatible endpoint of one head.
+//! `carryon-worker serve`: the gateway pod, an OpenAI-compatible endpoint of heads and their base.
 //!
-//! It reads the artifact, verifies its digest and that the pool runs the head's base, pushes the head to the pool's pods and
-//! keeps it there; the pool does all arithmetic. A request is parsed (`parameters`, `chat`, `completions`), asked for
-//! (`choice`, `gateway`: a head that the pool lost is pushed again before the first byte), and shown (`generation`, `answer`, `stop`,
-//! `respond`). A client that goes away drops its answer, and with it the pool's work.
+//! It reads the artifacts, verifies their digests and that the pool runs their base, pushes each head to the pool's pods and
+//! keeps it there; the pool does all arithmetic. A request names its model (`models`), is parsed (`parameters`, `chat`, `completions`), asked
+//! for (`choice`, `gateway`: a head that the pool lost is pushed again before the first byte), and shown (`generation`, `answer`, `stop`,
+//! `respond`). What fails with one head is nothing to the others. A client that goes away drops its answer, and with it the pool's work.
 
 mod answer;
 mod args;
@@ -17,6 +17,7 @@ mod gateway;
 mod generation;
 mod key;
 mod metrics;
+mod models;
 mod origins;
 mod parameters;
 mod request;
@@ -37,10 +38,10 @@ use tokio::sync::watch;
 pub use args::ServeArgs;
 pub use artifact::ArtifactError;
 
-use self::artifact::Artifact;
 use self::gateway::Gateway;
 use self::key::Key;
 use self::metrics::Metrics;
+use self::models::Models;
 use self::origins::Origins;
 use self::routes::App;
 use crate::exchange::ClientError;
@@ -63,12 +64,35 @@ pub enum ServeError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The head cannot be used.
-    #[error(transparent)]
-    Artifact(#[from] ArtifactError),
-    /// The pool runs another base than the head was trained on.
-    #[error("the head was trained on {trained_on:?}, the pool runs {pool:?}: their {member} differ")]
+    /// Heads and their folders are not one for one.
+    #[error("the configuration names {heads} heads, --head was given {folders} times: it takes one or more heads, and a folder for each")]
+    HeadCount {
+        /// Entries of the configuration.
+        heads: usize,
+        /// Folders.
+        folders: usize,
+    },
+    /// Requests could not tell two models apart.
+    #[error("head {head:?}: the model name {name:?} is another head's, or the base's")]
+    DuplicateName {
+        /// The second of the two.
+        head: String,
+        /// Its model name.
+        name: String,
+    },
+    /// A head cannot be used.
+    #[error("head {head:?}: {cause}")]
+    Artifact {
+        /// The head.
+        head: String,
+        /// What is wrong with it.
+        cause: ArtifactError,
+    },
+    /// The pool runs another base than a head was trained on.
+    #[error("head {head:?} was trained on {trained_on:?}, the pool runs {pool:?}: their {member} differ")]
     Identity {
+        /// The head.
+        head: String,
         /// Which member of the identity differs first.
         member: &'static str,
         /// Base of the head.
@@ -82,6 +106,14 @@ pub enum ServeError {
     /// The pool's tokenizer or template cannot be used.
     #[error(transparent)]
     Text(#[from] TextError),
+    /// The pool refuses a head for good.
+    #[error("head {head:?}: {cause}")]
+    Push {
+        /// The head.
+        head: String,
+        /// In the pool's words.
+        cause: ClientError,
+    },
     /// The pool refuses for good.
     #[error(transparent)]
     Pool(#[from] ClientError),
@@ -102,12 +134,11 @@ impl ServeError {
     /// The exit code that says whether trying again may help.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Config { .. } | Self::Identity { .. } | Self::Text(_) | Self::Pool(ClientError::Address { .. }) => {
-                ExitCode::Configuration
-            }
-            Self::Artifact(ArtifactError::Read { .. }) => ExitCode::Retryable,
-            Self::Artifact(_) => ExitCode::Data,
-            Self::Pool(_) | Self::Tokenizer | Self::System { .. } | Self::Metrics(_) => ExitCode::Retryable,
+            Self::Config { .. } | Self::HeadCount { .. } | Self::DuplicateName { .. } => ExitCode::Configuration,
+            Self::Identity { .. } | Self::Text(_) | Self::Pool(ClientError::Address { .. }) => ExitCode::Configuration,
+            Self::Artifact { cause: ArtifactError::Read { .. }, .. } => ExitCode::Retryable,
+            Self::Artifact { .. } => ExitCode::Data,
+            Self::Push { .. } | Self::Pool(_) | Self::Tokenizer | Self::System { .. } | Self::Metrics(_) => ExitCode::Retryable,
         }
     }
 }
@@ -115,7 +146,7 @@ impl ServeError {
 /// Serves until SIGTERM or SIGINT, then lets answers end. Blocks.
 ///
 /// # Errors
-/// A configuration or head that cannot be used, a pool that refuses it for good, an address that cannot be listened on.
+/// A configuration or head that cannot be used, a pool that refuses one for good, an address that cannot be listened on.
 pub fn run(args: &ServeArgs) -> Result<ExitCode, ServeError> {
     let system = |what: &str| {
         let what = what.to_owned();
@@ -130,9 +161,10 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode, ServeError> {
         let settings = Settings {
             config: read_config(&args.config)?,
             pool: args.pool.clone(),
-            head: args.head.clone(),
-            api_key_file: args.api_key_file.clone(),
+            heads: args.head.clone(),
+            api_key_files: args.api_key_file.clone(),
             patience: Duration::from_secs(args.patience_seconds),
+            renewal: gateway::RENEWAL,
         };
         let mut terminate = signal(SignalKind::terminate()).map_err(system("hear signals"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(system("hear signals"))?;
@@ -148,16 +180,18 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode, ServeError> {
 /// What a gateway is told.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Name and digest of the head.
+    /// Names and digests of the heads.
     pub config: ServeConfig,
     /// Base URLs of the pool.
     pub pool: Vec<String>,
-    /// Folder of the artifact.
-    pub head: PathBuf,
-    /// File with the key that clients must send; none is asked for when absent.
-    pub api_key_file: Option<PathBuf>,
+    /// Folder of each head's artifact.
+    pub heads: Vec<PathBuf>,
+    /// Files with the keys of which clients must send one; none is asked for when there are none.
+    pub api_key_files: Vec<PathBuf>,
     /// How long a request waits for a pool that is away.
     pub patience: Duration,
+    /// How often the pool is reminded of the heads.
+    pub renewal: Duration,
 }
 
 /// Serves on `listener` until `told_to_stop`, then drains.
@@ -165,9 +199,9 @@ pub struct Settings {
 /// # Errors
 /// As for [`run`].
 pub async fn serve(listener: TcpListener, settings: Settings, told_to_stop: impl Future<Output = ()>) -> Result<(), ServeError> {
-    let Settings { config, pool, head, api_key_file, patience } = settings;
-    let artifact = Artifact::read(&head, &config.digest)?;
-    let app = App::new(&config.served_model_name, api_key_file.map(Key::new), Metrics::new()?);
+    let Settings { config, pool, heads, api_key_files, patience, renewal } = settings;
+    let keys = api_key_files.into_iter().map(Key::new).collect();
+    let app = App::new(Models::read(&config, &heads)?, keys, Metrics::new()?);
     let (stop, mut stopped) = watch::channel(());
     let drained = async move {
         // The sender says nothing: it is dropped.
@@ -178,7 +212,7 @@ pub async fn serve(listener: TcpListener, settings: Settings, told_to_stop: impl
     tokio::select! {
         // It ends when it is told to.
         () = &mut server => return Ok(()),
-        error = keep(&app, artifact, &pool, patience) => return Err(error),
+        error = keep(&app, &pool, patience, renewal) => return Err(error),
         () = told_to_stop => tracing::info!("stopping: answers that have begun may end"),
     }
     drop(stop);
@@ -188,18 +222,18 @@ pub async fn serve(listener: TcpListener, settings: Settings, told_to_stop: impl
     Ok(())
 }
 
-/// Makes the app ready and keeps the head in the pool; returns only when that is impossible.
-async fn keep(app: &App, artifact: Artifact, pool: &[String], patience: Duration) -> ServeError {
-    let gateway = match Gateway::connect(artifact, pool, patience, app.metrics.clone()).await {
+/// Makes the app ready and keeps the heads in the pool; returns only when that is impossible.
+async fn keep(app: &App, pool: &[String], patience: Duration, renewal: Duration) -> ServeError {
+    let gateway = match Gateway::connect(app.models.clone(), pool, patience, app.metrics.clone()).await {
         Ok(gateway) => app.gateway.get_or_init(|| Arc::new(gateway)),
         Err(error) => return error,
     };
     app.metrics.ready.set(1);
-    tracing::info!("ready: serving {:?} on {:?}", app.names.head, gateway.model.name);
+    tracing::info!("ready: serving {:?} on {:?}", app.models.names().collect::<Vec<_>>(), gateway.model.name);
     loop {
-        tokio::time::sleep(gateway::RENEWAL).await;
+        tokio::time::sleep(renewal).await;
         if let Err(error) = gateway.renew().await {
-            tracing::warn!("failed to renew the head: {error}");
+            tracing::warn!("failed to renew the heads: {error}");
         }
     }
 }

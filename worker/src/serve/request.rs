@@ -1,9 +1,11 @@
 //! What chat and plain completions have in common: the model, how to sample, when to stop, how to answer.
 
+use carryon_crds::job::Task;
 use serde_json::Value;
 
 use super::error::ApiError;
 use super::gateway::Gateway;
+use super::models::Model;
 use super::parameters::Parameters;
 use super::sampling;
 use crate::exchange::wire::{GenerateRequest, Sampling};
@@ -17,29 +19,21 @@ pub(super) const MAX_CHOICES: usize = 128;
 /// Largest scale of a head's output.
 const MAX_ALPHA: f64 = 16.0;
 
-/// The names under which a gateway serves.
-#[derive(Clone, Debug)]
-pub(super) struct Names {
-    /// The head.
-    pub(super) head: String,
-    /// The base alone.
-    pub(super) base: String,
-}
-
-impl Names {
-    /// `name` and `name-base`.
-    pub(super) fn new(name: &str) -> Self {
-        Self { head: name.to_owned(), base: format!("{name}-base") }
-    }
+/// A request, and the model it names.
+pub(super) struct Asked<'a> {
+    /// The body.
+    pub(super) body: &'a [u8],
+    /// Its members but for `model`.
+    pub(super) parameters: Parameters,
+    /// The model.
+    pub(super) model: Model,
 }
 
 /// What every completion request says beside its prompt.
 #[derive(Debug)]
 pub(super) struct Common {
-    /// Model name as the client wrote it.
-    pub(super) model: String,
-    /// Digest of the head; the base alone when absent.
-    pub(super) head: Option<String>,
+    /// Who answers.
+    pub(super) model: Model,
     alpha: Option<f64>,
     temperature: f64,
     top_p: f64,
@@ -56,23 +50,19 @@ pub(super) struct Common {
 }
 
 impl Common {
-    /// Takes the common members out of a request; the model must be the head or its base.
-    pub(super) fn take(parameters: &mut Parameters, names: &Names, digest: &str, vocab_size: u32) -> Result<Self, ApiError> {
-        let model = parameters.text("model")?.ok_or_else(|| ApiError::parameter("model", "model is required."))?;
-        let head = match &model {
-            name if *name == names.head => Some(digest.to_owned()),
-            name if *name == names.base => None,
-            name => return Err(ApiError::model(name, &[&names.head, &names.base])),
-        };
+    /// Takes the common members out of a request to `model`. A classification head continues no text; its base does.
+    pub(super) fn take(parameters: &mut Parameters, model: Model, vocab_size: u32) -> Result<Self, ApiError> {
+        if model.head.as_ref().is_some_and(|head| head.artifact.shape.task == Task::Classification) {
+            return Err(ApiError::parameter("model", "This model is a classifier: use /v1/classify."));
+        }
         let alpha = parameters.number("alpha", 0.0..=MAX_ALPHA)?;
-        if head.is_none() && alpha.is_some() {
-            return Err(ApiError::parameter("alpha", format!("alpha scales the head: it goes with model {:?}.", names.head)));
+        if model.head.is_none() && alpha.is_some() {
+            return Err(ApiError::parameter("alpha", format!("alpha scales a head: {:?} has none.", model.name)));
         }
         let stream = parameters.flag("stream")?;
         let include_usage = stream_options(parameters.take("stream_options"), stream)?;
         Ok(Self {
             model,
-            head,
             alpha,
             temperature: parameters.number("temperature", 0.0..=2.0)?.unwrap_or(1.0),
             top_p: parameters.number("top_p", 0.0..=1.0)?.unwrap_or(1.0),
@@ -108,7 +98,7 @@ impl Common {
             stop_token_ids: gateway.model.eos_token_ids.clone(),
             logprobs: None,
             prompt_logprobs: None,
-            head: self.head.clone(),
+            head: self.model.digest().map(str::to_owned),
             alpha: self.alpha,
             sampling: self.sampling.clone(),
         })
@@ -167,21 +157,25 @@ fn stops(value: Option<Value>) -> Result<Vec<String>, ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::models::tests::models;
     use super::*;
 
-    fn common(body: &str) -> Result<Common, (Value, Value)> {
+    fn common_of(model: &str, body: &str) -> Result<Common, Value> {
         let mut parameters = Parameters::parse(body.as_bytes()).unwrap();
-        let named = |error: ApiError| (error.body()["error"]["param"].clone(), error.body()["error"]["code"].clone());
-        Common::take(&mut parameters, &Names::new("maths"), "sha256:d", 50).map_err(named)
+        let model = models(&[("maths", "CausalLM"), ("spam", "Classification")]).find(model).unwrap().clone();
+        Common::take(&mut parameters, model, 50).map_err(|error| error.body()["error"]["param"].clone())
+    }
+
+    fn common(body: &str) -> Result<Common, Value> {
+        common_of("maths", body)
     }
 
     #[test]
-    fn the_model_is_the_head_or_its_base() {
-        assert_eq!(common(r#"{"model": "maths", "alpha": 0.5}"#).unwrap().head.unwrap(), "sha256:d");
-        assert_eq!(common(r#"{"model": "maths-base"}"#).unwrap().head, None);
-        assert_eq!(common(r#"{"model": "gpt-4"}"#).unwrap_err(), ("model".into(), "model_not_found".into()));
-        assert_eq!(common(r#"{"model": "maths-base", "alpha": 1}"#).unwrap_err().0, "alpha");
-        assert_eq!(common("{}").unwrap_err().0, "model");
+    fn alpha_goes_with_a_head_and_text_with_no_classifier() {
+        assert_eq!(common_of("maths", r#"{"alpha": 0.5}"#).unwrap().model.digest(), Some("maths"));
+        assert_eq!(common_of("base", "{}").unwrap().model.digest(), None);
+        assert_eq!(common_of("base", r#"{"alpha": 1}"#).unwrap_err(), "alpha");
+        assert_eq!(common_of("spam", "{}").unwrap_err(), "model");
     }
 
     #[test]
@@ -204,13 +198,13 @@ mod tests {
             ("stream_options", "{\"include_usage\": true}"),
             ("stream_options", "[]"),
         ] {
-            assert_eq!(common(&format!(r#"{{"model": "maths", "{member}": {wrong}}}"#)).unwrap_err().0, member, "{wrong}");
+            assert_eq!(common(&format!(r#"{{"{member}": {wrong}}}"#)).unwrap_err(), member, "{wrong}");
         }
-        let options = |options: &str| common(&format!(r#"{{"model": "maths", "stream": true, "stream_options": {options}}}"#));
+        let options = |options: &str| common(&format!(r#"{{"stream": true, "stream_options": {options}}}"#));
         assert!(options(r#"{"include_usage": true}"#).unwrap().include_usage);
-        assert_eq!(options(r#"{"usage": true}"#).unwrap_err().0, "stream_options");
-        assert_eq!(common(r#"{"model": "maths", "stop": "x", "seed": -1}"#).unwrap().stops, ["x"]);
-        assert_eq!(common(r#"{"model": "maths", "n": 3, "best_of": 3}"#).unwrap().n, 3);
-        assert_eq!(common(r#"{"model": "maths", "n": null, "best_of": 1}"#).unwrap().n, 1);
+        assert_eq!(options(r#"{"usage": true}"#).unwrap_err(), "stream_options");
+        assert_eq!(common(r#"{"stop": "x", "seed": -1}"#).unwrap().stops, ["x"]);
+        assert_eq!(common(r#"{"n": 3, "best_of": 3}"#).unwrap().n, 3);
+        assert_eq!(common(r#"{"n": null, "best_of": 1}"#).unwrap().n, 1);
     }
 }

@@ -46,7 +46,7 @@ pub(super) trait Shape: Clone + Send + Sync + 'static {
 /// A completion that is ready to be asked for.
 pub(super) struct Completion<S> {
     /// What the client said of model, stops and streaming.
-    pub(super) common: Common,
+    common: Common,
     /// What the pool is asked of each prompt, and how its answers look.
     prompts: Vec<(GenerateRequest, S)>,
 }
@@ -102,14 +102,15 @@ impl<S: Shape> Completion<S> {
     /// Every answer to every prompt. As in vLLM, those of one prompt have its seed and the ones after it, so that they differ, and a prompt
     /// is answered as if it had come alone.
     fn choices(self) -> impl Iterator<Item = Choice<S>> + Send {
-        let Self { common: Common { n, stops, .. }, prompts } = self;
+        let Self { common: Common { model, n, stops, .. }, prompts } = self;
         prompts.into_iter().enumerate().flat_map(move |(prompt, (request, shape))| {
-            let stops = stops.clone();
+            let (model, stops) = (model.clone(), stops.clone());
             (0..n).map(move |choice| {
                 let mut request = request.clone();
                 request.seed = request.seed.map(|seed| seed.wrapping_add(choice as u64));
                 let prompt_tokens = if choice == 0 { request.prompt.len() as u32 } else { 0 };
-                Choice { index: prompt * n + choice, request, shape: shape.clone(), stops: stops.clone(), prompt_tokens }
+                let (model, shape, stops) = (model.clone(), shape.clone(), stops.clone());
+                Choice { index: prompt * n + choice, model, request, shape, stops, prompt_tokens }
             })
         })
     }
@@ -208,12 +209,12 @@ struct Envelope {
 impl Envelope {
     fn new<S: Shape>(gateway: &Gateway, common: &Common) -> Self {
         // Whose weights answer: the head's digest, or the base's.
-        let digest = common.head.as_deref().unwrap_or(&gateway.model.identity.weights);
+        let digest = common.model.digest().unwrap_or(&gateway.model.identity.weights);
         let hex = digest.rsplit(':').next().unwrap_or_default();
         Self {
             id: format!("{}-{:032x}", S::ID, rand::random::<u128>()),
             created: now(),
-            model: common.model.as_str().into(),
+            model: common.model.name.clone(),
             fingerprint: format!("fp_{}", hex.get(..12).unwrap_or(hex)),
         }
     }

@@ -9,15 +9,16 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Json, Response};
 use axum::routing::{get, post};
-use carryon_crds::job::Task;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::gateway::Gateway;
 use super::key::Key;
 use super::metrics::Metrics;
+use super::models::{Model, Models};
 use super::origins::Origins;
-use super::request::Names;
+use super::parameters::Parameters;
+use super::request::Asked;
 use super::respond::now;
 use super::{chat, classify, completions};
 use crate::http::Bodies;
@@ -31,23 +32,27 @@ const BODY_BYTES: usize = 64 << 20;
 
 /// What the routes share.
 pub(super) struct App {
-    /// Names of the models.
-    pub(super) names: Names,
-    /// Set once the pool holds the head.
+    /// What is served.
+    pub(super) models: Arc<Models>,
+    /// Set once the pool holds every head.
     pub(super) gateway: OnceLock<Arc<Gateway>>,
     /// Counters.
     pub(super) metrics: Metrics,
-    /// What clients must send; anyone may ask when absent.
-    key: Option<Key>,
+    /// Clients must send one of them; anyone may ask when there is none.
+    keys: Vec<Key>,
     bodies: Bodies,
     started: u64,
 }
 
 impl App {
     /// An app that is not ready yet.
-    pub(super) fn new(name: &str, key: Option<Key>, metrics: Metrics) -> Arc<Self> {
-        let (gateway, bodies) = (OnceLock::new(), Bodies::new(BODY_BYTES));
-        Arc::new(Self { names: Names::new(name), gateway, metrics, key, bodies, started: now() })
+    pub(super) fn new(models: Models, keys: Vec<Key>, metrics: Metrics) -> Arc<Self> {
+        let (models, gateway, bodies) = (Arc::new(models), OnceLock::new(), Bodies::new(BODY_BYTES));
+        Arc::new(Self { models, gateway, metrics, keys, bodies, started: now() })
+    }
+
+    fn admits(&self, sent: Option<&[u8]>, now: Instant) -> bool {
+        self.keys.is_empty() || self.keys.iter().any(|key| key.fits(sent, now))
     }
 
     fn ready(&self) -> Result<&Arc<Gateway>, ApiError> {
@@ -71,13 +76,20 @@ pub(super) fn router(app: Arc<App>, origins: Origins) -> Router {
     api.merge(probes).fallback(unknown).method_not_allowed_fallback(wrong).layer(shared).with_state(app)
 }
 
+/// Name of the model that a request turned out to ask, for its count.
+#[derive(Clone, Default)]
+struct Addressed(Arc<OnceLock<Arc<str>>>);
+
 /// Checks the key and counts the answer.
-async fn admit(State(app): State<Arc<App>>, route: MatchedPath, request: Request, next: Next) -> Response {
-    let response = match &app.key {
-        Some(key) if !key.fits(bearer(request.headers()), Instant::now()) => ApiError::unauthorized().into_response(),
-        _ => next.run(request).await,
+async fn admit(State(app): State<Arc<App>>, route: MatchedPath, mut request: Request, next: Next) -> Response {
+    let addressed = Addressed::default();
+    request.extensions_mut().insert(addressed.clone());
+    let response = match app.admits(bearer(request.headers()), Instant::now()) {
+        true => next.run(request).await,
+        false => ApiError::unauthorized().into_response(),
     };
-    app.metrics.requests.with_label_values(&[route.as_str(), response.status().as_str()]).inc();
+    let model = addressed.0.get().map_or("", |name| &**name);
+    app.metrics.requests.with_label_values(&[model, route.as_str(), response.status().as_str()]).inc();
     response
 }
 
@@ -88,16 +100,12 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 async fn models(State(app): State<Arc<App>>) -> Json<Value> {
-    let models = [&app.names.head, &app.names.base].map(|name| describe(&app, name));
+    let models: Vec<_> = app.models.names().map(|name| describe(&app, name)).collect();
     Json(json!({"object": "list", "data": models}))
 }
 
 async fn model(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
-    let Names { head, base } = &app.names;
-    match name == *head || name == *base {
-        true => Ok(Json(describe(&app, &name))),
-        false => Err(ApiError::model(&name, &[head, base])),
-    }
+    Ok(Json(describe(&app, &app.models.find(&name)?.name)))
 }
 
 fn describe(app: &App, name: &str) -> Value {
@@ -105,41 +113,44 @@ fn describe(app: &App, name: &str) -> Value {
 }
 
 async fn chat_completions(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let (gateway, completion) = parse(&app, request, chat::parse).await?;
-    generative(&gateway, completion.common.head.as_deref())?;
+    let (gateway, completion) = parse(&app, request, None, chat::parse).await?;
     completion.answer(&gateway).await
 }
 
 async fn text_completions(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
-    let (gateway, completion) = parse(&app, request, completions::parse).await?;
-    generative(&gateway, completion.common.head.as_deref())?;
+    let (gateway, completion) = parse(&app, request, None, completions::parse).await?;
     completion.answer(&gateway).await
 }
 
 async fn classifications(State(app): State<Arc<App>>, request: Request) -> Result<Json<Value>, ApiError> {
-    let (gateway, classification) = parse(&app, request, classify::parse).await?;
+    let (gateway, classification) = parse(&app, request, app.models.only_head().cloned(), classify::parse).await?;
     Ok(Json(classification.answer(&gateway).await?))
 }
 
-/// Reads the body and parses it where it holds up no other request: a long prompt takes a while to encode.
+/// Reads the body and parses it where it holds up no other request: a long prompt takes a while to encode. `unnamed` is asked by a request
+/// that names no model.
 async fn parse<T: Send + 'static>(
     app: &Arc<App>,
     request: Request,
-    parser: impl FnOnce(&[u8], &Gateway, &Names) -> Result<T, ApiError> + Send + 'static,
+    unnamed: Option<Model>,
+    parser: impl FnOnce(Asked<'_>, &Gateway) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<(Arc<Gateway>, T), ApiError> {
     let gateway = app.ready()?.clone();
+    let addressed = request.extensions().get::<Addressed>().cloned().unwrap_or_default();
     let body = app.bodies.read(request, MAX_BODY_BYTES).await?;
     let (app, shared) = (app.clone(), gateway.clone());
-    let parsed = tokio::task::spawn_blocking(move || parser(body.strip_prefix(BOM).unwrap_or(&body), &shared, &app.names)).await;
+    let parse = move || {
+        let body = body.strip_prefix(BOM).unwrap_or(&body);
+        let mut parameters = Parameters::parse(body)?;
+        let model = match parameters.text("model")? {
+            Some(name) => app.models.find(&name)?.clone(),
+            None => unnamed.ok_or_else(|| ApiError::parameter("model", "model is required."))?,
+        };
+        let _ = addressed.0.set(model.name.clone());
+        parser(Asked { body, parameters, model }, &shared)
+    };
+    let parsed = tokio::task::spawn_blocking(parse).await;
     Ok((gateway, parsed.map_err(|_| ApiError::internal("The request could not be read."))??))
-}
-
-/// A classification head continues no text; its base does.
-fn generative(gateway: &Gateway, head: Option<&str>) -> Result<(), ApiError> {
-    match head.is_some() && gateway.artifact.shape.task == Task::Classification {
-        true => Err(ApiError::parameter("model", "This model is a classifier: use /v1/classify.")),
-        false => Ok(()),
-    }
 }
 
 async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, ApiError> {

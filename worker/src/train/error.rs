@@ -107,6 +107,12 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
     },
+    /// No file has a name of this form.
+    #[error("no data file matches {path:?}")]
+    NoMatch {
+        /// The pattern.
+        path: PathBuf,
+    },
     /// The file could not be read.
     #[error("failed to read data file {path:?}: {cause}")]
     Read {
@@ -138,13 +144,17 @@ pub enum DataError {
         problem: String,
     },
     /// Nothing to learn from.
-    #[error("data file {path:?} holds no usable sample ({lines} lines, {skipped} left out)")]
+    #[error("data file {} holds no usable sample ({lines} lines, {skipped} left out)", names(paths))]
     Empty {
-        /// The file.
-        path: PathBuf,
+        /// The files.
+        paths: Vec<PathBuf>,
         /// Lines read.
         lines: u64,
         /// Lines left out by policy.
         skipped: u64,
     },
+}
+
+fn names(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| format!("{path:?}")).collect::<Vec<_>>().join(", ")
 }

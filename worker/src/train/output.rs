@@ -147,8 +147,8 @@ pub fn write(
         parameters: parameters::count(&artifact.shape),
         lineage: Lineage {
             job: format!("{}/{}", inputs.config.namespace, inputs.config.name),
-            train_data: inputs.train_digest.clone(),
-            evaluation_data: inputs.evaluation_digest.clone(),
+            train_data: inputs.train.digest.clone(),
+            evaluation_data: inputs.evaluation.as_ref().map(|files| files.digest.clone()),
             seed: inputs.config.training.seed,
             steps: state.step,
             worker_version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -11,7 +11,7 @@ use crate::head::init;
 use crate::kernel::Threads;
 use crate::train::args::TrainArgs;
 use crate::train::checkpoint::{Checkpoint, Folder, State};
-use crate::train::data::{self, DataSet, Rules};
+use crate::train::data::{self, DataSet, Files, Rules};
 use crate::train::endpoint;
 use crate::train::error::TrainError;
 use crate::train::finish::finish;
@@ -158,16 +158,16 @@ impl Data {
         let rules = plan::rules(&inputs.config, &base.description, base.eos_token_id())?;
         let taps = plan::taps(&inputs.config, &base.description)?;
         let train = load(&inputs.train, "training", &rules, base, console)?;
-        let evaluation = inputs.evaluation.as_ref().map(|path| load(path, "held out", &rules, base, console)).transpose()?;
+        let evaluation = inputs.evaluation.as_ref().map(|files| load(files, "held out", &rules, base, console)).transpose()?;
         let shape = plan::shape(&inputs.config, &base.description, taps, train.counts.longest)?;
         Ok(Self { train, evaluation, shape })
     }
 }
 
-fn load(path: &Path, name: &str, rules: &Rules<'_>, base: &Base, console: &mut Console) -> Result<DataSet, TrainError> {
-    let bytes = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+fn load(files: &Files, name: &str, rules: &Rules<'_>, base: &Base, console: &mut Console) -> Result<DataSet, TrainError> {
+    let bytes = files.bytes();
     console.phase(Phase::Encoding, bytes, "bytes");
-    let data = data::load(path, rules, base.language(), &mut |_, read| console.advance(read, bytes))?;
+    let data = data::load(&files.paths, rules, base.language(), &mut |read| console.advance(read, bytes))?;
     let counts = &data.counts;
     let policy = match (counts.truncated, counts.skipped + counts.emptied) {
         (0, 0) => String::new(),

@@ -6,6 +6,8 @@ mod choices;
 mod clients;
 #[path = "../common/mod.rs"]
 mod common;
+mod heads;
+mod keys;
 mod real_pool;
 mod scripted_pool;
 
@@ -16,9 +18,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use carryon_crds::wire::head::{BASE_KEY, SHAPE_KEY};
-use carryon_crds::wire::{ExitCode, ServeConfig, digest};
+use carryon_crds::wire::{ServeConfig, ServeHead, digest};
 use carryon_worker::exchange::wire::ErrorCode;
-use carryon_worker::serve::{ServeError, Settings, serve};
+use carryon_worker::serve::{Settings, serve};
 use scripted_pool::{Act, Pool, description, ids};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -30,7 +32,8 @@ struct Gateway {
     url: String,
     pool: Arc<Pool>,
     http: reqwest::Client,
-    digest: String,
+    /// Of the heads, in the configuration's order.
+    digests: Vec<String>,
     _folder: tempfile::TempDir,
 }
 
@@ -56,10 +59,23 @@ fn head_with(task: &str, change: impl FnOnce(&mut Value), base: &Value) -> Vec<u
     safetensors::serialize(HashMap::<String, safetensors::tensor::TensorView<'_>>::new(), Some(metadata)).unwrap()
 }
 
+/// What a gateway of one head is told.
 fn settings(folder: &Path, head: &[u8], pool: String) -> Settings {
-    std::fs::write(folder.join("head.safetensors"), head).unwrap();
-    let config = ServeConfig { served_model_name: "maths".into(), digest: digest(head), allowed_origins: vec![] };
-    Settings { config, pool: vec![pool], head: folder.to_owned(), api_key_file: None, patience: Duration::from_secs(2) }
+    settings_of(folder, &[("maths", head)], pool)
+}
+
+/// What one of several heads is told, each with the name it is served under.
+fn settings_of(folder: &Path, heads: &[(&str, &[u8])], pool: String) -> Settings {
+    let entry = |(name, head): &(&str, &[u8])| {
+        let place = folder.join(name);
+        std::fs::create_dir(&place).unwrap();
+        std::fs::write(place.join("head.safetensors"), head).unwrap();
+        (ServeHead { name: format!("{name}-entry"), served_model_name: (*name).to_owned(), digest: digest(head) }, place)
+    };
+    let (heads, folders) = heads.iter().map(entry).unzip();
+    let config = ServeConfig { base_model_name: "maths-base".into(), heads, allowed_origins: vec![] };
+    let (patience, renewal) = (Duration::from_secs(2), Duration::from_secs(120));
+    Settings { config, pool: vec![pool], heads: folders, api_key_files: vec![], patience, renewal }
 }
 
 impl Gateway {
@@ -81,11 +97,11 @@ impl Gateway {
     async fn open(pool: Arc<Pool>, settings: impl FnOnce(&Path) -> Settings) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let settings = settings(folder.path());
-        let digest = settings.config.digest.clone();
+        let digests = settings.config.heads.iter().map(|head| head.digest.clone()).collect();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move { serve(listener, settings, std::future::pending()).await.unwrap() });
-        let gateway = Self { url, pool, http: reqwest::Client::new(), digest, _folder: folder };
+        let gateway = Self { url, pool, http: reqwest::Client::new(), digests, _folder: folder };
         wait("readiness", async || gateway.http.get(format!("{}/readyz", gateway.url)).send().await.unwrap().status() == 200).await;
         gateway
     }
@@ -145,7 +161,7 @@ async fn streamed_text_is_the_whole_text() {
     }
     let asked = gateway.pool.asked.lock().unwrap()[0].clone();
     assert_eq!(asked.prompt, [ids("user: hi"), vec![256], ids("A:")].concat());
-    assert_eq!((asked.stop_token_ids, asked.head), (vec![256], Some(gateway.digest.clone())));
+    assert_eq!((asked.stop_token_ids, asked.head), (vec![256], Some(gateway.digests[0].clone())));
 }
 
 #[tokio::test]
@@ -184,34 +200,6 @@ async fn completions_echo_and_score_the_prompt() {
     let (_, scored) =
         gateway.post("/v1/completions", json!({"model": "maths", "prompt": [97, 98], "max_tokens": 0, "echo": true, "logprobs": 1})).await;
     assert_eq!((&scored["choices"][0]["text"], &scored["usage"]["completion_tokens"]), (&json!("ab"), &json!(0)));
-}
-
-#[tokio::test]
-async fn a_head_that_the_pool_lost_is_pushed_again_unseen() {
-    let gateway = Gateway::start("CausalLM").await;
-    assert_eq!(gateway.pool.pushes.load(Ordering::SeqCst), 1);
-    gateway.pool.heads.lock().unwrap().clear();
-    let answers = futures::future::join_all((0..8).map(|_| gateway.post("/v1/chat/completions", user("hi")))).await;
-    assert!(answers.iter().all(|(status, body)| *status == 200 && body["choices"][0]["message"]["content"] == "hello"));
-    assert_eq!(gateway.pool.pushes.load(Ordering::SeqCst), 2, "requests that miss the head together push it once");
-    gateway.pool.heads.lock().unwrap().clear();
-    assert_eq!(texts(&gateway.stream("/v1/chat/completions", user("hi")).await), "hello");
-}
-
-#[tokio::test]
-async fn a_pod_that_hangs_does_not_keep_the_head_from_the_others() {
-    let (hung, hung_url) = scripted_pool::start().await;
-    let gateway = Arc::new(Gateway::start_with("CausalLM", |settings| settings.pool.push(hung_url)).await);
-    hung.deaf.store(true, Ordering::SeqCst);
-    hung.heads.lock().unwrap().clear();
-    // Pods are asked in turn: of two requests one is for the pod that hangs.
-    let ask = |gateway: Arc<Gateway>| async move { gateway.post("/v1/chat/completions", user("hi")).await.0 };
-    let _asked = [tokio::spawn(ask(gateway.clone())), tokio::spawn(ask(gateway.clone()))];
-    wait("a question to the pod that hangs", async || hung.unheard.load(Ordering::SeqCst) == 1).await;
-    gateway.pool.heads.lock().unwrap().clear();
-    let answers = [ask(gateway.clone()), ask(gateway.clone())].map(|ask| Box::pin(tokio::time::timeout(DEADLINE / 4, ask)));
-    let (answer, _) = futures::future::select_ok(answers).await.unwrap();
-    assert_eq!(answer, 200);
 }
 
 #[tokio::test]
@@ -297,15 +285,19 @@ async fn refusals_are_named() {
     let models: Value = gateway.http.get(format!("{}/v1/models", gateway.url)).send().await.unwrap().json().await.unwrap();
     assert_eq!((&models["data"][0]["id"], &models["data"][1]["id"]), (&json!("maths"), &json!("maths-base")));
     let metrics = gateway.http.get(format!("{}/metrics", gateway.url)).send().await.unwrap().text().await.unwrap();
-    assert!(metrics.contains(r#"carryon_gateway_requests_total{route="/v1/completions",status="400"} 2"#), "{metrics}");
+    assert!(metrics.contains(r#"carryon_gateway_requests_total{model="maths",route="/v1/completions",status="400"} 2"#), "{metrics}");
 }
 
-/// The prompt of a chat as the pool got it; `$` is the control token.
-async fn prompt(gateway: &Gateway, messages: Value) -> String {
-    let (status, answer) = gateway.post("/v1/chat/completions", json!({"model": "maths", "messages": messages})).await;
+/// The head and the prompt of a chat as the pool got it; `$` is the control token.
+async fn prompt_of(gateway: &Gateway, model: &str, messages: Value) -> (Option<String>, String) {
+    let (status, answer) = gateway.post("/v1/chat/completions", json!({"model": model, "messages": messages})).await;
     assert_eq!(status, 200, "{answer}");
-    let asked = gateway.pool.asked.lock().unwrap().pop().unwrap().prompt;
-    asked.into_iter().map(|id| if id == 256 { '$' } else { char::from(id as u8) }).collect()
+    let asked = gateway.pool.asked.lock().unwrap().pop().unwrap();
+    (asked.head, asked.prompt.into_iter().map(|id| if id == 256 { '$' } else { char::from(id as u8) }).collect())
+}
+
+async fn prompt(gateway: &Gateway, messages: Value) -> String {
+    prompt_of(gateway, "maths", messages).await.1
 }
 
 #[tokio::test]
@@ -350,39 +342,6 @@ async fn a_classifier_gives_labels_and_no_text() {
     assert_eq!(gateway.post("/v1/chat/completions", user("hi")).await.1["error"]["param"], "model");
     let base = json!({"model": "maths-base", "prompt": "a"});
     assert_eq!(gateway.post("/v1/completions", base).await.0, 200, "its base continues text");
-}
-
-#[tokio::test]
-async fn a_key_is_asked_for_where_one_is_set_and_a_new_one_counts_without_a_restart() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("key");
-    let gateway = Gateway::start_with("CausalLM", |settings| settings.api_key_file = Some(file.clone())).await;
-    let ask = async |key: Option<&str>| {
-        let mut request = gateway.http.get(format!("{}/v1/models", gateway.url));
-        request = key.into_iter().fold(request, |request, key| request.bearer_auth(key));
-        request.send().await.unwrap().status().as_u16()
-    };
-    // Before there is a key, and when it is taken away, nobody may ask.
-    assert_eq!((ask(None).await, ask(Some("")).await), (401, 401));
-    std::fs::write(&file, "old\n").unwrap();
-    wait("the first key", async || ask(Some("old")).await == 200).await;
-    assert_eq!((ask(None).await, ask(Some("new")).await), (401, 401));
-    std::fs::write(&file, "new").unwrap();
-    wait("the second key", async || ask(Some("new")).await == 200).await;
-    assert_eq!(ask(Some("old")).await, 401);
-    std::fs::remove_file(&file).unwrap();
-    wait("no key", async || ask(Some("new")).await == 401).await;
-}
-
-#[tokio::test]
-async fn a_head_of_another_base_is_refused_by_the_member_that_differs() {
-    let (_pool, url) = scripted_pool::start().await;
-    let folder = tempfile::tempdir().unwrap();
-    let head = head("CausalLM", |base| base["identity"]["chat_template"] = "sha256:other".into());
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let error = serve(listener, settings(folder.path(), &head, url), std::future::pending()).await.unwrap_err();
-    assert!(matches!(&error, ServeError::Identity { member: "chat_template", .. }), "{error}");
-    assert_eq!(error.exit_code(), ExitCode::Configuration);
 }
 
 #[tokio::test]

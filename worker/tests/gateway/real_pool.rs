@@ -1,6 +1,6 @@
 //! The gateway before a pool that runs the real model.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,20 +8,19 @@ use std::time::Duration;
 use carryon_crds::common::Taps;
 use carryon_crds::job::Task;
 use carryon_crds::pool::{Dtype, Engine};
-use carryon_crds::wire::{BaseConfig, BaseReference, HeadShape, ModelDescription, ServeConfig};
+use carryon_crds::wire::{BaseConfig, BaseReference, HeadShape, ModelDescription};
 use carryon_worker::base;
 use carryon_worker::exchange::PoolClient;
 use carryon_worker::head::{Artifact, init};
-use carryon_worker::serve::Settings;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::common::model_path;
 use crate::scripted_pool::Pool;
-use crate::{Gateway, texts};
+use crate::{Gateway, settings_of, texts};
 
 /// An untrained head with an output, so that its answers are not the base's.
-fn head(model: &ModelDescription, task: Task) -> Artifact {
+fn head(model: &ModelDescription, task: Task, seed: u64) -> Artifact {
     let labels: &[&str] = if task == Task::Classification { &["ham", "spam"] } else { &[] };
     let shape = HeadShape {
         format_version: 1,
@@ -41,28 +40,41 @@ fn head(model: &ModelDescription, task: Task) -> Artifact {
         norm_epsilon: 1e-5,
         labels: labels.iter().map(|label| (*label).to_owned()).collect(),
     };
-    let mut weights = init::weights(&shape, 1);
+    let mut weights = init::weights(&shape, seed);
     if let Some(output) = weights.get_mut("output.weight") {
         output.values.iter_mut().enumerate().for_each(|(index, value)| *value = (index * 7919 % 1000) as f32 / 1000.0 - 0.5);
     }
     Artifact::new(shape, BaseReference { name: model.name.clone(), identity: model.identity.clone() }, weights).unwrap()
 }
 
-/// A gateway and its pool; the pool ends with the test's runtime.
+/// A gateway of one head and its pool.
 async fn start(task: Task) -> (Gateway, PoolClient) {
+    let (url, client) = pool().await;
+    let head = head(&client.describe().await.unwrap(), task, 1);
+    (open(&url, &[("maths", &head)]).await, client)
+}
+
+/// The pool ends with the test's runtime.
+async fn pool() -> (String, PoolClient) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let engine = Engine { max_model_len: 512, max_num_seqs: 4, max_num_batched_tokens: 128 };
     let config = BaseConfig { name: "real".into(), dtype: Dtype::Bfloat16, engine };
     tokio::spawn(base::serve(listener, config, model_path(), Some(2), std::future::pending()));
     let client = PoolClient::connect(std::slice::from_ref(&url), Duration::from_secs(120)).unwrap();
-    let head = head(&client.describe().await.unwrap(), task);
-    let gateway = Gateway::open(Arc::new(Pool::default()), |folder: &Path| {
-        std::fs::write(folder.join("head.safetensors"), head.to_bytes()).unwrap();
-        let config = ServeConfig { served_model_name: "maths".into(), digest: head.digest.clone(), allowed_origins: vec![] };
-        Settings { config, pool: vec![url], head: folder.to_owned(), api_key_file: None, patience: Duration::from_secs(30) }
-    });
-    (gateway.await, client)
+    (url, client)
+}
+
+/// A gateway of heads, by the names they are served under.
+async fn open(url: &str, heads: &[(&str, &Artifact)]) -> Gateway {
+    let bytes: Vec<_> = heads.iter().map(|(_, head)| head.to_bytes()).collect();
+    let heads: Vec<_> = heads.iter().zip(&bytes).map(|((name, _), bytes)| (*name, bytes.as_slice())).collect();
+    Gateway::open(Arc::new(Pool::default()), |folder| {
+        let mut settings = settings_of(folder, &heads, url.to_owned());
+        settings.patience = Duration::from_secs(30);
+        settings
+    })
+    .await
 }
 
 fn chat(model: &str) -> Value {
@@ -87,13 +99,13 @@ async fn a_head_is_served_beside_its_base_and_pushed_again_when_lost() {
 
     let endpoint = pool.endpoints().await.unwrap().remove(0);
     for answer in ["whole", "streamed"] {
-        pool.delete_head(&endpoint, &gateway.digest).await.unwrap();
+        pool.delete_head(&endpoint, &gateway.digests[0]).await.unwrap();
         let found = match answer {
             "whole" => text(&gateway, chat("maths")).await,
             _ => texts(&gateway.stream("/v1/chat/completions", chat("maths")).await),
         };
         assert_eq!(found, head, "{answer}");
-        assert!(pool.has_head(&endpoint, &gateway.digest).await.unwrap());
+        assert!(pool.has_head(&endpoint, &gateway.digests[0]).await.unwrap());
     }
 
     let stop: String = base.chars().skip(5).take(4).collect();
@@ -176,4 +188,53 @@ async fn a_classifier_is_served_by_its_labels() {
     assert_eq!(answer["data"][1]["scores"], one["data"][0]["scores"], "company changes no bit");
     let sum: f64 = answer["data"][0]["scores"].as_object().unwrap().values().map(|score| score.as_f64().unwrap()).sum();
     assert!((sum - 1.0).abs() < 1e-6);
+}
+
+/// Log probabilities of a greedy answer, and what it took.
+async fn scored(gateway: &Gateway, model: &str) -> (u16, Value) {
+    let body = json!({"model": model, "prompt": "Once upon a time", "max_tokens": 8, "temperature": 0, "logprobs": 2});
+    let (status, mut answer) = gateway.post("/v1/completions", body).await;
+    ["id", "created"].iter().for_each(|name| answer[name] = Value::Null);
+    (status, answer)
+}
+
+/// Labels of a text, to the digits of a single-precision number.
+async fn labels(gateway: &Gateway) -> (u16, Value) {
+    gateway.post("/v1/classify", json!({"model": "spam", "input": "win money now"})).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heads_behind_one_gateway_answer_with_the_bits_of_each_alone() {
+    let (url, pool) = pool().await;
+    let model = pool.describe().await.unwrap();
+    let [maths, prose, mut broken] = [1, 2, 3].map(|seed| head(&model, Task::CausalLM, seed));
+    let spam = head(&model, Task::Classification, 4);
+    broken.weights.get_mut("output.weight").unwrap().values.fill(f32::NAN);
+    let broken = Artifact::new(broken.shape, broken.base, broken.weights).unwrap();
+    let mut alone = Vec::new();
+    for (name, head) in [("maths", &maths), ("prose", &prose)] {
+        let gateway = open(&url, &[(name, head)]).await;
+        alone.push(scored(&gateway, name).await);
+        if name == "prose" {
+            alone.push(scored(&gateway, "maths-base").await);
+        }
+    }
+    let labels_alone = labels(&open(&url, &[("spam", &spam)]).await).await;
+    let different = |left: usize, right: usize| alone[left].1["choices"][0]["logprobs"] != alone[right].1["choices"][0]["logprobs"];
+    assert!(different(0, 1) && different(1, 2) && different(0, 2), "{alone:?}");
+
+    let gateway = open(&url, &[("maths", &maths), ("broken", &broken), ("prose", &prose), ("spam", &spam)]).await;
+    let together = ["maths", "prose", "maths-base"].map(|name| scored(&gateway, name));
+    let (together, failed, labelled) =
+        futures::future::join3(futures::future::join_all(together), scored(&gateway, "broken"), labels(&gateway)).await;
+    assert_eq!((together, labelled), (alone.clone(), labels_alone));
+    assert_eq!((failed.0, &failed.1["error"]["code"]), (500, &json!("head_not_finite")));
+
+    let endpoint = pool.endpoints().await.unwrap().remove(0);
+    pool.delete_head(&endpoint, &prose.digest).await.unwrap();
+    assert_eq!(scored(&gateway, "maths").await, alone[0]);
+    assert!(!pool.has_head(&endpoint, &prose.digest).await.unwrap(), "nobody has asked for it");
+    assert_eq!(scored(&gateway, "prose").await, alone[1]);
+    let metrics = gateway.http.get(format!("{}/metrics", gateway.url)).send().await.unwrap().text().await.unwrap();
+    assert!(metrics.contains("carryon_gateway_head_pushes_total 5\n"), "four heads, and one of them again: {metrics}");
 }

@@ -48,7 +48,10 @@ pub struct Pool {
     pub asked: Mutex<Vec<GenerateRequest>>,
     /// Whether it says that it has read `sampling`; a pool of the first version does not.
     pub knows_sampling: AtomicBool,
-    pub pushes: AtomicUsize,
+    /// Digests of the heads that were pushed, in order.
+    pub pushed: Mutex<Vec<String>>,
+    /// Digests of heads that it does not take.
+    pub refused: Mutex<BTreeSet<String>>,
     /// Whether it does not answer any more whether it holds a head.
     pub deaf: AtomicBool,
     /// How often it did not answer that.
@@ -146,7 +149,10 @@ fn refusal(code: ErrorCode) -> Response {
 
 async fn put_head(State(pool): State<Arc<Pool>>, Path(name): Path<String>, body: Bytes) -> Response {
     assert_eq!(digest(&body), name);
-    pool.pushes.fetch_add(1, Ordering::SeqCst);
+    pool.pushed.lock().unwrap().push(name.clone());
+    if pool.refused.lock().unwrap().contains(&name) {
+        return refusal(ErrorCode::HeadInvalid);
+    }
     pool.heads.lock().unwrap().insert(name);
     StatusCode::OK.into_response()
 }

@@ -106,9 +106,10 @@ fn a_worker_reads_the_configuration_of_a_later_operator() {
         "engine": { "maxModelLen": 2048, "maxNumSeqs": 32, "maxNumBatchedTokens": 2048, "later": 1 } });
     assert_eq!(serde_json::from_value::<BaseConfig>(base).unwrap().engine.max_model_len, 2048);
     let train = json!({ "name": "j", "namespace": "n", "task": "CausalLM", "head": { "width": 64, "later": 1 }, "format": "Auto",
-        "split": { "train": "train.jsonl" }, "maxLength": 320, "overlong": "Truncate", "training": { "maxSteps": 20, "later": 1 },
+        "split": { "train": ["train.jsonl"] }, "maxLength": 320, "overlong": "Truncate", "training": { "maxSteps": 20, "later": 1 },
         "evaluation": {}, "checkpoint": {}, "later": 1 });
     assert_eq!(serde_json::from_value::<TrainConfig>(train).unwrap().training.max_steps, Some(20));
-    let serve = json!({ "servedModelName": "m", "digest": "sha256:h", "later": 1 });
-    assert_eq!(serde_json::from_value::<ServeConfig>(serve).unwrap().digest, "sha256:h");
+    let head = json!({ "name": "h", "servedModelName": "m", "digest": "sha256:h", "later": 1 });
+    let serve = json!({ "baseModelName": "b", "heads": [head], "later": 1 });
+    assert_eq!(serde_json::from_value::<ServeConfig>(serve).unwrap().heads[0].digest, "sha256:h");
 }

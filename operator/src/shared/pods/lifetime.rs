@@ -1,12 +1,11 @@
 //! From a pod's start to its end.
 
+use carryon_crds::common::PodTemplate;
 use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Lifecycle, LifecycleHandler, PodSpec, Probe, SleepAction};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-/// Startup probes that may fail, one second apart: an hour for loading weights, be it in the pod or in the pool behind a gateway.
-const STARTUP_FAILURES: i32 = 3600;
-/// Seconds in which a server's pod has to become ready: the startup probe's, and as many for its image and its node.
-pub const PROGRESS_DEADLINE_SECONDS: i32 = 2 * STARTUP_FAILURES;
+/// Seconds in which a server's container has to become ready: an hour for loading weights, be it in the pod or in the pool behind a gateway.
+const STARTUP_SECONDS: i32 = 3600;
 /// Time for the end of a pod to reach every node's Service rules.
 const LINGER_SECONDS: i64 = 5;
 /// Seconds between SIGTERM and SIGKILL in which answers that have begun are finished.
@@ -23,13 +22,23 @@ pub enum Lifetime {
     Task,
 }
 
+/// Seconds in which a server's pod has to become ready: the startup probe's, and as many for its image and its node.
+pub fn progress_deadline(template: &PodTemplate) -> i32 {
+    2 * startup_seconds(template)
+}
+
+fn startup_seconds(template: &PodTemplate) -> i32 {
+    template.startup_deadline_seconds.unwrap_or(STARTUP_SECONDS)
+}
+
 impl Lifetime {
-    pub(super) fn shape(self, pod: &mut PodSpec, worker: &mut Container) {
+    pub(super) fn shape(self, template: &PodTemplate, pod: &mut PodSpec, worker: &mut Container) {
         let is_server = self == Self::Server;
-        pod.termination_grace_period_seconds = Some(if is_server { DRAIN_SECONDS } else { CHECKPOINT_SECONDS });
+        let grace = if is_server { DRAIN_SECONDS } else { CHECKPOINT_SECONDS };
+        pod.termination_grace_period_seconds = template.termination_grace_period_seconds.or(Some(grace));
         pod.restart_policy = Some(if is_server { "Always" } else { "Never" }.to_owned());
         if is_server {
-            worker.startup_probe = Some(probe("/readyz", 1, STARTUP_FAILURES));
+            worker.startup_probe = Some(probe("/readyz", 1, startup_seconds(template)));
             worker.readiness_probe = Some(probe("/readyz", 5, 3));
             worker.liveness_probe = Some(probe("/healthz", 10, 6));
             let sleep = LifecycleHandler { sleep: Some(SleepAction { seconds: LINGER_SECONDS }), ..LifecycleHandler::default() };

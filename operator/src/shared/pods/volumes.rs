@@ -1,5 +1,7 @@
 //! Volumes of a pod, and where its containers find them.
 
+use std::borrow::Cow;
+
 use carryon_crds::deployment::SecretKey;
 use carryon_crds::names;
 use k8s_openapi::api::core::v1::{
@@ -13,9 +15,9 @@ const SECRET_MODE: i32 = 0o444;
 /// A volume and where it is mounted.
 pub struct Mount {
     /// Name of the volume.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Path in the container.
-    pub path: &'static str,
+    pub path: Cow<'static, str>,
     /// Where the files come from.
     pub source: MountSource,
     /// Whether the container may not write.
@@ -49,8 +51,8 @@ pub(super) fn volumes(own: &[Mount]) -> (Vec<Volume>, Vec<VolumeMount>) {
     // The revision of which the template becomes a part knows the name of the ConfigMap.
     let config = MountSource::ConfigMap(String::new());
     let standard = [
-        Mount { name: names::CONFIG_VOLUME, path: names::CONFIG_DIR, source: config, read_only: true },
-        Mount { name: "tmp", path: "/tmp", source: MountSource::Empty, read_only: false },
+        Mount { name: names::CONFIG_VOLUME.into(), path: names::CONFIG_DIR.into(), source: config, read_only: true },
+        Mount { name: "tmp".into(), path: "/tmp".into(), source: MountSource::Empty, read_only: false },
     ];
     let (mut volumes, mut mounts) = (Vec::<Volume>::new(), Vec::new());
     for Mount { name, path, source, read_only } in standard.iter().chain(own) {

@@ -1,17 +1,19 @@
 //! Data sets: JSON Lines to token samples, with every refusal naming file and line.
 
 mod encode;
+mod files;
 mod lines;
 mod problem;
 mod record;
 mod sample;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::PathBuf;
 
 use carryon_crds::job::{DataFormat, Overlong, Targets, Task};
 use serde::{Deserialize, Serialize};
 
+pub use files::Files;
 pub use lines::{MAX_FILE_BYTES, MAX_LINE_BYTES, file_digest};
 pub use sample::{Sample, Target};
 
@@ -55,7 +57,7 @@ pub struct Rules<'a> {
     pub labels: &'a [String],
 }
 
-/// What was read from one file.
+/// What was read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Samples kept.
@@ -77,7 +79,7 @@ pub struct Counts {
     pub ignored: BTreeMap<String, u64>,
 }
 
-/// The samples of one file.
+/// The samples of a split.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DataSet {
     /// In the order of the lines.
@@ -93,28 +95,31 @@ impl DataSet {
     }
 }
 
-/// Reads `path`; `progress` is told the number of lines and bytes now and then.
-pub fn load(path: &Path, rules: &Rules<'_>, language: Language<'_>, progress: &mut dyn FnMut(u64, u64)) -> Result<DataSet, DataError> {
-    let mut lines = Lines::open(path)?;
+/// Reads `paths`, one after the other; `progress` is told the number of bytes now and then.
+pub fn load(paths: &[PathBuf], rules: &Rules<'_>, language: Language<'_>, progress: &mut dyn FnMut(u64)) -> Result<DataSet, DataError> {
     let mut data = DataSet::default();
-    let mut format = rules.format;
-    while let Some(line) = lines.next_line()? {
-        let read = data.read(line, &mut format, rules, language);
-        read.map_err(|problem| lines.error(problem))?;
-        if lines.number() % 64 == 0 {
-            progress(lines.number(), lines.bytes());
+    let (mut count, mut before) = (0, 0);
+    for path in paths {
+        let mut lines = Lines::open(path)?;
+        let mut format = rules.format;
+        while let Some(line) = lines.next_line()? {
+            let read = data.read(line, &mut format, rules, language);
+            read.map_err(|problem| lines.error(problem))?;
+            if lines.number() % 64 == 0 {
+                progress(before + lines.bytes());
+            }
         }
+        count += lines.number() - 1;
+        before += lines.bytes();
     }
     match data.samples.is_empty() {
-        true => {
-            Err(DataError::Empty { path: path.to_owned(), lines: lines.number() - 1, skipped: data.counts.skipped + data.counts.emptied })
-        }
+        true => Err(DataError::Empty { paths: paths.to_owned(), lines: count, skipped: data.counts.skipped + data.counts.emptied }),
         false => Ok(data),
     }
 }
 
 impl DataSet {
-    /// One line. The first decides on the format of all, where the rules do not.
+    /// One line. A file's first decides on the format of all, where the rules do not.
     fn read(&mut self, line: &str, format: &mut DataFormat, rules: &Rules<'_>, language: Language<'_>) -> Result<(), Problem> {
         if *format == DataFormat::Auto {
             *format = record::detect(line)?;
@@ -191,7 +196,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), content).unwrap();
         let (tokenizer, template) = (byte_tokenizer(&["<|end|>"]), ChatTemplate::new(template, None, None).unwrap());
-        load(file.path(), rules, Language { tokenizer: &tokenizer, template: Some(&template) }, &mut |_, _| {})
+        load(&[file.path().to_owned()], rules, Language { tokenizer: &tokenizer, template: Some(&template) }, &mut |_| {})
     }
 
     fn read(content: &str, rules: &Rules<'_>) -> Result<DataSet, DataError> {
