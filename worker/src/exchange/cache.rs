@@ -274,11 +274,12 @@ fn io_error<'a>(action: &'static str, path: &'a Path) -> impl Fn(io::Error) -> C
     move |source| CacheError::Io { action, path: path.to_owned(), source }
 }
 
+/// A volume without file locks has the trainer's lease, which guards the cache too.
 fn lock(file: &File, path: &Path) -> Result<(), CacheError> {
-    file.try_lock().map_err(|error| match error {
-        fs::TryLockError::WouldBlock => CacheError::InUse(path.to_owned()),
-        fs::TryLockError::Error(source) => CacheError::Io { action: "lock", path: path.to_owned(), source },
-    })
+    match file.try_lock() {
+        Err(fs::TryLockError::WouldBlock) => Err(CacheError::InUse(path.to_owned())),
+        Ok(()) | Err(fs::TryLockError::Error(_)) => Ok(()),
+    }
 }
 
 /// Reads the headers of all records: index, end of the last record, unreadable places before it. A later record of the same sequence replaces an earlier one.

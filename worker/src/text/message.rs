@@ -55,7 +55,11 @@ impl Message {
             match name.as_str() {
                 "role" => role = Some(value),
                 "content" => content = Some(value),
-                "tool_calls" => others.push((name, tool_calls(&value, place)?)),
+                "tool_calls" => {
+                    // An empty list, as exports write it with every turn, is none.
+                    let calls = tool_calls(&value, place)?;
+                    others.extend((calls.len() != Some(0)).then_some((name, calls)));
+                }
                 _ => others.push((name, value)),
             }
         }

@@ -137,11 +137,12 @@ impl Folder {
     }
 
     /// The newest whole checkpoint of `run` on `base`. A damaged one is passed over by name; those of another run are removed, those of another
-    /// base are set aside.
+    /// base are set aside, and those of this one that were are taken back.
     ///
     /// # Errors
     /// The folder cannot be read or changed.
     pub fn latest(&self, run: &str, base: &Identity) -> Result<Found, TrainError> {
+        self.take_back(base)?;
         let mut found = Found::default();
         for path in self.files()?.into_iter().rev() {
             match read(&path) {
@@ -166,9 +167,25 @@ impl Folder {
         Ok(found)
     }
 
+    /// Where checkpoints of `base` are while another one is the pool's.
+    fn aside(&self, base: &Identity) -> PathBuf {
+        self.path.join(format!("base-{:.12}", base.digest().trim_start_matches("sha256:")))
+    }
+
+    /// Moves back what was set aside while the pool had another base than `base`.
+    fn take_back(&self, base: &Identity) -> Result<(), TrainError> {
+        let folder = self.aside(base);
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            fs::rename(entry.path(), self.path.join(entry.file_name())).map_err(TrainError::file("take back", entry.path()))?;
+        }
+        // It is not empty where somebody has put something else into it.
+        let _ = fs::remove_dir(folder);
+        Ok(())
+    }
+
     /// Moves a checkpoint of `base`, which is not the pool's, to a folder that is named by it.
     fn set_aside(&self, path: &Path, base: &Identity) -> Result<PathBuf, TrainError> {
-        let folder = self.path.join(format!("base-{:.12}", base.digest().trim_start_matches("sha256:")));
+        let folder = self.aside(base);
         fs::create_dir_all(&folder).map_err(TrainError::file("create", &folder))?;
         let aside = folder.join(path.file_name().unwrap_or_default());
         fs::rename(path, &aside).map_err(TrainError::file("set aside", path))?;

@@ -107,6 +107,12 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
     },
+    /// A folder is named where a file is meant.
+    #[error("data file {path:?} is a folder: name its files, or {}", path.join("*.jsonl").display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+    },
     /// No file has a name of this form.
     #[error("no data file matches {path:?}")]
     NoMatch {

@@ -24,7 +24,11 @@ pub(super) fn finish(
 ) -> Result<TerminationMessage, TrainError> {
     let weights = run.best.clone().unwrap_or_else(|| run.learner.weights.clone());
     let confusion = match inputs.config.task {
-        Task::Classification => run.measure(Some(&weights), Phase::Evaluating)?.map(|found| found.confusion).unwrap_or_default(),
+        Task::Classification => match run.measure(Some(&weights), Phase::Evaluating)? {
+            Some(found) => found.confusion,
+            None if run.evaluation.is_some() => return Err(TrainError::Stopped { step: run.state.step }),
+            None => Vec::new(),
+        },
         Task::CausalLM => Vec::new(),
     };
     run.console.phase(Phase::Writing, 0, "");

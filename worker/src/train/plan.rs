@@ -85,7 +85,7 @@ pub fn rules<'a>(config: &'a TrainConfig, base: &'a ModelDescription, eos: Optio
     }
     if config.max_length > base.limits.max_model_len {
         return refuse(format!(
-            "data.maxLength {} is beyond the pool's engine.maxModelLen {}",
+            "data.maxLength {} is beyond {}, the longest sequence of the pool",
             config.max_length, base.limits.max_model_len
         ));
     }
@@ -230,7 +230,7 @@ mod tests {
         let config = TrainConfig { max_length: 129, ..config() };
         assert_eq!(
             rules(&config, &base(), None).unwrap_err().to_string(),
-            "data.maxLength 129 is beyond the pool's engine.maxModelLen 128"
+            "data.maxLength 129 is beyond 128, the longest sequence of the pool"
         );
         let config = TrainConfig { add_eos_token: true, ..self::config() };
         assert_eq!(rules(&config, &base(), Some(2)).unwrap().text_end, Some(2));

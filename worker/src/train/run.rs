@@ -122,8 +122,9 @@ fn train_alone(
         return Ok(message);
     }
     let checkpoints = Folder::new(places.checkpoints(), inputs.config.checkpoint.save_total_limit);
-    let checkpoint = resume(&checkpoints, inputs, &base, console)?;
+    // Nothing that an earlier run has left is touched before the data are known to be usable.
     let data = Data::read(inputs, &base, console)?;
+    let checkpoint = resume(&checkpoints, inputs, &base, console)?;
     let mut run = prepare(
         &places,
         inputs,
@@ -209,8 +210,7 @@ fn prepare(
     let pool = Arc::new(room::open_cache(places, data, base, config, total_steps, &console)?);
     let states = |samples: &Arc<Vec<data::Sample>>| Arc::new(PoolStates { pool: pool.clone(), samples: samples.clone() });
     let schedule = Schedule { warmup: config.training.warmup_steps, total: total_steps, min_ratio: config.training.min_lr_ratio };
-    let train = Arc::new(data.train.samples.clone());
-    let evaluation = data.evaluation.as_ref().map(|data| Arc::new(data.samples.clone()));
+    let evaluation = data.evaluation.as_ref().map(|data| data.samples.clone());
     Ok(Run {
         learner: Learner {
             shape: data.shape.clone(),
@@ -226,7 +226,7 @@ fn prepare(
         state,
         best,
         order,
-        train: states(&train),
+        train: states(&data.train.samples),
         evaluation: evaluation.map(|samples| (samples.clone(), states(&samples))),
         when: config.evaluation.clone(),
         save_steps: config.checkpoint.save_steps,

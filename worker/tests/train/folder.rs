@@ -44,10 +44,12 @@ fn another_base_s_finished_head_is_not_believed() {
 fn another_base_s_checkpoints_are_set_aside_by_name() {
     let (pool, unbroken, job) = (ToyPool::start(), Job::chat(), Job::chat());
     job.run(&pool).unwrap();
+    let first = job.head();
     job.kill_after(3);
-    let mut base = None;
+    let (mut base, mut before) = (None, String::new());
     pool.describe(|description| {
         base = Some(description.identity.digest());
+        before.clone_from(&description.identity.weights);
         description.identity.weights = "another".to_owned();
     });
     unbroken.run(&pool).unwrap();
@@ -60,6 +62,31 @@ fn another_base_s_checkpoints_are_set_aside_by_name() {
     assert_eq!(trainer.exit_code(), Some(0));
     assert_eq!(job.head(), unbroken.head(), "nothing of the other base is in the head");
     assert_eq!(fs::read_dir(&aside).unwrap().count(), 3);
+
+    // The first base comes back, and with it what was trained on it.
+    pool.describe(|description| description.identity.weights = before.clone());
+    let mut trainer = Trainer::start(&job, &pool);
+    trainer.until("resuming behind step 3");
+    assert_eq!(trainer.exit_code(), Some(0));
+    assert_eq!((job.head(), aside.exists()), (first, false));
+}
+
+#[test]
+fn a_start_that_is_refused_takes_nothing_away() {
+    let (pool, mut job) = (ToyPool::start(), Job::chat());
+    job.run(&pool).unwrap();
+    let first = job.head();
+    job.kill_after(3);
+    let (length, text) = (job.config.max_length, fs::read(job.path("data/train.jsonl")).unwrap());
+    job.config.max_length = 1000;
+    assert_eq!(job.run(&pool).unwrap_err().exit_code(), ExitCode::Configuration);
+    job.config.max_length = length;
+    fs::write(job.path("data/train.jsonl"), "{}\n").unwrap();
+    assert_eq!(job.run(&pool).unwrap_err().exit_code(), ExitCode::Data);
+    fs::write(job.path("data/train.jsonl"), text).unwrap();
+    let mut trainer = Trainer::start(&job, &pool);
+    trainer.until("resuming behind step 3");
+    assert_eq!((trainer.exit_code(), job.head()), (Some(0), first));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The files of a split.
 
+use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
 use glob::{MatchOptions, Pattern};
@@ -9,6 +10,9 @@ use crate::train::error::{DataError, TrainError};
 
 /// A pattern names no hidden file, as in a shell; so the folders in which a kubelet keeps a ConfigMap's keys stay out.
 const AS_A_SHELL: MatchOptions = MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
+
+/// Levels of folders that `**` looks through.
+const DEPTH: usize = 32;
 
 /// Files with their content's digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +31,9 @@ impl Files {
     pub fn find(folder: &Path, named: &[String]) -> Result<Self, TrainError> {
         let mut paths = Vec::new();
         for name in named {
-            let found = if is_pattern(name) { matching(folder, name)? } else { vec![inside(folder, name)?] };
+            // A file of that very name is meant by it.
+            let found =
+                if is_pattern(name) && !inside(folder, name)?.is_file() { matching(folder, name)? } else { vec![inside(folder, name)?] };
             found.into_iter().for_each(|path| {
                 if !paths.contains(&path) {
                     paths.push(path)
@@ -53,19 +59,51 @@ fn is_pattern(name: &str) -> bool {
 }
 
 fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, TrainError> {
-    let below = inside(Path::new(&Pattern::escape(&folder.to_string_lossy())), pattern)?;
+    inside(folder, pattern)?;
+    let plain = pattern.trim_start_matches("./");
     let unusable = |reason: String| TrainError::Configuration(format!("data.split: {pattern:?} is no pattern: {reason}"));
-    let found = glob::glob_with(&below.to_string_lossy(), AS_A_SHELL).map_err(|error| unusable(error.to_string()))?;
+    let walk = Walk {
+        folder,
+        pattern: Pattern::new(plain).map_err(|error| unusable(error.to_string()))?,
+        depth: if plain.contains("**") { DEPTH } else { plain.split('/').count() },
+    };
     let mut files = Vec::new();
-    for entry in found {
-        let path = entry.map_err(|error| DataError::Read { path: error.path().to_owned(), cause: error.into() })?;
-        if path.is_file() {
-            files.push(path);
-        }
-    }
+    walk.below(Path::new(""), 1, &mut files)?;
+    files.sort();
     match files.is_empty() {
         true => Err(DataError::NoMatch { path: folder.join(pattern) }.into()),
         false => Ok(files),
+    }
+}
+
+/// A look at all files that a pattern may mean.
+struct Walk<'a> {
+    folder: &'a Path,
+    pattern: Pattern,
+    /// Levels of folders.
+    depth: usize,
+}
+
+impl Walk<'_> {
+    fn below(&self, relative: &Path, level: usize, files: &mut Vec<PathBuf>) -> Result<(), TrainError> {
+        let here = self.folder.join(relative);
+        let entries = match std::fs::read_dir(&here) {
+            Ok(entries) => entries,
+            // As in a shell, what is somebody else's, such as lost+found, is passed over.
+            Err(error) if level > 1 && error.kind() == ErrorKind::PermissionDenied => return Ok(()),
+            Err(cause) => return Err(DataError::Read { path: here, cause }.into()),
+        };
+        for entry in entries.flatten() {
+            // A name that is no text is none that a pattern could mean.
+            let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
+            let (path, found) = (relative.join(&name), entry.path());
+            if found.is_dir() && level < self.depth && !name.starts_with('.') {
+                self.below(&path, level + 1, files)?;
+            } else if self.pattern.matches_path_with(&path, AS_A_SHELL) && found.is_file() {
+                files.push(found);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -81,6 +119,7 @@ fn inside(folder: &Path, path: &str) -> Result<PathBuf, TrainError> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::ffi::OsStrExt as _;
 
     use super::*;
 
@@ -112,6 +151,11 @@ mod tests {
         for leaves in ["../secret", "../*", "/etc/*", "sub/../../x"] {
             assert_eq!(found(&[leaves]).unwrap_err(), format!("data.split: {leaves:?} leaves the data folder"));
         }
+        // What is no text, and a name that looks like a pattern.
+        fs::write(folder.join(std::ffi::OsStr::from_bytes(b"r\xE9sum\xE9.jsonl")), "").unwrap();
+        fs::write(folder.join("data[1].jsonl"), "").unwrap();
+        assert_eq!(found(&["data[1].jsonl", "[ab].jsonl"]).unwrap(), "data[1].jsonl a.jsonl b.jsonl");
+        assert_eq!(found(&["*.jsonl"]).unwrap(), "a.jsonl b.jsonl data[1].jsonl");
         assert!(found(&["a[.jsonl"]).unwrap_err().starts_with("data.split: \"a[.jsonl\" is no pattern: "));
     }
 

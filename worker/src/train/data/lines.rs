@@ -120,7 +120,11 @@ fn open(path: &Path) -> Result<File, DataError> {
         std::io::ErrorKind::NotFound => DataError::Missing { path: path.to_owned() },
         _ => read(cause),
     })?;
-    let bytes = file.metadata().map_err(read)?.len();
+    let metadata = file.metadata().map_err(read)?;
+    if metadata.is_dir() {
+        return Err(DataError::Folder { path: path.to_owned() });
+    }
+    let bytes = metadata.len();
     if bytes > MAX_FILE_BYTES {
         return Err(DataError::TooLarge { path: path.to_owned(), bytes, limit: MAX_FILE_BYTES });
     }

@@ -9,6 +9,7 @@ mod sample;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use carryon_crds::job::{DataFormat, Overlong, Targets, Task};
 use serde::{Deserialize, Serialize};
@@ -82,8 +83,8 @@ pub struct Counts {
 /// The samples of a split.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DataSet {
-    /// In the order of the lines.
-    pub samples: Vec<Sample>,
+    /// In the order of the lines; shared with those who train on them.
+    pub samples: Arc<Vec<Sample>>,
     /// What was read.
     pub counts: Counts,
 }
@@ -147,7 +148,7 @@ impl DataSet {
         self.counts.tokens += sample.ids.len() as u64;
         self.counts.targets += sample.targets() as u64;
         self.counts.longest = self.counts.longest.max(sample.ids.len() as u64);
-        self.samples.push(sample);
+        Arc::make_mut(&mut self.samples).push(sample);
     }
 }
 
@@ -275,6 +276,15 @@ mod tests {
         assert!(refusal(line).ends_with("line 1: field `tools`: the base's chat template has no place for it"));
         let without = line.replacen(r#""tools""#, r#""documents""#, 1);
         assert!(refusal(&without).ends_with("line 1: field `messages[1].tool_calls`: the base's chat template has no place for it"));
+        // An empty list, as exports write it with every turn, calls nothing.
+        let exported = r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b","tool_calls":[]}]}"#;
+        let plain = exported.replace(r#","tool_calls":[]"#, "");
+        assert_eq!(
+            read(exported, &rules(Task::CausalLM, &[])).unwrap().samples,
+            read(&plain, &rules(Task::CausalLM, &[])).unwrap().samples
+        );
+        let silent = exported.replace(r#""content":"b","#, "");
+        assert!(refusal(&silent).ends_with("field `messages[1].content` is missing"), "{}", refusal(&silent));
     }
 
     #[test]

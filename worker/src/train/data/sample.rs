@@ -86,6 +86,8 @@ pub fn fit(mut sample: Sample, max_length: usize, overlong: Overlong) -> Result<
         Overlong::Skip => Ok(Fitted::Skipped),
         Overlong::Truncate => {
             sample.ids.truncate(max_length);
+            // Of a long document little is kept.
+            sample.ids.shrink_to_fit();
             if let Target::Tokens(ranges) = &mut sample.target {
                 ranges.retain(|range| range.start < max_length);
                 let Some(last) = ranges.last_mut() else { return Ok(Fitted::Emptied) };
