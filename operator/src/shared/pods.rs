@@ -110,6 +110,7 @@ fn worker(role: &Role<'_>, mounts: Vec<VolumeMount>) -> Container {
     argument("--config", format!("{}/{}", names::CONFIG_DIR, names::CONFIG_FILE));
     argument("--listen", format!("0.0.0.0:{}", role.port));
     role.args.iter().for_each(|(name, value)| argument(name, value.clone()));
+    role.lifetime.drain(template).into_iter().for_each(|seconds| argument("--drain-seconds", seconds.to_string()));
     threads(&template.resources).into_iter().for_each(|count| argument("--threads", count.to_string()));
     Container {
         name: owner.component.to_owned(),

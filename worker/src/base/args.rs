@@ -15,6 +15,9 @@ pub struct BaseArgs {
     /// Address to listen on.
     #[arg(long, default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
+    /// Seconds that answers may go on after the pod was told to end.
+    #[arg(long, default_value_t = crate::http::DRAIN_SECONDS)]
+    pub drain_seconds: u64,
     /// Threads of the model's arithmetic; all cores when absent.
     #[arg(long)]
     pub threads: Option<usize>,

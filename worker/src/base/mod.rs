@@ -34,8 +34,6 @@ use routes::{Pool, Ready};
 use crate::http::{self, Bodies, Silence};
 use crate::kernel::Threads;
 
-/// Longest time answers may go on after the pod was told to end; below Kubernetes' grace period of 30 seconds.
-const DRAIN: Duration = Duration::from_secs(25);
 /// Bytes of all request bodies at a time: one of the largest, or many small ones.
 const BODY_BYTES: usize = load::MAX_BODY_BYTES as usize;
 /// Bytes of packed heads that a pod keeps.
@@ -50,14 +48,15 @@ pub fn run(args: &BaseArgs) -> Result<ExitCode, BaseError> {
     let runtime = tokio::runtime::Runtime::new().map_err(BaseError::Serve)?;
     let outcome = runtime.block_on(async {
         let listener = TcpListener::bind(args.listen).await.map_err(|source| BaseError::Listen { address: args.listen, source })?;
-        serve(listener, config, args.model.clone(), args.threads, told_to_end().map_err(BaseError::Serve)?).await
+        let drain = Duration::from_secs(args.drain_seconds);
+        serve(listener, config, args.model.clone(), args.threads, drain, told_to_end().map_err(BaseError::Serve)?).await
     });
     // A model that is still being loaded must not hold up the end.
     runtime.shutdown_background();
     outcome.map(|()| ExitCode::Complete)
 }
 
-/// Serves on `listener` until `end` resolves, then drains.
+/// Serves on `listener` until `end` resolves, then lets answers go on for at most `drain`.
 ///
 /// # Errors
 /// As for [`run`].
@@ -66,6 +65,7 @@ pub async fn serve(
     config: BaseConfig,
     model: PathBuf,
     threads: Option<usize>,
+    drain: Duration,
     end: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), BaseError> {
     let metrics = Arc::new(Metrics::new().map_err(|error| BaseError::Serve(std::io::Error::other(error)))?);
@@ -91,14 +91,14 @@ pub async fn serve(
         outcome = device => outcome?,
         () = end => {}
     }
-    tracing::info!("told to end: draining for at most {DRAIN:?}");
+    tracing::info!("told to end: draining for at most {drain:?}");
     pool.draining.store(true, Ordering::Relaxed);
     // Fails only when the server has ended already.
     let _ = ending.send(true);
-    match tokio::time::timeout(DRAIN, server).await {
+    match tokio::time::timeout(drain, server).await {
         Ok(outcome) => outcome.map_err(|error| BaseError::Serve(std::io::Error::other(error))),
         Err(_) => {
-            tracing::warn!("answers were cut off after {DRAIN:?}");
+            tracing::warn!("answers were cut off after {drain:?}");
             Ok(())
         }
     }

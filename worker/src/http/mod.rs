@@ -7,5 +7,9 @@ mod body;
 mod linger;
 mod server;
 
+/// Seconds that answers may go on after a process was told to end: what a pod's 60 seconds of grace leave beside the time in which its address
+/// goes from the Services.
+pub const DRAIN_SECONDS: u64 = 50;
+
 pub use body::{Bodies, BodyError};
 pub use server::{Silence, serve};

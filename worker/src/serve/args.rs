@@ -25,6 +25,9 @@ pub struct ServeArgs {
     /// Seconds that a request waits for a pool that restarts or is away.
     #[arg(long, default_value_t = 60)]
     pub patience_seconds: u64,
+    /// Seconds that answers may go on after the gateway was told to end.
+    #[arg(long, default_value_t = crate::http::DRAIN_SECONDS)]
+    pub drain_seconds: u64,
     /// Threads; all cores when absent.
     #[arg(long)]
     pub threads: Option<usize>,

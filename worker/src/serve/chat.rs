@@ -11,7 +11,7 @@ use super::parameters::Parameters;
 use super::request::{Asked, Common};
 use super::respond::{Completion, Shape, short};
 use crate::exchange::wire::{MAX_LOGPROBS, TokenLogprob};
-use crate::text::{self, ChatTemplate, Conversation, Ending, Tokenizer};
+use crate::text::{self, ChatTemplate, Conversation, Ending, Message, Tokenizer};
 
 /// Most turns of a chat.
 const MAX_MESSAGES: usize = 4096;
@@ -60,9 +60,12 @@ fn conversation(body: &[u8], template: &ChatTemplate) -> Result<Conversation, Ap
         return Err(refusal("tools", "is nothing that this model's chat template has a place for: leave it out"));
     }
     for (index, message) in messages.iter_mut().enumerate() {
-        // A client sends back what it got: members that are null or empty say nothing.
-        message.others.retain(|(_, value)| value.len() != Some(0));
-        if let Some((name, _)) = message.others.iter().find(|(name, _)| !template.knows(name, tools)) {
+        let Message { role, others, .. } = message;
+        // A client sends back what it got: members that are null or empty say nothing. It must send the call's id with an answer, and may
+        // name who speaks; both are nothing to a template that tells turns apart by their order and role.
+        let beside = |name: &str| name == "name" || (name == "tool_call_id" && role == "tool");
+        others.retain(|(name, value)| value.len() != Some(0) && (!beside(name) || template.knows(name, tools)));
+        if let Some((name, _)) = others.iter().find(|(name, _)| !template.knows(name, tools)) {
             return Err(refusal(&format!("messages[{index}].{name}"), "is not supported by this endpoint: leave it out"));
         }
     }
@@ -175,6 +178,20 @@ mod tests {
         assert_eq!(messages[1].others.len(), 1);
         let place = |text| conversation(body, &template(text)).unwrap_err().body()["error"]["param"].clone();
         assert_eq!((place("{{ messages }}"), place("{{ tools }}")), (json!("tools"), json!("messages[1].tool_calls")));
+    }
+
+    #[test]
+    fn the_id_of_a_call_and_a_name_are_for_templates_that_know_them() {
+        let turns = |text, body: &str| conversation(body.as_bytes(), &ChatTemplate::new(text, None, None).unwrap());
+        let body = r#"{"messages":[{"role":"user","name":"eve","content":"a"},{"role":"tool","tool_call_id":"1","content":"b"}]}"#;
+        let qwen = "{% for m in messages %}{% if m.role == 'tool' %}user<tool_response>{{ m.content }}</tool_response>{% else %}{{ m.role }}{{ m.content }}{% endif %}{% endfor %}";
+        let without = turns(qwen, body).unwrap().messages;
+        assert!(without.iter().all(|turn| turn.others.is_empty()), "{without:?}");
+        let with = turns("{% for m in messages %}{{ m.name }}{{ m.tool_call_id }}{{ m.content }}{% endfor %}", body).unwrap().messages;
+        let names: Vec<_> = with.iter().flat_map(|turn| &turn.others).map(|(name, _)| &**name).collect();
+        assert_eq!(names, ["name", "tool_call_id"]);
+        let misplaced = r#"{"messages":[{"role":"user","tool_call_id":"1","content":"b"}]}"#;
+        assert_eq!(turns(qwen, misplaced).unwrap_err().body()["error"]["param"], "messages[0].tool_call_id");
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! One of the answers that a request asks for.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use futures::stream::{self, BoxStream, StreamExt as _, try_unfold};
 use serde_json::Value;
 
@@ -25,6 +28,8 @@ pub(super) struct Choice<S> {
     pub(super) stops: Vec<String>,
     /// Tokens of the prompt, counted by the prompt's first answer.
     pub(super) prompt_tokens: u32,
+    /// Whether the pool has begun with an answer of the same request: the others wait for their turn.
+    pub(super) admitted: Arc<AtomicBool>,
 }
 
 /// A part of a streamed answer: the choice to show, and with the last one what the answer took.
@@ -33,7 +38,7 @@ pub(super) type Part = (Value, Option<Usage>);
 impl<S: Shape> Choice<S> {
     /// The whole answer. Nothing was said to the client before its end, so one that breaks off is begun again.
     pub(super) async fn whole(self, gateway: &Gateway) -> Result<(usize, Value, Usage), ApiError> {
-        let mut attempts = gateway.attempts(self.model.head.as_deref());
+        let mut attempts = gateway.attempts(self.model.head.as_deref(), Some(&self.admitted));
         loop {
             let mut generation = self.generate(gateway).await?;
             match collect(&mut generation).await {
@@ -41,7 +46,8 @@ impl<S: Shape> Choice<S> {
                     let choice = self.shape.whole(&generation.prompt, piece, reason);
                     return Ok((self.index, self.numbered(choice), generation.usage));
                 }
-                Err(Broken::Pool(error)) => gateway.recover(error, &mut attempts).await?,
+                Err(Broken::Pool(error)) if attempts.broke_off() => gateway.recover(error, &mut attempts).await?,
+                Err(Broken::Pool(error)) => return Err(error.into()),
                 Err(Broken::Answer(error)) => return Err(error.into()),
             }
         }
@@ -64,7 +70,7 @@ impl<S: Shape> Choice<S> {
 
     async fn generate(&self, gateway: &Gateway) -> Result<Generation, ApiError> {
         let answer = Answer::new(gateway.tokenizer.clone(), self.stops.clone(), self.shape.ends().to_vec());
-        Generation::start(gateway, &self.model, &self.request, answer, self.prompt_tokens).await
+        Generation::start(gateway, &self.model, &self.request, answer, self.prompt_tokens, &self.admitted).await
     }
 
     fn numbered(&self, mut choice: Value) -> Value {

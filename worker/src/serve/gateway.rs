@@ -1,6 +1,7 @@
 //! The gateway's side of the pool: finds it, checks that it runs the heads' base, keeps the heads in it, asks it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ use crate::text::{ChatTemplate, Tokenizer};
 const BUSY_PATIENCE: Duration = Duration::from_secs(2);
 /// Pause before asking a pool again that broke off before its first word.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often an answer that broke off is begun again.
+const RESTARTS: usize = 5;
 /// How long one step of the start waits before it says so and begins again.
 const START_PATIENCE: Duration = Duration::from_secs(10);
 /// A head nobody asks for is dropped by the pool after this time.
@@ -94,9 +97,9 @@ impl Gateway {
 
     /// Starts an answer and waits for its first event, so that everything that can fail before it still can be told as a
     /// refusal: a missing head is pushed, a pool that restarts is waited for.
-    pub(super) async fn generate(&self, model: &Model, request: &GenerateRequest) -> Result<Events, ApiError> {
+    pub(super) async fn generate(&self, model: &Model, request: &GenerateRequest, admitted: &AtomicBool) -> Result<Events, ApiError> {
         let started = Instant::now();
-        let mut attempts = self.attempts(model.head.as_deref());
+        let mut attempts = self.attempts(model.head.as_deref(), Some(admitted));
         loop {
             let asked = self.client.generate(attempts.endpoint.as_ref(), request).await;
             let error = match asked {
@@ -105,6 +108,7 @@ impl Gateway {
                     match events.next().await {
                         Some(Ok(GenerateEvent::Error { error })) => return Err(error.into()),
                         Some(Ok(first)) => {
+                            admitted.store(true, Ordering::Relaxed);
                             self.metrics.first_token.observe(started.elapsed().as_secs_f64());
                             return Ok(futures::stream::once(async { Ok(first) }).chain(events).boxed());
                         }
@@ -126,7 +130,7 @@ impl Gateway {
     /// Logits of a classification head for `sequences`.
     pub(super) async fn classify(&self, head: &Head, sequences: Vec<Vec<u32>>) -> Result<ClassifyResponse, ClientError> {
         let request = ClassifyRequest { sequences, head: head.artifact.digest.clone() };
-        let mut attempts = self.attempts(Some(head));
+        let mut attempts = self.attempts(Some(head), None);
         loop {
             match self.client.classify(attempts.endpoint.as_ref(), &request).await {
                 Ok(answer) => return Ok(answer),
@@ -135,9 +139,9 @@ impl Gateway {
         }
     }
 
-    /// Attempts of a request that begins now, of a head or of the base alone.
-    pub(super) fn attempts<'a>(&self, head: Option<&'a Head>) -> Attempts<'a> {
-        Attempts { head, deadline: Instant::now() + self.patience, pushes: 0, endpoint: None }
+    /// Attempts of an answer that begins now, of a head or of the base alone; whether the pool has begun with another one of the same request.
+    pub(super) fn attempts<'a>(&self, head: Option<&'a Head>, admitted: Option<&'a AtomicBool>) -> Attempts<'a> {
+        Attempts { head, admitted, deadline: None, pushes: 0, restarts: 0, endpoint: None }
     }
 
     /// Does something about a failed attempt, if another may succeed: a pod that lacks the head gets it and is the one to ask
@@ -156,7 +160,12 @@ impl Gateway {
             }
             (error, _) => error,
         };
-        if !error.is_transient() || is_busy(&error) || Instant::now() >= attempts.deadline {
+        if is_busy(&error) && attempts.admitted.is_some_and(|admitted| admitted.load(Ordering::Relaxed)) {
+            // A request is refused as a whole, or not at all.
+            return Ok(());
+        }
+        let deadline = *attempts.deadline.get_or_insert_with(|| Instant::now() + self.patience);
+        if !error.is_transient() || is_busy(&error) || Instant::now() >= deadline {
             return Err(error);
         }
         tracing::warn!("{error}; asking again");
@@ -176,8 +185,11 @@ impl Gateway {
     /// One head after the other: what a pod says of one is nothing to the next.
     async fn remind(&self, endpoint: &Endpoint) {
         for head in self.models.heads() {
-            if let Err(error) = self.ensure(endpoint, head).await {
-                tracing::warn!("failed to renew head {:?}: {error}", head.name);
+            let Err(error) = self.ensure(endpoint, head).await else { continue };
+            tracing::warn!("failed to renew head {:?}: {error}", head.name);
+            if matches!(error, ClientError::Unreachable { .. } | ClientError::Interrupted { .. }) {
+                // A pod that is away is asked again the next time.
+                return;
             }
         }
     }
@@ -199,10 +211,24 @@ impl Gateway {
 /// What a request has tried so far.
 pub(super) struct Attempts<'a> {
     head: Option<&'a Head>,
-    deadline: Instant,
+    /// Set when the pool has begun with an answer of the same request.
+    admitted: Option<&'a AtomicBool>,
+    /// Until when a pool that is away is waited for; it counts from its first failure.
+    deadline: Option<Instant>,
     pushes: usize,
+    /// How often an answer that had begun broke off.
+    restarts: usize,
     /// The pod to ask; the next in turn when absent.
     endpoint: Option<Endpoint>,
+}
+
+impl Attempts<'_> {
+    /// The pool had begun with an answer: it was not away until now. False when that was often enough.
+    pub(super) fn broke_off(&mut self) -> bool {
+        self.deadline = None;
+        self.restarts += 1;
+        self.restarts <= RESTARTS
+    }
 }
 
 fn is_busy(error: &ClientError) -> bool {

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use futures::StreamExt as _;
 
@@ -63,8 +64,9 @@ impl Generation {
         request: &GenerateRequest,
         answer: Answer<Arc<Tokenizer>>,
         prompt_tokens: u32,
+        admitted: &AtomicBool,
     ) -> Result<Self, ApiError> {
-        let mut events = gateway.generate(model, request).await?;
+        let mut events = gateway.generate(model, request, admitted).await?;
         let usage = Usage { prompt_tokens, completion_tokens: 0 };
         let prompt = match request.prompt_logprobs {
             Some(_) => prompt_logprobs(&mut events).await?,

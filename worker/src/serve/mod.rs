@@ -48,8 +48,6 @@ use crate::exchange::ClientError;
 use crate::http::{self, Silence};
 use crate::text::TextError;
 
-/// How long answers may go on after the gateway was told to stop.
-const DRAIN: Duration = Duration::from_secs(25);
 /// Largest configuration file.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
@@ -165,6 +163,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode, ServeError> {
             api_key_files: args.api_key_file.clone(),
             patience: Duration::from_secs(args.patience_seconds),
             renewal: gateway::RENEWAL,
+            drain: Duration::from_secs(args.drain_seconds),
         };
         let mut terminate = signal(SignalKind::terminate()).map_err(system("hear signals"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(system("hear signals"))?;
@@ -192,6 +191,8 @@ pub struct Settings {
     pub patience: Duration,
     /// How often the pool is reminded of the heads.
     pub renewal: Duration,
+    /// How long answers may go on after the gateway was told to stop.
+    pub drain: Duration,
 }
 
 /// Serves on `listener` until `told_to_stop`, then drains.
@@ -199,7 +200,7 @@ pub struct Settings {
 /// # Errors
 /// As for [`run`].
 pub async fn serve(listener: TcpListener, settings: Settings, told_to_stop: impl Future<Output = ()>) -> Result<(), ServeError> {
-    let Settings { config, pool, heads, api_key_files, patience, renewal } = settings;
+    let Settings { config, pool, heads, api_key_files, patience, renewal, drain } = settings;
     let keys = api_key_files.into_iter().map(Key::new).collect();
     let app = App::new(Models::read(&config, &heads)?, keys, Metrics::new()?);
     let (stop, mut stopped) = watch::channel(());
@@ -216,8 +217,8 @@ pub async fn serve(listener: TcpListener, settings: Settings, told_to_stop: impl
         () = told_to_stop => tracing::info!("stopping: answers that have begun may end"),
     }
     drop(stop);
-    if tokio::time::timeout(DRAIN, server).await.is_err() {
-        tracing::warn!("answers were cut off after {DRAIN:?}");
+    if tokio::time::timeout(drain, server).await.is_err() {
+        tracing::warn!("answers were cut off after {drain:?}");
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json;
@@ -20,6 +21,9 @@ use crate::exchange::wire::{GenerateRequest, TokenLogprob, Usage};
 
 /// Most log probabilities that several answers may report together; a single answer is bounded by the model's context.
 const MAX_SCORED: usize = 1 << 20;
+
+/// Most log probabilities of a prompt: they come from the pool in one line, with at most 56 bytes for each, and a line has at most 32 MiB.
+const MAX_PROMPT_SCORED: usize = 1 << 19;
 
 /// How chat and plain completions differ. A choice gets its index later.
 pub(super) trait Shape: Clone + Send + Sync + 'static {
@@ -103,14 +107,15 @@ impl<S: Shape> Completion<S> {
     /// is answered as if it had come alone.
     fn choices(self) -> impl Iterator<Item = Choice<S>> + Send {
         let Self { common: Common { model, n, stops, .. }, prompts } = self;
+        let admitted = Arc::<AtomicBool>::default();
         prompts.into_iter().enumerate().flat_map(move |(prompt, (request, shape))| {
-            let (model, stops) = (model.clone(), stops.clone());
+            let (model, stops, admitted) = (model.clone(), stops.clone(), admitted.clone());
             (0..n).map(move |choice| {
                 let mut request = request.clone();
                 request.seed = request.seed.map(|seed| seed.wrapping_add(choice as u64));
                 let prompt_tokens = if choice == 0 { request.prompt.len() as u32 } else { 0 };
-                let (model, shape, stops) = (model.clone(), shape.clone(), stops.clone());
-                Choice { index: prompt * n + choice, model, request, shape, stops, prompt_tokens }
+                let (model, shape, stops, admitted) = (model.clone(), shape.clone(), stops.clone(), admitted.clone());
+                Choice { index: prompt * n + choice, model, request, shape, stops, prompt_tokens, admitted }
             })
         })
     }
@@ -123,20 +128,30 @@ fn bounded(prompts: &[&GenerateRequest], n: usize) -> Result<(), ApiError> {
         let message = format!("{} prompts with n = {n} are {choices} answers, more than {MAX_CHOICES}.", prompts.len());
         return Err(ApiError::parameter("n", message));
     }
+    let refused = |scored, most| {
+        let message = format!("{scored} log probabilities exceed {most}: ask for fewer answers, tokens or alternatives.");
+        Err(ApiError::parameter("logprobs", message))
+    };
+    let longest = prompts.iter().map(|request| scored_prompt(request)).max().unwrap_or(0);
     let scored = prompts.iter().map(|request| scored(request)).sum::<usize>() * n;
-    match choices > 1 && scored > MAX_SCORED {
-        true => {
-            let message = format!("{scored} log probabilities exceed {MAX_SCORED}: ask for fewer answers, tokens or alternatives.");
-            Err(ApiError::parameter("logprobs", message))
-        }
-        false => Ok(()),
+    match () {
+        () if longest > MAX_PROMPT_SCORED => refused(longest, MAX_PROMPT_SCORED),
+        () if choices > 1 && scored > MAX_SCORED => refused(scored, MAX_SCORED),
+        () => Ok(()),
     }
 }
 
 /// Log probabilities that an answer may have to report.
 fn scored(request: &GenerateRequest) -> usize {
-    let of = |logprobs: Option<u32>, tokens: usize| logprobs.map_or(0, |top| tokens * (1 + top as usize));
-    of(request.logprobs, request.max_tokens as usize) + of(request.prompt_logprobs, request.prompt.len())
+    each(request.logprobs, request.max_tokens as usize) + scored_prompt(request)
+}
+
+fn scored_prompt(request: &GenerateRequest) -> usize {
+    each(request.prompt_logprobs, request.prompt.len())
+}
+
+fn each(logprobs: Option<u32>, tokens: usize) -> usize {
+    logprobs.map_or(0, |top| tokens * (1 + top as usize))
 }
 
 /// A stream that is being sent. Dropped when the client goes away, and with it the pool's work.
@@ -244,6 +259,7 @@ mod tests {
     #[test]
     fn answers_and_their_log_probabilities_are_bounded_together() {
         let asked = |tokens, logprobs| GenerateRequest { logprobs, ..GenerateRequest::greedy(vec![1; 10], tokens) };
+        let prompt = |tokens, top| GenerateRequest { prompt_logprobs: Some(top), ..GenerateRequest::greedy(vec![1; tokens], 0) };
         let echoed = GenerateRequest { prompt_logprobs: Some(20), ..asked(0, None) };
         for (request, prompts, n, refused) in [
             (asked(4096, None), 1, 128, None),
@@ -255,6 +271,10 @@ mod tests {
             // One answer is as long as the model's context lets it be.
             (asked(1 << 20, Some(20)), 1, 1, None),
             (echoed, 128, 1, None),
+            // A prompt's come in one line.
+            (prompt(1 << 19, 0), 1, 1, None),
+            (prompt((1 << 19) + 1, 0), 1, 1, Some("logprobs")),
+            (prompt(1 << 15, 20), 1, 1, Some("logprobs")),
         ] {
             let error = bounded(&vec![&request; prompts], n).err().map(|error| error.body()["error"]["param"].clone());
             assert_eq!(error, refused.map(Value::from), "{prompts} {n} {:?}", request.logprobs);

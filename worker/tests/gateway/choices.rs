@@ -6,7 +6,7 @@ use carryon_worker::exchange::wire::Sampling;
 use serde_json::{Value, json};
 
 use crate::scripted_pool::{Act, ids};
-use crate::{Gateway, user, wait};
+use crate::{DEADLINE, Gateway, user, wait};
 
 /// Index, text and reason of each choice.
 fn choices(answer: &Value) -> Vec<(u64, &str, &str)> {
@@ -117,6 +117,15 @@ async fn an_answer_that_breaks_off_is_begun_again_alone() {
     let events = gateway.stream("/v1/completions", json!({"model": "maths", "prompt": "a", "n": 2})).await;
     let last: Value = serde_json::from_str(events.last().unwrap()).unwrap();
     assert_eq!(last["error"]["code"], "head_not_finite", "{events:?}");
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_again_and_again_is_given_up() {
+    let gateway = Gateway::start_with("CausalLM", |settings| settings.patience = DEADLINE).await;
+    gateway.pool.then((0..6).map(|_| Act::Break(ids("o"))));
+    let (status, refused) = gateway.post("/v1/completions", json!({"model": "maths", "prompt": "a"})).await;
+    assert!(status >= 500, "{refused}");
+    assert_eq!(gateway.pool.asked.lock().unwrap().len(), 6);
 }
 
 #[tokio::test]

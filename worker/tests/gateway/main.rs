@@ -75,7 +75,7 @@ fn settings_of(folder: &Path, heads: &[(&str, &[u8])], pool: String) -> Settings
     let (heads, folders) = heads.iter().map(entry).unzip();
     let config = ServeConfig { base_model_name: "maths-base".into(), heads, allowed_origins: vec![] };
     let (patience, renewal) = (Duration::from_secs(2), Duration::from_secs(120));
-    Settings { config, pool: vec![pool], heads: folders, api_key_files: vec![], patience, renewal }
+    Settings { config, pool: vec![pool], heads: folders, api_key_files: vec![], patience, renewal, drain: Duration::from_secs(25) }
 }
 
 impl Gateway {
@@ -365,4 +365,23 @@ async fn a_gateway_that_is_told_to_stop_lets_answers_end() {
     }
     assert!(String::from_utf8(text).unwrap().ends_with("data: [DONE]\n\n"));
     tokio::time::timeout(DEADLINE, server).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_end_is_cut_off_after_the_drain() {
+    let (pool, url) = scripted_pool::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let settings = Settings { drain: Duration::from_millis(100), ..settings(folder.path(), &head("CausalLM", |_| ()), url) };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let (stop, told) = tokio::sync::oneshot::channel::<()>();
+    let server = tokio::spawn(serve(listener, settings, async { drop(told.await) }));
+    wait("readiness", async || reqwest::get(format!("{address}/readyz")).await.unwrap().status() == 200).await;
+    pool.then([Act::Hang(ids("long"))]);
+    let mut body = user("hi");
+    body["stream"] = true.into();
+    let mut response = reqwest::Client::new().post(format!("{address}/v1/chat/completions")).body(body.to_string()).send().await.unwrap();
+    response.chunk().await.unwrap().unwrap();
+    stop.send(()).unwrap();
+    tokio::time::timeout(Duration::from_secs(10), server).await.unwrap().unwrap().unwrap();
 }

@@ -8,6 +8,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 const STARTUP_SECONDS: i32 = 3600;
 /// Time for the end of a pod to reach every node's Service rules.
 const LINGER_SECONDS: i64 = 5;
+/// Time for a server to end when its answers are cut off.
+const END_SECONDS: i64 = 3;
 /// Seconds between SIGTERM and SIGKILL in which answers that have begun are finished.
 const DRAIN_SECONDS: i64 = 60;
 /// Seconds between SIGTERM and SIGKILL in which a checkpoint is written.
@@ -32,6 +34,15 @@ fn startup_seconds(template: &PodTemplate) -> i32 {
 }
 
 impl Lifetime {
+    /// Seconds in which a server may finish what it has begun, where the user says how many a pod has: beside them it waits for its address to
+    /// go, and ends.
+    pub(super) fn drain(self, template: &PodTemplate) -> Option<i64> {
+        template
+            .termination_grace_period_seconds
+            .filter(|_| self == Self::Server)
+            .map(|grace| (grace - LINGER_SECONDS - END_SECONDS).max(1))
+    }
+
     pub(super) fn shape(self, template: &PodTemplate, pod: &mut PodSpec, worker: &mut Container) {
         let is_server = self == Self::Server;
         let grace = if is_server { DRAIN_SECONDS } else { CHECKPOINT_SECONDS };

@@ -41,7 +41,7 @@ pub(super) async fn hidden_states(State(pool): State<Arc<Pool>>, request: Reques
     Ok(safetensors(states_body(states, taps, ready.description.hidden_size as usize, taken)))
 }
 
-/// The frames of `states` as a body; `taken` is called after each frame was passed on and its room given back.
+/// The frames of `states` as a body; `taken` is called after each frame was passed on and its room given back, and when the body goes.
 pub fn states_body(states: UnboundedReceiver<StatesOut>, taps: Taps, hidden_size: usize, taken: impl Fn() + Send + 'static) -> Body {
     Body::from_stream(pieces(states, taps, hidden_size, taken).map(Ok::<_, std::convert::Infallible>))
 }
@@ -53,18 +53,32 @@ fn pieces(
     taken: impl Fn() + Send + 'static,
 ) -> impl Stream<Item = Bytes> + Send {
     let nothing: (vec::IntoIter<Bytes>, Option<OwnedSemaphorePermit>) = (Vec::new().into_iter(), None);
-    stream::unfold((states, nothing, taps, taken), move |(mut states, (mut frame, mut room), taps, taken)| async move {
+    let reader = Reader { states, taken };
+    stream::unfold((reader, nothing, taps), move |(mut reader, (mut frame, mut room), taps)| async move {
         loop {
             if let Some(piece) = frame.next() {
-                return Some((piece, (states, (frame, room), taps, taken)));
+                return Some((piece, (reader, (frame, room), taps)));
             }
             if room.take().is_some() {
-                taken();
+                (reader.taken)();
             }
-            let (sequence, permit) = states.recv().await?;
+            let (sequence, permit) = reader.states.recv().await?;
             (frame, room) = (sequence.encode(&taps, hidden_size).into_iter(), Some(permit));
         }
     })
+}
+
+/// Who reads states. A job that waits for room does not see that its reader went away until somebody wakes the device.
+struct Reader<F: Fn()> {
+    states: UnboundedReceiver<StatesOut>,
+    taken: F,
+}
+
+impl<F: Fn()> Drop for Reader<F> {
+    fn drop(&mut self) {
+        self.states.close();
+        (self.taken)();
+    }
 }
 
 /// `POST /v1/loss`.
@@ -101,4 +115,19 @@ pub(super) async fn lm_head(State(pool): State<Arc<Pool>>) -> Result<Response, R
 
 fn safetensors(body: Body) -> Response {
     ([(CONTENT_TYPE, SAFETENSORS)], body).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_that_goes_away_wakes_the_device_after_it_has_gone() {
+        let (out, states) = unbounded_channel();
+        let (tell, told) = std::sync::mpsc::channel();
+        let body = states_body(states, Taps { layers: vec![1], final_norm: false }, 4, move || tell.send(out.is_closed()).unwrap());
+        assert!(told.try_recv().is_err());
+        drop(body);
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), [true]);
+    }
 }
