@@ -14,7 +14,7 @@ export CARRYON_KUBERNETES := $(CACHE)/kubernetes
 export CARRYON_IMAGES := $(CACHE)/images
 export CARRYON_RUN ?= $(CACHE)/run/cluster
 # The release that upgrades come from: a commit that every clone has.
-PREVIOUS := 015d3d5d20320664ef32513b3e43a1f1ba3085cd
+PREVIOUS := 91bee22d3332875233f5519986d44f0d54c99632
 export CARRYON_PREVIOUS := $(CACHE)/previous/$(PREVIOUS)
 STATE ?= .carryon
 NODES ?= 2
