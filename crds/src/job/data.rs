@@ -78,6 +78,13 @@ pub struct Split {
     pub evaluation: Vec<String>,
 }
 
+impl Split {
+    /// Whether a name may mean several files.
+    pub fn is_pattern(name: &str) -> bool {
+        name.contains(['*', '?', '['])
+    }
+}
+
 /// What happens to a sample longer than `maxLength`; counted in the log and the report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Overlong {

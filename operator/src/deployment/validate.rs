@@ -86,11 +86,10 @@ fn config(deployment: &CarryOnDeployment, heads: &[Entry]) -> Result<ServeConfig
 }
 
 /// Whether clients can send the API key that the Secret holds, and what is to be said of it. Of itself nothing is said.
-fn secret(key: &ApiKey, observed: &Observed, owner: &Owner) -> Result<Option<String>, Refusal> {
-    let SecretKey { name, key: member } = &key.secret_ref;
-    let lacks = || owner.lacks("SecretNotFound", "Secret", name, &format!("spec.api.keys[{}].secretRef", key.name));
+fn secret(api_key: &ApiKey, observed: &Observed, owner: &Owner) -> Result<Option<String>, Refusal> {
+    let SecretKey { name, key } = &api_key.secret_ref;
+    let lacks = || owner.lacks("SecretNotFound", "Secret", name, &format!("spec.api.keys[{}].secretRef", api_key.name));
     let secret = observed.secrets.iter().find(|secret| secret.name_any() == *name).ok_or_else(lacks)?;
-    let key = member;
     let what = format!("Secret {}/{name}", owner.namespace);
     let Some(value) = secret.data.as_ref().and_then(|data| data.get(key)) else {
         return Err(Refusal::waiting("SecretKeyNotFound", format!("{what} has no key {key:?}: add it")));

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use carryon_crds::common::{ClaimPath, DataSource};
+use carryon_crds::job::Split;
 use carryon_crds::pool::ModelStatus;
 use carryon_crds::wire::TrainConfig;
 use carryon_crds::{BaseModelPool, CarryOnJob};
@@ -128,7 +129,7 @@ fn data(job: &CarryOnJob, observed: &Observed, owner: &Owner) -> Result<(), Refu
         return Err(Refusal::permanent("NoDataSource", "spec.data.source is empty: set persistentVolumeClaim or configMap"));
     };
     let found = observed.data.as_ref().ok_or_else(|| owner.lacks("ConfigMapNotFound", "ConfigMap", &wanted.name, "spec.data.source"))?;
-    let named = data.split.train.iter().chain(&data.split.evaluation).filter(|name| !name.contains(['*', '?', '[']));
+    let named = data.split.train.iter().chain(&data.split.evaluation).filter(|name| !Split::is_pattern(name));
     let missing = named.into_iter().find(|key| !has_key(found, key));
     missing.map_or(Ok(()), |key| {
         let message = format!("ConfigMap {}/{} (spec.data.source) has no key {key:?}: add it", owner.namespace, wanted.name);

@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
+use carryon_crds::job::Split;
 use glob::{MatchOptions, Pattern};
 
 use super::lines::file_digest;
@@ -31,9 +32,9 @@ impl Files {
     pub fn find(folder: &Path, named: &[String]) -> Result<Self, TrainError> {
         let mut paths = Vec::new();
         for name in named {
+            let path = inside(folder, name)?;
             // A file of that very name is meant by it.
-            let found =
-                if is_pattern(name) && !inside(folder, name)?.is_file() { matching(folder, name)? } else { vec![inside(folder, name)?] };
+            let found = if Split::is_pattern(name) && !path.is_file() { matching(folder, name)? } else { vec![path] };
             found.into_iter().for_each(|path| {
                 if !paths.contains(&path) {
                     paths.push(path)
@@ -54,12 +55,7 @@ impl Files {
     }
 }
 
-fn is_pattern(name: &str) -> bool {
-    name.contains(['*', '?', '['])
-}
-
 fn matching(folder: &Path, pattern: &str) -> Result<Vec<PathBuf>, TrainError> {
-    inside(folder, pattern)?;
     let plain = pattern.trim_start_matches("./");
     let unusable = |reason: String| TrainError::Configuration(format!("data.split: {pattern:?} is no pattern: {reason}"));
     let walk = Walk {

@@ -15,7 +15,7 @@ use carryon_crds::job::{DataFormat, Overlong, Targets, Task};
 use serde::{Deserialize, Serialize};
 
 pub use files::Files;
-pub use lines::{MAX_FILE_BYTES, MAX_LINE_BYTES, file_digest};
+pub use lines::{MAX_FILE_BYTES, MAX_LINE_BYTES};
 pub use sample::{Sample, Target};
 
 use crate::text::{ChatTemplate, Tokenizer};
