@@ -109,4 +109,7 @@ pub struct Limits {
     /// Sequences that are served at once; pools of the first version do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_num_seqs: Option<u32>,
+    /// Bytes of a head that can be served; earlier pools do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_head_bytes: Option<u64>,
 }

@@ -185,7 +185,14 @@ pub fn model() -> ModelDescription {
         eos_token: None,
         chat_template: None,
         tool_use_template: None,
-        limits: Limits { max_model_len: 2048, max_sequences: 16, max_request_tokens: 8192, max_body_bytes: 1 << 20, max_num_seqs: None },
+        limits: Limits {
+            max_model_len: 2048,
+            max_sequences: 16,
+            max_request_tokens: 8192,
+            max_body_bytes: 1 << 20,
+            max_num_seqs: None,
+            max_head_bytes: None,
+        },
     }
 }
 

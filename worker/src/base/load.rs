@@ -102,6 +102,7 @@ fn limits(config: &BaseConfig, model: &Model) -> Limits {
         max_request_tokens: config.engine.max_num_batched_tokens.saturating_mul(MAX_REQUEST_BATCHES).max(max_model_len),
         max_body_bytes: MAX_BODY_BYTES,
         max_num_seqs: Some(config.engine.max_num_seqs),
+        max_head_bytes: Some(MAX_BODY_BYTES),
     }
 }
 

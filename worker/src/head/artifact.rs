@@ -19,8 +19,15 @@ pub const WEIGHTS_FILE: &str = "head.safetensors";
 /// File name of the manifest.
 pub const MANIFEST_FILE: &str = "head.json";
 
-const MAX_WEIGHTS_BYTES: u64 = 4 * MAX_PARAMETERS + (1 << 20);
+/// Bytes of what stands before the tensors, at most.
+const HEADER_BYTES: u64 = 1 << 20;
+const MAX_WEIGHTS_BYTES: u64 = 4 * MAX_PARAMETERS + HEADER_BYTES;
 const MAX_MANIFEST_BYTES: u64 = 16 << 20;
+
+/// Bytes of [`WEIGHTS_FILE`] of a head of `shape`, at most.
+pub fn weights_bytes(shape: &HeadShape) -> u64 {
+    4 * parameters::count(shape) + HEADER_BYTES
+}
 
 /// A head whose tensors are known to be those its shape asks for.
 #[derive(Clone, Debug, PartialEq)]

@@ -156,7 +156,14 @@ mod tests {
 
     #[test]
     fn batches_stay_within_the_limits_and_keep_the_order() {
-        let limits = Limits { max_model_len: 9, max_sequences: 2, max_request_tokens: 6, max_body_bytes: 0, max_num_seqs: None };
+        let limits = Limits {
+            max_model_len: 9,
+            max_sequences: 2,
+            max_request_tokens: 6,
+            max_body_bytes: 0,
+            max_num_seqs: None,
+            max_head_bytes: None,
+        };
         let lengths =
             |batches: Vec<Vec<Vec<u32>>>| batches.iter().map(|batch| batch.iter().map(Vec::len).collect()).collect::<Vec<Vec<_>>>();
         let sequences = [1, 1, 1, 5, 2, 6].map(|length| vec![0; length]).to_vec();

@@ -27,8 +27,13 @@ impl ChatTemplate {
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", to_json);
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> { Err(refusal(message)) });
-        environment.add_function("strftime_now", strftime_now);
+        environment.add_function("strftime_now", |format: String| strftime(&format, jiff::Timestamp::now()));
         Self { environment, bos_token: bos.map(String::from), eos_token: eos.map(String::from) }.with(DEFAULT, template)
+    }
+
+    /// Lets the template's clock stand at `now`, which is what `strftime_now` says from here on.
+    pub fn stand_still(&mut self, now: jiff::Timestamp) {
+        self.environment.add_function("strftime_now", move |format: String| strftime(&format, now));
     }
 
     /// This template, with another one for conversations with tools.
@@ -113,8 +118,8 @@ pub(super) fn refusal(message: impl Into<std::borrow::Cow<'static, str>>) -> Err
     Error::new(ErrorKind::InvalidOperation, message)
 }
 
-fn strftime_now(format: &str) -> Result<String, Error> {
-    let now = jiff::ZonedDateTime::now();
+fn strftime(format: &str, now: jiff::Timestamp) -> Result<String, Error> {
+    let now = now.to_zoned_datetime(jiff::tz::TimeZone::system());
     jiff::fmt::strtime::format(format, &now).map_err(|error| refusal(format!("strftime_now: {error}")))
 }
 
@@ -160,6 +165,10 @@ mod tests {
             ),
             ("{{ [1, [2]] | tojson(indent=1, separators=(';', '=')) }}", "[\n 1;\n [\n  2\n ]\n]"),
             ("{{ [] | tojson(indent=2) }}{{ {} | tojson(indent=2) }}{{ [[]] | tojson(indent=1) }}", "[]{}[\n []\n]"),
+            (
+                "{{ [1e16, 1.5e-5, 0.0001, 9007199254740993.0, -0.0, 1e100, 2.0] | tojson }}",
+                "[1e+16, 1.5e-05, 0.0001, 9007199254740992.0, -0.0, 1e+100, 2.0]",
+            ),
             ("{{ [none, true, 1.5, {}] | tojson }}{{ none }}{{ add_generation_prompt }}", "[null, true, 1.5, {}]NoneTrue"),
         ] {
             assert_eq!(render(template).unwrap(), expected, "{template}");
@@ -177,6 +186,14 @@ mod tests {
         }
         assert_eq!(render("{{ strftime_now('%Y') }}").unwrap().len(), 4);
     }
+
+    #[test]
+    fn a_clock_can_stand_still() {
+        let mut template = ChatTemplate::new("{{ strftime_now('%d %b %Y %s') }}", None, None).unwrap();
+        template.stand_still(jiff::Timestamp::from_second(1_700_000_000).unwrap());
+        assert_eq!(template.render(&[], &[], true).unwrap(), "14 Nov 2023 1700000000");
+    }
+
     #[test]
     fn conversations_with_tools_get_the_template_that_is_for_them() {
         let template = |tool_use| ChatTemplate::new("plain", None, None).unwrap().with_tool_use(tool_use).unwrap();

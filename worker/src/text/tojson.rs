@@ -73,6 +73,14 @@ impl Python {
 }
 
 impl serde_json::ser::Formatter for Python {
+    fn write_f64<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, value: f64) -> std::io::Result<()> {
+        let shortest = format!("{value:e}");
+        match shortest.split_once('e').and_then(|(digits, exponent)| Some((digits, exponent.parse::<i32>().ok()?))) {
+            Some((digits, exponent)) if !(-4..16).contains(&exponent) => write!(writer, "{digits}e{exponent:+03}"),
+            _ => write!(writer, "{value:?}"),
+        }
+    }
+
     fn begin_array<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
         self.begin(writer, "[")
     }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use carryon_crds::wire::{Identity, Numerics};
@@ -29,6 +29,9 @@ const DIGEST_KEY: &str = "carryon.digest";
 /// Largest file that is read: weights, best weights and two moments of the largest head, bytes.
 const MAX_BYTES: u64 = 4 * 4 * crate::head::parameters::MAX_PARAMETERS + (1 << 20);
 
+/// Longest header that is read for the state alone, bytes.
+const MAX_HEADER_BYTES: u64 = 16 << 20;
+
 /// All that is not a tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {
@@ -40,6 +43,9 @@ pub struct State {
     pub identity: Identity,
     /// How it computed.
     pub numerics: Numerics,
+    /// When the run began, milliseconds of Unix time: what a chat template that asks for the date is told on any day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub began: Option<i64>,
     /// Optimizer steps done.
     pub step: u64,
     /// Optimizer steps in all.
@@ -167,6 +173,14 @@ impl Folder {
         Ok(found)
     }
 
+    /// When `run` on `base` began, as its newest checkpoint says. Changes nothing.
+    pub fn began(&self, run: &str, base: &Identity) -> Option<i64> {
+        let aside = Self { path: self.aside(base), keep: self.keep };
+        let files = [&aside, self].into_iter().filter_map(|folder| folder.files().ok()).flatten();
+        let states: Vec<State> = files.filter_map(|path| state(&path)).collect();
+        states.into_iter().rev().find(|state| state.run == run && state.identity == *base)?.began
+    }
+
     /// Where checkpoints of `base` are while another one is the pool's.
     fn aside(&self, base: &Identity) -> PathBuf {
         self.path.join(format!("base-{:.12}", base.digest().trim_start_matches("sha256:")))
@@ -235,6 +249,17 @@ fn write(path: &Path, checkpoint: &Checkpoint) -> std::io::Result<()> {
     })
 }
 
+/// The state of a checkpoint, whose tensors are not looked at.
+fn state(path: &Path) -> Option<State> {
+    let mut file = fs::File::open(path).ok()?;
+    let mut length = [0; 8];
+    file.read_exact(&mut length).ok()?;
+    let mut header = Vec::new();
+    file.take(u64::from_le_bytes(length).min(MAX_HEADER_BYTES)).read_to_end(&mut header).ok()?;
+    let header: serde_json::Value = serde_json::from_slice(&header).ok()?;
+    serde_json::from_str(header["__metadata__"][STATE_KEY].as_str()?).ok()
+}
+
 fn read(path: &Path) -> Result<Checkpoint, String> {
     let length = fs::metadata(path).map_err(|error| error.to_string())?.len();
     if length > MAX_BYTES {
@@ -287,12 +312,13 @@ fn bytes(tensor: &Weight) -> &[u8] {
 
 impl State {
     /// The state before the first step.
-    pub fn new(run: String, identity: Identity, numerics: Numerics) -> Self {
+    pub fn new(run: String, identity: Identity, numerics: Numerics, began: i64) -> Self {
         Self {
             format_version: FORMAT_VERSION,
             run,
             identity,
             numerics,
+            began: Some(began),
             step: 0,
             total_steps: 0,
             cursor: Cursor::default(),

@@ -85,15 +85,12 @@ impl TrainError {
         match self {
             Self::Data(DataError::Read { .. }) => ExitCode::Retryable,
             Self::Data(_) => ExitCode::Data,
-            Self::Configuration(_) | Self::IdentityChanged { .. } => ExitCode::Configuration,
+            // The same steps lead to the same numbers.
+            Self::Configuration(_) | Self::IdentityChanged { .. } | Self::NotFinite { .. } => ExitCode::Configuration,
             Self::Stopped { .. } => ExitCode::Resume,
-            Self::File { .. }
-            | Self::Pool(_)
-            | Self::NotFinite { .. }
-            | Self::NoGradient(_)
-            | Self::StepZero { .. }
-            | Self::FolderTaken
-            | Self::Head(_) => ExitCode::Retryable,
+            Self::File { .. } | Self::Pool(_) | Self::NoGradient(_) | Self::StepZero { .. } | Self::FolderTaken | Self::Head(_) => {
+                ExitCode::Retryable
+            }
         }
     }
 }

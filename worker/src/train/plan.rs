@@ -7,10 +7,11 @@ use carryon_crds::job::{DataFormat, Overlong, Task};
 use carryon_crds::wire::head::{FORMAT_VERSION, feed_forward};
 use carryon_crds::wire::{HeadShape, ModelDescription, TrainConfig};
 
-use crate::head::parameters;
+use crate::head::{artifact, parameters};
 use crate::train::batches::Order;
 use crate::train::data::{self, DataSet, Files, Rules};
 use crate::train::error::TrainError;
+use crate::train::stop::Stop;
 
 /// Largest configuration file, bytes.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
@@ -36,8 +37,8 @@ impl Inputs {
     /// Reads the configuration and the digests of the data.
     ///
     /// # Errors
-    /// A configuration that cannot be read or is wrong; data that are missing.
-    pub fn read(config: &Path, folder: &Path) -> Result<Self, TrainError> {
+    /// A configuration that cannot be read or is wrong; data that are missing; the wish to stop.
+    pub fn read(config: &Path, folder: &Path, stop: &Stop) -> Result<Self, TrainError> {
         let unusable = |reason: String| TrainError::Configuration(format!("configuration {config:?}: {reason}"));
         let length = std::fs::metadata(config).map_err(|error| unusable(error.to_string()))?.len();
         if length > MAX_CONFIG_BYTES {
@@ -45,9 +46,9 @@ impl Inputs {
         }
         let text = std::fs::read(config).map_err(|error| unusable(error.to_string()))?;
         let config: TrainConfig = serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
-        let train = Files::find(folder, &config.split.train)?;
+        let train = Files::find(folder, &config.split.train, stop)?;
         let held_out = Some(&config.split.evaluation).filter(|files| !files.is_empty());
-        let evaluation = held_out.map(|files| Files::find(folder, files)).transpose()?;
+        let evaluation = held_out.map(|files| Files::find(folder, files, stop)).transpose()?;
         let run = digest(&config, &train.digest, evaluation.as_ref().map(|files| files.digest.as_str()));
         Ok(Self { config, train, evaluation, run })
     }
@@ -143,6 +144,13 @@ pub fn shape(config: &TrainConfig, base: &ModelDescription, taps: Taps, longest:
         split_special_tokens: config.split_special_tokens,
     };
     parameters::check(&shape).map_err(|error| TrainError::Configuration(format!("head.{error}")))?;
+    let bytes = artifact::weights_bytes(&shape);
+    if let Some(limit) = base.limits.max_head_bytes.filter(|limit| bytes > *limit) {
+        return Err(TrainError::Configuration(format!(
+            "head: has {} parameters, {bytes} bytes in its file; the pool serves none of more than {limit}",
+            parameters::count(&shape)
+        )));
+    }
     if config.task == Task::CausalLM && head.alpha == 0.0 {
         return Err(TrainError::Configuration("head.alpha is 0: the base alone has nothing to train".to_owned()));
     }
@@ -211,7 +219,14 @@ mod tests {
             eos_token: None,
             chat_template: None,
             tool_use_template: None,
-            limits: Limits { max_model_len: 128, max_sequences: 8, max_request_tokens: 1024, max_body_bytes: 1 << 20, max_num_seqs: None },
+            limits: Limits {
+                max_model_len: 128,
+                max_sequences: 8,
+                max_request_tokens: 1024,
+                max_body_bytes: 1 << 20,
+                max_num_seqs: None,
+                max_head_bytes: None,
+            },
         }
     }
 

@@ -57,6 +57,12 @@ impl Base {
         Ok(Self { client, description, tokenizer, template })
     }
 
+    /// Lets the chat template's clock stand at `time`, milliseconds of Unix time: samples are the same on any day.
+    pub fn stand_still(&mut self, time: i64) {
+        let now = jiff::Timestamp::from_millisecond(time).unwrap_or_default();
+        self.template.iter_mut().for_each(|template| template.stand_still(now));
+    }
+
     /// Its words.
     pub fn language(&self) -> Language<'_> {
         Language { tokenizer: &self.tokenizer, template: self.template.as_ref() }
@@ -214,7 +220,14 @@ mod tests {
 
     #[test]
     fn requests_stay_within_the_pool_s_limits() {
-        let limits = Limits { max_model_len: 100, max_sequences: 3, max_request_tokens: 10, max_body_bytes: 1, max_num_seqs: None };
+        let limits = Limits {
+            max_model_len: 100,
+            max_sequences: 3,
+            max_request_tokens: 10,
+            max_body_bytes: 1,
+            max_num_seqs: None,
+            max_head_bytes: None,
+        };
         let lengths = |lengths: &[usize]| -> Vec<Vec<usize>> {
             let sequences = lengths.iter().map(|&length| vec![0; length]).collect();
             split(sequences, &limits).iter().map(|request| request.iter().map(Vec::len).collect()).collect()

@@ -76,7 +76,7 @@ fn train(args: &TrainArgs, stop: &Stop, console: &mut Console) -> Result<Termina
         stop.set_on_signals().map_err(TrainError::file("listen to", "signals"))?;
     }
     handle.block_on(endpoint::listen(args.listen, console.snapshot())).map_err(TrainError::file("listen on", args.listen.to_string()))?;
-    let inputs = Inputs::read(&args.config, &args.data)?;
+    let inputs = Inputs::read(&args.config, &args.data, stop)?;
     let lock = Arc::new(lock(&args.output, handle, stop, console)?);
     let ended = train_alone(args, &inputs, handle, stop, console, &lock);
     // Tasks may still write to the folder: they end before another trainer may come.
@@ -108,7 +108,7 @@ fn train_alone(
     places.remove_temporaries()?;
     let threads = Threads::new(args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)));
     console.phase(Phase::Connecting, 0, "");
-    let base = handle.block_on(stop.race(Base::connect(&args.pool))).unwrap_or(Err(TrainError::Stopped { step: 0 }))?;
+    let mut base = handle.block_on(stop.race(Base::connect(&args.pool))).unwrap_or(Err(TrainError::Stopped { step: 0 }))?;
     let described = &base.description;
     console.note(&format!(
         "base {} · width {} · {} layers · {}",
@@ -123,14 +123,16 @@ fn train_alone(
     }
     let checkpoints = Folder::new(places.checkpoints(), inputs.config.checkpoint.save_total_limit);
     // Nothing that an earlier run has left is touched before the data are known to be usable.
-    let data = Data::read(inputs, &base, console)?;
+    let began = checkpoints.began(&inputs.run, &described.identity).unwrap_or_else(|| jiff::Timestamp::now().as_millisecond());
+    base.stand_still(began);
+    let data = Data::read(inputs, &base, stop, console)?;
     let checkpoint = resume(&checkpoints, inputs, &base, console)?;
     let mut run = prepare(
         &places,
         inputs,
         &base,
         &data,
-        (checkpoints, checkpoint),
+        (checkpoints, checkpoint, began),
         Environment { threads, handle: handle.clone(), stop: stop.clone(), lock: lock.clone() },
         std::mem::take(console),
     )?;
@@ -155,20 +157,23 @@ pub(super) struct Data {
 }
 
 impl Data {
-    fn read(inputs: &Inputs, base: &Base, console: &mut Console) -> Result<Self, TrainError> {
+    fn read(inputs: &Inputs, base: &Base, stop: &Stop, console: &mut Console) -> Result<Self, TrainError> {
         let rules = plan::rules(&inputs.config, &base.description, base.eos_token_id())?;
         let taps = plan::taps(&inputs.config, &base.description)?;
-        let train = load(&inputs.train, "training", &rules, base, console)?;
-        let evaluation = inputs.evaluation.as_ref().map(|files| load(files, "held out", &rules, base, console)).transpose()?;
+        let train = load(&inputs.train, "training", &rules, base, stop, console)?;
+        let evaluation = inputs.evaluation.as_ref().map(|files| load(files, "held out", &rules, base, stop, console)).transpose()?;
         let shape = plan::shape(&inputs.config, &base.description, taps, train.counts.longest)?;
         Ok(Self { train, evaluation, shape })
     }
 }
 
-fn load(files: &Files, name: &str, rules: &Rules<'_>, base: &Base, console: &mut Console) -> Result<DataSet, TrainError> {
+fn load(files: &Files, name: &str, rules: &Rules<'_>, base: &Base, stop: &Stop, console: &mut Console) -> Result<DataSet, TrainError> {
     let bytes = files.bytes();
     console.phase(Phase::Encoding, bytes, "bytes");
-    let data = data::load(&files.paths, rules, base.language(), &mut |read| console.advance(read, bytes))?;
+    let data = data::load(&files.paths, rules, base.language(), &mut |read| {
+        console.advance(read, bytes);
+        stop.check()
+    })?;
     let counts = &data.counts;
     let policy = match (counts.truncated, counts.skipped + counts.emptied) {
         (0, 0) => String::new(),
@@ -190,7 +195,7 @@ fn prepare(
     inputs: &Inputs,
     base: &Base,
     data: &Data,
-    (checkpoints, checkpoint): (Folder, Option<Checkpoint>),
+    (checkpoints, checkpoint, began): (Folder, Option<Checkpoint>, i64),
     environment: Environment,
     mut console: Console,
 ) -> Result<Run<PoolStates>, TrainError> {
@@ -198,7 +203,7 @@ fn prepare(
     let (order, total_steps) = plan::order(config, &data.train);
     let fresh = || {
         Checkpoint::start(
-            State::new(inputs.run.clone(), described.identity.clone(), described.numerics.clone()),
+            State::new(inputs.run.clone(), described.identity.clone(), described.numerics.clone(), began),
             init::weights(&data.shape, config.training.seed),
         )
     };

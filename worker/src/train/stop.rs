@@ -5,6 +5,8 @@ use std::future::Future;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::train::error::TrainError;
+
 /// Cheap to clone; once set it stays set.
 #[derive(Clone, Debug)]
 pub struct Stop {
@@ -40,6 +42,11 @@ impl Stop {
     /// Whether someone asked.
     pub fn is_set(&self) -> bool {
         *self.sender.borrow()
+    }
+
+    /// An error as soon as someone asked, for work that waits for nothing.
+    pub fn check(&self) -> Result<(), TrainError> {
+        if self.is_set() { Err(TrainError::Stopped { step: 0 }) } else { Ok(()) }
     }
 
     /// The future's output, or None as soon as someone asks to stop.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use carryon_worker::exchange::wire::Sampling;
+use carryon_worker::exchange::wire::{ErrorCode, Sampling};
 use serde_json::{Value, json};
 
 use crate::scripted_pool::{Act, ids};
@@ -104,6 +104,17 @@ async fn a_request_takes_no_more_of_the_pool_than_its_share() {
         wait("their end", async || gateway.pool.abandoned.load(Ordering::SeqCst) == 4).await;
         assert_eq!(gateway.pool.asked.lock().unwrap().len(), 4, "the others were not asked for");
     }
+}
+
+#[tokio::test]
+async fn a_request_of_which_the_pool_has_answered_a_part_waits_for_its_turn() {
+    let gateway = Gateway::start("CausalLM").await;
+    let (answers, busy) = (std::iter::repeat_n(Act::Say(ids("ok")), 4), std::iter::repeat_n(Act::Refuse(ErrorCode::Busy), 40));
+    gateway.pool.then(answers.chain(busy).chain([Act::Say(ids("late"))]));
+    let (status, whole) = gateway.post("/v1/completions", json!({"model": "maths", "prompt": vec!["x"; 9]})).await;
+    assert_eq!(status, 200, "{whole}");
+    let texts: Vec<&str> = choices(&whole).into_iter().map(|(_, text, _)| text).collect();
+    assert_eq!(texts, ["ok", "ok", "ok", "ok", "late", "late", "late", "late", "late"]);
 }
 
 #[tokio::test]

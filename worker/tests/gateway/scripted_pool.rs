@@ -99,7 +99,14 @@ pub fn description() -> ModelDescription {
         eos_token: Some("<|end|>".into()),
         chat_template: Some(template.into()),
         tool_use_template: None,
-        limits: Limits { max_model_len: 64, max_sequences: 2, max_request_tokens: 64, max_body_bytes: 1 << 20, max_num_seqs: None },
+        limits: Limits {
+            max_model_len: 64,
+            max_sequences: 2,
+            max_request_tokens: 64,
+            max_body_bytes: 1 << 20,
+            max_num_seqs: None,
+            max_head_bytes: None,
+        },
     }
 }
 

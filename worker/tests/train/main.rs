@@ -175,6 +175,30 @@ fn going_on_after_a_kill_gives_the_bits_of_an_unbroken_run() {
 }
 
 #[test]
+fn a_template_that_asks_for_the_time_is_told_when_the_run_began() {
+    let (pool, job) = (ToyPool::start(), Job::chat());
+    pool.describe(|description| {
+        let template = description.chat_template.take().unwrap();
+        description.chat_template = Some(format!("{{{{ strftime_now('%s %f') }}}}{template}"));
+    });
+    job.run(&pool).unwrap();
+    let asked = pool.asked();
+    job.kill_after(3);
+    job.run(&pool).unwrap();
+    assert_eq!(pool.asked(), asked, "the samples have changed");
+}
+
+#[test]
+fn a_head_that_no_pool_takes_is_refused_before_it_is_trained() {
+    let (pool, mut job) = (ToyPool::start(), Job::chat());
+    job.config.head.blocks = 4;
+    pool.describe(|description| description.limits.max_head_bytes = Some(1 << 20));
+    let (message, code) = refusal(job.run(&pool));
+    assert!(message.starts_with("head: has ") && message.ends_with("the pool serves none of more than 1048576"), "{message}");
+    assert_eq!((code, pool.asked()), (ExitCode::Configuration, 0));
+}
+
+#[test]
 fn a_request_to_stop_checkpoints_and_exits_with_75() {
     let pool = ToyPool::start();
     let (unbroken, stopped) = (Job::chat(), Job::chat());
@@ -287,7 +311,7 @@ fn a_nan_loss_is_named() {
     pool.nan_after(20);
     let (message, code) = refusal(job.run(&pool));
     assert!(message.starts_with("loss of step ") && message.contains("is NaN: training diverged"), "{message}");
-    assert_eq!((code, job.last_words().message), (ExitCode::Retryable, message));
+    assert_eq!((code, job.last_words().message), (ExitCode::Configuration, message));
 }
 
 #[test]

@@ -78,7 +78,14 @@ impl ToyPool {
             eos_token: Some("<|end|>".to_owned()),
             chat_template: Some(TEMPLATE.to_owned()),
             tool_use_template: None,
-            limits: Limits { max_model_len: 256, max_sequences: 3, max_request_tokens: 512, max_body_bytes: 8192, max_num_seqs: None },
+            limits: Limits {
+                max_model_len: 256,
+                max_sequences: 3,
+                max_request_tokens: 512,
+                max_body_bytes: 8192,
+                max_num_seqs: None,
+                max_head_bytes: None,
+            },
         };
         let weight: Vec<f32> = (0..VOCABULARY * HIDDEN).map(|index| 3.0 * noise(index, 7)).collect();
         let shared = Arc::new(Shared {

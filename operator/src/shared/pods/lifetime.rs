@@ -72,3 +72,18 @@ fn probe(path: &str, period: i32, failures: i32) -> Probe {
         ..Probe::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_finishes_what_it_has_begun_in_the_time_that_its_user_gives_it() {
+        let drain = |lifetime: Lifetime, seconds| {
+            lifetime.drain(&PodTemplate { termination_grace_period_seconds: seconds, ..PodTemplate::default() })
+        };
+        assert_eq!(drain(Lifetime::Server, Some(600)), Some(592));
+        assert_eq!(drain(Lifetime::Server, Some(0)), Some(1));
+        assert_eq!((drain(Lifetime::Server, None), drain(Lifetime::Task, Some(600))), (None, None));
+    }
+}

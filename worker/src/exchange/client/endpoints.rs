@@ -1,14 +1,17 @@
 //! From the addresses of a pool to its pods.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::error::ClientError;
 
 /// How long a resolved name is believed.
 const BELIEVED: Duration = Duration::from_secs(5);
+/// How long the others are asked first after a pod could not be reached.
+const AVOIDED: Duration = Duration::from_secs(10);
 
 /// One pod of a pool.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,6 +42,8 @@ struct Address {
 pub(super) struct Resolver {
     addresses: Vec<Address>,
     known: Mutex<Option<(Instant, Vec<Endpoint>)>>,
+    /// Pods that could not be reached, and when.
+    avoided: Mutex<HashMap<Endpoint, Instant>>,
 }
 
 impl Resolver {
@@ -55,14 +60,13 @@ impl Resolver {
         let addresses = urls.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
         match addresses.is_empty() {
             true => Err(error("", "no pool was named")),
-            false => Ok(Self { addresses, known: Mutex::new(None) }),
+            false => Ok(Self { addresses, known: Mutex::default(), avoided: Mutex::default() }),
         }
     }
 
     /// All pods, sorted.
     pub(super) async fn endpoints(&self) -> Result<Vec<Endpoint>, ClientError> {
-        if let Ok(known) = self.known.lock()
-            && let Some((at, endpoints)) = known.as_ref()
+        if let Some((at, endpoints)) = lock(&self.known).as_ref()
             && at.elapsed() < BELIEVED
         {
             return Ok(endpoints.clone());
@@ -78,18 +82,35 @@ impl Resolver {
         }
         endpoints.sort_unstable();
         endpoints.dedup();
-        if let Ok(mut known) = self.known.lock() {
-            *known = Some((Instant::now(), endpoints.clone()));
-        }
+        *lock(&self.known) = Some((Instant::now(), endpoints.clone()));
         Ok(endpoints)
+    }
+
+    /// The pod for the call number `turn`: each in its turn, one that could not be reached lately only when no other is known.
+    pub(super) async fn next(&self, turn: usize) -> Result<Endpoint, ClientError> {
+        let all = self.endpoints().await?;
+        let mut avoided = lock(&self.avoided);
+        avoided.retain(|_, since| since.elapsed() < AVOIDED);
+        let (good, bad): (Vec<_>, Vec<_>) = all.into_iter().partition(|endpoint| !avoided.contains_key(endpoint));
+        let choice = if good.is_empty() { bad } else { good };
+        let nobody = || ClientError::Unreachable { address: "pool".to_owned(), reason: "its name resolves to no pod".to_owned() };
+        choice.get(turn % choice.len().max(1)).cloned().ok_or_else(nobody)
+    }
+
+    /// Lets the others be asked first for a while.
+    pub(super) fn avoid(&self, endpoint: &Endpoint) {
+        lock(&self.avoided).insert(endpoint.clone(), Instant::now());
     }
 
     /// Forgets what was resolved, after a pod did not answer.
     pub(super) fn forget(&self) {
-        if let Ok(mut known) = self.known.lock() {
-            *known = None;
-        }
+        *lock(&self.known) = None;
     }
+}
+
+/// Every change leaves a whole value, so a poisoned lock is harmless.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -104,6 +125,18 @@ mod tests {
             endpoints.iter().map(|endpoint| endpoint.url("/x")).collect::<Vec<_>>(),
             ["http://127.0.0.1:8/x", "http://127.0.0.1:9/x"]
         );
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_could_not_be_reached_is_asked_when_there_is_no_other() {
+        let resolver = Resolver::new(&["http://127.0.0.1:8", "http://127.0.0.1:9"].map(str::to_owned)).unwrap();
+        let asked = async || [resolver.next(0).await.unwrap().to_string(), resolver.next(1).await.unwrap().to_string()];
+        assert_eq!(asked().await, ["127.0.0.1:8", "127.0.0.1:9"]);
+        let pods = resolver.endpoints().await.unwrap();
+        resolver.avoid(&pods[0]);
+        assert_eq!(asked().await, ["127.0.0.1:9", "127.0.0.1:9"]);
+        resolver.avoid(&pods[1]);
+        assert_eq!(asked().await, ["127.0.0.1:8", "127.0.0.1:9"]);
     }
 
     #[tokio::test]

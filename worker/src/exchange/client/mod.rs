@@ -235,7 +235,7 @@ impl PoolClient {
     }
 
     async fn attempt_next(&self, call: &Call) -> Result<(Endpoint, Response), ClientError> {
-        let endpoint = self.next_endpoint().await?;
+        let endpoint = self.resolver.next(self.next.fetch_add(1, Ordering::Relaxed)).await?;
         let response = self.attempt(&endpoint, call).await?;
         Ok((endpoint, response))
     }
@@ -243,13 +243,6 @@ impl PoolClient {
     async fn attempt_everywhere(&self, call: &Call) -> Result<(), ClientError> {
         let endpoints = self.endpoints().await?;
         futures::future::try_join_all(endpoints.iter().map(|endpoint| self.attempt(endpoint, call))).await.map(drop)
-    }
-
-    async fn next_endpoint(&self) -> Result<Endpoint, ClientError> {
-        let endpoints = self.endpoints().await?;
-        let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        let nobody = || ClientError::Unreachable { address: "pool".to_owned(), reason: "its name resolves to no pod".to_owned() };
-        endpoints.get(turn % endpoints.len().max(1)).cloned().ok_or_else(nobody)
     }
 
     /// Sends a call once and checks status and fingerprint of the answer.
@@ -273,7 +266,7 @@ impl PoolClient {
         };
         let unreachable =
             |cause: reqwest::Error| ClientError::Unreachable { address: endpoint.to_string(), reason: error::with_causes(&cause) };
-        let response = request.send().await.map_err(unreachable)?;
+        let response = request.send().await.map_err(unreachable).inspect_err(|_| self.resolver.avoid(endpoint))?;
         if !response.status().is_success() {
             return Err(refusal(endpoint, call, response).await);
         }

@@ -16,7 +16,7 @@ fn checkpoint(step: u64, run: &str) -> Checkpoint {
     let weights = Weights::from([("output.weight".to_owned(), tensor(step as f32))]);
     let optimizer = OptimizerState { steps: step, tensors: Weights::from([("muon.output.weight.momentum".to_owned(), tensor(0.5))]) };
     let best = Best { step: 1, loss: 0.1 + 0.2, accuracy: None };
-    let state = State::new(run.to_owned(), identity(), numerics());
+    let state = State::new(run.to_owned(), identity(), numerics(), 7);
     let state = State { step, optimizer_steps: step, best: Some(best), train_seconds: 1.0 / 3.0, ..state };
     Checkpoint { state, best: Some(weights.clone()), weights, optimizer }
 }

@@ -16,7 +16,7 @@ pub fn samples(record: Record, rules: &Rules<'_>, language: Language<'_>, counts
         Record::Text(text) => {
             let mut ids = language.tokenizer.encode(&text, true).map_err(said)?;
             ids.extend(rules.text_end.filter(|_| ids.last().is_none_or(|last| !rules.end_tokens.contains(last))));
-            sample::from_prompt_length(ids, 0)?
+            sample::from_prompt_length(ids, 0).map_err(|problem| format!("field `text`: {problem}"))?
         }
         Record::Labelled { text, label } => {
             let known = rules.labels.iter().position(|name| *name == label);

@@ -8,6 +8,7 @@ use glob::{MatchOptions, Pattern};
 
 use super::lines::file_digest;
 use crate::train::error::{DataError, TrainError};
+use crate::train::stop::Stop;
 
 /// A pattern names no hidden file, as in a shell; so the folders in which a kubelet keeps a ConfigMap's keys stay out.
 const AS_A_SHELL: MatchOptions = MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: true };
@@ -28,8 +29,8 @@ impl Files {
     /// Those that `named` are, names or patterns relative to `folder`: in that order, those of a pattern by their names.
     ///
     /// # Errors
-    /// A name that leaves the folder, a file that is missing, a pattern that fits none.
-    pub fn find(folder: &Path, named: &[String]) -> Result<Self, TrainError> {
+    /// A name that leaves the folder, a file that is missing, a pattern that fits none; the wish to stop.
+    pub fn find(folder: &Path, named: &[String], stop: &Stop) -> Result<Self, TrainError> {
         let mut paths = Vec::new();
         for name in named {
             let path = inside(folder, name)?;
@@ -41,7 +42,7 @@ impl Files {
                 }
             });
         }
-        let digests = paths.iter().map(|path| file_digest(path)).collect::<Result<Vec<_>, _>>()?;
+        let digests = paths.iter().map(|path| file_digest(path, stop)).collect::<Result<Vec<_>, _>>()?;
         let digest = match digests.as_slice() {
             [one] => one.clone(),
             several => carryon_crds::wire::digest(several.join("\n").as_bytes()),
@@ -119,11 +120,23 @@ mod tests {
 
     use super::*;
 
+    fn files(folder: &Path, named: &[&str]) -> Result<Files, TrainError> {
+        Files::find(folder, &named.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), &Stop::default())
+    }
+
     fn found(folder: &Path, named: &[&str]) -> Result<String, String> {
-        let named: Vec<String> = named.iter().map(|name| (*name).to_owned()).collect();
-        let files = Files::find(folder, &named).map_err(|error| error.to_string())?;
         let name = |path: &PathBuf| path.strip_prefix(folder).unwrap().to_str().unwrap().to_owned();
+        let files = files(folder, named).map_err(|error| error.to_string())?;
         Ok(files.paths.iter().map(name).collect::<Vec<_>>().join(" "))
+    }
+
+    #[test]
+    fn no_file_is_read_when_someone_asks_to_stop() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("a"), "a").unwrap();
+        let stop = Stop::default();
+        stop.set();
+        assert!(matches!(Files::find(folder.path(), &["a".to_owned()], &stop), Err(TrainError::Stopped { .. })));
     }
 
     #[test]
@@ -160,8 +173,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("a"), "a").unwrap();
         fs::write(folder.path().join("b"), "b").unwrap();
-        let digest =
-            |named: &[&str]| Files::find(folder.path(), &named.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap().digest;
+        let digest = |named: &[&str]| files(folder.path(), named).unwrap().digest;
         assert_eq!(digest(&["a"]), carryon_crds::wire::digest(b"a"));
         assert_ne!(digest(&["a", "b"]), digest(&["b", "a"]));
         assert_eq!(digest(&["a", "b"]), digest(&["?"]));

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 
 use super::problem::{ARRAY, CARRIAGE_RETURN, Problem};
-use crate::train::error::DataError;
+use crate::train::error::{DataError, TrainError};
+use crate::train::stop::Stop;
 
 /// Largest file a trainer reads, bytes.
 pub const MAX_FILE_BYTES: u64 = 8 << 30;
@@ -100,16 +101,17 @@ impl Lines {
     }
 }
 
-/// `sha256:<hex>` of a data file.
-pub fn file_digest(path: &Path) -> Result<String, DataError> {
+/// `sha256:<hex>` of a data file, unless someone asks to stop.
+pub fn file_digest(path: &Path, stop: &Stop) -> Result<String, TrainError> {
     let mut file = open(path)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 18];
     loop {
+        stop.check()?;
         match file.read(&mut buffer) {
             Ok(0) => return Ok(carryon_crds::wire::digest_of(hasher)),
             Ok(count) => hasher.update(&buffer[..count]),
-            Err(cause) => return Err(DataError::Read { path: path.to_owned(), cause }),
+            Err(cause) => return Err(DataError::Read { path: path.to_owned(), cause }.into()),
         }
     }
 }

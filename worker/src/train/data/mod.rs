@@ -19,7 +19,7 @@ pub use lines::{MAX_FILE_BYTES, MAX_LINE_BYTES};
 pub use sample::{Sample, Target};
 
 use crate::text::{ChatTemplate, Tokenizer};
-use crate::train::error::DataError;
+use crate::train::error::{DataError, TrainError};
 use lines::Lines;
 use problem::Problem;
 use sample::Fitted;
@@ -96,8 +96,13 @@ impl DataSet {
     }
 }
 
-/// Reads `paths`, one after the other; `progress` is told the number of bytes now and then.
-pub fn load(paths: &[PathBuf], rules: &Rules<'_>, language: Language<'_>, progress: &mut dyn FnMut(u64)) -> Result<DataSet, DataError> {
+/// Reads `paths`, one after the other; `progress` is told the number of bytes now and then, and ends it by an error.
+pub fn load(
+    paths: &[PathBuf],
+    rules: &Rules<'_>,
+    language: Language<'_>,
+    progress: &mut dyn FnMut(u64) -> Result<(), TrainError>,
+) -> Result<DataSet, TrainError> {
     let mut data = DataSet::default();
     let (mut count, mut before) = (0, 0);
     for path in paths {
@@ -107,14 +112,14 @@ pub fn load(paths: &[PathBuf], rules: &Rules<'_>, language: Language<'_>, progre
             let read = data.read(line, &mut format, rules, language);
             read.map_err(|problem| lines.error(problem))?;
             if lines.number() % 64 == 0 {
-                progress(before + lines.bytes());
+                progress(before + lines.bytes())?;
             }
         }
         count += lines.number() - 1;
         before += lines.bytes();
     }
     match data.samples.is_empty() {
-        true => Err(DataError::Empty { paths: paths.to_owned(), lines: count, skipped: data.counts.skipped + data.counts.emptied }),
+        true => Err(DataError::Empty { paths: paths.to_owned(), lines: count, skipped: data.counts.skipped + data.counts.emptied }.into()),
         false => Ok(data),
     }
 }
@@ -193,14 +198,14 @@ mod tests {
         }
     }
 
-    fn read_with(template: &str, content: &str, rules: &Rules<'_>) -> Result<DataSet, DataError> {
+    fn read_with(template: &str, content: &str, rules: &Rules<'_>) -> Result<DataSet, TrainError> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), content).unwrap();
         let (tokenizer, template) = (byte_tokenizer(&["<|end|>"]), ChatTemplate::new(template, None, None).unwrap());
-        load(&[file.path().to_owned()], rules, Language { tokenizer: &tokenizer, template: Some(&template) }, &mut |_| {})
+        load(&[file.path().to_owned()], rules, Language { tokenizer: &tokenizer, template: Some(&template) }, &mut |_| Ok(()))
     }
 
-    fn read(content: &str, rules: &Rules<'_>) -> Result<DataSet, DataError> {
+    fn read(content: &str, rules: &Rules<'_>) -> Result<DataSet, TrainError> {
         read_with(TEMPLATE, content, rules)
     }
 
@@ -300,6 +305,19 @@ mod tests {
         assert!(refusal("[\n{\"text\":\"ab\"}\n]\n").ends_with("line 1: a JSON array, not JSON Lines: one object a line"));
         assert!(refusal("{\"text\":\"ab\"}\r{\"text\":\"cd\"}\r").contains("line 1, column 15: a carriage return inside the line"));
         assert!(refusal("{\"text\":\"ab\"}\n  {\"text\" 3}\n").ends_with("line 2, column 11: not JSON: expected `:`"));
+    }
+
+    #[test]
+    fn reading_ends_when_someone_asks_to_stop() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "{\"text\":\"short\"}\n".repeat(100)).unwrap();
+        let (tokenizer, mut told) = (byte_tokenizer(&[]), 0);
+        let language = Language { tokenizer: &tokenizer, template: None };
+        let ended = load(&[file.path().to_owned()], &rules(Task::CausalLM, &[]), language, &mut |bytes| {
+            told = bytes;
+            Err(TrainError::Stopped { step: 0 })
+        });
+        assert!(matches!(ended, Err(TrainError::Stopped { .. })) && told == 64 * 17, "{told}");
     }
 
     #[test]
