@@ -96,12 +96,10 @@ fn children_of_a_deployment() {
     let job = value(&example::<CarryOnJob>("quickstart/job.yaml"));
     let job: CarryOnJob =
         serde_json::from_value(patched(job, &json!({"status": {"conditions": [complete], "artifact": artifact}}))).unwrap();
-    let secret = json!({"metadata": {"name": "key", "namespace": "default"}, "data": {"token": "c2VjcmV0"}});
     let observed = deployment::Observed {
         pool: Some(loaded_pool()),
         jobs: vec![job],
         claims: vec![claim("quickstart-output")],
-        secrets: vec![serde_json::from_value(secret).unwrap()],
         ..deployment::Observed::default()
     };
     let patch = json!({"spec": {"api": {"keys": [{"name": "one", "secretRef": {"name": "key", "key": "token"}}], "allowedOrigins": ["https://app.example.com"]}, "gateway": {"resources": {"limits": {"cpu": "1500m"}}}}});

@@ -4,7 +4,7 @@
 mod common;
 
 use carryon_crds::deployment::HeadStatus;
-use carryon_crds::wire::ModelDescription;
+use carryon_crds::wire::{GatewayStatus, KeyState, ModelDescription};
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
 use carryon_operator::{deployment, pool, shared::Settings};
 use common::{at, example, patched, summary, with};
@@ -275,24 +275,29 @@ fn a_deployment_says_what_it_waits_for() {
         &|world| world.jobs[0] = with(&world.jobs[0], other_base.clone()),
         "Stalled BaseModelDiffers: head quickstart was trained on base sha256:other, BaseModelPool default/smollm2 runs sha256:b: name a pool of the same model",
     );
-    check(&keyed, &|_| {}, "Reconciling SecretNotFound: Secret default/key (spec.api.keys[one].secretRef) not found: create it");
-    // What `kubectl create secret generic key --from-literal` and `echo … | base64` make of a key.
-    for (data, expected) in [
-        (json!({"other": "c2stMQ=="}), r#"Reconciling SecretKeyNotFound: Secret default/key has no key "token": add it"#),
-        (json!({"token": "c2stMQ=="}), "Ready Serving: 1 of 1 gateways serve quickstart"),
+    let serving = "Ready Serving: 1 of 1 gateways serve quickstart";
+    check(&keyed, &|_| {}, serving);
+    for (state, expected) in [
+        (KeyState::Usable, serving),
         (
-            json!({"token": "c2stMQo="}),
+            KeyState::Trimmed,
             r#"Ready Serving: 1 of 1 gateways serve quickstart; the white space around "token" in Secret default/key is not part of the API key"#,
         ),
-        (json!({"token": ""}), r#"Reconciling SecretKeyEmpty: Secret default/key holds nothing under "token": give it the API key"#),
-        (json!({"token": "IAo="}), r#"Reconciling SecretKeyEmpty: Secret default/key holds nothing under "token": give it the API key"#),
+        (KeyState::Empty, r#"Reconciling SecretKeyEmpty: Secret default/key holds nothing under "token": give it the API key"#),
         (
-            json!({"token": "c2stMQpzay0yCg=="}),
-            r#"Reconciling SecretKeyUnusable: Secret default/key holds a line break or control character within "token", which no request can carry: give it one line"#,
+            KeyState::Unusable,
+            r#"Reconciling SecretKeyUnusable: Secret default/key holds a line break or control character within "token", or too much, which no request can carry: give it one line"#,
+        ),
+        (
+            KeyState::Missing,
+            r#"Reconciling SecretKeyNotFound: Secret default/key (spec.api.keys[one].secretRef) or its key "token" not found: create it"#,
         ),
     ] {
-        let secret = json!({"metadata": {"name": "key", "namespace": "default"}, "data": data});
-        check(&keyed, &|world| world.secrets = vec![serde_json::from_value(secret.clone()).unwrap()], expected);
+        let say = |world: &mut deployment::Observed| {
+            world.pods = vec![pod("gateway", json!({})), pod("silent", json!({}))];
+            world.said.insert("gateway".to_owned(), GatewayStatus { api_keys: vec![state] });
+        };
+        check(&keyed, &say, expected);
     }
 }
 

@@ -1,11 +1,13 @@
 //! What operator and worker, and workers of different versions, say to each other.
 
 pub mod config;
+pub mod gateway;
 pub mod head;
 pub mod model;
 pub mod progress;
 
 pub use config::{BaseConfig, ServeConfig, ServeHead, TrainConfig};
+pub use gateway::{GatewayStatus, KeyState};
 pub use head::{BaseReference, HeadManifest, HeadShape};
 pub use model::{Identity, Limits, ModelDescription, Numerics};
 pub use progress::{ExitCode, Progress, TerminationMessage};

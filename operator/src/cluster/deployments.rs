@@ -1,11 +1,8 @@
 //! Deployments against the cluster.
 
-use std::collections::BTreeSet;
-
 use carryon_crds::{CarryOnDeployment, names};
-use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::{Api, ResourceExt as _};
+use kube::ResourceExt as _;
 
 use super::context::Context;
 use super::failure::Failure;
@@ -14,6 +11,7 @@ use super::kinds::{RETRY, Reconcile, Reconciled, settle};
 use super::store::{Cache, Guarded, Stores};
 use crate::deployment::{self, Applied, Children, Observed, referenced_claims, referenced_jobs};
 use crate::shared::meta::Owner;
+use crate::shared::trouble::phase;
 
 impl Reconcile for CarryOnDeployment {
     const KIND: Kind = Kind::Deployment;
@@ -23,7 +21,7 @@ impl Reconcile for CarryOnDeployment {
     }
 
     async fn stages(&self, context: &Context, now: &Time) -> Result<Reconciled<Self>, Failure> {
-        let observed = observe(self, context).await?;
+        let observed = observe(self, context);
         let outcome = settle(async {
             let validated = deployment::validate(self, &observed, &context.settings)?;
             let applied = apply(self, deployment::build(&validated), context).await?;
@@ -35,20 +33,21 @@ impl Reconcile for CarryOnDeployment {
     }
 }
 
-async fn observe(deployment: &CarryOnDeployment, context: &Context) -> Result<Observed, Failure> {
+fn observe(deployment: &CarryOnDeployment, context: &Context) -> Observed {
     let (stores, owner, spec) = (&context.stores, Owner::of(deployment, "gateway"), &deployment.spec);
     let namespace = &owner.namespace;
     let jobs: Vec<_> = referenced_jobs(deployment).filter_map(|job| stores.jobs.get(namespace, job)).collect();
     let claims = referenced_claims(deployment, &jobs);
-    Ok(Observed {
+    let pods = stores.pods.owned_by(namespace, owner.component, &owner.name);
+    Observed {
         pool: spec.pools.first().and_then(|pool| stores.pools.get(namespace, &pool.name)),
         claims: claims.iter().filter_map(|claim| stores.claims.claim(namespace, claim)).collect(),
-        secrets: secrets(deployment, namespace, context).await?,
-        pods: stores.pods.owned_by(namespace, owner.component, &owner.name),
+        said: context.ask.gateways(pods.iter().filter(|pod| phase(pod) == "Running" && !spec.api.keys.is_empty())),
+        pods,
         revisions: stores.revisions_of(&owner, &names::gateway(&owner.name)),
         url: None,
         jobs,
-    })
+    }
 }
 
 async fn apply(gateway: &CarryOnDeployment, children: Children, context: &Context) -> Result<Applied, Failure> {
@@ -64,16 +63,4 @@ async fn apply(gateway: &CarryOnDeployment, children: Children, context: &Contex
         owned.collect(stores.config_maps_of(&owner), &current).await?;
     }
     Ok(applied)
-}
-
-/// The Secrets with API keys: only those that are named are read, and only when they exist.
-async fn secrets(deployment: &CarryOnDeployment, namespace: &str, context: &Context) -> Result<Vec<Secret>, Failure> {
-    let api = Api::<Secret>::namespaced(context.client.clone(), namespace);
-    let mut found = Vec::new();
-    let named: BTreeSet<&str> = deployment.spec.api.keys.iter().map(|key| key.secret_ref.name.as_str()).collect();
-    for name in named.into_iter().filter(|name| context.stores.secrets.shown(namespace, name).is_some()) {
-        let secret = api.get_opt(name).await;
-        found.extend(secret.map_err(Failure::of("read", format!("Secret {namespace}/{name}")))?);
-    }
-    Ok(found)
 }

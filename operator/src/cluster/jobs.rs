@@ -26,6 +26,9 @@ use crate::shared::meta::{Owner, namespace};
 use crate::shared::revision;
 use crate::shared::trouble::phase;
 
+/// How soon a job looks again for its ConfigMap.
+const SOON: Duration = Duration::from_secs(5);
+
 impl Reconcile for CarryOnJob {
     const KIND: Kind = Kind::Job;
 
@@ -56,7 +59,9 @@ impl Reconcile for CarryOnJob {
         });
         let outcome = outcome.await?;
         let status = job::status(self, &outcome, &observed, now);
-        let refused = outcome.is_err().then_some(RETRY);
+        // Nobody watches the ConfigMaps of users, of which a cluster has many: one that is missing is looked for.
+        let again = if self.spec.data.source.config_map.is_some() { SOON } else { RETRY };
+        let refused = outcome.is_err().then_some(again);
         Ok(Reconciled { status, requeue: refused.into_iter().chain(requeue(self, &observed, now)).min() })
     }
 
@@ -156,8 +161,7 @@ fn requeue(job: &CarryOnJob, observed: &Observed, now: &Time) -> Option<Duration
 async fn data(job: &CarryOnJob, namespace: &str, context: &Context) -> Result<Option<ConfigMap>, Failure> {
     let Some(source) = &job.spec.data.source.config_map else { return Ok(None) };
     let starts = job.status.as_ref().and_then(|status| status.attempts.last()).is_none_or(|last| last.result.is_some());
-    let stores = &context.stores;
-    if !starts || (stores.data.shown(namespace, &source.name).is_none() && stores.config_maps.shown(namespace, &source.name).is_none()) {
+    if !starts {
         return Ok(None);
     }
     let found = Api::<ConfigMap>::namespaced(context.client.clone(), namespace).get_opt(&source.name).await;

@@ -55,7 +55,7 @@ use self::ask::Ask;
 use self::clients::Clients;
 use self::context::Context;
 use self::controller::Controller;
-use self::key::{Key, Kind};
+use self::key::Key;
 use self::kinds::RETRY;
 use self::leader::Leader;
 use self::queue::{Lane, Queue};
@@ -168,8 +168,7 @@ async fn work(args: &RunArgs, clients: &Clients, leader: &Leader, readiness: &Re
     let push = |kind, namespace: &str, name: &str| {
         queue.push(Key { kind, namespace: namespace.to_owned(), name: name.to_owned() }, Lane::Around);
     };
-    let asks =
-        context.ask.run(lives, |namespace, pool| push(Kind::Pool, namespace, pool), |namespace, job| push(Kind::Job, namespace, job));
+    let asks = context.ask.run(lives, push);
     tokio::select! {
         () = asks => anyhow::bail!("pods are asked no more"),
         () = reconciles => anyhow::bail!("the queue has ended"),

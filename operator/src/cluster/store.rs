@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::PartialObjectMeta;
 use kube::core::DeserializeGuard;
@@ -51,10 +51,6 @@ pub struct Stores {
     pub budgets: Cache<Guarded<PodDisruptionBudget>>,
     /// Claims of users.
     pub claims: Names<PersistentVolumeClaim>,
-    /// ConfigMaps of users.
-    pub data: Names<ConfigMap>,
-    /// Secrets of users.
-    pub secrets: Names<Secret>,
     /// Nodes, with their labels and what they have to give; none when one namespace is looked after, which has no right to see them.
     pub nodes: Option<Cache<Guarded<Node>>>,
 }

@@ -35,14 +35,6 @@ pub fn keys(change: &Change<'_>, stores: &Stores) -> Vec<(Key, Lane)> {
         }
         Change::Child(child) => owners(child),
         Change::Claim(claim) => users_of_claim(stores, claim),
-        Change::ConfigMap(data) => {
-            let (namespace, name) = path(data);
-            jobs(stores, namespace, |job| job.spec.data.source.config_map.as_ref().is_some_and(|source| source.name == name))
-        }
-        Change::Secret(secret) => {
-            let (namespace, name) = path(secret);
-            deployments(stores, namespace, |deployment| deployment.spec.api.keys.iter().any(|key| key.secret_ref.name == name))
-        }
         Change::Node => {
             let lacks = |pool: &BaseModelPool| pool.status.as_ref().is_none_or(|status| !is_true(&status.conditions, READY));
             stores.pools.list(lacks).iter().map(|pool| (Key::of(Kind::Pool, pool), Lane::Around)).collect()
@@ -194,9 +186,6 @@ mod tests {
         assert_eq!(woken(&Change::Deployment(&deployment("chat", "stays"))), ["CarryOnDeployment team/chat", "CarryOnJob team/expires"]);
         assert_eq!(woken(&Change::Claim(&metadata("models", json!({})))), ["BaseModelPool team/base"]);
         assert_eq!(woken(&Change::Claim(&metadata("results", json!({})))), ["CarryOnJob team/expires", "CarryOnJob team/stays"]);
-        assert_eq!(woken(&Change::ConfigMap(&metadata("samples", json!({})))), ["CarryOnJob team/expires", "CarryOnJob team/stays"]);
-        assert_eq!(woken(&Change::Secret(&metadata("keys", json!({})))), ["CarryOnDeployment team/chat"]);
-        assert_eq!(woken(&Change::Secret(&metadata("others", json!({})))), [""; 0]);
         // A node may hold what had no room; the pool that is ready does not wait for one.
         assert_eq!(woken(&Change::Node), ["BaseModelPool team/base"]);
         assert_eq!(woken(&Change::Listed).len(), 5);

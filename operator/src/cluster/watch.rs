@@ -37,10 +37,6 @@ pub enum Change<'a> {
     Child(&'a ObjectMeta),
     /// A claim.
     Claim(&'a ObjectMeta),
-    /// A ConfigMap that is not ours.
-    ConfigMap(&'a ObjectMeta),
-    /// A Secret.
-    Secret(&'a ObjectMeta),
     /// A node.
     Node,
     /// Anything: a type was listed anew, and what was deleted while nobody watched has no change of its own.
@@ -60,9 +56,8 @@ pub fn start(
 ) -> (Arc<Stores>, JoinSet<String>) {
     let any = Config::default().timeout(WATCH);
     let labelled = |labels: String| any.clone().labels(&labels);
-    let (ours, others) = (format!("{MANAGER_LABEL}={MANAGER}"), format!("{MANAGER_LABEL}!={MANAGER}"));
-    let revisions = labelled(format!("{ours},{COMPONENT_LABEL}={REVISION}"));
-    let (ours, others) = (labelled(ours), labelled(others));
+    let ours = format!("{MANAGER_LABEL}={MANAGER}");
+    let (revisions, ours) = (labelled(format!("{ours},{COMPONENT_LABEL}={REVISION}")), labelled(ours));
     let stores = Arc::new(Stores { nodes: namespace.is_none().then(Cache::default), ..Stores::default() });
     let seen = Seen { stores: stores.clone(), written, synced, listener };
     let mut watches = Watches { client, namespace, seen, tasks: JoinSet::new() };
@@ -78,8 +73,6 @@ pub fn start(
     watches.objects(|stores| &stores.revisions, &revisions, whole, child);
     watches.objects(|stores| &stores.budgets, &ours, whole, child);
     watches.metadata(|stores| &stores.claims, &any, |claim| Change::Claim(&claim.metadata));
-    watches.metadata(|stores| &stores.data, &others, |data| Change::ConfigMap(&data.metadata));
-    watches.metadata(|stores| &stores.secrets, &any, |secret| Change::Secret(&secret.metadata));
     watches.nodes(&any);
     (stores, watches.tasks)
 }

@@ -2,6 +2,7 @@
 
 pub mod build;
 pub mod heads;
+mod keys;
 pub mod observe;
 pub mod status;
 pub mod validate;

@@ -1,8 +1,11 @@
 //! What a deployment's validation and status look at, in Kubernetes' own types.
 
+use std::collections::BTreeMap;
+
+use carryon_crds::wire::GatewayStatus;
 use carryon_crds::{BaseModelPool, CarryOnJob};
 use k8s_openapi::api::apps::v1::ControllerRevision;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 
 /// The world around a deployment at one moment.
 #[derive(Clone, Debug, Default)]
@@ -13,10 +16,10 @@ pub struct Observed {
     pub jobs: Vec<CarryOnJob>,
     /// Those of the claims that hold the artifacts that exist.
     pub claims: Vec<PersistentVolumeClaim>,
-    /// Those of the Secrets with API keys that exist.
-    pub secrets: Vec<Secret>,
     /// The gateway's pods.
     pub pods: Vec<Pod>,
+    /// What they say of themselves, by name.
+    pub said: BTreeMap<String, GatewayStatus>,
     /// What its pods were rendered as.
     pub revisions: Vec<ControllerRevision>,
     /// Base URL that clients outside reach, when it is known.

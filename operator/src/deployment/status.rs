@@ -7,7 +7,7 @@ use k8s_openapi::api::apps::v1::DeploymentCondition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::heads::status_of;
-use super::{Applied, Observed, Validated};
+use super::{Applied, Observed, Validated, keys};
 use crate::shared::Outcome;
 use crate::shared::kstatus::Standing;
 use crate::shared::meta::Owner;
@@ -88,9 +88,13 @@ fn standing(validated: &Validated, applied: &Applied, observed: &Observed) -> St
     if counts.is_zero() {
         return Standing::current("ScaledToZero", "spec.replicas is 0: no gateway runs");
     }
+    let remarks = match keys::said(validated, deployment, observed) {
+        Ok(remarks) => remarks,
+        Err(refusal) => return Standing::from(&refusal),
+    };
     if counts.is_settled() {
         let models: Vec<&str> = validated.config.heads.iter().map(|head| head.served_model_name.as_str()).collect();
-        let said = [format!("{ready} of {wanted} gateways serve {}", models.join(", "))].into_iter().chain(validated.key_remarks.clone());
+        let said = [format!("{ready} of {wanted} gateways serve {}", models.join(", "))].into_iter().chain(remarks);
         return Standing::current("Serving", said.collect::<Vec<_>>().join("; "));
     }
     let said = |type_: &str, status: &str| {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use carryon_crds::deployment::{ApiKey, SecretKey};
+use carryon_crds::deployment::ApiKey;
 use carryon_crds::wire::{ServeConfig, ServeHead};
 use carryon_crds::{CarryOnDeployment, CarryOnDeploymentSpec};
 use kube::ResourceExt as _;
@@ -27,8 +27,6 @@ pub struct Validated {
     pub pool: String,
     /// API keys.
     pub keys: Vec<ApiKey>,
-    /// What their owners should know of the keys, though they work.
-    pub key_remarks: Vec<String>,
     /// Gateway pods; none leaves them to an autoscaler.
     pub replicas: Option<i32>,
 }
@@ -42,7 +40,6 @@ pub fn validate(deployment: &CarryOnDeployment, observed: &Observed, settings: &
     let spec = &deployment.spec;
     let heads = entries(deployment, observed, &owner)?;
     let pool = pool(deployment, observed, &owner)?;
-    let remarks = spec.api.keys.iter().map(|key| secret(key, observed, &owner)).collect::<Result<Vec<_>, _>>()?;
     let config = config(deployment, &heads)?;
     // Of the heads, what pods see of them.
     let seen = |entry: &Entry| entry.served.as_ref().map(|served| (served.head.digest.clone(), served.head.uri.clone()));
@@ -54,7 +51,6 @@ pub fn validate(deployment: &CarryOnDeployment, observed: &Observed, settings: &
         heads,
         pool,
         keys: spec.api.keys.clone(),
-        key_remarks: remarks.into_iter().flatten().collect(),
         replicas: spec.replicas,
         basis: Basis::new(owner, &spec.gateway, rendering, settings),
     })
@@ -83,25 +79,4 @@ fn config(deployment: &CarryOnDeployment, heads: &[Entry]) -> Result<ServeConfig
         digest: served.head.digest.clone(),
     });
     Ok(ServeConfig { heads: heads.collect(), allowed_origins: deployment.spec.api.allowed_origins.clone(), base_model_name })
-}
-
-/// Whether clients can send the API key that the Secret holds, and what is to be said of it. Of itself nothing is said.
-fn secret(api_key: &ApiKey, observed: &Observed, owner: &Owner) -> Result<Option<String>, Refusal> {
-    let SecretKey { name, key } = &api_key.secret_ref;
-    let lacks = || owner.lacks("SecretNotFound", "Secret", name, &format!("spec.api.keys[{}].secretRef", api_key.name));
-    let secret = observed.secrets.iter().find(|secret| secret.name_any() == *name).ok_or_else(lacks)?;
-    let what = format!("Secret {}/{name}", owner.namespace);
-    let Some(value) = secret.data.as_ref().and_then(|data| data.get(key)) else {
-        return Err(Refusal::waiting("SecretKeyNotFound", format!("{what} has no key {key:?}: add it")));
-    };
-    match value.0.trim_ascii() {
-        [] => Err(Refusal::waiting("SecretKeyEmpty", format!("{what} holds nothing under {key:?}: give it the API key"))),
-        sent if sent.iter().any(u8::is_ascii_control) => {
-            let message =
-                format!("{what} holds a line break or control character within {key:?}, which no request can carry: give it one line");
-            Err(Refusal::waiting("SecretKeyUnusable", message))
-        }
-        sent if sent.len() < value.0.len() => Ok(Some(format!("the white space around {key:?} in {what} is not part of the API key"))),
-        _ => Ok(None),
-    }
 }

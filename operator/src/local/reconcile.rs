@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
-use carryon_crds::wire::{ModelDescription, Progress};
+use carryon_crds::wire::{GatewayStatus, ModelDescription, Progress};
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 
@@ -24,8 +24,9 @@ use crate::shared::said::Said;
 use crate::shared::trouble::{is_ready, phase};
 use crate::{deployment, job, pool};
 
-/// How often a pool is asked for its model and a trainer for its progress.
+/// How often a pool is asked for its model, a gateway for its keys and a trainer for its progress.
 const MODEL_PERIOD: Duration = Duration::from_secs(5);
+const GATEWAY_PERIOD: Duration = Duration::from_secs(2);
 const PROGRESS_PERIOD: Duration = Duration::from_millis(500);
 
 /// What reconciling needs beside the objects.
@@ -154,10 +155,12 @@ impl World<'_> {
         let pods: Vec<Pod> = gateway.map(|gateway| workloads::pods_of(self.store, &gateway)).unwrap_or_default();
         let jobs: Vec<CarryOnJob> = deployment::referenced_jobs(deployment).filter_map(|job| self.store.get(space, job)).collect();
         let claims = deployment::referenced_claims(deployment, &jobs);
+        let asked = pods.iter().filter(|pod| phase(pod) == "Running" && !spec.api.keys.is_empty());
+        let said = asked.filter_map(|pod| Some((pod.name_any(), self.ask::<GatewayStatus>(pod, "/status", GATEWAY_PERIOD)?))).collect();
         deployment::Observed {
             pool: spec.pools.first().and_then(|pool| self.store.get(space, &pool.name)),
             claims: claims.iter().filter_map(|claim| self.store.get::<PersistentVolumeClaim>(space, claim)).collect(),
-            secrets: spec.api.keys.iter().filter_map(|key| self.store.get::<Secret>(space, &key.secret_ref.name)).collect(),
+            said,
             url: pods.iter().find_map(address),
             jobs,
             pods,

@@ -120,7 +120,7 @@ impl Obstacle<'_> {
         if let Some(words) = self.refused {
             return Some(Standing::stalled(FAILED_CREATE, tell(&format!("no pod can be created: {}", refusal(words)))));
         }
-        let trouble = trouble::find(self.pods.iter().filter(|pod| !self.is_earlier(pod)));
+        let trouble = trouble::find(self.pods.iter().filter(|pod| !is_earlier(pod, self.template)));
         if let Some(trouble) = trouble.as_ref().filter(|trouble| trouble.permanent) {
             return Some(Standing::stalled(trouble.reason, tell(&trouble.message)));
         }
@@ -130,12 +130,13 @@ impl Obstacle<'_> {
         }
         trouble.map(|trouble| Standing::in_progress(trouble.reason, tell(&trouble.message)))
     }
+}
 
-    fn is_earlier(&self, pod: &Pod) -> bool {
-        let metadata = self.template.and_then(|template| template.metadata.as_ref());
-        let present = metadata.and_then(|metadata| metadata.annotations.as_ref()?.get(CONFIG_DIGEST_ANNOTATION));
-        pod.annotations().get(CONFIG_DIGEST_ANNOTATION).is_some_and(|digest| Some(digest) != present)
-    }
+/// Whether a pod is of a configuration before that of `template`.
+pub fn is_earlier(pod: &Pod, template: Option<&PodTemplateSpec>) -> bool {
+    let metadata = template.and_then(|template| template.metadata.as_ref());
+    let present = metadata.and_then(|metadata| metadata.annotations.as_ref()?.get(CONFIG_DIGEST_ANNOTATION));
+    pod.annotations().get(CONFIG_DIGEST_ANNOTATION).is_some_and(|digest| Some(digest) != present)
 }
 
 /// The reason in the API server's refusal of a pod: what comes before it names the pod, each time another one.

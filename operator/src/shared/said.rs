@@ -1,6 +1,6 @@
 //! What workers say, made fit to be kept and shown. A pod is its tenant's: it may say what it likes, and as much as it likes.
 
-use carryon_crds::wire::{Identity, ModelDescription, Progress, TerminationMessage};
+use carryon_crds::wire::{GatewayStatus, Identity, ModelDescription, Progress, TerminationMessage};
 use serde::de::DeserializeOwned;
 
 use super::text::{WORDS, bounded};
@@ -11,6 +11,9 @@ const NAME: usize = 128;
 const COUNT: u64 = 1 << 53;
 /// Largest measured figure.
 const FIGURE: f64 = 1e12;
+
+/// Most API keys of a gateway.
+const KEYS: usize = 16;
 
 /// Something that a worker says.
 pub trait Said: DeserializeOwned {
@@ -31,6 +34,13 @@ impl Said for Progress {
             tokens_per_second: figure(self.tokens_per_second),
             eta_seconds: self.eta_seconds.filter(|seconds| *seconds <= COUNT),
         }
+    }
+}
+
+impl Said for GatewayStatus {
+    fn fit(mut self) -> Self {
+        self.api_keys.truncate(KEYS);
+        self
     }
 }
 

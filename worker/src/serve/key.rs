@@ -2,15 +2,14 @@
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use carryon_crds::wire::digest;
+use carryon_crds::wire::gateway::MAX_KEY_BYTES;
+use carryon_crds::wire::{KeyState, digest};
 
 /// How long a change may go unseen.
-const PERIOD: Duration = Duration::from_secs(1);
-/// Longest key, bytes.
-const MAX_BYTES: u64 = 64 << 10;
+pub(super) const PERIOD: Duration = Duration::from_secs(1);
 
 /// The key in a file.
 pub(super) struct Key {
@@ -21,8 +20,8 @@ pub(super) struct Key {
 #[derive(Default)]
 struct Known {
     read: Option<Instant>,
-    /// Digest of the key; or why there is none, and none fits.
-    key: Option<Result<String, String>>,
+    /// How the key was found, and its digest. Without a digest, nothing fits.
+    key: Option<(KeyState, Option<String>)>,
 }
 
 impl Key {
@@ -30,25 +29,34 @@ impl Key {
         Self { path, known: Mutex::default() }
     }
 
-    /// Whether `sent` is the key. Digests are compared, so that the time taken says nothing of it. Without a key, nothing fits.
+    /// Whether `sent` is the key. Digests are compared, so that the time taken says nothing of it.
     pub(super) fn fits(&self, sent: Option<&[u8]>, now: Instant) -> bool {
+        matches!((&self.known(now).key, sent), (Some((_, Some(key))), Some(sent)) if digest(sent) == *key)
+    }
+
+    /// How it is found.
+    pub(super) fn state(&self, now: Instant) -> KeyState {
+        self.known(now).key.as_ref().map_or(KeyState::Missing, |(state, _)| *state)
+    }
+
+    fn known(&self, now: Instant) -> MutexGuard<'_, Known> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.read.is_none_or(|read| now.duration_since(read) >= PERIOD) {
             known.read = Some(now);
             known.learn(read(&self.path), &self.path);
         }
-        matches!((&known.key, sent), (Some(Ok(key)), Some(sent)) if digest(sent) == *key)
+        known
     }
 }
 
 impl Known {
-    fn learn(&mut self, found: Result<String, String>, path: &Path) {
+    fn learn(&mut self, found: (KeyState, Option<String>), path: &Path) {
         let found = Some(found);
         if self.key == found {
             return;
         }
         match &found {
-            Some(Err(reason)) => tracing::error!("there is no API key in {path:?}, so that none fits: {reason}"),
+            Some((state, None)) => tracing::error!("there is no API key in {path:?}, so that none fits: {state:?}"),
             _ if self.key.is_some() => tracing::info!("the API key in {path:?} has changed"),
             _ => {}
         }
@@ -56,15 +64,16 @@ impl Known {
     }
 }
 
-/// Digest of the key. White space around it cannot be sent in a header: it is of the file.
-fn read(path: &Path) -> Result<String, String> {
-    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
+/// How the key is found, and its digest.
+fn read(path: &Path) -> (KeyState, Option<String>) {
     let mut content = Vec::new();
-    file.take(MAX_BYTES + 1).read_to_end(&mut content).map_err(|error| error.to_string())?;
-    match content.trim_ascii() {
-        [] => Err("it is empty".to_owned()),
-        _ if content.len() as u64 > MAX_BYTES => Err(format!("it is longer than {MAX_BYTES} bytes")),
-        key => Ok(digest(key)),
+    let opened = std::fs::File::open(path);
+    match opened.and_then(|file| file.take(MAX_KEY_BYTES as u64 + 1).read_to_end(&mut content)) {
+        Ok(_) => {
+            let (state, key) = KeyState::of(&content);
+            (state, key.map(digest))
+        }
+        Err(_) => (KeyState::Missing, None),
     }
 }
 
@@ -79,12 +88,13 @@ mod tests {
         let (key, start) = (Key::new(path.clone()), Instant::now());
         let at = |second: u32| start + second * PERIOD;
         assert!(!key.fits(Some(b""), at(0)), "no file");
+        assert_eq!(key.state(at(0)), KeyState::Missing);
         for (second, content, fitting) in [(1, "old\n", "old"), (2, "new", "new")] {
             std::fs::write(&path, content).unwrap();
             assert!(key.fits(Some(fitting.as_bytes()), at(second)) && !key.fits(Some(b"other"), at(second)) && !key.fits(None, at(second)));
         }
         assert!(!key.fits(Some(b"old"), at(2)));
-        for (second, content) in [(3, String::new()), (4, " \n".to_owned()), (5, "x".repeat(MAX_BYTES as usize + 1))] {
+        for (second, content) in [(3, String::new()), (4, " \n".to_owned()), (5, "x".repeat(MAX_KEY_BYTES + 1))] {
             std::fs::write(&path, &content).unwrap();
             assert!(!key.fits(Some(content.as_bytes()), at(second)) && !key.fits(Some(b"new"), at(second)), "second {second}");
         }

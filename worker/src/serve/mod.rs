@@ -225,6 +225,7 @@ pub async fn serve(listener: TcpListener, settings: Settings, told_to_stop: impl
 
 /// Makes the app ready and keeps the heads in the pool; returns only when that is impossible.
 async fn keep(app: &App, pool: &[String], patience: Duration, renewal: Duration) -> ServeError {
+    app.keys_usable().await;
     let gateway = match Gateway::connect(app.models.clone(), pool, patience, app.metrics.clone()).await {
         Ok(gateway) => app.gateway.get_or_init(|| Arc::new(gateway)),
         Err(error) => return error,

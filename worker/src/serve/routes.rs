@@ -9,11 +9,12 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Json, Response};
 use axum::routing::{get, post};
+use carryon_crds::wire::{GatewayStatus, KeyState};
 use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::gateway::Gateway;
-use super::key::Key;
+use super::key::{Key, PERIOD};
 use super::metrics::Metrics;
 use super::models::{Model, Models};
 use super::origins::Origins;
@@ -55,8 +56,22 @@ impl App {
         self.keys.is_empty() || self.keys.iter().any(|key| key.fits(sent, now))
     }
 
+    /// How the keys are found, in their order.
+    fn key_states(&self) -> Vec<KeyState> {
+        self.keys.iter().map(|key| key.state(Instant::now())).collect()
+    }
+
+    /// Waits until clients can send every key: a gateway that nobody may use takes no other's place.
+    pub(super) async fn keys_usable(&self) {
+        while !self.key_states().into_iter().all(KeyState::is_usable) {
+            tokio::time::sleep(PERIOD).await;
+        }
+    }
+
     fn ready(&self) -> Result<&Arc<Gateway>, ApiError> {
-        self.gateway.get().ok_or_else(|| ApiError::unavailable("The gateway still waits for its pool; try again later."))
+        self.gateway
+            .get()
+            .ok_or_else(|| ApiError::unavailable("The gateway still waits for its pool, or for its API keys; try again later."))
     }
 }
 
@@ -69,7 +84,11 @@ pub(super) fn router(app: Arc<App>, origins: Origins) -> Router {
         .route("/v1/completions", post(text_completions))
         .route("/v1/classify", post(classifications))
         .route_layer(middleware::from_fn_with_state(app.clone(), admit));
-    let probes = Router::new().route("/healthz", get(async || "ok")).route("/readyz", get(readyz)).route("/metrics", get(metrics));
+    let probes = Router::new()
+        .route("/healthz", get(async || "ok"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/status", get(status));
     let unknown = async |request: Request| ApiError::route(StatusCode::NOT_FOUND, request.method().as_str(), request.uri().path());
     let wrong = async |request: Request| ApiError::route(StatusCode::METHOD_NOT_ALLOWED, request.method().as_str(), request.uri().path());
     let shared = middleware::from_fn(move |request: Request, next: Next| origins.clone().share(request, next));
@@ -155,6 +174,10 @@ async fn parse<T: Send + 'static>(
 
 async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, ApiError> {
     app.ready().map(|_| "ok")
+}
+
+async fn status(State(app): State<Arc<App>>) -> Json<GatewayStatus> {
+    Json(GatewayStatus { api_keys: app.key_states() })
 }
 
 async fn metrics(State(app): State<Arc<App>>) -> Response {

@@ -2,8 +2,11 @@
 
 use reqwest::Method;
 
+use carryon_worker::serve::Settings;
+use serde_json::{Value, json};
+
 use crate::clients::answer;
-use crate::{Gateway, wait};
+use crate::{Gateway, head, scripted_pool, settings, wait};
 
 impl Gateway {
     /// The status of an answer to a client with this key.
@@ -17,11 +20,22 @@ impl Gateway {
 async fn a_key_is_asked_for_where_one_is_set_and_a_new_one_counts_without_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("key");
-    let gateway = Gateway::start_with("CausalLM", |settings| settings.api_key_files = vec![file.clone()]).await;
-    // Before there is a key, and when it is taken away, nobody may ask.
+    let (pool, url) = scripted_pool::start().await;
+    let gateway =
+        Gateway::begin(pool, |folder| Settings { api_key_files: vec![file.clone()], ..settings(folder, &head("CausalLM", |_| ()), url) })
+            .await;
+    let states = async || serde_json::from_str::<Value>(&answer(gateway.request(Method::GET, "/status")).await.2).unwrap();
+    // Before there is a key, and when it is taken away, nobody may ask; and it takes no other's place before there is one.
     assert_eq!((gateway.ask(None).await, gateway.ask(Some("")).await), (401, 401));
+    for (content, state) in [(None, "missing"), (Some(" \n"), "empty"), (Some("a\nb"), "unusable")] {
+        content.into_iter().for_each(|content| std::fs::write(&file, content).unwrap());
+        wait("its state", async || states().await["api_keys"] == json!([state])).await;
+        assert_eq!(answer(gateway.request(Method::GET, "/readyz")).await.0, 503, "{state}");
+    }
     std::fs::write(&file, "old\n").unwrap();
     wait("the first key", async || gateway.ask(Some("old")).await == 200).await;
+    gateway.ready().await;
+    assert_eq!(states().await, json!({"api_keys": ["trimmed"]}));
     assert_eq!((gateway.ask(None).await, gateway.ask(Some("new")).await), (401, 401));
     std::fs::write(&file, "new").unwrap();
     wait("the second key", async || gateway.ask(Some("new")).await == 200).await;

@@ -95,15 +95,24 @@ impl Gateway {
 
     /// Starts a gateway with settings made for its folder, and waits until it is ready.
     async fn open(pool: Arc<Pool>, settings: impl FnOnce(&Path) -> Settings) -> Self {
+        let gateway = Self::begin(pool, settings).await;
+        gateway.ready().await;
+        gateway
+    }
+
+    async fn ready(&self) {
+        wait("readiness", async || self.http.get(format!("{}/readyz", self.url)).send().await.unwrap().status() == 200).await;
+    }
+
+    /// Starts a gateway, which listens from now on.
+    async fn begin(pool: Arc<Pool>, settings: impl FnOnce(&Path) -> Settings) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let settings = settings(folder.path());
         let digests = settings.config.heads.iter().map(|head| head.digest.clone()).collect();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move { serve(listener, settings, std::future::pending()).await.unwrap() });
-        let gateway = Self { url, pool, http: reqwest::Client::new(), digests, _folder: folder };
-        wait("readiness", async || gateway.http.get(format!("{}/readyz", gateway.url)).send().await.unwrap().status() == 200).await;
-        gateway
+        Self { url, pool, http: reqwest::Client::new(), digests, _folder: folder }
     }
 
     async fn post(&self, path: &str, body: Value) -> (u16, Value) {

@@ -30,7 +30,7 @@ pub enum MountSource {
     Claim(String),
     /// A ConfigMap.
     ConfigMap(String),
-    /// One key of a Secret: a file of that name.
+    /// One key of a Secret: a file of that name, once there is one. Who reads it says so when there is none.
     Secret(SecretKey),
     /// An image.
     Image(String),
@@ -87,7 +87,7 @@ fn volume(name: &str, source: &MountSource) -> Volume {
         MountSource::Secret(secret) => {
             let key = KeyToPath { key: secret.key.clone(), path: secret.key.clone(), mode: None };
             let (secret_name, default_mode) = (Some(secret.name.clone()), Some(SECRET_MODE));
-            let secret = SecretVolumeSource { secret_name, items: Some(vec![key]), default_mode, optional: None };
+            let secret = SecretVolumeSource { secret_name, items: Some(vec![key]), default_mode, optional: Some(true) };
             Volume { name, secret: Some(secret), ..Volume::default() }
         }
         MountSource::Image(reference) => {
