@@ -30,7 +30,8 @@ HELM = os.environ.get("HELM", "helm")
 NAMESPACE = "carry-on-system"
 KINDS = ["basemodelpools", "carryonjobs", "carryondeployments"]
 SNAPSHOTS = {"rendered.yaml": [], "rendered-everything.yaml": ["-f", str(HERE / "everything.yaml")]}
-NAMESPACED = ["--set", "watchNamespace=team-a"]
+WATCHED = ["team-a", "team-b"]
+NAMESPACED = ["--set", "watchNamespaces={team-a,team-b}"]
 CLOSED = ["--set", "networkPolicy.enabled=true,networkPolicy.tenantNamespaces={team-a,team-b}"]
 
 # The operator's interface, written down a second time: group, resources, verbs.
@@ -174,22 +175,26 @@ class Chart(unittest.TestCase):
                 self.assertEqual(group["properties"].keys(), values[key].keys(), key)
 
     def test_operator_may_do_what_its_interface_lists_and_nothing_else(self):
-        for arguments, kind, rules in [([], "ClusterRole", OPERATOR_RULES + CLUSTER_RULES), (NAMESPACED, "Role", OPERATOR_RULES)]:
+        cases = [([], [None], OPERATOR_RULES + CLUSTER_RULES, ["kube-system"]), (NAMESPACED, WATCHED, OPERATOR_RULES, WATCHED)]
+        for arguments, namespaces, rules, leases in cases:
             documents = objects(*arguments)
-            roles = {role["metadata"]["name"]: role for role in of_kind(documents, "Role", "ClusterRole")}
-            bindings = {binding["metadata"]["name"]: binding for binding in of_kind(documents, "RoleBinding", "ClusterRoleBinding")}
-            account = of_kind(documents, "ServiceAccount")[0]["metadata"]
-            self.assertEqual(bindings.keys(), {"carry-on-operator", "carry-on-operator-lease"})
-            for name, want in [("carry-on-operator", rules), ("carry-on-operator-lease", LEASE_RULES)]:
-                role, binding = roles.pop(name), bindings[name]
-                self.assertEqual(rendered_permissions(role), permissions(want))
-                self.assertEqual(binding["roleRef"]["kind"], role["kind"])
-                self.assertEqual(binding["roleRef"]["name"], name)
-                self.assertEqual(binding["metadata"].get("namespace"), role["metadata"].get("namespace"))
+
+            def by_name(kind):
+                found = of_kind(documents, kind, f"Cluster{kind}")
+                return {(item["metadata"]["name"], item["metadata"].get("namespace")): item for item in found}
+
+            roles, bindings, account = by_name("Role"), by_name("RoleBinding"), of_kind(documents, "ServiceAccount")[0]["metadata"]
+            want = {("carry-on-operator", namespace): rules for namespace in namespaces}
+            want |= {("carry-on-operator-lease", namespace): LEASE_RULES for namespace in leases}
+            self.assertEqual(bindings.keys(), want.keys())
+            for (name, namespace), rules in want.items():
+                role, binding = roles.pop((name, namespace)), bindings[name, namespace]
+                self.assertEqual(rendered_permissions(role), permissions(rules))
+                self.assertEqual(role["kind"], "Role" if namespace else "ClusterRole")
+                self.assertEqual(binding["kind"], role["kind"] + "Binding")
+                self.assertEqual(binding["roleRef"], {"apiGroup": "rbac.authorization.k8s.io", "kind": role["kind"], "name": name})
                 self.assertEqual(binding["subjects"], [{"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}])
-                expected = ("Role", "team-a" if kind == "Role" else "kube-system") if want is LEASE_RULES else (kind, "team-a" if kind == "Role" else None)
-                self.assertEqual((role["kind"], role["metadata"].get("namespace")), expected)
-            self.assertEqual(set(roles), set() if kind == "Role" else {"carry-on-view", "carry-on-edit"})
+            self.assertEqual({name for name, _ in roles}, set() if arguments else {"carry-on-view", "carry-on-edit"})
 
     def test_the_lease_has_the_name_that_the_operator_gives_it(self):
         self.assertIn('const LEASE: &str = "carryon-operator";', (ROOT / "operator/src/cluster/leader.rs").read_text())
@@ -236,14 +241,15 @@ class Chart(unittest.TestCase):
 
     def test_operator_is_started_as_its_interface_says(self):
         container = operator_of(objects(*NAMESPACED))["spec"]["containers"][0]
-        want = ["run", "--worker-image", "ghcr.io/carry-on/worker:0.1.0", "--pod-user", "auto", "--namespace", "team-a", "--listen", "0.0.0.0:8080"]
-        want += ["--lease-namespace", "team-a", "--installation", f"{NAMESPACE}/carry-on", "--identity", "$(POD_NAME)"]
+        want = ["run", "--worker-image", "ghcr.io/carry-on/worker:0.1.0", "--pod-user", "auto", "--namespace", "team-a", "--namespace", "team-b"]
+        want += ["--listen", "0.0.0.0:8080", "--installation", f"{NAMESPACE}/carry-on", "--identity", "$(POD_NAME)"]
         self.assertEqual((container["command"], container["args"]), (["carryon-operator"], want))
 
     def test_operator_knows_the_options_it_is_started_with(self):
         binary = Path(os.environ.get("CARRYON_BIN", ROOT / "target/release")) / "carryon-operator"
-        documents = objects(*NAMESPACED)
-        for container in [operator_of(documents)["spec"]["containers"][0], of_kind(documents, "Pod")[0]["spec"]["containers"][0]]:
+        documents = objects("--set", "watchNamespaces={team-a}") + objects("--set", "leaseNamespace=leases")
+        operators = [deployment["spec"]["template"]["spec"]["containers"][0] for deployment in of_kind(documents, "Deployment")]
+        for container in [*operators, of_kind(documents, "Pod")[0]["spec"]["containers"][0]]:
             command, *rest = container["args"]
             if not binary.exists() or f"\n  {command} " not in subprocess.run([binary, "--help"], capture_output=True, text=True).stdout:
                 self.skipTest(f"no carryon-operator {command} in $CARRYON_BIN")
@@ -312,10 +318,10 @@ class Chart(unittest.TestCase):
         for source, asks in [(operator, True), (trainer, True), (gateway, True), (pool, False)]:
             self.assertEqual(policies.allowed(rules, source, None, 53, "UDP"), asks)
 
-    def test_operator_of_one_namespace_reaches_no_other(self):
+    def test_operator_of_some_namespaces_reaches_no_other(self):
         documents = objects(*NAMESPACED, *CLOSED)
         operator = {"namespace": NAMESPACE, "labels": operator_of(documents)["metadata"]["labels"]}
-        for namespace, reaches in [("team-a", True), ("team-b", False)]:
+        for namespace, reaches in [("team-a", True), ("team-b", True), ("team-c", False)]:
             for pod in [worker_pods(namespace)[component] for component in ("pool", "trainer")]:
                 self.assertEqual(policies.allowed(of_kind(documents, "NetworkPolicy"), operator, pod, pod["port"]), reaches)
 

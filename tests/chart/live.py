@@ -94,7 +94,7 @@ class Live(unittest.TestCase):
         install("carry-on", "carry-on-system")
         for namespace in ["team-a", "team-b"]:
             make_namespace(namespace)
-        for release, values in [("default", []), ("all", ["--values", str(HERE / "everything.yaml")]), ("one", ["--set", "watchNamespace=team-a"])]:
+        for release, values in [("default", []), ("all", ["--values", str(HERE / "everything.yaml")]), ("some", ["--set", "watchNamespaces={team-a,team-b}"])]:
             rendered = helm("template", release, str(CHART), "--namespace", "carry-on-system", "--set", "crds.enabled=false", *values)
             documents = [document for document in yaml.safe_load_all(rendered) if document and not document["apiVersion"].startswith("monitoring.coreos.com/")]
             kubectl("create", "--dry-run=server", "--validate=strict", "--filename", "-", stdin=yaml.dump_all(documents))
@@ -124,12 +124,13 @@ class Live(unittest.TestCase):
         refused += [("carryon.dev", "basemodelpools", "delete"), ("apps", "daemonsets", "get")]
         self.assertEqual(may(user, "default", refused), [False] * len(refused))
 
-    def test_operator_of_one_namespace_may_do_its_work_there_only(self):
-        make_namespace("team-a")
-        install("carry-on", "carry-on-system", "--set", "watchNamespace=team-a")
+    def test_operator_of_some_namespaces_may_do_its_work_there_only(self):
+        for namespace in ["team-a", "team-b"]:
+            make_namespace(namespace)
+        install("carry-on", "carry-on-system", "--set", "watchNamespaces={team-a,team-b}")
         user = "system:serviceaccount:carry-on-system:carry-on-operator"
         wanted = permissions(OPERATOR_RULES)
-        for namespace, allowed in [("team-a", True), ("team-b", False), (None, False)]:
+        for namespace, allowed in [("team-a", True), ("team-b", True), ("team-c", False), (None, False)]:
             self.assertEqual(may(user, namespace, wanted), [allowed] * len(wanted), namespace)
 
     def test_editors_and_viewers_of_a_namespace_get_the_three_kinds(self):
@@ -177,7 +178,7 @@ class Live(unittest.TestCase):
     def test_second_operator_lives_beside_the_first_without_crds(self):
         make_namespace("team-a")
         install("one", "carry-on-system")
-        install("two", "carry-on-system", "--set", "crds.enabled=false,watchNamespace=team-a")
+        install("two", "carry-on-system", "--set", "crds.enabled=false,watchNamespaces={team-a}")
 
     def test_readme_lets_held_trainers_go_and_nothing_else_when_no_operator_is_left(self):
         make_namespace("held")

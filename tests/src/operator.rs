@@ -1,5 +1,6 @@
 //! The operator inside the test, with the rights its chart gives it, so that it can be ended after any of its writes and cut off.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,8 +32,8 @@ pub fn agent(name: &str) -> String {
 
 /// How an operator is to be started.
 pub struct Options<'a> {
-    /// The one namespace it works on; none for all.
-    pub namespace: Option<&'a str>,
+    /// The namespaces it works on; all when none is named.
+    pub namespaces: &'a [&'a str],
     /// After which write it hears no more.
     pub last: usize,
     /// Its name in the Lease, and as the program that the audit log names; without one it works without a Lease.
@@ -45,7 +46,7 @@ pub struct Options<'a> {
 
 impl Default for Options<'_> {
     fn default() -> Self {
-        Self { namespace: None, last: usize::MAX, candidate: None, installation: "test", worker_image: None }
+        Self { namespaces: &[], last: usize::MAX, candidate: None, installation: "test", worker_image: None }
     }
 }
 
@@ -76,8 +77,17 @@ struct Way {
 impl Operator {
     /// Installs what the chart installs but for the operator's own pod: definitions, rights.
     pub fn install(cluster: &TestCluster) {
+        Self::install_with(cluster, &[]);
+    }
+
+    /// The same with these of Helm's arguments.
+    ///
+    /// # Panics
+    /// When the chart cannot be rendered, or the API server refuses what it renders.
+    pub fn install_with(cluster: &TestCluster, arguments: &[&str]) {
         let chart = crate::repository().join("charts/carry-on");
-        let rendered = cluster.command("helm").args(["template", "carry-on"]).arg(chart).args(["--namespace", HOME]).output();
+        let rendered =
+            cluster.command("helm").args(["template", "carry-on"]).arg(chart).args(["--namespace", HOME]).args(arguments).output();
         let rendered = rendered.expect("helm starts");
         assert!(rendered.status.success(), "helm template: {}", String::from_utf8_lossy(&rendered.stderr));
         let rendered = String::from_utf8_lossy(&rendered.stdout);
@@ -85,21 +95,24 @@ impl Operator {
         let wanted = rendered
             .split("\n---\n")
             .filter(|document| wanted.iter().any(|kind| document.lines().any(|line| line == format!("kind: {kind}"))));
-        let (elsewhere, here): (Vec<&str>, Vec<&str>) = wanted.partition(|document| document.contains("\n  namespace: kube-system\n"));
+        let mut by_namespace = BTreeMap::<&str, Vec<&str>>::new();
+        for document in wanted {
+            let namespace = document.lines().find_map(|line| line.strip_prefix("  namespace: ")).unwrap_or(HOME);
+            by_namespace.entry(namespace).or_default().push(document);
+        }
         cluster.kubectl(&["create", "namespace", HOME]);
-        cluster.apply("kube-system", &elsewhere.join("\n---\n"));
-        cluster.apply(HOME, &here.join("\n---\n"));
+        by_namespace.iter().for_each(|(namespace, documents)| cluster.apply(namespace, &documents.join("\n---\n")));
         cluster.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"]);
     }
 
     /// Works on all namespaces, or on one.
     pub fn start(cluster: &TestCluster, namespace: Option<&str>) -> Self {
-        Self::start_with(cluster, Options { namespace, ..Options::default() })
+        Self::start_with(cluster, Options { namespaces: namespace.as_slice(), ..Options::default() })
     }
 
     /// Hears nothing of what it wrote last: write number `last`, counted from 1, is carried out and not answered.
     pub fn start_mortal(cluster: &TestCluster, namespace: Option<&str>, last: usize) -> Self {
-        Self::start_with(cluster, Options { namespace, last, ..Options::default() })
+        Self::start_with(cluster, Options { namespaces: namespace.as_slice(), last, ..Options::default() })
     }
 
     /// Works as it is told.
@@ -116,7 +129,7 @@ impl Operator {
         let args = RunArgs {
             worker_image: options.worker_image.map_or_else(|| Settings::default().worker_image, str::to_owned),
             pod_user: PodUser::Auto,
-            namespace: options.namespace.map(str::to_owned),
+            namespaces: options.namespaces.iter().map(|&namespace| namespace.to_owned()).collect(),
             listen: address,
             lease_namespace: None,
             without_lease: options.candidate.is_none(),

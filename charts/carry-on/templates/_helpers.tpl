@@ -50,8 +50,8 @@ imagePullSecrets:
 {{- end }}
 
 {{/* One place for all operators of the same namespaces, whoever installed them: only the holder of the Lease works. */}}
-{{- define "carry-on.leaseNamespace" -}}
-{{ .Values.leaseNamespace | default .Values.watchNamespace | default "kube-system" }}
+{{- define "carry-on.leaseNamespaces" -}}
+{{ .Values.watchNamespaces | default (list (.Values.leaseNamespace | default "kube-system")) | toJson }}
 {{- end }}
 
 {{- define "carry-on.serviceAccount" -}}

@@ -15,14 +15,15 @@ pub struct RunArgs {
     /// but `cluster` on OpenShift.
     #[arg(long, value_name = "USER", default_value = "auto")]
     pub pod_user: PodUser,
-    /// Look after this namespace only.
-    #[arg(long)]
-    pub namespace: Option<String>,
+    /// Look after this namespace only, or after each that is named so.
+    #[arg(long = "namespace", value_name = "NAMESPACE")]
+    pub namespaces: Vec<String>,
     /// Address of /healthz, /readyz and /metrics.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
-    /// Namespace of the Lease that the one of several operators which works holds: the namespace that is looked after, or kube-system, when none is named.
-    #[arg(long, value_name = "NAMESPACE")]
+    /// Namespace of the Lease that the one of several operators for all namespaces holds which works, if not kube-system. One that looks after
+    /// some holds a Lease in each of them.
+    #[arg(long, value_name = "NAMESPACE", conflicts_with = "namespaces")]
     pub lease_namespace: Option<String>,
     /// Work without a Lease: nothing keeps another operator from working too.
     #[arg(long, conflicts_with = "lease_namespace")]

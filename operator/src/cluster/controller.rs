@@ -1,7 +1,7 @@
 //! The loop: keys out of the queue, each reconciled as the object that it names.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
@@ -14,11 +14,12 @@ use super::context::Context;
 use super::failure::Failure;
 use super::key::{Key, Kind};
 use super::kinds::{RETRY, Reconcile};
-use super::leader::Tenure;
 use super::lock::lock;
 use super::metrics::Counters;
 use super::queue::Queue;
 use super::reconcile::{BEHIND, reconcile};
+use super::synced::Synced;
+use super::tenure::Tenures;
 
 /// Objects that are reconciled at the same time. Most of them wait: Services are made a few at a time.
 const CONCURRENCY: usize = 192;
@@ -31,16 +32,16 @@ pub struct Controller<'a> {
     context: &'a Context,
     queue: &'a Queue,
     counters: &'a Counters,
-    /// Which namespaces are left to other operators.
-    tenure: watch::Receiver<Tenure>,
+    /// In which namespaces this operator is to work, and in which it can.
+    scope: (watch::Receiver<Tenures>, Arc<Synced>),
     /// Failures in a row.
     failures: Mutex<HashMap<Key, u32>>,
 }
 
 impl<'a> Controller<'a> {
     /// Nothing has failed yet.
-    pub fn new(context: &'a Context, queue: &'a Queue, counters: &'a Counters, tenure: watch::Receiver<Tenure>) -> Self {
-        Self { context, queue, counters, tenure, failures: Mutex::default() }
+    pub fn new(context: &'a Context, queue: &'a Queue, counters: &'a Counters, scope: (watch::Receiver<Tenures>, Arc<Synced>)) -> Self {
+        Self { context, queue, counters, scope, failures: Mutex::default() }
     }
 
     /// Works without end.
@@ -59,7 +60,8 @@ impl<'a> Controller<'a> {
 
     /// Reconciles one object; how long until the next time when nothing happens.
     async fn one<K: Reconcile>(&self, key: &Key) -> Option<Duration> {
-        if self.tenure.borrow().left.contains_key(&key.namespace) {
+        let (tenures, synced) = &self.scope;
+        if !tenures.borrow().leads_in(&key.namespace) || !synced.has(&key.namespace) {
             return Some(RETRY);
         }
         // When it is not there, it was deleted, as its children will be.

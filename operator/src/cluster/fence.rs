@@ -11,7 +11,7 @@ use kube::client::Body;
 use tokio::sync::watch;
 use tower::service_fn;
 
-use super::leader::Tenure;
+use super::tenure::Tenures;
 
 /// A write was not sent, or its answer not waited for.
 #[derive(Debug, thiserror::Error)]
@@ -19,17 +19,22 @@ use super::leader::Tenure;
 struct Lapsed;
 
 /// `client`, for what is done while this operator leads.
-pub fn fenced(client: Client, tenure: watch::Receiver<Tenure>) -> Client {
+pub fn fenced(client: Client, tenures: watch::Receiver<Tenures>) -> Client {
     let namespace = client.default_namespace().to_owned();
-    Client::new(service_fn(move |request| send(client.clone(), tenure.clone(), request)), namespace)
+    Client::new(service_fn(move |request| send(client.clone(), tenures.clone(), request)), namespace)
 }
 
-async fn send(client: Client, tenure: watch::Receiver<Tenure>, request: Request<Body>) -> kube::Result<Response<Body>> {
-    let reads = request.method() == Method::GET;
+async fn send(client: Client, tenures: watch::Receiver<Tenures>, request: Request<Body>) -> kube::Result<Response<Body>> {
+    let (reads, namespace) = (request.method() == Method::GET, namespace(request.uri().path()).to_owned());
     let mut answer = pin!(client.send(request));
     // What waits for a connection has not been sent, and is not sent when it gets one too late.
-    let may_go_on = || reads || tenure.borrow().may_write();
+    let may_go_on = || reads || tenures.borrow().may_write(&namespace);
     poll_fn(|context| if may_go_on() { answer.as_mut().poll(context) } else { Poll::Ready(Err(kube::Error::Service(Lapsed.into()))) }).await
+}
+
+/// The namespace of an object by its path.
+fn namespace(path: &str) -> &str {
+    path.split('/').skip_while(|part| *part != "namespaces").nth(1).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -43,20 +48,27 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::super::clocks::End;
+    use super::super::tenure::Tenure;
     use super::*;
 
-    /// Methods of the requests that `tenure` lets through, of one that reads and one that writes.
-    async fn sent(tenure: Tenure) -> Vec<Method> {
+    const PATH: &str = "/apis/batch/v1/namespaces/team/jobs/a";
+
+    fn tenures(about: &str, tenure: Tenure) -> Tenures {
+        Tenures([(about.to_owned(), tenure)].into())
+    }
+
+    /// Methods of the requests that `tenures` let through, of one that reads and one that writes.
+    async fn sent(tenures: Tenures) -> Vec<Method> {
         let sent = Arc::<Mutex<Vec<Method>>>::default();
         let seen = sent.clone();
         let server = service_fn(move |request: Request<Body>| {
             seen.lock().unwrap().push(request.method().clone());
             ready(Ok::<_, Infallible>(Response::new(Body::empty())))
         });
-        let (_sender, tenure) = watch::channel(tenure);
-        let client = fenced(Client::new(server, "default"), tenure);
+        let (_sender, tenures) = watch::channel(tenures);
+        let client = fenced(Client::new(server, "default"), tenures);
         for method in [Method::GET, Method::PATCH] {
-            let request = Request::builder().method(&method).uri("/").body(Body::empty()).unwrap();
+            let request = Request::builder().method(&method).uri(PATH).body(Body::empty()).unwrap();
             let _ = client.send(request).await;
         }
         sent.lock().unwrap().clone()
@@ -67,10 +79,13 @@ mod tests {
         let leads = |until| Tenure { leads: true, until, ..Tenure::default() };
         let (all, reads) = (vec![Method::GET, Method::PATCH], vec![Method::GET]);
         let later = Some(End::after(Duration::from_secs(3600)));
-        assert_eq!(sent(leads(later)).await, all);
-        assert_eq!(sent(leads(None)).await, all, "without a Lease");
-        assert_eq!(sent(leads(Some(End::after(Duration::ZERO)))).await, reads);
-        assert_eq!(sent(Tenure { leads: false, ..leads(later) }).await, reads);
+        for about in ["", "team"] {
+            assert_eq!(sent(tenures(about, leads(later))).await, all);
+            assert_eq!(sent(tenures(about, leads(Some(End::after(Duration::ZERO))))).await, reads);
+            assert_eq!(sent(tenures(about, Tenure { leads: false, ..leads(later) })).await, reads);
+        }
+        assert_eq!(sent(tenures("", leads(None))).await, all, "without a Lease");
+        assert_eq!(sent(tenures("another", leads(later))).await, reads);
     }
 
     #[tokio::test]
@@ -86,11 +101,11 @@ mod tests {
                 Ok::<_, Infallible>(Response::new(Body::empty()))
             }
         });
-        let (tenures, tenure) = watch::channel(Tenure { leads: true, ..Tenure::default() });
-        let client = fenced(Client::new(server, "default"), tenure);
-        let write = tokio::spawn(async move { client.send(Request::patch("/").body(Body::empty()).unwrap()).await });
+        let (sender, tenures) = watch::channel(Tenures::unopposed());
+        let client = fenced(Client::new(server, "default"), tenures);
+        let write = tokio::spawn(async move { client.send(Request::patch(PATH).body(Body::empty()).unwrap()).await });
         tokio::task::yield_now().await;
-        tenures.send_replace(Tenure::default());
+        sender.send_replace(Tenures::default());
         connected.send(()).unwrap();
         assert!(write.await.unwrap().is_err() && !left.load(Ordering::SeqCst));
     }

@@ -1,6 +1,6 @@
-//! The election against the API server: a task of its own, so that nothing else can hold up a renewal.
+//! The elections against the API server: each a task of its own, so that nothing else can hold up a renewal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use super::args::RunArgs;
 use super::clocks::End;
 use super::election::{DURATION, Election, RENEW_DEADLINE};
 use super::failure::code;
+use super::tenure::{ALL, Tenure, Tenures};
 
 /// Name of every Lease.
 const LEASE: &str = "carryon-operator";
@@ -31,85 +32,77 @@ const RETRY: Duration = Duration::from_secs(2);
 /// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How the election stands.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Tenure {
-    /// Whether this operator works.
-    pub leads: bool,
-    /// When it stops, unless it renews the Lease before; none without a Lease.
-    pub until: Option<End>,
-    /// Who holds the Lease, when it is another: the operator, and who installed it.
-    pub holder: Option<(String, String)>,
-    /// Namespaces in which others work, and who.
-    pub left: BTreeMap<String, String>,
-    /// Why it is not known how it stands, when it is not.
-    pub unknown: Option<String>,
-}
-
-impl Tenure {
-    /// Whether no other operator may work at this moment, be it noticed or not.
-    pub fn may_write(&self) -> bool {
-        self.leads && !self.until.is_some_and(End::has_come)
-    }
-}
-
-/// This operator's part in the election; it ends when it is dropped.
+/// This operator's part in the elections; it ends when it is dropped.
 pub struct Leader {
-    tenure: watch::Receiver<Tenure>,
+    tenures: watch::Receiver<Tenures>,
     /// Without an election, what keeps the tenure.
-    _alone: Option<watch::Sender<Tenure>>,
-    task: Option<(JoinHandle<()>, oneshot::Sender<()>)>,
+    _unopposed: Option<watch::Sender<Tenures>>,
+    tasks: Vec<(JoinHandle<()>, oneshot::Sender<()>)>,
 }
 
 impl Leader {
-    /// Takes part in the election from now on, unless the arguments say that there is none.
-    pub fn start(client: Client, args: &RunArgs) -> Self {
+    /// Takes part in the elections from now on, unless the arguments say that there is none.
+    pub fn start(client: &Client, args: &RunArgs) -> Self {
         if args.without_lease {
-            let (sender, tenure) = watch::channel(Tenure { leads: true, ..Tenure::default() });
-            return Self { tenure, _alone: Some(sender), task: None };
+            let (sender, tenures) = watch::channel(Tenures::unopposed());
+            return Self { tenures, _unopposed: Some(sender), tasks: Vec::new() };
         }
-        let namespace = args.lease_namespace.clone().or_else(|| args.namespace.clone()).unwrap_or_else(|| HOME.to_owned());
         // Two processes never have one identity.
         let identity = format!("{}_{:08x}", args.identity, RandomState::new().build_hasher().finish() >> 32);
-        let handover = if args.namespace.is_some() { DURATION } else { Duration::ZERO };
-        let unknown = Some("not asked yet".to_owned());
-        let (sender, tenure) = watch::channel(Tenure { unknown, ..Tenure::default() });
-        let (stop, stopped) = oneshot::channel();
-        let candidate = Candidate {
-            api: Api::namespaced(client.clone(), &namespace),
-            all: args.namespace.is_none().then(|| Api::all(client)),
-            namespace,
-            installation: args.installation.clone(),
-            election: Election::new(identity, handover),
-            held: None,
-            tenure: sender,
+        let about: BTreeSet<&str> =
+            if args.namespaces.is_empty() { [ALL].into() } else { args.namespaces.iter().map(String::as_str).collect() };
+        let unknown = Tenure { unknown: Some("not asked yet".to_owned()), ..Tenure::default() };
+        let (sender, tenures) = watch::channel(Tenures(about.iter().map(|&about| (about.to_owned(), unknown.clone())).collect()));
+        let candidates = about.into_iter().map(|about| {
+            let (namespace, handover, all) = match about {
+                ALL => (args.lease_namespace.as_deref().unwrap_or(HOME), Duration::ZERO, Some(Api::all(client.clone()))),
+                namespace => (namespace, DURATION, None),
+            };
+            Candidate {
+                api: Api::namespaced(client.clone(), namespace),
+                all,
+                about: about.to_owned(),
+                namespace: namespace.to_owned(),
+                installation: args.installation.clone(),
+                election: Election::new(identity.clone(), handover),
+                held: None,
+                tenures: sender.clone(),
+            }
+        });
+        let start = |candidate: Candidate| {
+            let (stop, stopped) = oneshot::channel();
+            (tokio::spawn(candidate.run(stopped)), stop)
         };
-        Self { tenure, _alone: None, task: Some((tokio::spawn(candidate.run(stopped)), stop)) }
+        Self { tenures, _unopposed: None, tasks: candidates.map(start).collect() }
     }
 
-    /// How the election stands, now and later.
-    pub fn tenure(&self) -> watch::Receiver<Tenure> {
-        self.tenure.clone()
+    /// How the elections stand, now and later.
+    pub fn tenures(&self) -> watch::Receiver<Tenures> {
+        self.tenures.clone()
     }
 
     /// Returns when this operator is to work, or is to stop.
     pub async fn until(&self, leads: bool) -> anyhow::Result<()> {
-        let mut tenure = self.tenure.clone();
-        tenure.wait_for(|tenure| tenure.leads == leads).await.context("the election has ended")?;
+        let mut tenures = self.tenures.clone();
+        tenures.wait_for(|tenures| tenures.leads() == leads).await.context("the election has ended")?;
         Ok(())
     }
 
-    /// Gives the Lease back, so that another operator need not wait for its end.
+    /// Gives the Leases back, so that another operator need not wait for their end.
     pub async fn release(mut self) {
-        let Some((task, stop)) = self.task.take() else { return };
-        let _ = stop.send(());
-        let _ = task.await;
+        let (tasks, stops): (Vec<_>, Vec<_>) = std::mem::take(&mut self.tasks).into_iter().unzip();
+        for stop in stops {
+            let _ = stop.send(());
+        }
+        for task in tasks {
+            let _ = task.await;
+        }
     }
 }
 
 impl Drop for Leader {
     fn drop(&mut self) {
-        self.task.iter().for_each(|(task, _)| task.abort());
+        self.tasks.iter().for_each(|(task, _)| task.abort());
     }
 }
 
@@ -117,19 +110,22 @@ struct Candidate {
     api: Api<Lease>,
     /// The Leases of all namespaces, for one who looks after all.
     all: Option<Api<Lease>>,
+    /// The namespace that the election is about.
+    about: String,
+    /// Where the Lease lies.
     namespace: String,
     installation: String,
     election: Election,
     /// The Lease as this operator wrote it last.
     held: Option<Lease>,
-    tenure: watch::Sender<Tenure>,
+    tenures: watch::Sender<Tenures>,
 }
 
 impl Candidate {
     async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
         loop {
             let (sent, end) = (Instant::now(), End::after(RENEW_DEADLINE));
-            self.tenure.send_if_modified(|tenure| std::mem::replace(&mut tenure.leads, self.election.leads(sent)) != tenure.leads);
+            self.tell(|tenure| tenure.leads = self.election.leads(sent));
             let patience = self.election.until(sent).unwrap_or(sent + PATIENCE).min(sent + PATIENCE);
             tokio::select! {
                 answer = timeout_at(patience, self.attempt(sent, end)) => {
@@ -191,9 +187,10 @@ impl Candidate {
     }
 
     /// Tells how the election stands; that it is not known changes nothing before its time.
-    fn publish(&mut self, answer: Result<Tenure, String>) {
+    fn publish(&self, answer: Result<Tenure, String>) {
         let leads = self.election.leads(Instant::now());
-        self.tenure.send_if_modified(|tenure| {
+        let lease = format!("{}/{LEASE}", self.namespace);
+        self.tell(|tenure| {
             let before = tenure.clone();
             *tenure = match answer {
                 Ok(news) => Tenure { leads, ..news },
@@ -205,11 +202,20 @@ impl Candidate {
             if tenure.holder != before.holder
                 && let Some((holder, installation)) = &tenure.holder
             {
-                tracing::info!("waiting while {holder} of installation {installation:?} works");
+                tracing::info!("waiting while {holder} of installation {installation:?} works, which holds Lease {lease}");
             }
             for (namespace, holder) in tenure.left.iter().filter(|(namespace, _)| !before.left.contains_key(*namespace)) {
                 tracing::error!("namespace {namespace} is left to operator {holder}, which holds the Lease there");
             }
+        });
+    }
+
+    /// Changes how this election stands; those that wait for changes hear of it when it is one.
+    fn tell(&self, change: impl FnOnce(&mut Tenure)) {
+        self.tenures.send_if_modified(|tenures| {
+            let tenure = tenures.0.entry(self.about.clone()).or_default();
+            let before = tenure.clone();
+            change(tenure);
             *tenure != before
         });
     }

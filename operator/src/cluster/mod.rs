@@ -34,6 +34,7 @@ mod refused;
 mod status_patch;
 mod store;
 mod synced;
+mod tenure;
 mod wake;
 mod watch;
 mod write_status;
@@ -93,8 +94,8 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
 /// Works through `clients` until `asked` to end; only while it holds the Lease, as often as it gets it.
 pub async fn operate(args: RunArgs, clients: Clients, asked: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("failed to listen on {}", args.listen))?;
-    let leader = Leader::start(clients.requests.clone(), &args);
-    let readiness = Arc::new(Readiness::new(args.installation.clone(), leader.tenure())?);
+    let leader = Leader::start(&clients.requests, &args);
+    let readiness = Arc::new(Readiness::new(args.installation.clone(), leader.tenures())?);
     let terms = async {
         loop {
             leader.until(true).await?;
@@ -103,7 +104,7 @@ pub async fn operate(args: RunArgs, clients: Clients, asked: impl Future<Output 
                 ended = leader.until(false) => ended?,
             }
             readiness.set_work(None);
-            tracing::warn!("the Lease could not be renewed in time, or another operator has it: waiting for it again");
+            tracing::warn!("no Lease could be renewed in time, or another operator has it: waiting for it again");
         }
     };
     let ended = tokio::select! {
@@ -146,16 +147,16 @@ async fn work(args: &RunArgs, clients: &Clients, leader: &Leader, readiness: &Re
     let woken = queue.clone();
     let listener: watch::Listener =
         Arc::new(move |change, stores| wake::keys(change, stores).into_iter().for_each(|(key, lane)| woken.push(key, lane)));
-    let (stores, mut watches) = watch::start(&clients.watches, args.namespace.as_deref(), written.clone(), synced.clone(), listener);
+    let (stores, mut watches) = watch::start(&clients.watches, &args.namespaces, written.clone(), synced.clone(), listener);
     readiness.set_work(Some(Work { stores: stores.clone(), synced: synced.clone(), queue: queue.clone() }));
-    let client = fence::fenced(clients.requests.clone(), leader.tenure());
+    let client = fence::fenced(clients.requests.clone(), leader.tenures());
     let reporter = Reporter { controller: names::MANAGER.to_owned(), instance: Some(args.identity.clone()) };
     let recorder = Recorder::new(client.clone(), reporter);
     let (events, pending) = events::channel();
     let applier = Applier::new(client.clone(), written.clone());
     let settings = Settings { worker_image: args.worker_image.clone(), pod_user };
     let context = Context { client, stores, written, applier, ask: Ask::new()?, events, settings };
-    let controller = Controller::new(&context, &queue, &readiness.counters, leader.tenure());
+    let controller = Controller::new(&context, &queue, &readiness.counters, (leader.tenures(), synced.clone()));
     let reconciles = async {
         synced.all().await;
         tracing::info!("working as {}", args.identity);

@@ -4,12 +4,12 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
 
-use super::leader::Tenure;
 use super::lock::lock;
 use super::metrics::Counters;
 use super::queue::Queue;
 use super::store::Stores;
 use super::synced::Synced;
+use super::tenure::{Tenure, Tenures};
 
 /// What the operator works with while it leads.
 #[derive(Clone)]
@@ -27,14 +27,14 @@ pub struct Readiness {
     /// What it has done.
     pub counters: Counters,
     installation: String,
-    tenure: watch::Receiver<Tenure>,
+    tenures: watch::Receiver<Tenures>,
     work: Mutex<Option<Work>>,
 }
 
 impl Readiness {
     /// At the start.
-    pub fn new(installation: String, tenure: watch::Receiver<Tenure>) -> prometheus::Result<Self> {
-        Ok(Self { counters: Counters::new()?, installation, tenure, work: Mutex::default() })
+    pub fn new(installation: String, tenures: watch::Receiver<Tenures>) -> prometheus::Result<Self> {
+        Ok(Self { counters: Counters::new()?, installation, tenures, work: Mutex::default() })
     }
 
     /// What it works with from now on; nothing while it waits for its turn.
@@ -49,19 +49,31 @@ impl Readiness {
 
     /// `Ok` when it does its work, or waits for another of its installation to end; what is in the way, in a line each, when not.
     pub fn ready(&self) -> Result<String, String> {
-        let tenure = self.tenure.borrow().clone();
-        if tenure.leads {
-            let missing = self.work().map_or_else(|| vec!["starting".to_owned()], |work| work.synced.missing());
-            let left = tenure.left.iter().map(|(namespace, holder)| format!("\nnamespace {namespace} is left to {holder}"));
-            return if missing.is_empty() { Ok("ok".to_owned() + &left.collect::<String>()) } else { Err(missing.join("\n")) };
+        let tenures = self.tenures.borrow().clone();
+        if !tenures.leads() {
+            return self.stands_by(&tenures);
         }
-        match (tenure.holder, tenure.unknown) {
-            (Some((holder, other)), _) if other != self.installation => {
-                Err(format!("refused: {holder} of installation {other:?} works in the same namespaces: remove one of the two"))
-            }
-            (Some((holder, _)), _) => Ok(format!("ok\nwaiting while {holder} works")),
-            (None, Some(words)) => Err(words),
-            (None, None) => Ok("ok\nwaiting for the election".to_owned()),
+        let mut missing = self.work().map_or_else(|| vec!["starting".to_owned()], |work| work.synced.missing());
+        let (good, bad): (Vec<_>, Vec<_>) = tenures.elsewhere().into_iter().partition(|(good, _)| *good);
+        missing.extend(bad.into_iter().map(|(_, line)| line));
+        let left = good.into_iter().map(|(_, line)| line);
+        if missing.is_empty() {
+            Ok(["ok".to_owned()].into_iter().chain(left).collect::<Vec<_>>().join("\n"))
+        } else {
+            Err(missing.join("\n"))
         }
+    }
+
+    /// The same of one that works nowhere.
+    fn stands_by(&self, tenures: &Tenures) -> Result<String, String> {
+        let holders = || tenures.0.values().filter_map(|tenure| tenure.holder.as_ref());
+        if let Some((holder, _)) = holders().find(|(_, installation)| *installation == self.installation) {
+            return Ok(format!("ok\nwaiting while {holder} works"));
+        }
+        if let Some((holder, other)) = holders().next() {
+            return Err(format!("refused: {holder} of installation {other:?} works in the same namespaces: remove one of the two"));
+        }
+        let unknown: Vec<String> = tenures.0.values().filter_map(|tenure: &Tenure| tenure.unknown.clone()).collect();
+        if unknown.is_empty() { Ok("ok\nwaiting for the election".to_owned()) } else { Err(unknown.join("\n")) }
     }
 }

@@ -51,7 +51,7 @@ pub struct Stores {
     pub budgets: Cache<Guarded<PodDisruptionBudget>>,
     /// Claims of users.
     pub claims: Names<PersistentVolumeClaim>,
-    /// Nodes, with their labels and what they have to give; none when one namespace is looked after, which has no right to see them.
+    /// Nodes, with their labels and what they have to give; none for who looks after some namespaces, and has no right to see them.
     pub nodes: Option<Cache<Guarded<Node>>>,
 }
 
@@ -100,6 +100,14 @@ impl<T: Resource<DynamicType = ()> + Clone + 'static> Cache<T> {
             }
             Event::Init | Event::InitApply(_) => {}
         }
+    }
+
+    /// What the list of one namespace has shown; the others stay as they are.
+    pub fn listed(&self, namespace: &str, list: Vec<T>) {
+        let names: BTreeSet<String> = list.iter().map(ResourceExt::name_any).collect();
+        let is_gone = |object: &T| object.namespace().as_deref() == Some(namespace) && !names.contains(&object.name_any());
+        self.objects.state_filter(is_gone).iter().for_each(|object| self.apply(&Event::Delete((**object).clone())));
+        list.into_iter().for_each(|object| self.apply(&Event::Apply(object)));
     }
 
     /// The object as it was shown, decoded or not.
@@ -186,8 +194,12 @@ mod tests {
     use super::{Cache, Guarded};
 
     fn pod(name: &str, instance: &str) -> Guarded<Pod> {
+        pod_in("team", name, instance)
+    }
+
+    fn pod_in(namespace: &str, name: &str, instance: &str) -> Guarded<Pod> {
         let labels = json!({ "app.kubernetes.io/component": "pool", "app.kubernetes.io/instance": instance });
-        serde_json::from_value(json!({ "metadata": { "name": name, "namespace": "team", "labels": labels } })).unwrap()
+        serde_json::from_value(json!({ "metadata": { "name": name, "namespace": namespace, "labels": labels } })).unwrap()
     }
 
     #[test]
@@ -205,5 +217,27 @@ mod tests {
         assert_eq!(names("x").len(), 0, "not before the list is whole");
         cache.apply(&Event::InitDone);
         assert_eq!((names("x"), names("y").len()), (vec!["c".to_owned()], 0));
+    }
+
+    #[test]
+    fn a_list_of_one_namespace_takes_nothing_away_from_the_others() {
+        let cache = Cache::<Guarded<Pod>>::default();
+        let list =
+            |namespace: &str, names: &[&str]| cache.listed(namespace, names.iter().map(|name| pod_in(namespace, name, "x")).collect());
+        let names = |namespace: &str| {
+            let owned: Vec<String> = cache.owned_by(namespace, "pool", "x").iter().map(|pod| pod.name_any()).collect();
+            let mut all = cache.names_of(namespace, |_| true);
+            all.sort();
+            assert_eq!(owned, all);
+            owned.join(" ")
+        };
+        list("a", &["one", "two"]);
+        list("b", &["one"]);
+        assert_eq!((names("a").as_str(), names("b").as_str()), ("one two", "one"));
+        cache.apply(&Event::Apply(pod_in("b", "three", "x")));
+        list("a", &["two", "three"]);
+        assert_eq!((names("a").as_str(), names("b").as_str()), ("three two", "one three"));
+        list("b", &[]);
+        assert_eq!((names("a").as_str(), names("b").as_str()), ("three two", ""));
     }
 }

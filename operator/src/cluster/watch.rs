@@ -1,5 +1,6 @@
 //! The watches: they fill the stores, and tell of every change.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ use tokio::task::JoinSet;
 use super::clients::WATCH;
 use super::store::{Cache, Guarded, Stores};
 use super::synced::Synced;
+use super::tenure::ALL;
 use super::written::Written;
 
 /// Where `kubectl apply` keeps a copy of the whole object.
@@ -46,10 +48,10 @@ pub enum Change<'a> {
 /// Who is told of changes, when the stores have them.
 pub type Listener = Arc<dyn Fn(&Change<'_>, &Stores) + Send + Sync>;
 
-/// Starts all watches. They go on as long as the tasks are held; the stores are filled when `synced` says so.
+/// Starts all watches, of these namespaces or, when none is named, of all. They go on as long as the tasks are held; the stores are filled when `synced` says so.
 pub fn start(
     client: &Client,
-    namespace: Option<&str>,
+    namespaces: &[String],
     written: Arc<Written>,
     synced: Arc<Synced>,
     listener: Listener,
@@ -58,9 +60,10 @@ pub fn start(
     let labelled = |labels: String| any.clone().labels(&labels);
     let ours = format!("{MANAGER_LABEL}={MANAGER}");
     let (revisions, ours) = (labelled(format!("{ours},{COMPONENT_LABEL}={REVISION}")), labelled(ours));
-    let stores = Arc::new(Stores { nodes: namespace.is_none().then(Cache::default), ..Stores::default() });
+    let stores = Arc::new(Stores { nodes: namespaces.is_empty().then(Cache::default), ..Stores::default() });
     let seen = Seen { stores: stores.clone(), written, synced, listener };
-    let mut watches = Watches { client, namespace, seen, tasks: JoinSet::new() };
+    let namespaces = if namespaces.is_empty() { BTreeSet::from([ALL]) } else { namespaces.iter().map(String::as_str).collect() };
+    let mut watches = Watches { client, namespaces, seen, tasks: JoinSet::new() };
     watches.objects(|stores| &stores.pools, &any, whole, |pool| Change::Pool(pool));
     watches.objects(|stores| &stores.jobs, &any, whole, |job| Change::Job(job));
     watches.objects(|stores| &stores.deployments, &any, whole, |deployment| Change::Deployment(deployment));
@@ -84,6 +87,8 @@ type ChangeOf<T> = for<'a> fn(&'a T) -> Change<'a>;
 
 /// One watch.
 struct Watch<T: Resource<DynamicType = ()> + Clone + 'static> {
+    /// Where.
+    namespace: String,
     /// What it watches, for people.
     name: String,
     cache: CacheOf<T>,
@@ -100,8 +105,16 @@ struct Seen {
 }
 
 impl Seen {
-    fn event<T: Resource<DynamicType = ()> + Clone + 'static>(&self, watch: &Watch<T>, event: &Event<T>) {
-        (watch.cache)(&self.stores).apply(event);
+    /// Enters what a watch shows. `list` is what its list that is not whole yet has shown, when that is of one namespace: it takes the place of
+    /// what was shown there, and of nothing else.
+    fn event<T: Resource<DynamicType = ()> + Clone + 'static>(&self, watch: &Watch<T>, list: &mut Vec<T>, event: &Event<T>) {
+        let cache = (watch.cache)(&self.stores);
+        match event {
+            Event::Init if watch.namespace != ALL => list.clear(),
+            Event::InitApply(object) if watch.namespace != ALL => list.push(object.clone()),
+            Event::InitDone if watch.namespace != ALL => cache.listed(&watch.namespace, std::mem::take(list)),
+            event => cache.apply(event),
+        }
         match event {
             Event::Apply(object) => {
                 self.written.seen(object);
@@ -112,9 +125,10 @@ impl Seen {
                 (self.listener)(&(watch.change)(object), &self.stores);
             }
             Event::InitDone => {
-                self.written.listed::<T>();
+                self.written.listed::<T>(&watch.namespace);
+                // What is woken looks whether its namespace was shown.
+                self.synced.done(&watch.namespace, &watch.name);
                 (self.listener)(&Change::Listed, &self.stores);
-                self.synced.done(&watch.name);
             }
             Event::Init | Event::InitApply(_) => {}
         }
@@ -124,7 +138,7 @@ impl Seen {
 /// The watches that run.
 struct Watches<'a> {
     client: &'a Client,
-    namespace: Option<&'a str>,
+    namespaces: BTreeSet<&'a str>,
     seen: Seen,
     tasks: JoinSet<String>,
 }
@@ -135,9 +149,11 @@ impl Watches<'_> {
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     {
-        let api: Api<Guarded<K>> = self.api();
-        let events = watcher(api, config.clone()).modify(move |object| object.0.iter_mut().for_each(trim));
-        self.add(Watch { name: K::plural(&()).into_owned(), cache, change }, events);
+        for namespace in self.namespaces.clone() {
+            let api: Api<Guarded<K>> = self.api(namespace);
+            let events = watcher(api, config.clone()).modify(move |object| object.0.iter_mut().for_each(trim));
+            self.add(Watch { namespace: namespace.to_owned(), name: K::plural(&()).into_owned(), cache, change }, events);
+        }
     }
 
     /// That objects of a type are there; their content never leaves the API server.
@@ -145,8 +161,11 @@ impl Watches<'_> {
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     {
-        let events = watcher(self.api::<PartialObjectMeta<K>>(), config.clone());
-        self.add(Watch { name: format!("metadata of {}", K::plural(&())), cache, change }, events);
+        for namespace in self.namespaces.clone() {
+            let events = watcher(self.api::<PartialObjectMeta<K>>(namespace), config.clone());
+            let name = format!("metadata of {}", K::plural(&()));
+            self.add(Watch { namespace: namespace.to_owned(), name, cache, change }, events);
+        }
     }
 
     fn nodes(&mut self, config: &Config) {
@@ -156,13 +175,13 @@ impl Watches<'_> {
         let api: Api<Guarded<Node>> = Api::all(self.client.clone());
         let events = watcher(api, config.clone()).modify(|node| node.0.iter_mut().for_each(allocatable));
         let cache: CacheOf<Guarded<Node>> = |stores| stores.nodes.as_ref().expect("nodes are watched when there is a cache");
-        self.add(Watch { name: "nodes".to_owned(), cache, change: |_| Change::Node }, events);
+        self.add(Watch { namespace: ALL.to_owned(), name: "nodes".to_owned(), cache, change: |_| Change::Node }, events);
     }
 
-    fn api<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(&self) -> Api<K> {
-        match self.namespace {
-            Some(namespace) => Api::namespaced(self.client.clone(), namespace),
-            None => Api::all(self.client.clone()),
+    fn api<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(&self, namespace: &str) -> Api<K> {
+        match namespace {
+            ALL => Api::all(self.client.clone()),
+            namespace => Api::namespaced(self.client.clone(), namespace),
         }
     }
 
@@ -172,15 +191,16 @@ impl Watches<'_> {
         T: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
     {
         let seen = self.seen.clone();
-        seen.synced.waits(&watch.name);
+        seen.synced.waits(&watch.namespace, &watch.name);
         self.tasks.spawn(async move {
-            let mut events = std::pin::pin!(events.default_backoff().modify(without_baggage));
+            let (mut events, mut list) = (std::pin::pin!(events.default_backoff().modify(without_baggage)), Vec::new());
             while let Some(event) = events.next().await {
                 match event {
-                    Ok(event) => seen.event(&watch, &event),
+                    Ok(event) => seen.event(&watch, &mut list, &event),
                     Err(error) => {
-                        tracing::warn!("the watch of {} was interrupted and is tried again: {error}", watch.name);
-                        seen.synced.failed(&watch.name, &error);
+                        let Watch { name, namespace, .. } = &watch;
+                        tracing::warn!(namespace, "the watch of {name} was interrupted and is tried again: {error}");
+                        seen.synced.failed(&watch.namespace, &watch.name, &error);
                     }
                 }
             }

@@ -78,9 +78,9 @@ impl Written {
         }
     }
 
-    /// A cache has seen all objects of this type anew.
-    pub fn listed<K: Resource<DynamicType = ()>>(&self) {
-        let prefix = format!("{}/", K::kind(&()));
+    /// A cache has seen all objects of this type anew, those of a namespace or, without a name, all.
+    pub fn listed<K: Resource<DynamicType = ()>>(&self, namespace: &str) {
+        let prefix = format!("{}/{namespace}{}", K::kind(&()), if namespace.is_empty() { "" } else { "/" });
         lock(&self.0).by_object.retain(|known, _| !known.starts_with(&prefix));
     }
 
@@ -137,7 +137,12 @@ mod tests {
         write("2");
         written.gone(&of("1", "2"));
         assert_eq!(uid().as_deref(), Some("2"));
-        written.listed::<ConfigMap>();
+        written.listed::<ConfigMap>("another");
+        assert_eq!(uid().as_deref(), Some("2"));
+        written.listed::<ConfigMap>("b");
+        assert_eq!(uid(), None);
+        write("3");
+        written.listed::<ConfigMap>("");
         assert_eq!(uid(), None);
     }
 

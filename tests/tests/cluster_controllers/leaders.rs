@@ -15,7 +15,7 @@ fn candidate(world: &World, name: &str) -> Operator {
 }
 
 /// Who has written, in the order of the audit log, each once for as long as nobody else did.
-fn writers(world: &World, namespace: Option<&str>) -> Vec<String> {
+pub fn writers(world: &World, namespace: Option<&str>) -> Vec<String> {
     let of_interest = world.written().into_iter().filter(|entry| namespace.is_none_or(|namespace| entry.namespace == namespace));
     let name = |agent: String| agent.split_once('/').map(|(name, _)| name.to_owned());
     let mut writers: Vec<String> = of_interest.filter_map(|entry| name(entry.user_agent)).collect();
@@ -23,7 +23,7 @@ fn writers(world: &World, namespace: Option<&str>) -> Vec<String> {
     writers
 }
 
-fn until_ready(world: &World, operator: &Operator, code: u16, words: &str) {
+pub fn until_ready(world: &World, operator: &Operator, code: u16, words: &str) {
     let mut last = None;
     world.cluster.eventually(&format!("/readyz says {code} {words:?}"), async || {
         let now = operator.ready().await?;
@@ -174,27 +174,30 @@ fn operators_whose_namespaces_overlap_do_not_work_on_the_same_objects() {
     let foreign = Options { candidate: Some("foreign"), installation: "other/carry-on", ..Options::default() };
     let foreign = Operator::start_with(&world.cluster, foreign);
     until_ready(&world, &foreign, 503, "refused: first");
-    // Of one of them: it has that one for itself.
-    world.volumes("own");
-    let lease = ["--verb=get,list,create,update,patch", "--resource=leases.coordination.k8s.io", "--namespace=own"];
-    world.cluster.kubectl(&[&["create", "role", "lease"][..], &lease].concat());
-    let account = "--serviceaccount=carry-on-system:carry-on-operator";
-    world.cluster.kubectl(&["create", "rolebinding", "lease", "--role=lease", account, "--namespace=own"]);
-    let single = Options { candidate: Some("single"), namespace: Some("own"), installation: "own/carry-on", ..Options::default() };
-    let single = Operator::start_with(&world.cluster, single);
-    until_ready(&world, &first, 200, "namespace own is left to single");
+    // Of two of them: it has these for itself.
+    for namespace in ["own", "second"] {
+        world.volumes(namespace);
+        let lease = ["--verb=get,create,update", "--resource=leases.coordination.k8s.io", "--namespace", namespace];
+        world.cluster.kubectl(&[&["create", "role", "lease"][..], &lease].concat());
+        let account = "--serviceaccount=carry-on-system:carry-on-operator";
+        world.cluster.kubectl(&["create", "rolebinding", "lease", "--role=lease", account, "--namespace", namespace]);
+    }
+    let some = Options { candidate: Some("some"), namespaces: &["own", "second"], installation: "own/carry-on", ..Options::default() };
+    let some = Operator::start_with(&world.cluster, some);
+    until_ready(&world, &first, 200, "namespace own is left to some");
+    until_ready(&world, &first, 200, "namespace second is left to some");
     for manifest in ["pool", "job", "deployment"] {
         world.cluster.apply("own", &carryon_tests::example(&format!("quickstart/{manifest}.yaml")));
     }
     world.until::<CarryOnDeployment>("own", "quickstart", READY, "True", "Serving");
     world.quiet();
-    assert_eq!(writers(&world, Some("own")), ["single"]);
+    assert_eq!(writers(&world, Some("own")), ["some"]);
     assert_eq!(writers(&world, Some("shared")), ["first"]);
     // When that one goes, the other is there for it again.
-    single.stop(&world.cluster);
+    some.stop(&world.cluster);
     world.cluster.kubectl(&["-n", "own", "scale", "carryondeployment/quickstart", "--replicas=2"]);
     world.until_is::<CarryOnDeployment>("own", "quickstart", "counts two", &|deployment| {
         deployment.status.as_ref().is_some_and(|status| status.ready_replicas == 2)
     });
-    assert_eq!(writers(&world, Some("own")), ["single", "first"]);
+    assert_eq!(writers(&world, Some("own")), ["some", "first"]);
 }

@@ -8,6 +8,7 @@ mod edits;
 mod ends;
 mod faults;
 mod leaders;
+mod namespaces;
 mod queues;
 mod told;
 mod upgrades;

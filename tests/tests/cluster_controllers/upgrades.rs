@@ -88,7 +88,7 @@ fn an_operator_that_renders_otherwise_rolls_nothing_until_it_is_asked_to() {
     let before = (set().spec.unwrap().template, gateway().spec.unwrap().template);
     assert_eq!(args(&before.0).last().unwrap(), "--retired");
 
-    let next = Operator::start_with(&world.cluster, Options { namespace: Some(space), worker_image: Some(NEXT), ..Options::default() });
+    let next = Operator::start_with(&world.cluster, Options { namespaces: &[space], worker_image: Some(NEXT), ..Options::default() });
     // It has looked at everything once it has changed how many there are to be.
     world.patch::<BaseModelPool>(space, "smollm2", json!({ "spec": { "replicas": 2 } }));
     world.patch::<CarryOnDeployment>(space, "served", json!({ "spec": { "replicas": 2 } }));

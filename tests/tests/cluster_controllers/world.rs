@@ -26,8 +26,13 @@ impl World {
     pub fn start() -> Option<Self> {
         let cluster = TestCluster::api_server_with(&CONTROLLERS).and_then(TestCluster::ours_only)?;
         Operator::install(&cluster);
+        Some(Self::of(cluster))
+    }
+
+    /// In a cluster of its own that has been installed into.
+    pub fn of(cluster: TestCluster) -> Self {
         let hollow = Hollow::start(&cluster, None);
-        Some(Self { cluster, hollow, namespaces: Vec::new() })
+        Self { cluster, hollow, namespaces: Vec::new() }
     }
 
     /// These namespaces in the cluster that tests share. None, after a word about it, when this machine cannot have one.
