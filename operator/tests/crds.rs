@@ -1,6 +1,8 @@
 //! The committed CRDs, and what an API server asks of them.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
+
 use carryon_operator::crd;
 use kube::core::cel::{ScopeContext, analyze_rule, compile_schema};
 use serde_json::Value;
@@ -45,6 +47,38 @@ fn every_string_and_list_of_a_spec_is_bounded() {
             assert!(bounded, "{}: {path} has no bound: {schema}", crd.spec.names.kind);
         });
     }
+}
+
+/// `kind field: word` for each field of a spec, with the word that README's table has for it.
+fn table() -> BTreeSet<String> {
+    let readme = std::fs::read_to_string("../README.md").unwrap();
+    let (_, table) = readme.split_once("| field | since | may change |").unwrap();
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with("| "));
+    rows.flat_map(|row| {
+        let [_, fields, since, word, _] = row.split('|').map(str::trim).collect::<Vec<_>>()[..] else { panic!("{row}") };
+        assert!(since.parse::<f64>().is_ok(), "{row}");
+        let (kind, fields) = fields.split_once(": ").unwrap();
+        let word = word.split([':', ' ']).next().unwrap();
+        fields.split(", ").map(|field| format!("{kind} {}: {word}", field.trim_matches('`'))).collect::<Vec<_>>()
+    })
+    .collect()
+}
+
+#[test]
+fn readme_says_of_each_field_whether_it_may_change() {
+    let kinds = ["pool", "job", "deployment"].into_iter().zip(crd::all());
+    let fields = kinds.flat_map(|(kind, crd)| {
+        let (schema, mut rules) = (crd::schema(&crd), String::new());
+        visit(&schema, "", &mut |_, schema| rules += &schema["x-kubernetes-validations"].to_string());
+        let word = |field: &str| match field {
+            _ if rules.contains(&format!("self.{field} == oldSelf.{field}")) => "never",
+            _ if rules.contains(&format!("self.spec.{field} == oldSelf.spec.{field}")) => "until",
+            _ => "yes",
+        };
+        let fields = schema["properties"]["spec"]["properties"].as_object().unwrap().keys();
+        fields.map(|field| format!("{kind} {field}: {}", word(field))).collect::<Vec<_>>()
+    });
+    assert_eq!(table(), fields.collect());
 }
 
 fn visit(schema: &Value, path: &str, look: &mut impl FnMut(&str, &Value)) {
