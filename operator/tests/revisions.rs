@@ -94,6 +94,22 @@ fn what_another_build_rendered_stands_until_it_is_edited_or_released() {
 }
 
 #[test]
+fn other_defaults_for_pods_roll_none_and_are_in_what_is_rendered_next() {
+    let pool: BaseModelPool = example("quickstart/pool.yaml");
+    let kept = [children(&pool, &[], &settings("worker:1")).revision];
+    let pod_defaults =
+        r#"{"imagePullSecrets": [{"name": "mirror"}], "env": [{"name": "HTTPS_PROXY", "value": "http://proxy"}]}"#.parse().unwrap();
+    let today = Settings { pod_defaults, ..settings("worker:1") };
+    let standing = children(&pool, &kept, &today);
+    assert_eq!(standing, children(&pool, &kept, &settings("worker:1")));
+    let upgraded = edited(&pool, json!({"metadata": {"annotations": {names::UPGRADE_ANNOTATION: "again"}}}));
+    let pod = template(&children(&upgraded, &kept, &today)).spec.unwrap();
+    assert_eq!(pod.image_pull_secrets.unwrap()[0].name, "mirror");
+    let env = pod.containers[0].env.as_ref().unwrap();
+    assert_eq!((env[0].name.as_str(), env[0].value.as_deref()), ("HTTPS_PROXY", Some("http://proxy")));
+}
+
+#[test]
 fn an_edit_that_shapes_no_pod_renders_the_same_pods() {
     let pool: BaseModelPool = example("quickstart/pool.yaml");
     let first = children(&pool, &[], &settings("worker:1"));

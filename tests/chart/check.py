@@ -257,6 +257,18 @@ class Chart(unittest.TestCase):
             for option in rest:
                 if option.startswith("--"):
                     self.assertIn(f"{option} ", usage)
+    def test_workers_get_the_pull_secrets_of_all_and_their_own_and_the_environment(self):
+        def defaults(*values):
+            arguments = operator_of(objects(*(argument for value in values for argument in ("--set", value))))["spec"]["containers"][0]["args"]
+            return json.loads(arguments[arguments.index("--pod-defaults") + 1]) if "--pod-defaults" in arguments else None
+
+        self.assertEqual(defaults(), None)
+        self.assertEqual(defaults("image.pullSecrets[0].name=operator"), None)
+        self.assertEqual(defaults("global.imagePullSecrets={one}"), {"imagePullSecrets": [{"name": "one"}]})
+        want = {"imagePullSecrets": [{"name": "one"}, {"name": "two"}], "env": [{"name": "NO_PROXY", "value": ".svc,$$(HOST)"}]}
+        values = ["global.imagePullSecrets={one}", "worker.imagePullSecrets[0].name=two,worker.imagePullSecrets[1].name=one", "worker.env[0].name=NO_PROXY,worker.env[0].value=.svc\\,$(HOST)"]
+        self.assertEqual(defaults(*values), want)
+
 
     def test_selectors_find_the_operator_and_no_worker(self):
         documents = objects("-f", str(HERE / "everything.yaml"))

@@ -10,6 +10,7 @@ ACCEPTED = [
     {"resources": {"limits": {"cpu": 2, "memory": "1.5Gi"}}},
     {"logLevel": "info,kube[{target}]=debug"},
     {"global": {"anything": 1, "imagePullSecrets": ["registry", {"name": "mirror"}]}},
+    {"worker": {"env": [{"name": "RUST_LOG", "value": "debug"}]}},
     {"extraEnv": [{"name": "HTTPS_PROXY", "valueFrom": {"secretKeyRef": {"name": "proxy", "key": "url"}}}]},
 ]
 # Values that must be refused, and what the refusal must name.
@@ -28,6 +29,9 @@ REFUSED = [
     ({"image": {"pullSecrets": ["registry"]}}, "pullSecrets"),
     ({"global": {"imageRegistry": "https://mirror.example.org"}}, "imageRegistry"),
     ({"global": {"imagePullSecrets": [{"secret": "registry"}]}}, "imagePullSecrets"),
+    ({"worker": {"imagePullSecrets": ["registry"]}}, "imagePullSecrets"),
+    ({"worker": {"env": [{"value": "debug"}]}}, "name"),
+    ({"extraEnv": [{"nam": "X"}]}, "extraEnv"),
     ({"extraEnv": [{"name": "RUST_LOG", "value": "debug"}]}, "extraEnv"),
     ({"extraVolumeMounts": [{"name": "ca"}]}, "mountPath"),
     ({"watchNamespaces": ["Team A"]}, "watchNamespaces"),

@@ -10,6 +10,7 @@ use carryon_operator::cluster::clients::Clients;
 use carryon_operator::cluster::pod_user::PodUser;
 use carryon_operator::cluster::{RunArgs, operate};
 use carryon_operator::shared::Settings;
+use carryon_operator::shared::defaults::PodDefaults;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http::{HeaderValue, Method, Request};
@@ -130,6 +131,7 @@ impl Operator {
             worker_image: options.worker_image.map_or_else(|| Settings::default().worker_image, str::to_owned),
             pod_user: PodUser::Auto,
             namespaces: options.namespaces.iter().map(|&namespace| namespace.to_owned()).collect(),
+            pod_defaults: PodDefaults::default(),
             listen: address,
             lease_namespace: None,
             without_lease: options.candidate.is_none(),

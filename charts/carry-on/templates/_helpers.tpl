@@ -37,16 +37,30 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end }}
 
-{{/* Pull secrets of the chart's own pods. Other charts under the same parent may take bare names in `global`. */}}
-{{- define "carry-on.pullSecrets" -}}
+{{/* `global.imagePullSecrets` and some more. Other charts under the same parent may take bare names in `global`. */}}
+{{- define "carry-on.allPullSecrets" -}}
 {{- $secrets := list -}}
-{{- range concat (.Values.global.imagePullSecrets | default list) .Values.image.pullSecrets -}}
+{{- range concat ((index . 0).Values.global.imagePullSecrets | default list) (index . 1) -}}
 {{- $secrets = append $secrets (kindIs "string" . | ternary (dict "name" .) .) -}}
 {{- end -}}
-{{- with $secrets | uniq -}}
+{{ $secrets | uniq | toJson }}
+{{- end }}
+
+{{/* Pull secrets of the chart's own pods. */}}
+{{- define "carry-on.pullSecrets" -}}
+{{- with include "carry-on.allPullSecrets" (list . .Values.image.pullSecrets) | fromJsonArray -}}
 imagePullSecrets:
 {{- toYaml . | nindent 2 }}
 {{- end -}}
+{{- end }}
+
+{{/* What every worker's pod gets that its object does not name itself. A `$(NAME)` in it is for the worker's container, not for the operator's. */}}
+{{- define "carry-on.podDefaults" -}}
+{{- $secrets := include "carry-on.allPullSecrets" (list . .Values.worker.imagePullSecrets) | fromJsonArray -}}
+{{- $defaults := dict -}}
+{{- with $secrets }}{{ $_ := set $defaults "imagePullSecrets" . }}{{ end -}}
+{{- with .Values.worker.env }}{{ $_ := set $defaults "env" . }}{{ end -}}
+{{- with $defaults }}{{ toJson . | replace "$(" "$$(" }}{{ end -}}
 {{- end }}
 
 {{/* One place for all operators of the same namespaces, whoever installed them: only the holder of the Lease works. */}}

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use super::pod_user::PodUser;
 use crate::shared::Settings;
+use crate::shared::defaults::PodDefaults;
 
 /// Arguments of `carryon-operator run`.
 #[derive(Clone, Debug, clap::Args)]
@@ -15,6 +16,9 @@ pub struct RunArgs {
     /// but `cluster` on OpenShift.
     #[arg(long, value_name = "USER", default_value = "auto")]
     pub pod_user: PodUser,
+    /// What every worker's pod gets that does not name it itself, as JSON or YAML: imagePullSecrets, env. It rolls no pod by itself.
+    #[arg(long, value_name = "YAML", default_value = "{}")]
+    pub pod_defaults: PodDefaults,
     /// Look after this namespace only, or after each that is named so.
     #[arg(long = "namespace", value_name = "NAMESPACE")]
     pub namespaces: Vec<String>,

@@ -1,5 +1,6 @@
 //! What the three kinds need alike.
 
+pub mod defaults;
 pub mod kstatus;
 pub mod meta;
 pub mod pods;
@@ -10,6 +11,8 @@ pub mod said;
 pub mod text;
 pub mod trouble;
 pub mod worker;
+
+use self::defaults::PodDefaults;
 
 /// Why an object cannot be built now; becomes its conditions.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,11 +48,14 @@ pub struct Settings {
     pub worker_image: String,
     /// User, and group of written volumes, of pods; none where the cluster picks them.
     pub pod_user: Option<i64>,
+    /// What pods that are rendered today get beside what their objects say.
+    pub pod_defaults: PodDefaults,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         // As distroless images call their user "nonroot".
-        Self { worker_image: concat!("ghcr.io/carry-on/worker:", env!("CARGO_PKG_VERSION")).to_owned(), pod_user: Some(65_532) }
+        let worker_image = concat!("ghcr.io/carry-on/worker:", env!("CARGO_PKG_VERSION")).to_owned();
+        Self { worker_image, pod_user: Some(65_532), pod_defaults: PodDefaults::default() }
     }
 }

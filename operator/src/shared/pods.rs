@@ -24,7 +24,7 @@ use super::{Settings, quantity};
 pub struct Basis {
     /// Who they belong to.
     pub owner: Owner,
-    /// The user's template.
+    /// The user's template, and the defaults of all.
     pub template: PodTemplate,
     /// Image when the template names none.
     pub image: String,
@@ -37,7 +37,7 @@ pub struct Basis {
 impl Basis {
     /// Of the pods of `owner`.
     pub fn new(owner: Owner, template: &PodTemplate, rendering: Rendering, settings: &Settings) -> Self {
-        Self { owner, template: template.clone(), image: rendering.image(settings), user: settings.pod_user, rendering }
+        Self { owner, template: settings.pod_defaults.fill(template), image: rendering.image(settings), user: settings.pod_user, rendering }
     }
 }
 
