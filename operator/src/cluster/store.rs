@@ -104,7 +104,7 @@ impl<T: Resource<DynamicType = ()> + Clone + 'static> Cache<T> {
 
     /// What the list of one namespace has shown; the others stay as they are.
     pub fn listed(&self, namespace: &str, list: Vec<T>) {
-        let names: BTreeSet<String> = list.iter().map(ResourceExt::name_any).collect();
+        let names: BTreeSet<String> = list.iter().map(kube::ResourceExt::name_any).collect();
         let is_gone = |object: &T| object.namespace().as_deref() == Some(namespace) && !names.contains(&object.name_any());
         self.objects.state_filter(is_gone).iter().for_each(|object| self.apply(&Event::Delete((**object).clone())));
         list.into_iter().for_each(|object| self.apply(&Event::Apply(object)));
