@@ -20,7 +20,11 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Print the CustomResourceDefinitions as YAML.
-    Crds,
+    Crds {
+        /// Ask the cluster instead whether they take every object that is stored, field by field; fails when they do not.
+        #[arg(long)]
+        check: bool,
+    },
     /// Look after the three kinds in a cluster.
     Run(RunArgs),
     /// Ask a URL until the answer is 2xx; fails when it is not for half a minute.
@@ -47,7 +51,8 @@ fn run() -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr).init();
     match Cli::parse().command {
-        Command::Crds => std::io::stdout().write_all(crd::yaml()?.as_bytes())?,
+        Command::Crds { check: true } => cluster::stored::check()?,
+        Command::Crds { check: false } => std::io::stdout().write_all(crd::yaml()?.as_bytes())?,
         Command::Run(args) => cluster::run(args)?,
         Command::Probe { url } => cluster::probe(&url)?,
         Command::Local(command) => local::run(command)?,

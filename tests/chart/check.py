@@ -102,6 +102,10 @@ def rendered_permissions(role):
     return permissions((group, resources(rule), rule["verbs"]) for rule in role["rules"] for group in rule["apiGroups"])
 
 
+def is_hook(document):
+    return "helm.sh/hook" in document["metadata"].get("annotations", {})
+
+
 def operator_of(documents):
     return of_kind(documents, "Deployment")[0]["spec"]["template"]
 
@@ -177,7 +181,7 @@ class Chart(unittest.TestCase):
     def test_operator_may_do_what_its_interface_lists_and_nothing_else(self):
         cases = [([], [None], OPERATOR_RULES + CLUSTER_RULES, ["kube-system"]), (NAMESPACED, WATCHED, OPERATOR_RULES, WATCHED)]
         for arguments, namespaces, rules, leases in cases:
-            documents = objects(*arguments)
+            documents = [document for document in objects(*arguments) if not is_hook(document)]
 
             def by_name(kind):
                 found = of_kind(documents, kind, f"Cluster{kind}")
@@ -196,6 +200,20 @@ class Chart(unittest.TestCase):
                 self.assertEqual(binding["subjects"], [{"kind": "ServiceAccount", "name": account["name"], "namespace": account["namespace"]}])
             self.assertEqual({name for name, _ in roles}, set() if arguments else {"carry-on-view", "carry-on-edit"})
 
+    def test_who_looks_at_the_objects_before_an_upgrade_may_list_them_and_nothing_else(self):
+        hooks = [document for document in objects(*NAMESPACED) if is_hook(document) and document["kind"] != "Pod"]
+        self.assertEqual([hook["kind"] for hook in hooks], ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Job"])
+        for hook in hooks:
+            annotations = hook["metadata"]["annotations"]
+            self.assertEqual(annotations["helm.sh/hook"], "pre-upgrade,pre-rollback")
+            self.assertEqual(annotations["helm.sh/hook-delete-policy"], "before-hook-creation,hook-succeeded")
+        account, role, binding, job = hooks
+        self.assertEqual(rendered_permissions(role), permissions([("carryon.dev", KINDS, ["list"])]))
+        self.assertEqual((binding["roleRef"]["name"], job["spec"]["template"]["spec"]["serviceAccountName"]), (role["metadata"]["name"], account["metadata"]["name"]))
+        self.assertEqual(binding["subjects"], [{"kind": "ServiceAccount", "name": account["metadata"]["name"], "namespace": NAMESPACE}])
+        for values in ["crds.enabled=false", "crds.check=false"]:
+            self.assertEqual([document["kind"] for document in objects("--set", values) if is_hook(document)], ["Pod"])
+
     def test_the_lease_has_the_name_that_the_operator_gives_it(self):
         self.assertIn('const LEASE: &str = "carryon-operator";', (ROOT / "operator/src/cluster/leader.rs").read_text())
 
@@ -213,7 +231,7 @@ class Chart(unittest.TestCase):
     def test_pods_are_restricted(self):
         for arguments in SNAPSHOTS.values():
             documents = objects(*arguments)
-            for spec in [operator_of(documents)["spec"], of_kind(documents, "Pod")[0]["spec"]]:
+            for spec in [operator_of(documents)["spec"], of_kind(documents, "Pod")[0]["spec"], of_kind(documents, "Job")[0]["spec"]["template"]["spec"]]:
                 self.assertEqual(spec["securityContext"], {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}})
                 restricted = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
                 self.assertEqual([container["securityContext"] for container in spec["containers"]], [restricted])
@@ -239,24 +257,6 @@ class Chart(unittest.TestCase):
         for spec in [operator_of(documents)["spec"], of_kind(documents, "Pod")[0]["spec"]]:
             self.assertEqual([secret["name"] for secret in spec["imagePullSecrets"]], ["one", "two", "three"])
 
-    def test_operator_is_started_as_its_interface_says(self):
-        container = operator_of(objects(*NAMESPACED))["spec"]["containers"][0]
-        want = ["run", "--worker-image", "ghcr.io/carry-on/worker:0.1.0", "--pod-user", "auto", "--namespace", "team-a", "--namespace", "team-b"]
-        want += ["--listen", "0.0.0.0:8080", "--installation", f"{NAMESPACE}/carry-on", "--identity", "$(POD_NAME)"]
-        self.assertEqual((container["command"], container["args"]), (["carryon-operator"], want))
-
-    def test_operator_knows_the_options_it_is_started_with(self):
-        binary = Path(os.environ.get("CARRYON_BIN", ROOT / "target/release")) / "carryon-operator"
-        documents = objects("--set", "watchNamespaces={team-a}") + objects("--set", "leaseNamespace=leases")
-        operators = [deployment["spec"]["template"]["spec"]["containers"][0] for deployment in of_kind(documents, "Deployment")]
-        for container in [*operators, of_kind(documents, "Pod")[0]["spec"]["containers"][0]]:
-            command, *rest = container["args"]
-            if not binary.exists() or f"\n  {command} " not in subprocess.run([binary, "--help"], capture_output=True, text=True).stdout:
-                self.skipTest(f"no carryon-operator {command} in $CARRYON_BIN")
-            usage = subprocess.run([binary, command, "--help"], capture_output=True, text=True).stdout
-            for option in rest:
-                if option.startswith("--"):
-                    self.assertIn(f"{option} ", usage)
     def test_workers_get_the_pull_secrets_of_all_and_their_own_and_the_environment(self):
         def defaults(*values):
             arguments = operator_of(objects(*(argument for value in values for argument in ("--set", value))))["spec"]["containers"][0]["args"]
@@ -269,6 +269,24 @@ class Chart(unittest.TestCase):
         values = ["global.imagePullSecrets={one}", "worker.imagePullSecrets[0].name=two,worker.imagePullSecrets[1].name=one", "worker.env[0].name=NO_PROXY,worker.env[0].value=.svc\\,$(HOST)"]
         self.assertEqual(defaults(*values), want)
 
+    def test_operator_is_started_as_its_interface_says(self):
+        container = operator_of(objects(*NAMESPACED))["spec"]["containers"][0]
+        want = ["run", "--worker-image", "ghcr.io/carry-on/worker:0.1.0", "--pod-user", "auto", "--namespace", "team-a", "--namespace", "team-b"]
+        want += ["--listen", "0.0.0.0:8080", "--installation", f"{NAMESPACE}/carry-on", "--identity", "$(POD_NAME)"]
+        self.assertEqual((container["command"], container["args"]), (["carryon-operator"], want))
+
+    def test_operator_knows_the_options_it_is_started_with(self):
+        binary = Path(os.environ.get("CARRYON_BIN", ROOT / "target/release")) / "carryon-operator"
+        documents = objects("--set", "watchNamespaces={team-a}") + objects("--set", "leaseNamespace=leases,global.imagePullSecrets={one}")
+        pods = [document["spec"]["template"] for document in of_kind(documents, "Deployment", "Job")]
+        for container in [*(pod["spec"]["containers"][0] for pod in pods), of_kind(documents, "Pod")[0]["spec"]["containers"][0]]:
+            command, *rest = container["args"]
+            if not binary.exists() or f"\n  {command} " not in subprocess.run([binary, "--help"], capture_output=True, text=True).stdout:
+                self.skipTest(f"no carryon-operator {command} in $CARRYON_BIN")
+            usage = subprocess.run([binary, command, "--help"], capture_output=True, text=True).stdout
+            for option in rest:
+                if option.startswith("--"):
+                    self.assertIn(f"{option} ", usage)
 
     def test_selectors_find_the_operator_and_no_worker(self):
         documents = objects("-f", str(HERE / "everything.yaml"))
@@ -278,7 +296,7 @@ class Chart(unittest.TestCase):
         selectors += [document["spec"]["selector"] for document in of_kind(documents, "Deployment", "PodDisruptionBudget")]
         self.assertEqual(len(selectors), 3)
         others = [pod["labels"] | {"app.kubernetes.io/instance": "carry-on"} for pod in worker_pods("team-a").values()]
-        others.append(of_kind(documents, "Pod")[0]["metadata"]["labels"])
+        others += [of_kind(documents, "Pod")[0]["metadata"]["labels"], of_kind(documents, "Job")[0]["spec"]["template"]["metadata"]["labels"]]
         for selector in selectors:
             self.assertTrue(policies.matches(selector, labels))
             self.assertFalse(any(policies.matches(selector, other) for other in others))

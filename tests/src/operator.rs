@@ -95,6 +95,7 @@ impl Operator {
         let wanted = ["CustomResourceDefinition", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
         let wanted = rendered
             .split("\n---\n")
+            .filter(|document| !document.contains("helm.sh/hook:"))
             .filter(|document| wanted.iter().any(|kind| document.lines().any(|line| line == format!("kind: {kind}"))));
         let mut by_namespace = BTreeMap::<&str, Vec<&str>>::new();
         for document in wanted {
@@ -130,8 +131,8 @@ impl Operator {
         let args = RunArgs {
             worker_image: options.worker_image.map_or_else(|| Settings::default().worker_image, str::to_owned),
             pod_user: PodUser::Auto,
-            namespaces: options.namespaces.iter().map(|&namespace| namespace.to_owned()).collect(),
             pod_defaults: PodDefaults::default(),
+            namespaces: options.namespaces.iter().map(|&namespace| namespace.to_owned()).collect(),
             listen: address,
             lease_namespace: None,
             without_lease: options.candidate.is_none(),

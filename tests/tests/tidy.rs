@@ -43,6 +43,7 @@ const CLUSTER: &[(&str, &[&str])] = &[
     ("tenure", &["clocks"]),
     ("store", &["lock"]),
     ("synced", &["lock"]),
+    ("stored", &["failure"]),
     ("written", &["lock"]),
     ("watch", &["clients", "store", "synced", "tenure", "written"]),
     ("queue", &["key", "lock"]),

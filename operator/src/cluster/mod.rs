@@ -33,6 +33,7 @@ mod reconcile;
 mod refused;
 mod status_patch;
 mod store;
+pub mod stored;
 mod synced;
 mod tenure;
 mod wake;

@@ -10,6 +10,7 @@ mod faults;
 mod leaders;
 mod namespaces;
 mod queues;
+mod stored;
 mod told;
 mod upgrades;
 mod users;

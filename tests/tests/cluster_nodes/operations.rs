@@ -1,10 +1,15 @@
 //! What a platform team does to a cluster while a job runs: upgrades, rolls back, reinstalls, loses nodes.
 
-use carryon_operator::shared::trouble::is_ready;
-use carryon_tests::{example, previous};
-use kube::ResourceExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use super::world::{World, job, replaced, short_job};
+use carryon_crds::CarryOnJob;
+use carryon_operator::shared::trouble::is_ready;
+use carryon_tests::{example, previous, repository};
+use kube::ResourceExt as _;
+use serde_json::json;
+
+use super::world::{HOME, World, job, replaced, short_job};
 
 /// Scheduling that likes a node.
 fn likes(node: &str, field: &str) -> String {
@@ -98,4 +103,40 @@ fn a_running_job_outlives_upgrades_a_reinstallation_and_its_nodes() {
         pools.len() == 1 && image("pool").ends_with(":test") && is_ready(&pools[0])
     });
     world.until_answered(&url);
+}
+
+/// Today's chart, whose jobs have a field more.
+fn newer_chart(folder: &Path) -> PathBuf {
+    let chart = folder.join("carry-on");
+    let copied = Command::new("cp").arg("-R").arg(repository().join("charts/carry-on")).arg(&chart).status().unwrap();
+    assert!(copied.success());
+    let file = chart.join("files/crds.yaml");
+    let fresh = "              fresh:\n                type: string\n";
+    let first = "              activeDeadlineSeconds:\n";
+    std::fs::write(&file, replaced(&std::fs::read_to_string(&file).unwrap(), first, &format!("{fresh}{first}"))).unwrap();
+    chart
+}
+
+#[test]
+#[ignore = "takes minutes: make test-all"]
+fn a_rollback_that_would_drop_what_a_job_asks_for_is_refused_until_it_asks_no_more() {
+    let Some(world) = World::start(1) else { return };
+    let folder = tempfile::TempDir::new().unwrap();
+    world.install("install", "carry-on", &[]);
+    world.install_chart(&newer_chart(folder.path()), "upgrade", "carry-on", &[]);
+    let space = &world.volumes("back");
+    world.apply(space, &replaced(&job(4), "\nspec:\n", "\nspec:\n  suspend: true\n  fresh: kept\n"));
+    let fresh = || world.cluster.kubectl(&["--namespace", space, "get", "coj/quickstart", "--output=jsonpath={.spec.fresh}"]);
+    let back = || world.helm(&["rollback", "carry-on", "1", "--wait", "--timeout=120s"]);
+    let refused = back();
+    let said = String::from_utf8_lossy(&refused.stdout) + String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("carry-on-crds-check"), "{said}");
+    let logs = world.cluster.kubectl(&["--namespace", HOME, "logs", "job/carry-on-crds-check"]);
+    assert!(logs.contains(&format!("CarryOnJob {space}/quickstart: spec.fresh: unknown field")), "{logs}");
+    assert_eq!(fresh(), "kept");
+    world.patch::<CarryOnJob>(space, "quickstart", json!({ "spec": { "fresh": null } }));
+    let done = back();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let left = world.cluster.kubectl(&["--namespace", HOME, "get", "jobs,serviceaccounts", "--output=name"]);
+    assert!(!left.contains("crds-check"), "{left}");
 }
