@@ -145,9 +145,13 @@ pub enum PoolUnavailablePolicy {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct JobPool {
-    /// Name of a BaseModelPool in the job's namespace.
+    /// Name of a BaseModelPool.
     #[schemars(length(min = 1, max = 40))]
     pub name: String,
+    /// Its namespace; the job's own when absent. In another one the pool's `sharing` has to allow it: else it is as if there were no pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub namespace: Option<String>,
     /// Taps; when absent, four depths plus `final`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub taps: Option<Taps>,

@@ -1,6 +1,6 @@
 //! `BaseModelPool`: the pods that run one frozen base model.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -48,6 +48,44 @@ pub struct BaseModelPoolSpec {
     /// The pool's pods.
     #[serde(default)]
     pub server: PodTemplate,
+    /// Who may use the pool.
+    #[serde(default)]
+    pub sharing: Sharing,
+}
+
+/// Who may use a pool.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Sharing {
+    /// Namespaces whose jobs and deployments may name the pool, beside its own.
+    #[serde(default)]
+    pub namespaces: SharedNamespaces,
+}
+
+/// Namespaces, as a Gateway's listener allows routes of them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("(self.from == 'Selector') == has(self.selector)", "selector is needed by from Selector and by no other"))]
+#[x_kube(validation = ("!has(self.selector) || !has(self.selector.matchExpressions) || self.selector.matchExpressions.all(e, e.operator in ['In', 'NotIn'] ? has(e.values) && size(e.values) > 0 : e.operator in ['Exists', 'DoesNotExist'] && !has(e.values))", "selector.matchExpressions have an operator In or NotIn with values, or Exists or DoesNotExist without"))]
+pub struct SharedNamespaces {
+    /// Which ones.
+    #[serde(default)]
+    pub from: FromNamespaces,
+    /// Labels of the namespaces of `from: Selector`; an empty selector is all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<LabelSelector>,
+}
+
+/// Where users of a pool may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum FromNamespaces {
+    /// In the pool's own namespace; the default.
+    #[default]
+    Same,
+    /// In any namespace.
+    All,
+    /// In its own, and in those with the labels of `selector`.
+    Selector,
 }
 
 /// The model and where its weights are.

@@ -39,6 +39,9 @@ fn clean(crd: CustomResourceDefinition) -> CustomResourceDefinition {
         if let Some(scheduling) = members.get_mut("scheduling") {
             fields(scheduling).for_each(bound);
         }
+        if let Some(selector) = members.get_mut("selector").filter(|selector| selector["type"] == "object") {
+            fields(selector).for_each(bound_below);
+        }
         for name in ["env", "volumeMounts"] {
             if let Some(list) = members.get_mut(name).filter(|list| list["type"] == "array") {
                 list["items"]["properties"].get_mut("value").into_iter().for_each(|value| default_to(value, "maxLength", ENV));

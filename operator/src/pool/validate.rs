@@ -1,7 +1,7 @@
 //! A pool's spec and the world, checked: everything `build` needs and nothing it has to doubt.
 
 use carryon_crds::common::ClaimPath;
-use carryon_crds::pool::ModelImage;
+use carryon_crds::pool::{ModelImage, Sharing};
 use carryon_crds::wire::BaseConfig;
 use carryon_crds::{BaseModelPool, BaseModelPoolSpec};
 use kube::ResourceExt as _;
@@ -49,7 +49,8 @@ pub fn validate(pool: &BaseModelPool, observed: &Observed, settings: &Settings) 
         (None, Some(image)) => Model::Image(image.clone()),
         (None, None) => return Err(Refusal::permanent("NoModelSource", "spec.model.source is empty: set persistentVolumeClaim or image")),
     };
-    let rendering = Rendering::of(&Source::of(pool, BaseModelPoolSpec { replicas: None, ..spec.clone() }), &observed.revisions);
+    let shaping = BaseModelPoolSpec { replicas: None, sharing: Sharing::default(), ..spec.clone() };
+    let rendering = Rendering::of(&Source::of(pool, shaping), &observed.revisions);
     Ok(Validated {
         config: BaseConfig { name: pool.name_any(), dtype: spec.dtype, engine: spec.engine.clone() },
         model,
