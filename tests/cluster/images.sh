@@ -10,7 +10,7 @@ mkdir -p "$IMAGES"
 # image NAME REFERENCE PROGRAM[=PATH]…
 image() {
     local tar=$IMAGES/$1.tar part
-    for part in "$HERE/image.py" "${@:3}"; do
+    for part in "$HERE"/image{.py,s.sh} "${@:3}"; do
         if [ ! "$tar" -nt "${part%%=*}" ]; then
             "$HERE/image.py" "$tar" "${@:2}"
             return
@@ -33,7 +33,7 @@ for name in "$@"; do
     coredns) image coredns localhost/coredns:1 "$TOOLS/coredns=/coredns" ;;
     shell)
         programs=()
-        for program in dash cat sleep ls id getent touch mkdir; do programs+=("$(command -v $program)=/bin/${program/dash/sh}"); done
+        for program in dash cat sleep ls id getent touch mkdir curl; do programs+=("$(command -v $program)=/bin/${program/dash/sh}"); done
         image shell localhost/carry-on/shell:test "${programs[@]}"
         ;;
     # Somebody else's: it names no user.

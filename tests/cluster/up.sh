@@ -19,7 +19,7 @@ done
 check_tools() {
     [ "$(id -u)" = 0 ] || fail "needs root: nodes are made of mount, network and process namespaces"
     local programs=(kube-apiserver kubectl etcd openssl curl ip nsenter unshare pgrep) program
-    [ "$nodes" = 0 ] || programs+=(kube-controller-manager kube-scheduler kubelet kube-proxy containerd ctr runc nft)
+    [ "$nodes" = 0 ] || programs+=(kube-controller-manager kube-scheduler kubelet kube-proxy kube-network-policies containerd ctr runc nft iptables)
     for program in "${programs[@]}"; do
         command -v "$program" >/dev/null || fail "$program is missing: run \`make cluster-tools\`"
     done
@@ -64,6 +64,7 @@ kubectl_admin apply -f "$LIB/dns.yaml" >"$RUN/dns.log"
 wait $containers
 each start_kubelet
 each start_proxy
+each start_policies
 wait_for_controllers
 wait_for_scheduler
 each wait_for_agents

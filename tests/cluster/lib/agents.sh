@@ -1,4 +1,4 @@
-# What runs on every node: containerd, kubelet, kube-proxy.
+# What runs on every node: containerd, kubelet, kube-proxy, kube-network-policies.
 
 start_containerd() { # node
     local dir; dir=$(node_dir "$1")
@@ -88,9 +88,17 @@ YAML
     start "$1" kube-proxy kube-proxy --config="$dir/kube-proxy.yaml"
 }
 
+# Every new connection of pods waits for its word, from before it is there: none is let through unjudged. What nodes themselves send to their own
+# pods, such as probes, is not forwarded and so not asked about.
+start_policies() { # node
+    inside "$1" iptables -t mangle -A FORWARD -m conntrack --ctstate NEW -j NFQUEUE --queue-num 100
+    start "$1" kube-network-policies kube-network-policies "node$1"
+}
+
 wait_for_agents() { # node
     wait_for 60 "$1" kubelet kubectl_admin wait --for=condition=Ready "node/node$1" --timeout=1s
     wait_for 30 "$1" kube-proxy inside "$1" curl -fs http://127.0.0.1:10256/healthz
+    wait_for 30 "$1" kube-network-policies inside "$1" grep -q . /proc/net/netfilter/nfnetlink_queue
 }
 
 # The proxies learn of the pod that answers a moment after it is ready; a name asked for before that is not found.

@@ -9,6 +9,7 @@ need runc runc
 need /usr/lib/cni/ptp containernetworking-plugins
 need etcd etcd-server
 need nft nftables
+need iptables iptables
 need ip iproute2
 need openssl openssl
 need curl curl
