@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use carryon_crds::{names, wire};
+use futures::future::BoxFuture;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::batch::v1::Job;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
@@ -62,11 +63,11 @@ impl<K: Child> Wanted<K> {
 
 /// What a child is, in Rust.
 pub trait Child:
-    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + Send + 'static
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static
 {
 }
-impl<K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + Send + 'static> Child
-    for K
+impl<K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static>
+    Child for K
 {
 }
 
@@ -124,9 +125,16 @@ impl Applier {
 impl<O: Child + HasStatus> Owned<'_, O> {
     /// Makes `wanted` so; `present` is what the cache holds of it. The object as the cluster holds it now.
     ///
+    /// It is boxed: who awaits one for each type of child would need room for all of them, and again in each who awaits him; without
+    /// optimisation that is more than a thread's stack.
+    ///
     /// # Errors
     /// A child of that name that is not ours; a request that the cluster refuses or cannot answer.
-    pub async fn apply<K: Child>(&self, wanted: K, present: Option<K>) -> Result<K, Failure> {
+    pub fn apply<K: Child>(&self, wanted: K, present: Option<K>) -> BoxFuture<'_, Result<K, Failure>> {
+        Box::pin(self.apply_one(wanted, present))
+    }
+
+    async fn apply_one<K: Child>(&self, wanted: K, present: Option<K>) -> Result<K, Failure> {
         let wanted = Wanted::new(wanted);
         if let Some(present) = &present {
             ours(&wanted.object, present)?;
