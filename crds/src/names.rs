@@ -41,6 +41,10 @@ pub const REVISION: &str = "revision";
 pub const CONFIG_VOLUME: &str = "config";
 /// Annotation of a child: digest of what the operator last applied.
 pub const APPLIED_ANNOTATION: &str = "carryon.dev/applied";
+/// Label of all that is of this product: its [`NAME`].
+pub const NAME_LABEL: &str = "app.kubernetes.io/name";
+/// Value of [`NAME_LABEL`].
+pub const NAME: &str = "carry-on";
 /// Label of a child: `pool`, `trainer` or `gateway`. The worker's container has that name too.
 pub const COMPONENT_LABEL: &str = "app.kubernetes.io/component";
 /// Label of a child: name of the object that it is of.
@@ -58,7 +62,7 @@ pub const WORKER: &str = "carryon-worker";
 
 /// The standard labels of a child; `component` is `pool`, `trainer`, `gateway` or [`REVISION`].
 pub fn labels(component: &str, instance: &str) -> BTreeMap<String, String> {
-    [("app.kubernetes.io/name", "carry-on"), (COMPONENT_LABEL, component), (INSTANCE_LABEL, instance), (MANAGER_LABEL, MANAGER)]
+    [(NAME_LABEL, NAME), (COMPONENT_LABEL, component), (INSTANCE_LABEL, instance), (MANAGER_LABEL, MANAGER)]
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .into()
 }

@@ -26,7 +26,7 @@ enum Command {
         check: bool,
     },
     /// Look after the three kinds in a cluster.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Ask a URL until the answer is 2xx; fails when it is not for half a minute.
     Probe {
         /// The URL, e.g. http://carry-on.carry-on-system.svc:8080/readyz.
@@ -53,7 +53,7 @@ fn run() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Crds { check: true } => cluster::stored::check()?,
         Command::Crds { check: false } => std::io::stdout().write_all(crd::yaml()?.as_bytes())?,
-        Command::Run(args) => cluster::run(args)?,
+        Command::Run(args) => cluster::run(*args)?,
         Command::Probe { url } => cluster::probe(&url)?,
         Command::Local(command) => local::run(command)?,
     }

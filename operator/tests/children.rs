@@ -4,10 +4,11 @@
 mod common;
 
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
-use carryon_operator::{deployment, job, pool, shared::Settings};
+use carryon_operator::shared::{Settings, network_policy::Peers};
+use carryon_operator::{deployment, job, pool};
 use common::{at, example, patched, repository};
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
-use serde::Serialize;
+use serde::{Deserialize as _, Serialize};
 use serde_json::json;
 
 fn claim(name: &str) -> PersistentVolumeClaim {
@@ -15,7 +16,18 @@ fn claim(name: &str) -> PersistentVolumeClaim {
 }
 
 fn settings() -> Settings {
-    Settings { worker_image: "example.org/worker:1".to_owned(), ..Settings::default() }
+    Settings { worker_image: "example.org/worker:1".to_owned(), peers: Some(peers()), ..Settings::default() }
+}
+
+/// As the chart names them.
+fn peers() -> Peers {
+    let path = repository().join("tests/chart/rendered.yaml");
+    let chart = std::fs::read_to_string(&path).unwrap();
+    let documents = serde_yaml::Deserializer::from_str(&chart).map(|document| serde_json::Value::deserialize(document).unwrap());
+    let operator = documents.into_iter().find(|document| document["kind"] == "Deployment").unwrap();
+    let mut arguments = operator["spec"]["template"]["spec"]["containers"][0]["args"].as_array().unwrap().iter();
+    arguments.find(|argument| *argument == "--network-policies").unwrap();
+    arguments.next().unwrap().as_str().unwrap().parse().unwrap()
 }
 
 fn loaded_pool() -> BaseModelPool {
@@ -44,8 +56,50 @@ fn value(object: &impl Serialize) -> serde_json::Value {
 fn children_of_a_pool() {
     let observed = pool::Observed { claim: Some(claim("models")), ..pool::Observed::default() };
     let validated = pool::validate(&example("quickstart/pool.yaml"), &observed, &settings()).unwrap();
-    let pool::Children { revision: _, config_map, service, stateful_set, disruption_budget } = pool::build(&validated);
-    snapshot("pool", &[value(&config_map), value(&service), value(&stateful_set), value(&disruption_budget)]);
+    let pool::Children { revision: _, config_map, service, network_policy, stateful_set, disruption_budget } = pool::build(&validated);
+    snapshot(
+        "pool",
+        &[value(&config_map), value(&service), value(&network_policy.unwrap()), value(&stateful_set), value(&disruption_budget)],
+    );
+}
+
+#[test]
+fn a_pool_is_open_to_its_users_wherever_it_is_shared() {
+    let labels = json!({"matchLabels": {"team": "blue"}});
+    let expressions = json!({"matchExpressions": [{"key": "team", "operator": "Exists"}]});
+    let cases = [
+        (json!({"from": "Same"}), vec![]),
+        (json!({"from": "All"}), vec![json!({})]),
+        (json!({"from": "Selector", "selector": labels}), vec![labels]),
+        (json!({"from": "Selector", "selector": expressions}), vec![expressions]),
+    ];
+    let policy = |patch: serde_json::Value, settings: Settings| {
+        let patch = json!({"spec": {"sharing": {"namespaces": patch}}});
+        let pool = serde_json::from_value(patched(value(&example::<BaseModelPool>("quickstart/pool.yaml")), &patch)).unwrap();
+        let observed = pool::Observed { claim: Some(claim("models")), ..pool::Observed::default() };
+        pool::build(&pool::validate(&pool, &observed, &settings).unwrap()).network_policy
+    };
+    for (sharing, namespaces) in cases {
+        let from = value(&policy(sharing, settings()).unwrap())["spec"]["ingress"][0]["from"].take();
+        let users = |peer: &&serde_json::Value| peer["podSelector"]["matchExpressions"][0]["values"] == json!(["trainer", "gateway"]);
+        let users: Vec<_> = from.as_array().unwrap().iter().filter(users).map(|peer| peer.get("namespaceSelector")).collect();
+        let expected = [None].into_iter().chain(namespaces.iter().map(Some));
+        assert_eq!(users, expected.collect::<Vec<_>>());
+        assert_eq!(from.as_array().unwrap().len(), users.len() + 2, "the operator and Prometheus: {from}");
+    }
+    assert_eq!(policy(json!({}), Settings { peers: None, ..settings() }), None);
+}
+
+#[test]
+fn a_gateway_is_open_to_its_clients_and_scrapers_once_clients_are_named() {
+    let open: Peers = json!({"operator": {}, "scrapers": [{"ipBlock": {"cidr": "10.0.0.1/32"}}]}).to_string().parse().unwrap();
+    let named = Peers { clients: vec![open.operator.clone()], ..open.clone() };
+    for (peers, from) in [(open, json!(null)), (named, json!([{}, {"ipBlock": {"cidr": "10.0.0.1/32"}}]))] {
+        let policy = value(&gateway(Settings { peers: Some(peers), ..settings() }).network_policy);
+        assert_eq!(policy["spec"]["ingress"][0]["from"], from);
+    }
+    let unknown = r#"{"operator": {}, "scraper": []}"#.parse::<Peers>();
+    assert!(unknown.unwrap_err().to_string().contains("unknown field `scraper`"));
 }
 
 #[test]
@@ -70,9 +124,9 @@ fn children_of_a_job() {
     let observed = job::Observed { pool: Some(loaded_pool()), claims, ..job::Observed::default() };
     let job: CarryOnJob = example("quickstart/job.yaml");
     let validated = job::validate(&job, &observed, &settings(), &at(0)).unwrap();
-    let job::Children { revision: _, config_map, attempt, stop } = job::build(&validated);
+    let job::Children { revision: _, config_map, network_policy, attempt, stop } = job::build(&validated);
     assert!(stop.is_empty());
-    snapshot("job", &[value(&config_map.unwrap()), value(&attempt.unwrap())]);
+    snapshot("job", &[value(&config_map.unwrap()), value(&network_policy.unwrap()), value(&attempt.unwrap())]);
 }
 
 #[test]
@@ -89,8 +143,7 @@ fn what_a_job_says_of_its_data_reaches_its_trainer() {
     );
 }
 
-#[test]
-fn children_of_a_deployment() {
+fn gateway(settings: Settings) -> deployment::Children {
     let artifact = json!({"uri": "pvc://quickstart-output/quickstart/heads/sha256-h", "digest": "sha256:h", "baseModelDigest": "sha256:i"});
     let complete = json!({"type": "Complete", "status": "True", "reason": "Complete", "message": "", "lastTransitionTime": at(0)});
     let job = value(&example::<CarryOnJob>("quickstart/job.yaml"));
@@ -105,7 +158,11 @@ fn children_of_a_deployment() {
     let patch = json!({"spec": {"api": {"keys": [{"name": "one", "secretRef": {"name": "key", "key": "token"}}], "allowedOrigins": ["https://app.example.com"]}, "gateway": {"resources": {"limits": {"cpu": "1500m"}}}}});
     let deployment = value(&example::<CarryOnDeployment>("quickstart/deployment.yaml"));
     let deployment: CarryOnDeployment = serde_json::from_value(patched(deployment, &patch)).unwrap();
-    let validated = deployment::validate(&deployment, &observed, &settings()).unwrap();
-    let deployment::Children { revision: _, config_map, service, deployment } = deployment::build(&validated);
-    snapshot("deployment", &[value(&config_map), value(&service), value(&deployment)]);
+    deployment::build(&deployment::validate(&deployment, &observed, &settings).unwrap())
+}
+
+#[test]
+fn children_of_a_deployment() {
+    let deployment::Children { revision: _, config_map, service, network_policy, deployment } = gateway(settings());
+    snapshot("deployment", &[value(&config_map), value(&service), value(&network_policy.unwrap()), value(&deployment)]);
 }

@@ -32,7 +32,7 @@ KINDS = ["basemodelpools", "carryonjobs", "carryondeployments"]
 SNAPSHOTS = {"rendered.yaml": [], "rendered-everything.yaml": ["-f", str(HERE / "everything.yaml")]}
 WATCHED = ["team-a", "team-b"]
 NAMESPACED = ["--set", "watchNamespaces={team-a,team-b}"]
-CLOSED = ["--set", "networkPolicy.enabled=true,networkPolicy.tenantNamespaces={team-a,team-b}"]
+OPENED = ["--set", "networkPolicies.enabled=false"]
 
 # The operator's interface, written down a second time: group, resources, verbs.
 READ = ["get", "list", "watch"]
@@ -51,6 +51,7 @@ OPERATOR_RULES = [
     ("", ["persistentvolumeclaims"], WATCH),
     ("", ["secrets"], READ),
     ("policy", ["poddisruptionbudgets"], READ + ["create", "patch"]),
+    ("networking.k8s.io", ["networkpolicies"], READ + ["create", "patch", "delete"]),
     ("", ["events"], ["list"]),
     ("events.k8s.io", ["events"], ["create", "patch"]),
 ]
@@ -60,7 +61,7 @@ CLUSTER_RULES = [("", ["nodes"], WATCH), ("coordination.k8s.io", ["leases"], ["l
 LEASE_RULES = [("coordination.k8s.io", ["leases/carryon-operator"], ["get", "update"]), ("coordination.k8s.io", ["leases"], ["create"])]
 
 # Where the schema leaves the rest to the API server.
-OPEN = {"global", "nodeAffinity", "podAffinity", "podAntiAffinity", "labelSelector", "valueFrom"}
+OPEN = {"global", "nodeAffinity", "podAffinity", "podAntiAffinity", "labelSelector", "valueFrom", "namespaceSelector", "podSelector", "ipBlock"}
 
 
 def helm(*arguments):
@@ -110,16 +111,19 @@ def operator_of(documents):
     return of_kind(documents, "Deployment")[0]["spec"]["template"]
 
 
+def children(*kinds):
+    """The operator's children as its own snapshots have them."""
+    files = [ROOT / f"operator/tests/snapshots/{name}.yaml" for name in ["pool", "job", "deployment"]]
+    return [document for file in files for document in of_kind(yaml.safe_load_all(file.read_text()), *kinds)]
+
+
 def worker_pods(namespace):
-    """The operator's children as its own snapshots have them: labels and port by component."""
+    """Labels and port by component."""
     pods = {}
-    for name in ["pool", "job", "deployment"]:
-        for document in yaml.safe_load_all((ROOT / f"operator/tests/snapshots/{name}.yaml").read_text()):
-            if document["kind"] in ("StatefulSet", "Job", "Deployment"):
-                template = document["spec"]["template"]
-                labels = template["metadata"]["labels"]
-                port = template["spec"]["containers"][0]["ports"][0]["containerPort"]
-                pods[labels["app.kubernetes.io/component"]] = {"namespace": namespace, "labels": labels, "port": port}
+    for template in [document["spec"]["template"] for document in children("StatefulSet", "Job", "Deployment")]:
+        labels = template["metadata"]["labels"]
+        port = template["spec"]["containers"][0]["ports"][0]["containerPort"]
+        pods[labels["app.kubernetes.io/component"]] = {"namespace": namespace, "labels": labels, "port": port}
     return pods
 
 
@@ -127,7 +131,7 @@ class Chart(unittest.TestCase):
     maxDiff = None
 
     def test_lint_finds_nothing(self):
-        for arguments in [*SNAPSHOTS.values(), NAMESPACED, CLOSED]:
+        for arguments in [*SNAPSHOTS.values(), NAMESPACED, OPENED]:
             helm("lint", "--strict", "--quiet", str(CHART), *arguments)
 
     def test_rendered_manifests_are_those_committed(self):
@@ -270,7 +274,7 @@ class Chart(unittest.TestCase):
         self.assertEqual(defaults(*values), want)
 
     def test_operator_is_started_as_its_interface_says(self):
-        container = operator_of(objects(*NAMESPACED))["spec"]["containers"][0]
+        container = operator_of(objects(*NAMESPACED, *OPENED))["spec"]["containers"][0]
         want = ["run", "--worker-image", "ghcr.io/carry-on/worker:0.1.0", "--pod-user", "auto", "--namespace", "team-a", "--namespace", "team-b"]
         want += ["--listen", "0.0.0.0:8080", "--installation", f"{NAMESPACE}/carry-on", "--identity", "$(POD_NAME)"]
         self.assertEqual((container["command"], container["args"]), (["carryon-operator"], want))
@@ -319,48 +323,46 @@ class Chart(unittest.TestCase):
 
     def test_two_releases_share_no_name(self):
         def names(release):
-            found = objects("--set", "crds.enabled=false", *CLOSED, release=release)
+            found = objects("--set", "crds.enabled=false", release=release)
             return {(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in found}
 
         self.assertFalse(names("one") & names("two"))
         self.assertTrue(all(len(name) <= 63 for _, _, name in names("r" * 53)))
 
     def test_policies_let_through_what_is_needed_and_nothing_else(self):
-        documents = objects(*CLOSED)
+        documents = objects()
         rules = of_kind(documents, "NetworkPolicy")
+        for policy in children("NetworkPolicy"):
+            rules += [policy | {"metadata": policy["metadata"] | {"namespace": namespace}} for namespace in ("team-a", "team-b")]
+        self.assertEqual(len(rules), 7)
         own, other = worker_pods("team-a"), worker_pods("team-b")
         operator = {"namespace": NAMESPACE, "labels": operator_of(documents)["metadata"]["labels"], "port": 8080}
-        impostor = {"namespace": "team-a", "labels": operator["labels"]}
-        stranger = {"namespace": "team-a", "labels": {"app": "shell"}}
+        test = {"namespace": NAMESPACE, "labels": of_kind(documents, "Pod")[0]["metadata"]["labels"]}
+        impostor, neighbour = ({"namespace": namespace, "labels": operator["labels"]} for namespace in ("team-a", "elsewhere"))
+        stranger, scraper = ({"namespace": namespace, "labels": {"app": "shell"}} for namespace in ("team-a", "monitoring"))
         pool, trainer, gateway = own["pool"], own["trainer"], own["gateway"]
-        yes = [(trainer, pool), (gateway, pool), (operator, pool), (operator, trainer)]
-        yes += [(None, operator), (stranger, operator), (None, gateway), (stranger, gateway)]
-        no = [(other["trainer"], pool), (other["gateway"], pool), (stranger, pool), (impostor, pool), (pool, pool), (None, pool)]
-        no += [(pool, trainer), (gateway, trainer), (stranger, trainer), (impostor, trainer), (None, trainer)]
-        no += [(trainer, gateway), (operator, gateway), (pool, operator), (trainer, operator), (gateway, None)]
+        yes = [(trainer, pool), (gateway, pool), (operator, pool), (operator, trainer), (test, operator)]
+        yes += [(scraper, target) for target in (pool, trainer, gateway, operator)] + [(None, gateway), (stranger, gateway), (other["pool"], gateway)]
+        no = [(other["trainer"], pool), (other["gateway"], pool), (pool, trainer), (gateway, trainer), (pool, operator), (trainer, operator)]
+        no += [(source, target) for source in (stranger, impostor, neighbour, None) for target in (pool, trainer)]
+        no += [(None, operator), (stranger, operator), (test | {"namespace": "team-a"}, operator)]
         for source, target in yes:
             self.assertTrue(policies.allowed(rules, source, target, target["port"]), (source, target))
         for source, target in no:
-            self.assertFalse(policies.allowed(rules, source, target, (target or {"port": 443})["port"]), (source, target))
-        # The API server and DNS are no pods that we know.
-        self.assertTrue(policies.allowed(rules, operator, None, 6443))
-        self.assertFalse(policies.allowed(rules, trainer, None, 6443))
-        for source, asks in [(operator, True), (trainer, True), (gateway, True), (pool, False)]:
-            self.assertEqual(policies.allowed(rules, source, None, 53, "UDP"), asks)
+            self.assertFalse(policies.allowed(rules, source, target, target["port"]), (source, target))
+        self.assertFalse(policies.allowed(rules, stranger, gateway, 8001), "a gateway has one port")
 
-    def test_operator_of_some_namespaces_reaches_no_other(self):
-        documents = objects(*NAMESPACED, *CLOSED)
-        operator = {"namespace": NAMESPACE, "labels": operator_of(documents)["metadata"]["labels"]}
-        for namespace, reaches in [("team-a", True), ("team-b", True), ("team-c", False)]:
-            for pod in [worker_pods(namespace)[component] for component in ("pool", "trainer")]:
-                self.assertEqual(policies.allowed(of_kind(documents, "NetworkPolicy"), operator, pod, pod["port"]), reaches)
+    def test_one_value_opens_the_network(self):
+        documents = objects(*OPENED)
+        self.assertEqual(of_kind(documents, "NetworkPolicy"), [])
+        self.assertNotIn("--network-policies", operator_of(documents)["spec"]["containers"][0]["args"])
 
-    def test_notes_warn_of_open_pools_until_the_network_is_closed(self):
+    def test_notes_warn_of_open_pools(self):
         def notes(*arguments):
             return helm("install", "carry-on", str(CHART), "--dry-run=client", *arguments).partition("NOTES:")[2]
 
-        self.assertIn("close the tenants' namespaces", notes())
-        self.assertNotIn("close the tenants' namespaces", notes(*CLOSED))
+        self.assertNotIn("No NetworkPolicy", notes())
+        self.assertIn("No NetworkPolicy", notes(*OPENED))
         self.assertIn("deletes the CustomResourceDefinitions", notes("--set", "crds.keep=false"))
 
     def test_readme_lists_every_value(self):

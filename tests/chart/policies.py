@@ -1,4 +1,4 @@
-"""Who may connect to whom under a set of NetworkPolicies, as the API defines it. Written for what the chart renders; anything else is an error."""
+"""Who may connect to whom under a set of NetworkPolicies, as the API defines it. Written for what chart and operator render; anything else is an error."""
 
 
 def matches(selector, labels):
@@ -25,26 +25,18 @@ def peer_matches(peer, policy, pod):
     return in_namespace and matches(peer.get("podSelector", {}), pod["labels"])
 
 
-def side_allows(policies, direction, pod, other, port, protocol):
-    """Whether `pod`'s own policies let it speak in `direction`: all that select it are added up; none means all is allowed."""
-    if pod is None:
-        return True
+def allowed(policies, source, target, port):
+    """Whether the policies of `target` let `source` connect: all that select it are added up; none means all is allowed."""
     selecting = [
         policy
         for policy in policies
-        if policy["metadata"]["namespace"] == pod["namespace"]
-        and direction.capitalize() in policy["spec"]["policyTypes"]
-        and matches(policy["spec"]["podSelector"], pod["labels"])
+        if policy["metadata"]["namespace"] == target["namespace"] and matches(policy["spec"]["podSelector"], target["labels"])
     ]
-    peers = {"ingress": "from", "egress": "to"}[direction]
     for policy in selecting:
-        for rule in policy["spec"].get(direction, []):
-            port_fits = {"port": port, "protocol": protocol} in rule["ports"]
-            peer_fits = peers not in rule or any(peer_matches(peer, policy, other) for peer in rule[peers])
-            if port_fits and peer_fits:
+        if policy["spec"].keys() != {"podSelector", "policyTypes", "ingress"} or policy["spec"]["policyTypes"] != ["Ingress"]:
+            raise NotImplementedError(policy["spec"])
+        for rule in policy["spec"]["ingress"]:
+            port_fits = {"port": port, "protocol": "TCP"} in rule["ports"]
+            if port_fits and ("from" not in rule or any(peer_matches(peer, policy, source) for peer in rule["from"])):
                 return True
     return not selecting
-
-
-def allowed(policies, source, target, port, protocol="TCP"):
-    return side_allows(policies, "egress", source, target, port, protocol) and side_allows(policies, "ingress", target, source, port, protocol)

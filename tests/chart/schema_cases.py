@@ -11,6 +11,7 @@ ACCEPTED = [
     {"logLevel": "info,kube[{target}]=debug"},
     {"global": {"anything": 1, "imagePullSecrets": ["registry", {"name": "mirror"}]}},
     {"worker": {"env": [{"name": "RUST_LOG", "value": "debug"}]}},
+    {"networkPolicies": {"scrapers": [], "clients": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}},
     {"extraEnv": [{"name": "HTTPS_PROXY", "valueFrom": {"secretKeyRef": {"name": "proxy", "key": "url"}}}]},
 ]
 # Values that must be refused, and what the refusal must name.
@@ -44,7 +45,7 @@ REFUSED = [
     ({"tolerations": [{"effect": "NoSuchEffect"}]}, "effect"),
     ({"affinity": {"podAffinty": {}}}, "podAffinty"),
     ({"serviceMonitor": {"interval": "30"}}, "interval"),
-    ({"networkPolicy": {"apiServerPorts": [70000]}}, "apiServerPorts"),
-    ({"networkPolicy": {"tenantNamespaces": ["a", "a"]}}, "tenantNamespaces"),
-    ({"networkPolicy": {"tenantNamespaces": ["A_B"]}}, "tenantNamespaces"),
+    ({"networkPolicies": {"scrapers": [{}]}}, "scrapers"),
+    ({"networkPolicies": {"clients": [{"namespaceSelector": {}, "podSelectr": {}}]}}, "podSelectr"),
+    ({"networkPolicies": {"clients": "everybody"}}, "clients"),
 ]

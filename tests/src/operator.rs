@@ -23,6 +23,8 @@ use crate::cluster::TestCluster;
 
 /// Namespace of the operator's installation.
 const HOME: &str = "carry-on-system";
+/// Who reaches pods that NetworkPolicies close, as the operator is told.
+pub const PEERS: &str = r#"{"operator": {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "carry-on-system"}}}}"#;
 /// Who the operator is, to the API server.
 pub const ACCOUNT: &str = "system:serviceaccount:carry-on-system:carry-on-operator";
 
@@ -43,11 +45,13 @@ pub struct Options<'a> {
     pub installation: &'a str,
     /// The worker image of its release, when that is another.
     pub worker_image: Option<&'a str>,
+    /// Whether it makes NetworkPolicies.
+    pub closed: bool,
 }
 
 impl Default for Options<'_> {
     fn default() -> Self {
-        Self { namespaces: &[], last: usize::MAX, candidate: None, installation: "test", worker_image: None }
+        Self { namespaces: &[], last: usize::MAX, candidate: None, installation: "test", worker_image: None, closed: true }
     }
 }
 
@@ -132,6 +136,7 @@ impl Operator {
             worker_image: options.worker_image.map_or_else(|| Settings::default().worker_image, str::to_owned),
             pod_user: PodUser::Auto,
             pod_defaults: PodDefaults::default(),
+            network_policies: options.closed.then(|| PEERS.parse().expect("they are peers")),
             namespaces: options.namespaces.iter().map(|&namespace| namespace.to_owned()).collect(),
             listen: address,
             lease_namespace: None,

@@ -16,6 +16,20 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
 {{- end }}
 
+{{/* The pod of `helm test`. */}}
+{{- define "carry-on.test" -}}
+app.kubernetes.io/name: carry-on
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: test
+{{- end }}
+
+{{/* Who reaches pools, trainers and gateways beside each other, in JSON. */}}
+{{- define "carry-on.peers" -}}
+{{- $namespace := dict "matchLabels" (dict "kubernetes.io/metadata.name" .Release.Namespace) -}}
+{{- $operator := dict "namespaceSelector" $namespace "podSelector" (dict "matchLabels" (include "carry-on.selector" . | fromYaml)) -}}
+{{ dict "operator" $operator "scrapers" (.Values.networkPolicies.scrapers | default list) "clients" (.Values.networkPolicies.clients | default list) | toJson }}
+{{- end }}
+
 {{/* Labels of what the chart installs. Selects no pod of the operator unless the component label is added. */}}
 {{- define "carry-on.labels" -}}
 app.kubernetes.io/name: carry-on

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use super::pod_user::PodUser;
 use crate::shared::Settings;
 use crate::shared::defaults::PodDefaults;
+use crate::shared::network_policy::Peers;
 
 /// Arguments of `carryon-operator run`.
 #[derive(Clone, Debug, clap::Args)]
@@ -19,6 +20,10 @@ pub struct RunArgs {
     /// What every worker's pod gets that does not name it itself, as JSON or YAML: imagePullSecrets, env. It rolls no pod by itself.
     #[arg(long, value_name = "YAML", default_value = "{}")]
     pub pod_defaults: PodDefaults,
+    /// Close pods by NetworkPolicies, but for those that ask them: as JSON of NetworkPolicyPeers, the `operator`'s own pods, `scrapers` of metrics,
+    /// and `clients` of gateways, which are everybody when none are named. Without it there are no policies, and those of before go.
+    #[arg(long, value_name = "PEERS")]
+    pub network_policies: Option<Peers>,
     /// Look after this namespace only, or after each that is named so.
     #[arg(long = "namespace", value_name = "NAMESPACE")]
     pub namespaces: Vec<String>,

@@ -105,7 +105,7 @@ async fn observe(job: &CarryOnJob, context: &Context) -> Result<Observed, Failur
 }
 
 async fn apply(job: &CarryOnJob, children: Children, observed: &Observed, context: &Context) -> Result<Applied, Failure> {
-    let Children { revision, config_map, attempt, stop } = children;
+    let Children { revision, config_map, network_policy, attempt, stop } = children;
     let (stores, owned, namespace) = (&context.stores, context.applier.of(job), namespace(job));
     let present = |name: &str| observed.attempt.clone().filter(|attempt| attempt.name_any() == name);
     for name in stop {
@@ -122,6 +122,10 @@ async fn apply(job: &CarryOnJob, children: Children, observed: &Observed, contex
     if let Some(config_map) = config_map {
         let known = stores.config_maps.get(&namespace, &config_map.name_any());
         owned.apply(config_map, known).await?;
+    }
+    if let Some(policy) = network_policy {
+        let known = stores.policies.get(&namespace, &policy.name_any());
+        owned.apply(policy, known).await?;
     }
     let Some(wanted) = attempt else { return Ok(Applied { attempt: None }) };
     let attempt = match present(&wanted.name_any()) {

@@ -155,7 +155,12 @@ async fn work(args: &RunArgs, clients: &Clients, leader: &Leader, readiness: &Re
     let recorder = Recorder::new(client.clone(), reporter);
     let (events, pending) = events::channel();
     let applier = Applier::new(client.clone(), written.clone());
-    let settings = Settings { worker_image: args.worker_image.clone(), pod_user, pod_defaults: args.pod_defaults.clone() };
+    let settings = Settings {
+        worker_image: args.worker_image.clone(),
+        pod_user,
+        pod_defaults: args.pod_defaults.clone(),
+        peers: args.network_policies.clone(),
+    };
     let context = Context { client, stores, written, applier, ask: Ask::new()?, events, settings };
     let controller = Controller::new(&context, &queue, &readiness.counters, (leader.tenures(), synced.clone()));
     let reconciles = async {

@@ -58,12 +58,15 @@ async fn observe(pool: &BaseModelPool, context: &Context) -> Observed {
 }
 
 async fn apply(pool: &BaseModelPool, children: Children, context: &Context) -> Result<Applied, Failure> {
-    let Children { revision, config_map, service, stateful_set, disruption_budget } = children;
+    let Children { revision, config_map, service, network_policy, stateful_set, disruption_budget } = children;
     let (stores, owned, owner) = (&context.stores, context.applier.of(pool), Owner::of(pool, "pool"));
     let (namespace, name, current) = (&owner.namespace, stateful_set.name_any(), revision.name_any());
     owned.apply(revision, stores.revisions.get(namespace, &current)).await?;
     owned.apply(config_map, stores.config_maps.get(namespace, &current)).await?;
     owned.apply(service, stores.services.get(namespace, &name)).await?;
+    if let Some(policy) = network_policy {
+        owned.apply(policy, stores.policies.get(namespace, &name)).await?;
+    }
     owned.apply(disruption_budget, stores.budgets.get(namespace, &name)).await?;
     let applied = Applied { stateful_set: owned.apply(stateful_set, stores.stateful_sets.get(namespace, &name)).await? };
     if applied.is_rolled_out() {

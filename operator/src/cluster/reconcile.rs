@@ -12,6 +12,7 @@ use super::failure::Failure;
 use super::key::Key;
 use super::kinds::{Reconcile, Reconciled};
 use super::write_status::{StatusWrite, write_status};
+use crate::shared::meta::Owner;
 
 /// How often an object is reconciled when nothing happens; spread so that not all are at once.
 const RESYNC: Duration = Duration::from_secs(600);
@@ -27,6 +28,9 @@ pub async fn reconcile<K: Reconcile>(object: &K, context: &Context, now: &Time) 
         let deleted = context.applier.delete(object, object.resource_version(), PropagationPolicy::Background);
         return deleted.await.map(|()| None);
     }
+    if context.settings.peers.is_none() {
+        remove_policies(object, context).await?;
+    }
     let Reconciled { status, requeue } = object.stages(context, now).await?;
     if object.record(&status, context).await? {
         return Ok(None);
@@ -37,6 +41,14 @@ pub async fn reconcile<K: Reconcile>(object: &K, context: &Context, now: &Time) 
         StatusWrite::Gone => return Ok(None),
     }
     Ok(Some(requeue.map_or_else(|| spread(RESYNC, &Key::of(K::KIND, object)), |requeue| requeue.min(RESYNC))))
+}
+
+/// Removes the NetworkPolicies that an operator before this one has made, whatever else becomes of the object.
+async fn remove_policies<K: Reconcile>(object: &K, context: &Context) -> Result<(), Failure> {
+    for policy in context.stores.policies_of(&Owner::of(object, K::KIND.component())) {
+        context.applier.delete(&policy, None, PropagationPolicy::Background).await?;
+    }
+    Ok(())
 }
 
 /// Between one and one and a half times `wait`, by the object's name.

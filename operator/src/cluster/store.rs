@@ -7,6 +7,7 @@ use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::PartialObjectMeta;
 use kube::core::DeserializeGuard;
@@ -49,6 +50,8 @@ pub struct Stores {
     pub revisions: Cache<Guarded<ControllerRevision>>,
     /// Children: disruption budgets of pools.
     pub budgets: Cache<Guarded<PodDisruptionBudget>>,
+    /// Children: who may reach pods.
+    pub policies: Cache<Guarded<NetworkPolicy>>,
     /// Claims of users.
     pub claims: Names<PersistentVolumeClaim>,
     /// Nodes, with their labels and what they have to give; none for who looks after some namespaces, and has no right to see them.
@@ -64,9 +67,18 @@ impl Stores {
 
     /// The ConfigMaps that the pods of `owner` read, or have read.
     pub fn config_maps_of(&self, owner: &Owner) -> Vec<ConfigMap> {
-        let of_owner = self.config_maps.owned_by(&owner.namespace, owner.component, &owner.name);
-        of_owner.into_iter().filter(|map| owner.controls(map)).collect()
+        children(&self.config_maps, owner)
     }
+
+    /// The NetworkPolicies of `owner`.
+    pub fn policies_of(&self, owner: &Owner) -> Vec<NetworkPolicy> {
+        children(&self.policies, owner)
+    }
+}
+
+/// Those with the labels of `owner` that no other object controls.
+fn children<K: Resource<DynamicType = ()> + Clone + 'static>(cache: &Cache<Guarded<K>>, owner: &Owner) -> Vec<K> {
+    cache.owned_by(&owner.namespace, owner.component, &owner.name).into_iter().filter(|child| owner.controls(child)).collect()
 }
 
 /// Objects of one type, by namespace and name, and by whose they are.

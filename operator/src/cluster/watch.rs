@@ -75,6 +75,7 @@ pub fn start(
     watches.objects(|stores| &stores.config_maps, &ours, whole, child);
     watches.objects(|stores| &stores.revisions, &revisions, whole, child);
     watches.objects(|stores| &stores.budgets, &ours, whole, child);
+    watches.objects(|stores| &stores.policies, &ours, whole, child);
     watches.metadata(|stores| &stores.claims, &any, |claim| Change::Claim(&claim.metadata));
     watches.nodes(&any);
     (stores, watches.tasks)

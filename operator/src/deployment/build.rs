@@ -4,10 +4,12 @@ use carryon_crds::deployment::ApiKey;
 use carryon_crds::names;
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
 use k8s_openapi::api::core::v1::{ConfigMap, PodTemplateSpec, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::Validated;
 use crate::shared::meta;
+use crate::shared::network_policy::{self, Peers};
 use crate::shared::pods::{self, Lifetime, Mount, MountSource, Role, progress_deadline};
 use crate::shared::rollout::Counts;
 
@@ -20,6 +22,8 @@ pub struct Children {
     pub config_map: ConfigMap,
     /// The OpenAI endpoint.
     pub service: Service,
+    /// Who may reach the pods, where that is said.
+    pub network_policy: Option<NetworkPolicy>,
     /// The gateway's pods.
     pub deployment: Deployment,
 }
@@ -88,8 +92,15 @@ pub fn build(gateway: &Validated) -> Children {
             status: None,
         },
         service: meta::service(owner, &name, names::GATEWAY_PORT, false),
+        network_policy: gateway.basis.peers.as_ref().map(|peers| policy(gateway, &name, peers)),
         config_map: revision.config_map(owner),
     }
+}
+
+/// Open to all clients, or to those that whoever installed the operator has named.
+fn policy(gateway: &Validated, name: &str, peers: &Peers) -> NetworkPolicy {
+    let scrapers = if peers.clients.is_empty() { &[][..] } else { &peers.scrapers };
+    network_policy::ingress(&gateway.basis.owner, name, names::GATEWAY_PORT, [&peers.clients, scrapers].concat())
 }
 
 /// The old gateway serves until the new one is ready.

@@ -7,9 +7,11 @@ use k8s_openapi::api::batch::v1::{
     Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule,
 };
 use k8s_openapi::api::core::v1::{ConfigMap, PodTemplateSpec};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 
 use super::Validated;
 use super::plan::Plan;
+use crate::shared::network_policy::{self, Peers};
 use crate::shared::pods::{self, Lifetime, Mount, MountSource, Role};
 
 /// The trainer's container, which has the name of its component.
@@ -22,6 +24,8 @@ pub struct Children {
     pub revision: Option<ControllerRevision>,
     /// The worker's configuration, for as long as an attempt is to exist.
     pub config_map: Option<ConfigMap>,
+    /// Who may reach the pods, where that is said, for as long as an attempt is to exist.
+    pub network_policy: Option<NetworkPolicy>,
     /// The attempt that is to exist; created once and never written again.
     pub attempt: Option<Job>,
     /// Names of batch Jobs that are to go: one that runs, with its pod's grace period, and those that have had their time.
@@ -44,7 +48,10 @@ pub fn build(job: &Validated) -> Children {
         Plan::Suspended { stop } | Plan::Failed { stop, .. } => (None, *stop),
         Plan::BackOff { .. } | Plan::Wait { .. } | Plan::Complete => (None, None),
     };
+    // Nobody has business with a trainer but those who ask how far it is.
+    let policy = |peers: &Peers| network_policy::ingress(&job.basis.owner, &name, names::TRAINER_PORT, peers.watchers());
     Children {
+        network_policy: attempt.and(job.basis.peers.as_ref()).map(policy),
         attempt: attempt.map(|number| batch_job(job, number, revision.template())),
         stop: stop.into_iter().chain(job.ledger.surplus()).map(|number| names::attempt(&job.basis.owner.name, number)).collect(),
         revision: attempt.map(|_| revision.kept(&job.basis.owner, &name)),

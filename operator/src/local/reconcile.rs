@@ -76,7 +76,7 @@ impl World<'_> {
     }
 
     fn apply_pool(&mut self, children: pool::Children) -> io::Result<pool::Applied> {
-        let pool::Children { revision: _, config_map, service, stateful_set, disruption_budget } = children;
+        let pool::Children { revision: _, network_policy: _, config_map, service, stateful_set, disruption_budget } = children;
         self.apply_config(&config_map)?;
         self.store.apply(&service, &self.now)?;
         self.store.apply(&disruption_budget, &self.now)?;
@@ -125,7 +125,7 @@ impl World<'_> {
     }
 
     fn apply_job(&mut self, space: &str, children: job::Children) -> io::Result<job::Applied> {
-        let job::Children { revision: _, config_map, attempt, stop } = children;
+        let job::Children { revision: _, network_policy: _, config_map, attempt, stop } = children;
         for job in stop.iter().filter_map(|name| self.store.get::<Job>(space, name)).collect::<Vec<_>>() {
             workloads::delete(self.store, job, &self.now)?;
         }
@@ -169,7 +169,7 @@ impl World<'_> {
     }
 
     fn apply_deployment(&mut self, children: deployment::Children) -> io::Result<deployment::Applied> {
-        let deployment::Children { revision: _, config_map, service, deployment } = children;
+        let deployment::Children { revision: _, network_policy: _, config_map, service, deployment } = children;
         self.apply_config(&config_map)?;
         self.store.apply(&service, &self.now)?;
         Ok(deployment::Applied { deployment: self.store.apply(&deployment, &self.now)? })

@@ -5,12 +5,14 @@ use carryon_crds::names;
 use carryon_crds::pool::{ImageMount, ModelImage};
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet, StatefulSetSpec, StatefulSetStatus};
 use k8s_openapi::api::core::v1::{ConfigMap, PodTemplateSpec, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::Validated;
 use super::validate::Model;
 use crate::shared::meta;
+use crate::shared::network_policy::{self, Peers};
 use crate::shared::pods::{self, Before, Lifetime, Mount, MountSource, Role};
 use crate::shared::rollout::Counts;
 
@@ -23,6 +25,8 @@ pub struct Children {
     pub config_map: ConfigMap,
     /// Headless: resolves to every ready pod.
     pub service: Service,
+    /// Who may reach the pods, where that is said.
+    pub network_policy: Option<NetworkPolicy>,
     /// The pods.
     pub stateful_set: StatefulSet,
     /// One pod at a time may be evicted.
@@ -89,8 +93,17 @@ pub fn build(pool: &Validated) -> Children {
             status: None,
         },
         service: meta::service(owner, &name, names::POOL_PORT, true),
+        network_policy: pool.basis.peers.as_ref().map(|peers| policy(pool, &name, peers)),
         config_map: revision.config_map(owner),
     }
+}
+
+/// Open to those who train on its states and serve with it, in its own namespace and where it is shared.
+fn policy(pool: &Validated, name: &str, peers: &Peers) -> NetworkPolicy {
+    let users = |namespaces| network_policy::pods_of(&["trainer", "gateway"], namespaces);
+    let elsewhere = pool.shared.clone().map(|namespaces| users(Some(namespaces)));
+    let from = [users(None)].into_iter().chain(elsewhere).chain(peers.watchers()).collect();
+    network_policy::ingress(&pool.basis.owner, name, names::POOL_PORT, from)
 }
 
 /// The volume with the model, the model's path in the container, and what has to be done before.

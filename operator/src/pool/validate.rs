@@ -1,9 +1,10 @@
 //! A pool's spec and the world, checked: everything `build` needs and nothing it has to doubt.
 
 use carryon_crds::common::ClaimPath;
-use carryon_crds::pool::{ModelImage, Sharing};
+use carryon_crds::pool::{FromNamespaces, ModelImage, SharedNamespaces, Sharing};
 use carryon_crds::wire::BaseConfig;
 use carryon_crds::{BaseModelPool, BaseModelPoolSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::ResourceExt as _;
 
 use super::Observed;
@@ -32,6 +33,8 @@ pub struct Validated {
     pub model: Model,
     /// Pods; none leaves them to an autoscaler.
     pub replicas: Option<i32>,
+    /// Labels of the namespaces, beside its own, whose jobs and deployments may use it.
+    pub shared: Option<LabelSelector>,
 }
 
 /// Checks a pool against the world.
@@ -55,6 +58,16 @@ pub fn validate(pool: &BaseModelPool, observed: &Observed, settings: &Settings) 
         config: BaseConfig { name: pool.name_any(), dtype: spec.dtype, engine: spec.engine.clone() },
         model,
         replicas: spec.replicas,
+        shared: shared(&spec.sharing.namespaces),
         basis: Basis::new(owner, &spec.server, rendering, settings),
     })
+}
+
+/// The empty selector is of all namespaces.
+fn shared(namespaces: &SharedNamespaces) -> Option<LabelSelector> {
+    match namespaces.from {
+        FromNamespaces::Same => None,
+        FromNamespaces::All => Some(LabelSelector::default()),
+        FromNamespaces::Selector => namespaces.selector.clone(),
+    }
 }

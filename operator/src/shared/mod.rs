@@ -3,6 +3,7 @@
 pub mod defaults;
 pub mod kstatus;
 pub mod meta;
+pub mod network_policy;
 pub mod pods;
 pub mod quantity;
 pub mod revision;
@@ -13,6 +14,7 @@ pub mod trouble;
 pub mod worker;
 
 use self::defaults::PodDefaults;
+use self::network_policy::Peers;
 
 /// Why an object cannot be built now; becomes its conditions.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,12 +52,14 @@ pub struct Settings {
     pub pod_user: Option<i64>,
     /// What pods that are rendered today get beside what their objects say.
     pub pod_defaults: PodDefaults,
+    /// Who is let through NetworkPolicies; none where there are to be no policies.
+    pub peers: Option<Peers>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         // As distroless images call their user "nonroot".
         let worker_image = concat!("ghcr.io/carry-on/worker:", env!("CARGO_PKG_VERSION")).to_owned();
-        Self { worker_image, pod_user: Some(65_532), pod_defaults: PodDefaults::default() }
+        Self { worker_image, pod_user: Some(65_532), pod_defaults: PodDefaults::default(), peers: None }
     }
 }

@@ -16,6 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 pub use self::lifetime::{Lifetime, progress_deadline};
 pub use self::volumes::{Mount, MountSource, inside};
 use super::meta::Owner;
+use super::network_policy::Peers;
 use super::revision::Rendering;
 use super::{Settings, quantity};
 
@@ -30,6 +31,8 @@ pub struct Basis {
     pub image: String,
     /// User of the pods; none where the cluster picks one.
     pub user: Option<i64>,
+    /// Who is let through to them beside their clients; none where everybody is.
+    pub peers: Option<Peers>,
     /// Whether they stay what they were rendered as.
     pub rendering: Rendering,
 }
@@ -37,7 +40,8 @@ pub struct Basis {
 impl Basis {
     /// Of the pods of `owner`.
     pub fn new(owner: Owner, template: &PodTemplate, rendering: Rendering, settings: &Settings) -> Self {
-        Self { owner, template: settings.pod_defaults.fill(template), image: rendering.image(settings), user: settings.pod_user, rendering }
+        let (image, user, peers) = (rendering.image(settings), settings.pod_user, settings.peers.clone());
+        Self { owner, template: settings.pod_defaults.fill(template), image, user, peers, rendering }
     }
 }
 

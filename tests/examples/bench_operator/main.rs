@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use carryon_crds::condition::is_true;
 use carryon_crds::{BaseModelPool, CarryOnJob, names};
 use carryon_tests::cluster::{Object, TestCluster, played};
-use carryon_tests::operator::{ACCOUNT, Operator};
+use carryon_tests::operator::{ACCOUNT, Operator, PEERS};
 use carryon_tests::{binary, example};
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -86,7 +86,7 @@ fn start_operator(cluster: &TestCluster) -> Process {
     let file = std::env::temp_dir().join(format!("carryon-bench-{}.json", std::process::id()));
     std::fs::write(&file, config.to_string()).unwrap();
     let operator = Command::new(binary("carryon-operator"))
-        .args(["run", "--without-lease", "--listen", LISTEN])
+        .args(["run", "--without-lease", "--listen", LISTEN, "--network-policies", PEERS])
         .env("KUBECONFIG", &file)
         // As in the chart.
         .env("MALLOC_ARENA_MAX", "1")

@@ -8,6 +8,7 @@ use carryon_tests::cluster::hollow::Fate;
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt as _;
 use kube::api::DeleteParams;
@@ -62,6 +63,7 @@ fn a_field_that_is_set_and_removed_is_as_before_and_amounts_have_many_names() {
     assert_eq!((set.annotations()["team"].as_str(), set.spec.as_ref().unwrap().min_ready_seconds), ("blue", Some(1)));
     comes_back::<StatefulSet>(&world, "edits", "smollm2-pool");
     comes_back::<PodDisruptionBudget>(&world, "edits", "smollm2-pool");
+    comes_back::<NetworkPolicy>(&world, "edits", "smollm2-pool");
     let gateway: Deployment = world.get("edits", "quickstart-gateway");
     let config = name_in(&gateway.spec.as_ref().unwrap().template).unwrap().to_owned();
     comes_back::<ConfigMap>(&world, "edits", &config);

@@ -3,6 +3,7 @@
 
 mod anew;
 mod attempts;
+mod closed;
 mod deaths;
 mod edits;
 mod ends;

@@ -168,7 +168,7 @@ conditions!(BaseModelPool, CarryOnJob, CarryOnDeployment);
 
 /// Everything in a namespace that is ours or made for us, without what differs from run to run: names that were drawn, identifiers, times.
 pub fn picture(world: &World, namespace: &str) -> Value {
-    let kinds = "basemodelpools,carryonjobs,carryondeployments,statefulsets,deployments,replicasets,jobs,pods,services,configmaps,poddisruptionbudgets";
+    let kinds = "basemodelpools,carryonjobs,carryondeployments,statefulsets,deployments,replicasets,jobs,pods,services,configmaps,poddisruptionbudgets,networkpolicies";
     let all = world.cluster.kubectl(&["--namespace", namespace, "get", kinds, "--output", "json"]);
     let all: Value = serde_json::from_str(&all).unwrap();
     let mut picture: BTreeMap<String, Vec<Value>> = BTreeMap::new();
