@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod anywhere;
+mod closed;
 mod key;
 mod load;
 mod operations;
+mod proxy;
 mod quickstart;
 mod world;

@@ -13,6 +13,7 @@ use kube::ResourceExt as _;
 use serde_json::json;
 use tempfile::TempDir;
 
+use super::closed::closed;
 use super::key::Locked;
 use super::load::{Load, Outcomes, ask};
 use super::world::{HOME, World, job, short_job};
@@ -247,6 +248,7 @@ fn the_quick_start_is_served_from_two_nodes_with_the_bits_of_a_local_run() {
     metrics(&world);
     let head = world.head(&unbroken);
     let children = world.children(&unbroken);
+    closed(&world, &unbroken);
     // A kubelet takes about a minute: that of the broken run.
     let locked = Locked::start(&world, &unbroken);
     let broken_url = served_nonetheless(&world, &broken, children);

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Output, Stdio};
+use std::process::Output;
 use std::time::{Duration, Instant};
 
 use carryon_crds::condition::is_true;
@@ -16,10 +15,11 @@ use http::Request;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::load::ask;
+use super::proxy::Proxy;
 
 pub const HOME: &str = "carry-on-system";
 /// Longest wait: machines differ fivefold in how long training takes.
@@ -77,9 +77,15 @@ impl World {
         self.cluster.command("helm").args(arguments).args(["--namespace", HOME]).current_dir(repository()).output().unwrap()
     }
 
-    /// `helm COMMAND RELEASE charts/carry-on` with the images of the test, and waits for the operator.
+    /// `helm COMMAND RELEASE charts/carry-on` with the images of the test, and waits for the operator. What we ask of pods comes from nodes, as
+    /// the API server's proxy does, and is let through like questions for metrics.
     pub fn install(&self, command: &str, release: &str, arguments: &[&str]) {
-        self.install_chart(&repository().join("charts/carry-on"), command, release, arguments);
+        let addresses = "jsonpath={.items[*].status.addresses[?(@.type=='InternalIP')].address}";
+        let nodes = self.cluster.kubectl(&["get", "nodes", "--output", addresses]);
+        let block = |address: &str| json!({ "ipBlock": { "cidr": format!("{address}/{}", if address.contains(':') { 128 } else { 32 }) } });
+        let scrapers = format!("networkPolicies.scrapers={}", json!(nodes.split_whitespace().map(block).collect::<Vec<_>>()));
+        let arguments = [&["--set-json", &scrapers][..], arguments].concat();
+        self.install_chart(&repository().join("charts/carry-on"), command, release, &arguments);
     }
 
     /// The same with another chart than today's.
@@ -161,7 +167,7 @@ impl World {
 
     /// What the operator has made, as `kubectl` names it; configurations without the digest of what they say, which names the namespace.
     pub fn children(&self, namespace: &str) -> BTreeSet<String> {
-        let kinds = "statefulsets,deployments,jobs,services,configmaps,poddisruptionbudgets";
+        let kinds = "statefulsets,deployments,jobs,services,configmaps,poddisruptionbudgets,networkpolicies";
         let ours = format!("--selector=app.kubernetes.io/managed-by={}", names::MANAGER);
         let found = self.cluster.kubectl(&["--namespace", namespace, "get", kinds, &ours, "--output=name"]);
         let named = |line: &str| match line.rsplit_once('-') {
@@ -293,29 +299,6 @@ impl Drop for World {
             self.helm(&["uninstall", release, "--wait", "--timeout=120s"]);
         }
         let _home = kubectl(&["delete", "namespace", HOME]);
-    }
-}
-
-/// `kubectl proxy`, until it is dropped.
-struct Proxy {
-    kubectl: Child,
-    url: String,
-}
-
-impl Proxy {
-    fn start(cluster: &TestCluster) -> Self {
-        let mut kubectl = cluster.command("kubectl").args(["proxy", "--port=0"]).stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(kubectl.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let (_, address) = line.trim().rsplit_once(' ').unwrap_or_else(|| panic!("kubectl proxy: {line}"));
-        Self { kubectl, url: format!("http://{address}") }
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        let _ = self.kubectl.kill();
-        let _ = self.kubectl.wait();
     }
 }
 
