@@ -35,7 +35,7 @@ fn policies_close_pods_until_an_operator_comes_that_makes_none() {
     world.cluster.block_on(world.api::<PersistentVolumeClaim>("closed").delete("models", &DeleteParams::default())).unwrap();
     world.until::<BaseModelPool>("closed", "smollm2", READY, "False", "ClaimNotFound");
     drop(operator);
-    let _open = Operator::start_with(&world.cluster, Options { namespace: Some("closed"), closed: false, ..Options::default() });
+    let _open = Operator::start_with(&world.cluster, Options { namespaces: &["closed"], closed: false, ..Options::default() });
     world.cluster.eventually("the policies of an operator go, others stay", async || {
         let policies = world.api::<NetworkPolicy>("closed").list(&kube::api::ListParams::default()).await.ok()?;
         (policies.iter().map(NetworkPolicy::name_any).collect::<Vec<_>>() == ["foreign"]).then_some(())
