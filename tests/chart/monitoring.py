@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 import policies
-from check import CHART, HERE, NAMESPACED, ROOT, objects, of_kind, operator_of
+from check import CHART, HERE, NAMESPACED, ROOT, WATCHED, objects, of_kind, operator_of
 
 EVERYTHING = ["-f", str(HERE / "everything.yaml")]
 PROMTOOL = os.environ.get("PROMTOOL")
@@ -130,10 +130,10 @@ class Monitoring(unittest.TestCase):
         relabelled = {rule["targetLabel"] for rule in monitor["podMetricsEndpoints"][0]["relabelings"]}
         self.assertLessEqual(relabelled, OF_TARGETS)
         alone = of_kind(objects(*EVERYTHING, *NAMESPACED), "PodMonitor")[0]["spec"]
-        self.assertEqual(alone["namespaceSelector"], {"matchNames": ["team-a"]})
+        self.assertEqual(alone["namespaceSelector"], {"matchNames": WATCHED})
 
     def test_alerts_look_at_what_the_release_looks_after(self):
-        for arguments, namespaces in [([], 'namespace!=""'), (NAMESPACED, 'namespace="team-a"')]:
+        for arguments, namespaces in [([], 'namespace!=""'), (NAMESPACED, 'namespace=~"team-a|team-b"')]:
             for rule in (rule for group in alerts(*arguments)["groups"] for rule in group["rules"]):
                 self.assertNotRegex(rule["expr"], "OPERATOR|WORKERS")
                 own = 'namespace="carry-on-system",job="carry-on-operator"' in rule["expr"]
