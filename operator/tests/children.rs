@@ -91,10 +91,11 @@ fn a_pool_is_open_to_its_users_wherever_it_is_shared() {
 }
 
 #[test]
-fn a_gateway_is_open_to_its_clients_and_scrapers_once_clients_are_named() {
+fn a_gateway_is_open_to_everybody_until_clients_are_named() {
     let open: Peers = json!({"operator": {}, "scrapers": [{"ipBlock": {"cidr": "10.0.0.1/32"}}]}).to_string().parse().unwrap();
-    let named = Peers { clients: vec![open.operator.clone()], ..open.clone() };
-    for (peers, from) in [(open, json!(null)), (named, json!([{}, {"ipBlock": {"cidr": "10.0.0.1/32"}}]))] {
+    let clients = vec![serde_json::from_value(json!({"podSelector": {}})).unwrap()];
+    let named = Peers { clients, ..open.clone() };
+    for (peers, from) in [(open, json!(null)), (named, json!([{"podSelector": {}}, {}, {"ipBlock": {"cidr": "10.0.0.1/32"}}]))] {
         let policy = value(&gateway(Settings { peers: Some(peers), ..settings() }).network_policy);
         assert_eq!(policy["spec"]["ingress"][0]["from"], from);
     }

@@ -97,10 +97,10 @@ pub fn build(gateway: &Validated) -> Children {
     }
 }
 
-/// Open to all clients, or to those that whoever installed the operator has named.
+/// Open to everybody, or to the clients that whoever installed the operator has named.
 fn policy(gateway: &Validated, name: &str, peers: &Peers) -> NetworkPolicy {
-    let scrapers = if peers.clients.is_empty() { &[][..] } else { &peers.scrapers };
-    network_policy::ingress(&gateway.basis.owner, name, names::GATEWAY_PORT, [&peers.clients, scrapers].concat())
+    let from = if peers.clients.is_empty() { vec![] } else { [peers.clients.clone(), peers.watchers()].concat() };
+    network_policy::ingress(&gateway.basis.owner, name, names::GATEWAY_PORT, from)
 }
 
 /// The old gateway serves until the new one is ready.
