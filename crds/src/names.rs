@@ -31,6 +31,8 @@ pub const API_KEYS_DIR: &str = "/etc/carryon-api-keys";
 
 /// Annotation of a pod template: digest of the revision it is of.
 pub const CONFIG_DIGEST_ANNOTATION: &str = "carryon.dev/config-digest";
+/// Annotation of a gateway: `NAMESPACE/NAME` of the pool that it works with.
+pub const POOL_ANNOTATION: &str = "carryon.dev/pool";
 /// Annotation of an object: whenever its value changes, the pods are rendered as today's operator would, with today's worker image.
 pub const UPGRADE_ANNOTATION: &str = "carryon.dev/upgrade";
 /// Annotation of a ControllerRevision: what the pods were rendered from.

@@ -42,7 +42,8 @@ OPERATOR_RULES = [
     ("carryon.dev", ["carryonjobs"], ["delete", "patch"]),
     ("carryon.dev", [f"{kind}/status" for kind in KINDS], ["patch"]),
     ("carryon.dev", [f"{kind}/finalizers" for kind in KINDS], ["update"]),
-    ("apps", ["statefulsets", "deployments"], READ + ["create", "patch"]),
+    ("apps", ["statefulsets"], READ + ["create", "patch"]),
+    ("apps", ["deployments"], READ + ["create", "patch", "delete"]),
     ("batch", ["jobs"], READ + ["create", "patch", "delete"]),
     ("apps", ["controllerrevisions"], READ + ["create", "patch", "delete"]),
     ("", ["configmaps"], READ + ["create", "patch", "delete"]),
@@ -56,7 +57,7 @@ OPERATOR_RULES = [
     ("events.k8s.io", ["events"], ["create", "patch"]),
 ]
 # Of all namespaces only.
-CLUSTER_RULES = [("", ["nodes"], WATCH), ("coordination.k8s.io", ["leases"], ["list"])]
+CLUSTER_RULES = [("", ["nodes", "namespaces"], WATCH), ("coordination.k8s.io", ["leases"], ["list"])]
 # The operator's own Lease and no other; what is created has no name yet when RBAC is asked.
 LEASE_RULES = [("coordination.k8s.io", ["leases/carryon-operator"], ["get", "update"]), ("coordination.k8s.io", ["leases"], ["create"])]
 

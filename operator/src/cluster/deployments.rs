@@ -1,8 +1,10 @@
 //! Deployments against the cluster.
 
+use carryon_crds::condition::{is_true, types::READY};
 use carryon_crds::{CarryOnDeployment, names};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
+use kube::api::PropagationPolicy;
 
 use super::context::Context;
 use super::failure::Failure;
@@ -11,6 +13,7 @@ use super::kinds::{RETRY, Reconcile, Reconciled, settle};
 use super::store::{Cache, Guarded, Stores};
 use crate::deployment::{self, Applied, Children, Observed, referenced_claims, referenced_jobs};
 use crate::shared::meta::Owner;
+use crate::shared::sharing::{PoolPath, PoolUser as _};
 use crate::shared::trouble::phase;
 
 impl Reconcile for CarryOnDeployment {
@@ -23,13 +26,16 @@ impl Reconcile for CarryOnDeployment {
     async fn stages(&self, context: &Context, now: &Time) -> Result<Reconciled<Self>, Failure> {
         let observed = observe(self, context);
         let outcome = settle(async {
+            end_withheld(self, &observed, context).await?;
             let validated = deployment::validate(self, &observed, &context.settings)?;
             let applied = apply(self, deployment::build(&validated), context).await?;
             Ok((validated, applied))
         });
         let outcome = outcome.await?;
         let status = deployment::status(self, &outcome, &observed, now);
-        Ok(Reconciled { status, requeue: outcome.is_err().then_some(RETRY) })
+        // Gateways of before may work with a pool that the spec does not name any more, and of which no change tells.
+        let waits = !is_true(&status.conditions, READY);
+        Ok(Reconciled { status, requeue: waits.then_some(RETRY) })
     }
 }
 
@@ -40,7 +46,7 @@ fn observe(deployment: &CarryOnDeployment, context: &Context) -> Observed {
     let claims = referenced_claims(deployment, &jobs);
     let pods = stores.pods.owned_by(namespace, owner.component, &owner.name);
     Observed {
-        pool: spec.pools.first().and_then(|pool| stores.pools.get(namespace, &pool.name)),
+        pool: stores.pool(&deployment.pool()),
         claims: claims.iter().filter_map(|claim| stores.claims.claim(namespace, claim)).collect(),
         said: context.ask.gateways(pods.iter().filter(|pod| phase(pod) == "Running" && !spec.api.keys.is_empty())),
         pods,
@@ -66,4 +72,16 @@ async fn apply(gateway: &CarryOnDeployment, children: Children, context: &Contex
         owned.collect(stores.config_maps_of(&owner), &current).await?;
     }
     Ok(applied)
+}
+
+/// Ends the gateways when a pool that they work with is not there for them any more; what they were rendered as stays.
+async fn end_withheld(gateway: &CarryOnDeployment, observed: &Observed, context: &Context) -> Result<(), Failure> {
+    let (stores, owner) = (&context.stores, Owner::of(gateway, "gateway"));
+    let present = stores.workloads.get(&owner.namespace, &names::gateway(&owner.name));
+    let Some(present) = present.filter(|present| owner.controls(present)) else { return Ok(()) };
+    let is_withheld = |pool: PoolPath| pool.withheld(stores.pool(&pool).as_ref()).is_some();
+    if present.metadata.deletion_timestamp.is_some() || !deployment::pools(&present, &observed.pods).into_iter().any(is_withheld) {
+        return Ok(());
+    }
+    context.applier.delete(&present, None, PropagationPolicy::Background).await
 }

@@ -24,6 +24,7 @@ use crate::job::{self, Applied, Children, Observed};
 use crate::shared::Refusal;
 use crate::shared::meta::{Owner, namespace};
 use crate::shared::revision;
+use crate::shared::sharing::PoolUser as _;
 use crate::shared::trouble::phase;
 
 /// How soon a job looks again for its ConfigMap.
@@ -93,7 +94,7 @@ async fn observe(job: &CarryOnJob, context: &Context) -> Result<Observed, Failur
     let progress = of_present().find(|pod| phase(pod) == "Running" && lives(pod)).and_then(|pod| context.ask.progress(pod));
     let named = [spec.data.source.persistent_volume_claim.as_ref(), spec.output.claim()].into_iter().flatten();
     Ok(Observed {
-        pool: spec.pools.first().and_then(|pool| stores.pools.get(namespace, &pool.name)),
+        pool: stores.pool(&job.pool()),
         claims: named.filter_map(|path| stores.claims.claim(namespace, &path.claim_name)).collect(),
         data: data(job, namespace, context).await?,
         attempt,

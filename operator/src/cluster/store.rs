@@ -1,12 +1,12 @@
 //! What the cluster holds, as watches have shown it: one cache per type.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::PartialObjectMeta;
@@ -18,6 +18,10 @@ use kube::{Resource, ResourceExt as _};
 
 use super::lock::lock;
 use crate::shared::meta::Owner;
+use crate::shared::sharing::{PoolPath, PoolUser};
+
+/// Component label of a pool.
+const POOL: &str = "pool";
 
 /// An object, or what is known of one that cannot be decoded: it must not stop the watch of its kind.
 pub type Guarded<K> = DeserializeGuard<K>;
@@ -26,7 +30,6 @@ pub type Guarded<K> = DeserializeGuard<K>;
 pub type Names<K> = Cache<PartialObjectMeta<K>>;
 
 /// All that is watched.
-#[derive(Default)]
 pub struct Stores {
     /// The three kinds.
     pub pools: Cache<Guarded<BaseModelPool>>,
@@ -56,9 +59,38 @@ pub struct Stores {
     pub claims: Names<PersistentVolumeClaim>,
     /// Nodes, with their labels and what they have to give; none for who looks after some namespaces, and has no right to see them.
     pub nodes: Option<Cache<Guarded<Node>>>,
+    /// Namespaces, with their labels; none as for nodes.
+    pub namespaces: Option<Names<Namespace>>,
+}
+
+impl Default for Stores {
+    fn default() -> Self {
+        Self {
+            pools: Cache::default(),
+            jobs: Cache::by(uses),
+            deployments: Cache::by(uses),
+            stateful_sets: Cache::default(),
+            workloads: Cache::default(),
+            attempts: Cache::default(),
+            pods: Cache::default(),
+            services: Cache::default(),
+            config_maps: Cache::default(),
+            revisions: Cache::default(),
+            budgets: Cache::default(),
+            policies: Cache::default(),
+            claims: Cache::default(),
+            nodes: None,
+            namespaces: None,
+        }
+    }
 }
 
 impl Stores {
+    /// The pool, when it is there for its user.
+    pub fn pool(&self, path: &PoolPath) -> Option<BaseModelPool> {
+        path.there(self.pools.get(&path.namespace, &path.name), || self.namespaces.as_ref()?.labels(path.user()))
+    }
+
     /// What the pods of `owner`, whose child is called `child`, were rendered as.
     pub fn revisions_of(&self, owner: &Owner, child: &str) -> Vec<ControllerRevision> {
         let of_child = self.revisions.owned_by(&owner.namespace, names::REVISION, child);
@@ -81,34 +113,41 @@ fn children<K: Resource<DynamicType = ()> + Clone + 'static>(cache: &Cache<Guard
     cache.owned_by(&owner.namespace, owner.component, &owner.name).into_iter().filter(|child| owner.controls(child)).collect()
 }
 
-/// Objects of one type, by namespace and name, and by whose they are.
+/// Objects of one type, by namespace and name, and by what they belong to.
 pub struct Cache<T: Resource<DynamicType = ()> + Clone + 'static> {
     writer: Mutex<Writer<T>>,
     objects: Store<T>,
-    owned: RwLock<Owned>,
+    belongs: fn(&T) -> Option<Belongs>,
+    index: RwLock<Index>,
 }
 
-/// Names of objects by namespace, component and instance: whose they are, by their labels.
-type Owned = HashMap<[String; 3], BTreeSet<String>>;
+/// Namespace, component and instance that an object belongs to: a child to its owner, by its labels; a job or a deployment to its pool.
+type Belongs = [String; 3];
+/// Namespaces and names of objects by what they belong to.
+type Index = HashMap<Belongs, BTreeSet<[String; 2]>>;
 
 impl<T: Resource<DynamicType = ()> + Clone + 'static> Default for Cache<T> {
     fn default() -> Self {
-        let writer = Writer::<T>::default();
-        Self { objects: writer.as_reader(), writer: Mutex::new(writer), owned: RwLock::default() }
+        Self::by(owner)
     }
 }
 
 impl<T: Resource<DynamicType = ()> + Clone + 'static> Cache<T> {
+    fn by(belongs: fn(&T) -> Option<Belongs>) -> Self {
+        let writer = Writer::<T>::default();
+        Self { objects: writer.as_reader(), writer: Mutex::new(writer), belongs, index: RwLock::default() }
+    }
+
     /// What the watch has shown.
     pub fn apply(&self, event: &Event<T>) {
         lock(&self.writer).apply_watcher_event(event);
-        let mut owned = self.owned.write().unwrap_or_else(PoisonError::into_inner);
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
         match event {
-            Event::Apply(object) => own(&mut owned, object),
-            Event::Delete(object) => disown(&mut owned, object),
+            Event::Apply(object) => self.enter(&mut index, object),
+            Event::Delete(object) => self.strike(&mut index, object),
             Event::InitDone => {
-                owned.clear();
-                self.objects.state().iter().for_each(|object| own(&mut owned, &**object));
+                index.clear();
+                self.objects.state().iter().for_each(|object| self.enter(&mut index, object));
             }
             Event::Init | Event::InitApply(_) => {}
         }
@@ -120,6 +159,29 @@ impl<T: Resource<DynamicType = ()> + Clone + 'static> Cache<T> {
         let is_gone = |object: &T| object.namespace().as_deref() == Some(namespace) && !names.contains(&object.name_any());
         self.objects.state_filter(is_gone).iter().for_each(|object| self.apply(&Event::Delete((**object).clone())));
         list.into_iter().for_each(|object| self.apply(&Event::Apply(object)));
+    }
+
+    fn enter(&self, index: &mut Index, object: &T) {
+        if let Some(key) = (self.belongs)(object) {
+            index.entry(key).or_default().insert(place(object));
+        }
+    }
+
+    fn strike(&self, index: &mut Index, object: &T) {
+        let Some(key) = (self.belongs)(object) else { return };
+        if let Some(places) = index.get_mut(&key) {
+            places.remove(&place(object));
+            if places.is_empty() {
+                index.remove(&key);
+            }
+        }
+    }
+
+    /// The objects that belong there, by namespace and name. One that has changed since it was entered may not any more.
+    fn belonging(&self, key: &Belongs) -> Vec<Arc<T>> {
+        let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
+        let entered = index.get(key).into_iter().flatten().filter_map(|[namespace, name]| self.shown(namespace, name));
+        entered.filter(|object| (self.belongs)(object).as_ref() == Some(key)).collect()
     }
 
     /// The object as it was shown, decoded or not.
@@ -155,15 +217,22 @@ impl<K: Resource<DynamicType = ()> + Clone + 'static> Cache<Guarded<K>> {
 
     /// Those that have the labels of this component and instance, by name.
     pub fn owned_by(&self, namespace: &str, component: &str, instance: &str) -> Vec<K> {
-        let key = [namespace, component, instance].map(str::to_owned);
-        let owned = self.owned.read().unwrap_or_else(PoisonError::into_inner);
-        owned
-            .get(&key)
-            .into_iter()
-            .flatten()
-            .filter_map(|name| self.get(namespace, name))
-            .filter(|object| owner(object) == Some(key.clone()))
-            .collect()
+        let owned = self.belonging(&[namespace, component, instance].map(str::to_owned));
+        owned.iter().filter_map(|object| object.0.as_ref().ok().cloned()).collect()
+    }
+}
+
+impl<K: Resource<DynamicType = ()> + PoolUser + Clone + 'static> Cache<Guarded<K>> {
+    /// Those that name this pool, whatever their namespaces.
+    pub fn users_of(&self, namespace: &str, pool: &str) -> Vec<Arc<Guarded<K>>> {
+        self.belonging(&[namespace, POOL, pool].map(str::to_owned))
+    }
+}
+
+impl Names<Namespace> {
+    /// Labels of a namespace that exists.
+    fn labels(&self, name: &str) -> Option<BTreeMap<String, String>> {
+        self.objects.get(&ObjectRef::new(name)).map(|namespace| namespace.labels().clone())
     }
 }
 
@@ -175,25 +244,20 @@ impl Names<PersistentVolumeClaim> {
     }
 }
 
-fn owner<T: Resource>(object: &T) -> Option<[String; 3]> {
+/// Whose child it is.
+fn owner<T: Resource>(object: &T) -> Option<Belongs> {
     let label = |key: &str| object.labels().get(key).cloned();
     Some([object.namespace()?, label(names::COMPONENT_LABEL)?, label(names::INSTANCE_LABEL)?])
 }
 
-fn own<T: Resource>(owned: &mut Owned, object: &T) {
-    if let Some(key) = owner(object) {
-        owned.entry(key).or_default().insert(object.name_any());
-    }
+/// Which pool it uses.
+fn uses<K: PoolUser>(object: &Guarded<K>) -> Option<Belongs> {
+    let PoolPath { namespace, name, .. } = object.0.as_ref().ok()?.pool();
+    Some([namespace, POOL.to_owned(), name])
 }
 
-fn disown<T: Resource>(owned: &mut Owned, object: &T) {
-    let Some(key) = owner(object) else { return };
-    if let Some(names) = owned.get_mut(&key) {
-        names.remove(&object.name_any());
-        if names.is_empty() {
-            owned.remove(&key);
-        }
-    }
+fn place<T: Resource>(object: &T) -> [String; 2] {
+    [object.namespace().unwrap_or_default(), object.name_any()]
 }
 
 #[cfg(test)]
@@ -203,7 +267,7 @@ mod tests {
     use kube::runtime::watcher::Event;
     use serde_json::json;
 
-    use super::{Cache, Guarded};
+    use super::{Cache, Guarded, Stores};
 
     fn pod(name: &str, instance: &str) -> Guarded<Pod> {
         pod_in("team", name, instance)
@@ -212,6 +276,25 @@ mod tests {
     fn pod_in(namespace: &str, name: &str, instance: &str) -> Guarded<Pod> {
         let labels = json!({ "app.kubernetes.io/component": "pool", "app.kubernetes.io/instance": instance });
         serde_json::from_value(json!({ "metadata": { "name": name, "namespace": namespace, "labels": labels } })).unwrap()
+    }
+
+    #[test]
+    fn a_pool_s_users_are_found_in_all_namespaces_until_they_name_another() {
+        let stores = Stores::default();
+        let names = |namespace: &str, pool: &str| {
+            let spec = json!({ "pools": [{ "name": pool, "namespace": "platform" }], "heads": [] });
+            let metadata = json!({ "name": "chat", "namespace": namespace });
+            stores.deployments.apply(&Event::Apply(serde_json::from_value(json!({ "metadata": metadata, "spec": spec })).unwrap()));
+        };
+        let users = |namespace: &str, pool: &str| {
+            let users = stores.deployments.users_of(namespace, pool);
+            users.iter().map(|user| user.namespace().unwrap()).collect::<Vec<_>>()
+        };
+        names("team-b", "base");
+        names("team-a", "base");
+        assert_eq!((users("platform", "base"), users("team-a", "base")), (vec!["team-a".to_owned(), "team-b".to_owned()], vec![]));
+        names("team-b", "other");
+        assert_eq!((users("platform", "base"), users("platform", "other")), (vec!["team-a".to_owned()], vec!["team-b".to_owned()]));
     }
 
     #[test]

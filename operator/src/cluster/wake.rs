@@ -10,18 +10,17 @@ use kube::core::object::HasStatus;
 
 use super::key::{Key, Kind};
 use super::queue::Lane;
-use super::store::{Guarded, Stores};
+use super::store::{Cache, Guarded, Stores};
 use super::watch::Change;
 use crate::deployment::{referenced_claims, referenced_jobs, refers_to};
+use crate::shared::sharing::PoolUser;
 
 /// Keys to put into the queue, in that order.
 pub fn keys(change: &Change<'_>, stores: &Stores) -> Vec<(Key, Lane)> {
     match change {
         Change::Pool(pool) => {
-            let (namespace, name) = path(pool.meta());
-            let trains = |job: &CarryOnJob| job.spec.pools.iter().any(|pool| pool.name == name);
-            let serves = |deployment: &CarryOnDeployment| deployment.spec.pools.iter().any(|pool| pool.name == name);
-            [vec![itself(Kind::Pool, *pool)], jobs(stores, namespace, trains), deployments(stores, namespace, serves)].concat()
+            let users = [users(Kind::Job, &stores.jobs, pool.meta()), users(Kind::Deployment, &stores.deployments, pool.meta())].concat();
+            [vec![itself(Kind::Pool, *pool)], users].concat()
         }
         Change::Job(job) => {
             let (namespace, name) = path(job.meta());
@@ -38,6 +37,13 @@ pub fn keys(change: &Change<'_>, stores: &Stores) -> Vec<(Key, Lane)> {
         Change::Node => {
             let lacks = |pool: &BaseModelPool| pool.status.as_ref().is_none_or(|status| !is_true(&status.conditions, READY));
             stores.pools.list(lacks).iter().map(|pool| (Key::of(Kind::Pool, pool), Lane::Around)).collect()
+        }
+        // Its labels say which pools are shared with it.
+        Change::Namespace(namespace) => {
+            let (_, name) = path(namespace);
+            let trains = |job: &CarryOnJob| job.pool().is_elsewhere();
+            let serves = |deployment: &CarryOnDeployment| deployment.pool().is_elsewhere();
+            [jobs(stores, name, trains), deployments(stores, name, serves)].concat()
         }
         Change::Listed => {
             let pools = stores.pools.all().into_iter().map(|pool| itself(Kind::Pool, &pool));
@@ -72,6 +78,15 @@ fn owners(child: &ObjectMeta) -> Vec<(Key, Lane)> {
     owners.extend(Kind::ALL.into_iter().find(labelled).zip(label(names::INSTANCE_LABEL)));
     owners.dedup();
     owners.into_iter().map(|(kind, name)| (Key { kind, namespace: namespace.to_owned(), name: name.to_owned() }, Lane::Around)).collect()
+}
+
+/// Those of a kind that name the pool.
+fn users<K>(kind: Kind, cache: &Cache<Guarded<K>>, pool: &ObjectMeta) -> Vec<(Key, Lane)>
+where
+    K: Resource<DynamicType = ()> + PoolUser + Clone + 'static,
+{
+    let (namespace, name) = path(pool);
+    cache.users_of(namespace, name).iter().map(|user| (Key::of(kind, &**user), Lane::Around)).collect()
 }
 
 /// Everybody whose spec names the claim.
@@ -137,15 +152,20 @@ mod tests {
     }
 
     fn deployment(name: &str, job: &str) -> Guarded<CarryOnDeployment> {
+        deployment_on(json!({ "name": "base" }), name, job)
+    }
+
+    fn deployment_on(pool: Value, name: &str, job: &str) -> Guarded<CarryOnDeployment> {
         let spec = json!({
-            "pools": [{ "name": "base" }],
+            "pools": [pool],
             "heads": [{ "name": "one", "source": { "jobRef": { "name": job } } }],
             "api": { "keys": [{ "name": "one", "secretRef": { "name": "keys", "key": "key" } }] },
         });
         object("team", name, json!({ "spec": spec }))
     }
 
-    /// A pool, two jobs that train on it, one of which expires, and the deployment of the other's head; a pool in another namespace.
+    /// A pool, two jobs that train on it, one of which expires, and the deployment of the other's head; a pool in another namespace, and a
+    /// deployment that names it.
     fn stores() -> Stores {
         let stores = Stores::default();
         stores.pools.apply(&Event::Apply(pool("team", "base", "models", json!([]))));
@@ -153,8 +173,9 @@ mod tests {
         let ready = json!([{ "type": "Ready", "status": "True", "reason": "Ready", "message": "", "lastTransitionTime": time }]);
         stores.pools.apply(&Event::Apply(pool("others", "base", "models", ready)));
         stores.jobs.apply(&Event::Apply(job("expires", json!({ "ttlSecondsAfterFinished": 60 }))));
-        stores.jobs.apply(&Event::Apply(job("stays", json!({ "pools": [{ "name": "base" }, { "name": "other" }] }))));
+        stores.jobs.apply(&Event::Apply(job("stays", json!({}))));
         stores.deployments.apply(&Event::Apply(deployment("chat", "stays")));
+        stores.deployments.apply(&Event::Apply(deployment_on(json!({ "name": "base", "namespace": "others" }), "shared", "none")));
         stores
     }
 
@@ -164,6 +185,10 @@ mod tests {
         let mut keys: Vec<String> = keys(change, &stores()).into_iter().map(|(key, lane)| format!("{key}{}", mark(lane))).collect();
         keys.sort();
         keys
+    }
+
+    fn namespace(name: &str) -> ObjectMeta {
+        serde_json::from_value(json!({ "name": name })).unwrap()
     }
 
     fn metadata(name: &str, rest: Value) -> ObjectMeta {
@@ -179,6 +204,13 @@ mod tests {
             woken(&Change::Pool(&base)),
             ["BaseModelPool team/base", "CarryOnDeployment team/chat", "CarryOnJob team/expires", "CarryOnJob team/stays"]
         );
+        assert_eq!(
+            woken(&Change::Pool(&pool("others", "base", "models", json!([])))),
+            ["BaseModelPool others/base", "CarryOnDeployment team/shared"]
+        );
+        // Its labels may have changed, and with them what is shared with it.
+        assert_eq!(woken(&Change::Namespace(&namespace("team"))), ["CarryOnDeployment team/shared"]);
+        assert_eq!(woken(&Change::Namespace(&namespace("others"))), [""; 0]);
         assert_eq!(woken(&Change::Pool(&pool("elsewhere", "base", "models", json!([])))), ["BaseModelPool elsewhere/base"]);
         assert_eq!(woken(&Change::Job(&job("stays", json!({})))), ["CarryOnDeployment team/chat", "CarryOnJob team/stays"]);
         assert_eq!(woken(&Change::Job(&job("expires", json!({})))), ["CarryOnJob team/expires"]);
@@ -188,7 +220,7 @@ mod tests {
         assert_eq!(woken(&Change::Claim(&metadata("results", json!({})))), ["CarryOnJob team/expires", "CarryOnJob team/stays"]);
         // A node may hold what had no room; the pool that is ready does not wait for one.
         assert_eq!(woken(&Change::Node), ["BaseModelPool team/base"]);
-        assert_eq!(woken(&Change::Listed).len(), 5);
+        assert_eq!(woken(&Change::Listed).len(), 6);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use carryon_crds::names::{COMPONENT_LABEL, MANAGER, MANAGER_LABEL, REVISION};
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
 use futures::{Stream, StreamExt as _};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Container, Node, NodeStatus, Pod, PodSpec, PodTemplateSpec};
+use k8s_openapi::api::core::v1::{Container, Namespace, Node, NodeStatus, Pod, PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::PartialObjectMeta;
 use kube::core::NamespaceResourceScope;
@@ -41,6 +41,8 @@ pub enum Change<'a> {
     Claim(&'a ObjectMeta),
     /// A node.
     Node,
+    /// A namespace.
+    Namespace(&'a ObjectMeta),
     /// Anything: a type was listed anew, and what was deleted while nobody watched has no change of its own.
     Listed,
 }
@@ -60,7 +62,9 @@ pub fn start(
     let labelled = |labels: String| any.clone().labels(&labels);
     let ours = format!("{MANAGER_LABEL}={MANAGER}");
     let (revisions, ours) = (labelled(format!("{ours},{COMPONENT_LABEL}={REVISION}")), labelled(ours));
-    let stores = Arc::new(Stores { nodes: namespaces.is_empty().then(Cache::default), ..Stores::default() });
+    let whole_cluster = namespaces.is_empty();
+    let stores = Stores { nodes: whole_cluster.then(Cache::default), namespaces: whole_cluster.then(Cache::default), ..Stores::default() };
+    let stores = Arc::new(stores);
     let seen = Seen { stores: stores.clone(), written, synced, listener };
     let namespaces = if namespaces.is_empty() { BTreeSet::from([ALL]) } else { namespaces.iter().map(String::as_str).collect() };
     let mut watches = Watches { client, namespaces, seen, tasks: JoinSet::new() };
@@ -78,6 +82,7 @@ pub fn start(
     watches.objects(|stores| &stores.policies, &ours, whole, child);
     watches.metadata(|stores| &stores.claims, &any, |claim| Change::Claim(&claim.metadata));
     watches.nodes(&any);
+    watches.namespaces(&any);
     (stores, watches.tasks)
 }
 
@@ -177,6 +182,17 @@ impl Watches<'_> {
         let events = watcher(api, config.clone()).modify(|node| node.0.iter_mut().for_each(allocatable));
         let cache: CacheOf<Guarded<Node>> = |stores| stores.nodes.as_ref().expect("nodes are watched when there is a cache");
         self.add(Watch { namespace: ALL.to_owned(), name: "nodes".to_owned(), cache, change: |_| Change::Node }, events);
+    }
+
+    fn namespaces(&mut self, config: &Config) {
+        if self.seen.stores.namespaces.is_none() {
+            return;
+        }
+        let api: Api<PartialObjectMeta<Namespace>> = Api::all(self.client.clone());
+        let events = watcher(api, config.clone()).modify(|namespace| namespace.annotations_mut().clear());
+        let cache: CacheOf<_> = |stores| stores.namespaces.as_ref().expect("namespaces are watched when there is a cache");
+        let (namespace, name) = (ALL.to_owned(), "metadata of namespaces".to_owned());
+        self.add(Watch { namespace, name, cache, change: |namespace| Change::Namespace(&namespace.metadata) }, events);
     }
 
     fn api<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(&self, namespace: &str) -> Api<K> {

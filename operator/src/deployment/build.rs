@@ -3,7 +3,7 @@
 use carryon_crds::deployment::ApiKey;
 use carryon_crds::names;
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
-use k8s_openapi::api::core::v1::{ConfigMap, PodTemplateSpec, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodTemplateSpec, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
@@ -12,6 +12,7 @@ use crate::shared::meta;
 use crate::shared::network_policy::{self, Peers};
 use crate::shared::pods::{self, Lifetime, Mount, MountSource, Role, progress_deadline};
 use crate::shared::rollout::Counts;
+use crate::shared::sharing::PoolPath;
 
 /// What a deployment is made of.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,8 +45,7 @@ impl Applied {
 
 /// The pods, rendered today.
 fn template(gateway: &Validated) -> PodTemplateSpec {
-    let owner = &gateway.basis.owner;
-    let mut args = vec![("--pool", names::service_url(&names::pool(&gateway.pool), &owner.namespace, names::POOL_PORT))];
+    let mut args = vec![("--pool", gateway.pool.url())];
     let mut mounts = Vec::new();
     for (entry, served) in gateway.heads.iter().filter_map(|entry| Some((entry, entry.served.as_ref()?))) {
         let path = format!("{}/{}", names::HEADS_DIR, entry.name);
@@ -59,7 +59,7 @@ fn template(gateway: &Validated) -> PodTemplateSpec {
         let (name, source) = (format!("api-key-{name}"), MountSource::Secret(secret_ref.clone()));
         mounts.push(Mount { name: name.into(), path: path.into(), source, read_only: true });
     }
-    pods::template(&Role {
+    let mut template = pods::template(&Role {
         basis: &gateway.basis,
         subcommand: "serve",
         args,
@@ -67,7 +67,18 @@ fn template(gateway: &Validated) -> PodTemplateSpec {
         mounts,
         before: None,
         lifetime: Lifetime::Server,
-    })
+    });
+    let annotations = template.metadata.get_or_insert_default().annotations.get_or_insert_default();
+    annotations.insert(names::POOL_ANNOTATION.to_owned(), gateway.pool.to_string());
+    template
+}
+
+/// The pools that gateways work with: those that are to be, and those that still are. The spec may name another one by now.
+pub fn pools(gateways: &Deployment, pods: &[Pod]) -> Vec<PoolPath> {
+    let user = meta::namespace(gateways);
+    let wanted = gateways.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref());
+    let present = pods.iter().map(|pod| &pod.metadata).filter(|pod| pod.deletion_timestamp.is_none());
+    wanted.into_iter().chain(present).filter_map(|metadata| PoolPath::told(metadata.annotations.as_ref(), &user)).collect()
 }
 
 /// Renders the children.

@@ -9,6 +9,7 @@ use kube::ResourceExt as _;
 use super::Observed;
 use crate::shared::Refusal;
 use crate::shared::meta::Owner;
+use crate::shared::sharing::{PoolPath, PoolUser as _};
 
 /// A head of the spec.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,7 +52,7 @@ pub fn entries(deployment: &CarryOnDeployment, observed: &Observed, owner: &Owne
 fn entry(deployment: &CarryOnDeployment, head: &Head, observed: &Observed, owner: &Owner) -> Result<Entry, Refusal> {
     let found = resolve(deployment, head, observed, owner);
     let usable = found.clone().and_then(|found| {
-        same_base(head, &found, observed, owner)?;
+        same_base(head, &found, observed, &deployment.pool())?;
         served(&found, observed, owner)
     });
     let stable = status_of(deployment, &head.name).and_then(|status| status.stable.as_ref());
@@ -129,20 +130,14 @@ fn served(head: &ServedHead, observed: &Observed, owner: &Owner) -> Result<Serve
 }
 
 /// Of a kept head whose job is gone the base is not known here; the pool refuses one that is not its own.
-fn same_base(entry: &Head, head: &ServedHead, observed: &Observed, owner: &Owner) -> Result<(), Refusal> {
+fn same_base(entry: &Head, head: &ServedHead, observed: &Observed, pool: &PoolPath) -> Result<(), Refusal> {
     let artifacts = observed.jobs.iter().filter_map(|job| job.status.as_ref()?.artifact.as_ref());
     let trained_on = artifacts.into_iter().find(|artifact| artifact.digest == head.digest).map(|artifact| &artifact.base_model_digest);
-    let pool = observed.pool.as_ref();
-    let model = pool.and_then(|pool| pool.status.as_ref()?.model.as_ref()).map(|model| &model.identity_digest);
-    match (trained_on, pool, model) {
-        (Some(head), Some(pool), Some(model)) if !head.is_empty() && head != model => Err(Refusal::permanent(
+    let model = observed.pool.as_ref().and_then(|pool| pool.status.as_ref()?.model.as_ref()).map(|model| &model.identity_digest);
+    match (trained_on, model) {
+        (Some(head), Some(model)) if !head.is_empty() && head != model => Err(Refusal::permanent(
             "BaseModelDiffers",
-            format!(
-                "head {} was trained on base {head}, BaseModelPool {}/{} runs {model}: name a pool of the same model",
-                entry.name,
-                owner.namespace,
-                pool.name_any()
-            ),
+            format!("head {} was trained on base {head}, BaseModelPool {pool} runs {model}: name a pool of the same model", entry.name),
         )),
         _ => Ok(()),
     }

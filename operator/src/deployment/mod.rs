@@ -7,7 +7,7 @@ pub mod observe;
 pub mod status;
 pub mod validate;
 
-pub use build::{Applied, Children, build};
+pub use build::{Applied, Children, build, pools};
 pub use heads::{referenced_claims, referenced_jobs, refers_to};
 pub use observe::Observed;
 pub use status::status;

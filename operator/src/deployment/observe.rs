@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 /// The world around a deployment at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
-    /// The pool that `spec.pools[0]` names.
+    /// The pool that `spec.pools[0]` names, when it is there for the deployment.
     pub pool: Option<BaseModelPool>,
     /// Those of the jobs that `spec.heads` names that exist.
     pub jobs: Vec<CarryOnJob>,

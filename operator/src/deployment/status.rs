@@ -123,7 +123,7 @@ fn starting(ready: i32, wanted: i32, validated: &Validated, observed: &Observed)
     let conditions = status.map_or(&[][..], |status| &status.conditions);
     let why = match condition::find(conditions, types::READY).filter(|ready| ready.status != "True") {
         Some(condition) => {
-            format!("BaseModelPool {}/{} is not ready: {}", validated.basis.owner.namespace, validated.pool, condition.message)
+            format!("BaseModelPool {} is not ready: {}", validated.pool, condition.message)
         }
         None => silent(&observed.pods).unwrap_or_else(|| "the others push the head".to_owned()),
     };

@@ -12,6 +12,7 @@ use super::heads::{Entry, entries};
 use crate::shared::meta::Owner;
 use crate::shared::pods::Basis;
 use crate::shared::revision::{Rendering, Source};
+use crate::shared::sharing::{PoolPath, PoolUser as _};
 use crate::shared::{Refusal, Settings};
 
 /// A deployment that can be built.
@@ -23,8 +24,8 @@ pub struct Validated {
     pub config: ServeConfig,
     /// The heads, in the order of the spec.
     pub heads: Vec<Entry>,
-    /// Name of the pool.
-    pub pool: String,
+    /// The pool.
+    pub pool: PoolPath,
     /// API keys.
     pub keys: Vec<ApiKey>,
     /// Gateway pods; none leaves them to an autoscaler.
@@ -38,8 +39,10 @@ pub struct Validated {
 pub fn validate(deployment: &CarryOnDeployment, observed: &Observed, settings: &Settings) -> Result<Validated, Refusal> {
     let owner = Owner::of(deployment, "gateway");
     let spec = &deployment.spec;
+    let pool = deployment.pool();
+    pool.withheld(observed.pool.as_ref()).map_or(Ok(()), Err)?;
     let heads = entries(deployment, observed, &owner)?;
-    let pool = pool(deployment, observed, &owner)?;
+    observed.pool.as_ref().ok_or_else(|| pool.lacks())?;
     let config = config(deployment, &heads)?;
     // Of the heads, what pods see of them.
     let seen = |entry: &Entry| entry.served.as_ref().map(|served| (served.head.digest.clone(), served.head.uri.clone()));
@@ -54,14 +57,6 @@ pub fn validate(deployment: &CarryOnDeployment, observed: &Observed, settings: &
         replicas: spec.replicas,
         basis: Basis::new(owner, &spec.gateway, rendering, settings),
     })
-}
-
-fn pool(deployment: &CarryOnDeployment, observed: &Observed, owner: &Owner) -> Result<String, Refusal> {
-    let name = deployment.spec.pools.first().map(|pool| pool.name.clone()).unwrap_or_default();
-    match observed.pool {
-        Some(_) => Ok(name),
-        None => Err(owner.lacks("PoolNotFound", "BaseModelPool", &name, "spec.pools[0]")),
-    }
 }
 
 /// The models of the endpoint.

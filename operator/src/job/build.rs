@@ -45,8 +45,8 @@ pub fn build(job: &Validated) -> Children {
     let revision = job.basis.rendering.revision(&name, &job.config, || template(job));
     let (attempt, stop) = match &job.plan {
         Plan::Keep(number) | Plan::Start(number) => (Some(*number), None),
-        Plan::Suspended { stop } | Plan::Failed { stop, .. } => (None, *stop),
-        Plan::BackOff { .. } | Plan::Wait { .. } | Plan::Complete => (None, None),
+        Plan::Suspended { stop } | Plan::Failed { stop, .. } | Plan::Wait { stop, .. } => (None, *stop),
+        Plan::BackOff { .. } | Plan::Complete => (None, None),
     };
     // Nobody has business with a trainer but those who ask how far it is.
     let policy = |peers: &Peers| network_policy::ingress(&job.basis.owner, &name, names::TRAINER_PORT, peers.watchers());
@@ -70,7 +70,7 @@ fn template(job: &Validated) -> PodTemplateSpec {
         basis: &job.basis,
         subcommand: "train",
         args: vec![
-            ("--pool", names::service_url(&names::pool(&job.pool), &job.basis.owner.namespace, names::POOL_PORT)),
+            ("--pool", job.pool.url()),
             ("--data", pods::inside(names::DATA_DIR, path)),
             ("--output", pods::inside(names::OUTPUT_DIR, job.output.path.as_deref())),
             ("--termination-log", names::TERMINATION_LOG.to_owned()),

@@ -13,7 +13,7 @@ use super::trainers::is_of;
 /// The world around a job at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
-    /// The pool that `spec.pools[0]` names.
+    /// The pool that `spec.pools[0]` names, when it is there for the job.
     pub pool: Option<BaseModelPool>,
     /// Those of the claims the spec names that exist.
     pub claims: Vec<PersistentVolumeClaim>,

@@ -13,7 +13,8 @@ use super::attempts::{Ledger, ended, seconds};
 use super::record::Record;
 use super::trainers::occupant;
 use super::validate::loaded;
-use crate::shared::meta::namespace;
+use crate::shared::Refusal;
+use crate::shared::sharing::PoolUser as _;
 
 /// Seconds before the attempt after the first failure; doubled by each further one.
 const BACK_OFF_SECONDS: i64 = 10;
@@ -29,12 +30,14 @@ pub enum Plan {
     Keep(u32),
     /// Start this attempt.
     Start(u32),
-    /// Wait for a pod that has the output folder.
+    /// Wait for a pod that has the output folder, or for a pool that may be used.
     Wait {
         /// CamelCase reason.
         reason: &'static str,
-        /// Which pod.
+        /// What for.
         message: String,
+        /// Attempt to stop.
+        stop: Option<u32>,
     },
     /// Wait before the next attempt.
     BackOff {
@@ -127,6 +130,9 @@ fn next(job: &CarryOnJob, ledger: &Ledger, observed: &Observed, now: &Time) -> P
     if job.spec.suspend {
         return Plan::Suspended { stop: ledger.running() };
     }
+    if let (Some(number), Some(Refusal { reason, message, .. })) = (ledger.running(), job.pool().withheld(observed.pool.as_ref())) {
+        return Plan::Wait { reason, message, stop: Some(number) };
+    }
     let Some(last) = ledger.attempts.last() else { return start(1, observed) };
     let (Some(result), Some(end)) = (last.result, &last.completion_time) else {
         let stays = observed.attempt.as_ref().is_some_and(|attempt| attempt.metadata.deletion_timestamp.is_none());
@@ -149,7 +155,7 @@ fn start(number: u32, observed: &Observed) -> Plan {
 }
 
 fn wait(occupant: Option<(&'static str, String)>) -> Option<Plan> {
-    occupant.map(|(reason, message)| Plan::Wait { reason, message })
+    occupant.map(|(reason, message)| Plan::Wait { reason, message, stop: None })
 }
 
 /// With `poolUnavailablePolicy: Fail`, a job that needs its pool gives up when it has been missing or not ready for long.
@@ -165,11 +171,8 @@ fn unless_unavailable(plan: Plan, job: &CarryOnJob, ledger: &mut Ledger, observe
     if !over {
         return plan;
     }
-    let pool = job.spec.pools.first().map(|pool| pool.name.as_str()).unwrap_or_default();
-    let message = format!(
-        "BaseModelPool {}/{pool} has been missing or not ready for {grace} s, and spec.poolUnavailablePolicy is Fail",
-        namespace(job)
-    );
+    let message =
+        format!("BaseModelPool {} has been missing or not ready for {grace} s, and spec.poolUnavailablePolicy is Fail", job.pool());
     Plan::Failed { reason: "PoolUnavailable", message, stop: ledger.running() }
 }
 

@@ -18,8 +18,8 @@ use super::validate::{loaded, output};
 use super::{Applied, Observed, Validated};
 use crate::shared::Outcome;
 use crate::shared::kstatus::Standing;
-use crate::shared::meta::namespace;
 use crate::shared::rollout::{FAILED_CREATE, refusal};
+use crate::shared::sharing::PoolUser as _;
 use crate::shared::trouble::{self, phase};
 
 /// The status of `job` after `outcome`. A reconcile that was refused accounts for an end as any other does: what is written down here is let go.
@@ -81,7 +81,7 @@ fn standing(job: &CarryOnJob, plan: &Plan, ledger: &Ledger, known: bool, observe
             let next = ledger.attempts.last().map_or(1, |attempt| attempt.number + 1);
             (Standing::in_progress("BackOff", format!("{last}; attempt {next} starts at {:.0}", until.0)), Vec::new())
         }
-        Plan::Wait { reason, message } => (Standing::in_progress(reason, message), Vec::new()),
+        Plan::Wait { reason, message, .. } => (Standing::in_progress(reason, message), Vec::new()),
         Plan::Start(number) => (starting(*number), Vec::new()),
         Plan::Keep(number) => (attempt(job, *number, observed), Vec::new()),
     }
@@ -118,12 +118,12 @@ fn attempt(job: &CarryOnJob, number: u32, observed: &Observed) -> Standing {
     if !living.iter().any(|pod| phase(pod) == "Running") {
         return starting(number);
     }
-    let pool = job.spec.pools.first().map(|pool| pool.name.as_str()).unwrap_or_default();
+    let pool = job.pool();
     if let Some(why) = unavailable(observed) {
-        let message = format!("attempt {number} waits for BaseModelPool {}/{pool}: {why}", namespace(job));
+        let message = format!("attempt {number} waits for BaseModelPool {pool}: {why}");
         return Standing::in_progress("PoolNotReady", message);
     }
-    let runs = format!("attempt {number} on BaseModelPool {}/{pool}: ", namespace(job));
+    let runs = format!("attempt {number} on BaseModelPool {pool}: ");
     // A trainer that only starts, or was not asked yet by an operator that only starts, has said nothing new.
     let said = observed.progress.as_ref().map(|progress| progress.phase.as_str());
     let before = job.status.iter().flat_map(|status| &status.conditions).find_map(|condition| condition.message.strip_prefix(&runs));

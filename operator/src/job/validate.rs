@@ -18,6 +18,7 @@ use super::plan::{Plan, plan};
 use crate::shared::meta::Owner;
 use crate::shared::pods::Basis;
 use crate::shared::revision::{Rendering, Source};
+use crate::shared::sharing::{PoolPath, PoolUser as _};
 use crate::shared::{Refusal, Settings};
 
 /// A job that can be built.
@@ -31,8 +32,8 @@ pub struct Validated {
     pub plan: Plan,
     /// The worker's configuration.
     pub config: TrainConfig,
-    /// Name of the pool.
-    pub pool: String,
+    /// The pool.
+    pub pool: PoolPath,
     /// Where the data are.
     pub data: DataSource,
     /// Claim and path of the job's own folder.
@@ -75,7 +76,7 @@ pub fn validate(job: &CarryOnJob, observed: &Observed, settings: &Settings, now:
             evaluation: spec.evaluation.clone(),
             checkpoint: spec.checkpoint.clone(),
         },
-        pool: pool.name.clone(),
+        pool: job.pool(),
         data: spec.data.source.clone(),
         output: output(job).ok_or_else(nowhere)?,
         queue_labels: job.labels().clone().into_iter().filter(|(key, _)| key.starts_with("kueue.x-k8s.io/")).collect(),
@@ -91,15 +92,14 @@ pub fn output(job: &CarryOnJob) -> Option<ClaimPath> {
 }
 
 fn references(job: &CarryOnJob, observed: &Observed, owner: &Owner) -> Result<(), Refusal> {
-    pool(job, observed, owner)?;
+    pool(job, observed)?;
     data(job, observed, owner)?;
     job.spec.output.claim().map_or(Ok(()), |output| claim(output, "spec.output.destination", observed, owner))
 }
 
-fn pool(job: &CarryOnJob, observed: &Observed, owner: &Owner) -> Result<(), Refusal> {
-    let wanted = &job.spec.pools[0];
-    let path = format!("{}/{}", owner.namespace, wanted.name);
-    let pool = observed.pool.as_ref().ok_or_else(|| owner.lacks("PoolNotFound", "BaseModelPool", &wanted.name, "spec.pools[0]"))?;
+fn pool(job: &CarryOnJob, observed: &Observed) -> Result<(), Refusal> {
+    let (path, wanted) = (job.pool(), &job.spec.pools[0]);
+    let pool = observed.pool.as_ref().ok_or_else(|| path.lacks())?;
     let model = loaded(pool).ok_or_else(|| Refusal::waiting("PoolNotReady", format!("waiting for BaseModelPool {path} to be ready")))?;
     let deepest = wanted.taps.iter().flat_map(|taps| &taps.layers).max();
     match deepest {

@@ -9,7 +9,7 @@ use carryon_crds::wire::{GatewayStatus, ModelDescription, Progress};
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, PersistentVolumeClaim, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 
@@ -21,6 +21,7 @@ use super::workloads;
 use crate::shared::Settings;
 use crate::shared::meta::namespace;
 use crate::shared::said::Said;
+use crate::shared::sharing::{PoolPath, PoolUser as _};
 use crate::shared::trouble::{is_ready, phase};
 use crate::{deployment, job, pool};
 
@@ -108,7 +109,7 @@ impl World<'_> {
         let progress: Option<Progress> = running.and_then(|pod| self.ask(pod, "/progress", PROGRESS_PERIOD));
         let claims = [spec.data.source.persistent_volume_claim.as_ref(), spec.output.claim()].into_iter().flatten();
         job::Observed {
-            pool: spec.pools.first().and_then(|pool| self.store.get(space, &pool.name)),
+            pool: self.shared_pool(&job.pool()),
             claims: claims.filter_map(|path| self.store.get(space, &path.claim_name)).collect(),
             data: spec.data.source.config_map.as_ref().and_then(|source| self.store.get(space, &source.name)),
             attempt,
@@ -141,6 +142,7 @@ impl World<'_> {
     fn deployment(&mut self, mut deployment: CarryOnDeployment) -> io::Result<()> {
         let space = namespace(&deployment);
         let observed = self.observe_deployment(&deployment, &space);
+        self.end_withheld(&space, &deployment.name_any(), &observed.pods)?;
         let outcome = match deployment::validate(&deployment, &observed, self.settings) {
             Ok(validated) => self.apply_deployment(deployment::build(&validated)).map(|applied| Ok((validated, applied)))?,
             Err(refusal) => Err(refusal),
@@ -158,7 +160,7 @@ impl World<'_> {
         let asked = pods.iter().filter(|pod| phase(pod) == "Running" && !spec.api.keys.is_empty());
         let said = asked.filter_map(|pod| Some((pod.name_any(), self.ask::<GatewayStatus>(pod, "/status", GATEWAY_PERIOD)?))).collect();
         deployment::Observed {
-            pool: spec.pools.first().and_then(|pool| self.store.get(space, &pool.name)),
+            pool: self.shared_pool(&deployment.pool()),
             claims: claims.iter().filter_map(|claim| self.store.get::<PersistentVolumeClaim>(space, claim)).collect(),
             said,
             url: pods.iter().find_map(address),
@@ -173,6 +175,28 @@ impl World<'_> {
         self.apply_config(&config_map)?;
         self.store.apply(&service, &self.now)?;
         Ok(deployment::Applied { deployment: self.store.apply(&deployment, &self.now)? })
+    }
+
+    /// Ends the gateways when a pool that they work with is not there for them any more.
+    fn end_withheld(&mut self, space: &str, name: &str, pods: &[Pod]) -> io::Result<()> {
+        let Some(mut gateways) = self.store.get::<Deployment>(space, &names::gateway(name)) else { return Ok(()) };
+        let is_withheld = |path: PoolPath| path.withheld(self.shared_pool(&path).as_ref()).is_some();
+        if !deployment::pools(&gateways, pods).into_iter().any(is_withheld) {
+            return Ok(());
+        }
+        gateways.spec.iter_mut().for_each(|spec| spec.replicas = Some(0));
+        self.store.put(&gateways)
+    }
+
+    /// The pool, when it is there for its user. A namespace has the labels of its manifest, if there is one, and that of its name.
+    fn shared_pool(&self, path: &PoolPath) -> Option<BaseModelPool> {
+        let labels = || {
+            let manifest = self.store.get::<Namespace>("default", path.user());
+            let mut labels = manifest.and_then(|namespace| namespace.metadata.labels).unwrap_or_default();
+            labels.insert("kubernetes.io/metadata.name".to_owned(), path.user().to_owned());
+            Some(labels)
+        };
+        path.there(self.store.get(&path.namespace, &path.name), labels)
     }
 
     fn apply_config(&mut self, config_map: &ConfigMap) -> io::Result<()> {

@@ -9,6 +9,7 @@ pub mod quantity;
 pub mod revision;
 pub mod rollout;
 pub mod said;
+pub mod sharing;
 pub mod text;
 pub mod trouble;
 pub mod worker;

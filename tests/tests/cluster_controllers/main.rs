@@ -11,6 +11,7 @@ mod faults;
 mod leaders;
 mod namespaces;
 mod queues;
+mod shared;
 mod stored;
 mod told;
 mod upgrades;

@@ -8,4 +8,5 @@ mod load;
 mod operations;
 mod proxy;
 mod quickstart;
+mod shared;
 mod world;
