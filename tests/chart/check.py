@@ -50,7 +50,6 @@ OPERATOR_RULES = [
     ("", ["services"], READ + ["create", "patch"]),
     ("", ["pods"], WATCH + ["patch"]),
     ("", ["persistentvolumeclaims"], WATCH),
-    ("", ["secrets"], READ),
     ("policy", ["poddisruptionbudgets"], READ + ["create", "patch"]),
     ("networking.k8s.io", ["networkpolicies"], READ + ["create", "patch", "delete"]),
     ("", ["events"], ["list"]),

@@ -125,7 +125,7 @@ class Live(unittest.TestCase):
         self.assertEqual(may(user, "default", lease), [False] * len(lease))
         others = [("coordination.k8s.io", "leases", verb, "kube-scheduler") for verb in ("get", "update")]
         self.assertEqual(may(user, "kube-system", others), [False] * len(others))
-        refused = [("", "secrets", "create"), ("", "pods", "create"), ("", "pods", "get"), ("carryon.dev", "carryonjobs/status", "update")]
+        refused = [*(("", "secrets", verb) for verb in ("get", "list", "watch", "create")), ("", "pods", "create"), ("", "pods", "get"), ("carryon.dev", "carryonjobs/status", "update")]
         refused += [("carryon.dev", "basemodelpools", "delete"), ("apps", "daemonsets", "get")]
         self.assertEqual(may(user, "default", refused), [False] * len(refused))
 
