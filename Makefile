@@ -142,11 +142,11 @@ cluster-down: ## End it and forget it
 cluster-e2e: build $(CARRYON_PREVIOUS)/release/carryon-operator $(if $(filter external,$(CARRYON_E2E)),,cluster-kueue) $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICKSTART_DATA) ## The tests on clusters alone
 	CARRYON_E2E=$${CARRYON_E2E:-required} PATH="$(TOOLS):$$PATH" cargo nextest run --release --locked --workspace --run-ignored all -E '$(if $(filter external,$(CARRYON_E2E)),binary(cluster_admission) | binary(cluster_nodes),binary(/^cluster/))'
 
-bench-operator: cluster-tools ## The operator as its image holds it: 1,000 objects, then 1,000 running jobs; writes target/bench-operator-*.json
+bench-operator: cluster-tools ## The operator as its image holds it: 1,000 objects, 20,000 foreign ones, 1,000 running jobs; writes target/bench-operator-*.json
 	cargo build --profile dist --locked --bin carryon-operator
 	cargo build --release --locked --bins --examples
 	mkdir -p target
-	cd tests && for what in all running; do \
+	cd tests && for what in all foreign running; do \
 	    CARRYON_BIN=$(CARGO_TARGET_DIR)/dist $(CARGO_TARGET_DIR)/release/examples/bench_operator $$what ../target/bench-operator-$$what.json; done
 
 $(CARRYON_PREVIOUS)/release/carryon-operator:

@@ -164,6 +164,7 @@ fn gateway(settings: Settings) -> deployment::Children {
 
 #[test]
 fn children_of_a_deployment() {
-    let deployment::Children { revision: _, config_map, service, network_policy, deployment } = gateway(settings());
-    snapshot("deployment", &[value(&config_map), value(&service), value(&network_policy.unwrap()), value(&deployment)]);
+    let deployment::Children { revision: _, config_map, service, network_policy, deployment, disruption_budget } = gateway(settings());
+    let children = [value(&config_map), value(&service), value(&network_policy.unwrap()), value(&deployment), value(&disruption_budget)];
+    snapshot("deployment", &children);
 }

@@ -57,7 +57,7 @@ fn observe(deployment: &CarryOnDeployment, context: &Context) -> Observed {
 }
 
 async fn apply(gateway: &CarryOnDeployment, children: Children, context: &Context) -> Result<Applied, Failure> {
-    let Children { revision, config_map, service, network_policy, deployment } = children;
+    let Children { revision, config_map, service, network_policy, deployment, disruption_budget } = children;
     let (stores, owned, owner) = (&context.stores, context.applier.of(gateway), Owner::of(gateway, "gateway"));
     let (namespace, name, current) = (&owner.namespace, deployment.name_any(), revision.name_any());
     owned.apply(revision, stores.revisions.get(namespace, &current)).await?;
@@ -66,6 +66,7 @@ async fn apply(gateway: &CarryOnDeployment, children: Children, context: &Contex
     if let Some(policy) = network_policy {
         owned.apply(policy, stores.policies.get(namespace, &name)).await?;
     }
+    owned.apply(disruption_budget, stores.budgets.get(namespace, &name)).await?;
     let applied = Applied { deployment: owned.apply(deployment, stores.workloads.get(namespace, &name)).await? };
     if applied.is_rolled_out() {
         owned.collect(stores.revisions_of(&owner, &name), &current).await?;

@@ -51,7 +51,7 @@ pub struct Stores {
     pub config_maps: Cache<Guarded<ConfigMap>>,
     /// What pods were rendered as.
     pub revisions: Cache<Guarded<ControllerRevision>>,
-    /// Children: disruption budgets of pools.
+    /// Children: disruption budgets.
     pub budgets: Cache<Guarded<PodDisruptionBudget>>,
     /// Children: who may reach pods.
     pub policies: Cache<Guarded<NetworkPolicy>>,

@@ -3,12 +3,15 @@
 use carryon_crds::deployment::ApiKey;
 use carryon_crds::names;
 use k8s_openapi::api::apps::v1::{ControllerRevision, Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, PodTemplateSpec, Service};
+use k8s_openapi::api::core::v1::{
+    Affinity, ConfigMap, Pod, PodAffinityTerm, PodAntiAffinity, PodTemplateSpec, Service, WeightedPodAffinityTerm,
+};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::Validated;
-use crate::shared::meta;
+use crate::shared::meta::{self, Owner};
 use crate::shared::network_policy::{self, Peers};
 use crate::shared::pods::{self, Lifetime, Mount, MountSource, Role, progress_deadline};
 use crate::shared::rollout::Counts;
@@ -27,6 +30,8 @@ pub struct Children {
     pub network_policy: Option<NetworkPolicy>,
     /// The gateway's pods.
     pub deployment: Deployment,
+    /// One pod at a time may be evicted.
+    pub disruption_budget: PodDisruptionBudget,
 }
 
 /// The children as the cluster holds them after they were applied.
@@ -70,7 +75,20 @@ fn template(gateway: &Validated) -> PodTemplateSpec {
     });
     let annotations = template.metadata.get_or_insert_default().annotations.get_or_insert_default();
     annotations.insert(names::POOL_ANNOTATION.to_owned(), gateway.pool.to_string());
+    template.spec.get_or_insert_default().affinity.get_or_insert_with(|| apart(&gateway.basis.owner));
     template
+}
+
+/// On nodes of their own, where there are enough: for who says nothing else.
+fn apart(owner: &Owner) -> Affinity {
+    let term = PodAffinityTerm {
+        label_selector: Some(owner.label_selector()),
+        topology_key: "kubernetes.io/hostname".to_owned(),
+        ..PodAffinityTerm::default()
+    };
+    let preferred = vec![WeightedPodAffinityTerm { weight: 100, pod_affinity_term: term }];
+    let others = PodAntiAffinity { preferred_during_scheduling_ignored_during_execution: Some(preferred), ..PodAntiAffinity::default() };
+    Affinity { pod_anti_affinity: Some(others), ..Affinity::default() }
 }
 
 /// The pools that gateways work with: those that are to be, and those that still are. The spec may name another one by now.
@@ -102,6 +120,7 @@ pub fn build(gateway: &Validated) -> Children {
             }),
             status: None,
         },
+        disruption_budget: meta::disruption_budget(owner, &name),
         service: meta::service(owner, &name, names::GATEWAY_PORT, false),
         network_policy: gateway.basis.peers.as_ref().map(|peers| policy(gateway, &name, peers)),
         config_map: revision.config_map(owner),

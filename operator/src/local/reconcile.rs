@@ -171,9 +171,10 @@ impl World<'_> {
     }
 
     fn apply_deployment(&mut self, children: deployment::Children) -> io::Result<deployment::Applied> {
-        let deployment::Children { revision: _, network_policy: _, config_map, service, deployment } = children;
+        let deployment::Children { revision: _, network_policy: _, config_map, service, deployment, disruption_budget } = children;
         self.apply_config(&config_map)?;
         self.store.apply(&service, &self.now)?;
+        self.store.apply(&disruption_budget, &self.now)?;
         Ok(deployment::Applied { deployment: self.store.apply(&deployment, &self.now)? })
     }
 

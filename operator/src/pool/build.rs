@@ -6,8 +6,7 @@ use carryon_crds::pool::{ImageMount, ModelImage};
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet, StatefulSetSpec, StatefulSetStatus};
 use k8s_openapi::api::core::v1::{ConfigMap, PodTemplateSpec, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
 use super::Validated;
 use super::validate::Model;
@@ -81,17 +80,7 @@ pub fn build(pool: &Validated) -> Children {
             }),
             status: None,
         },
-        disruption_budget: PodDisruptionBudget {
-            metadata: owner.meta(&name),
-            spec: Some(PodDisruptionBudgetSpec {
-                max_unavailable: Some(IntOrString::Int(1)),
-                // A pod that serves nobody keeps no node from being drained.
-                unhealthy_pod_eviction_policy: Some("AlwaysAllow".to_owned()),
-                selector: Some(owner.label_selector()),
-                ..PodDisruptionBudgetSpec::default()
-            }),
-            status: None,
-        },
+        disruption_budget: meta::disruption_budget(owner, &name),
         service: meta::service(owner, &name, names::POOL_PORT, true),
         network_policy: pool.basis.peers.as_ref().map(|peers| policy(pool, &name, peers)),
         config_map: revision.config_map(owner),

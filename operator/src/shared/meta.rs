@@ -1,9 +1,10 @@
-//! Metadata of children: names, labels, owners, the Services that find their pods.
+//! Metadata of children: names, labels, owners; the Services and disruption budgets of their pods.
 
 use std::collections::BTreeMap;
 
 use carryon_crds::names;
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::{Resource, ResourceExt as _};
@@ -87,6 +88,21 @@ pub fn service(owner: &Owner, name: &str, port: i32, headless: bool) -> Service 
                 ..ServicePort::default()
             }]),
             ..ServiceSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// One pod of the owner's may be evicted at a time.
+pub fn disruption_budget(owner: &Owner, name: &str) -> PodDisruptionBudget {
+    PodDisruptionBudget {
+        metadata: owner.meta(name),
+        spec: Some(PodDisruptionBudgetSpec {
+            max_unavailable: Some(IntOrString::Int(1)),
+            // A pod that serves nobody keeps no node from being drained.
+            unhealthy_pod_eviction_policy: Some("AlwaysAllow".to_owned()),
+            selector: Some(owner.label_selector()),
+            ..PodDisruptionBudgetSpec::default()
         }),
         status: None,
     }

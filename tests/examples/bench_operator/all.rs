@@ -48,8 +48,8 @@ pub fn run() -> Report {
     bench.jobs(JOBS);
     bench.until::<CarryOnJob>("Complete", |job| job.status.as_ref().map(|status| status.conditions.as_slice()));
     bench.wave::<CarryOnDeployment>("quickstart/deployment.yaml", DEPLOYMENTS, |number| {
-        let head = json!({ "jobRef": { "name": format!("job-{number}") } });
-        json!({ "metadata": { "name": format!("head-{number}") }, "spec": { "pools": of_pool(number), "head": head, "servedModelName": null } })
+        let heads = json!([{ "name": "one", "source": { "jobRef": { "name": format!("job-{number}") } } }]);
+        json!({ "metadata": { "name": format!("head-{number}") }, "spec": { "pools": of_pool(number), "heads": heads } })
     });
     bench.until::<CarryOnDeployment>("Ready", |deployment| deployment.status.as_ref().map(|status| status.conditions.as_slice()));
 

@@ -3,9 +3,12 @@
 //! nothing happens for a minute.
 //!
 //! `bench_operator running FILE`: 1,000 jobs whose trainers run on for ten minutes, each a step further every second.
+//!
+//! `bench_operator foreign FILE`: a few jobs beside 20,000 Secrets and ConfigMaps of 50 KB that were there before.
 #![allow(clippy::unwrap_used)]
 
 mod all;
+mod foreign;
 mod running;
 
 use std::collections::HashMap;
@@ -60,11 +63,12 @@ struct Bench {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [what, output] = arguments.as_slice() else { panic!("bench_operator all|running FILE") };
+    let [what, output] = arguments.as_slice() else { panic!("bench_operator all|foreign|running FILE") };
     let text = match what.as_str() {
         "all" => serde_json::to_string_pretty(&all::run()),
+        "foreign" => serde_json::to_string_pretty(&foreign::run()),
         "running" => serde_json::to_string_pretty(&running::run()),
-        _ => panic!("bench_operator all|running FILE, not {what}"),
+        _ => panic!("bench_operator all|foreign|running FILE, not {what}"),
     };
     let text = text.unwrap();
     println!("{text}");
@@ -117,7 +121,13 @@ fn watch(cluster: &TestCluster, seen: &Arc<Mutex<HashMap<String, Instant>>>) {
 impl Bench {
     /// An API server with the operator, the quick start's claims in each namespace, and played trainers that run so long.
     fn start(training: Duration) -> Self {
+        Self::start_beside(training, |_| ())
+    }
+
+    /// As [`Bench::start`], beside what `fill` has put there before the operator.
+    fn start_beside(training: Duration, fill: impl FnOnce(&TestCluster)) -> Self {
         let cluster = TestCluster::api_server().expect("this machine can have a cluster");
+        fill(&cluster);
         Operator::install(&cluster);
         played::play(&cluster, training);
         let operator = start_operator(&cluster);
