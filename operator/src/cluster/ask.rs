@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use carryon_crds::wire::{GatewayStatus, ModelDescription, Progress};
 use k8s_openapi::api::core::v1::Pod;
-use kube::ResourceExt as _;
 
 pub use self::get::{Http, MOST_BYTES, Unheard};
 pub use self::round::{Pace, Round};
@@ -25,7 +24,6 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const TRAINERS: Pace = Pace { between: Duration::from_millis(50), again: Some(Duration::from_secs(5)) };
 /// Pools: a container's model never changes, so there is one answer to wait for.
 const POOLS: Pace = Pace { between: Duration::from_millis(10), again: None };
-
 /// Gateways, whose keys change when a kubelet renews a Secret.
 const GATEWAYS: Pace = Pace { between: Duration::from_millis(50), again: Some(Duration::from_secs(15)) };
 
@@ -49,12 +47,12 @@ impl Ask {
 
     /// The models of pods, by pod name; those not known yet are left out, and their pool is woken when they are.
     pub fn models<'a>(&self, pods: impl Iterator<Item = &'a Pod>) -> BTreeMap<String, ModelDescription> {
-        pods.filter_map(|pod| Some((pod.name_any(), self.models.hear(pod)?))).collect()
+        self.models.hear_all(pods)
     }
 
     /// What gateways said last, by pod name; their deployment is woken when one says something else.
     pub fn gateways<'a>(&self, pods: impl Iterator<Item = &'a Pod>) -> BTreeMap<String, GatewayStatus> {
-        pods.filter_map(|pod| Some((pod.name_any(), self.gateways.hear(pod)?))).collect()
+        self.gateways.hear_all(pods)
     }
 
     /// What a trainer said last; its job is woken when it says something else.

@@ -14,7 +14,6 @@ use super::store::{Cache, Guarded, Stores};
 use crate::deployment::{self, Applied, Children, Observed, referenced_claims, referenced_jobs};
 use crate::shared::meta::Owner;
 use crate::shared::sharing::{PoolPath, PoolUser as _};
-use crate::shared::trouble::phase;
 
 impl Reconcile for CarryOnDeployment {
     const KIND: Kind = Kind::Deployment;
@@ -40,7 +39,7 @@ impl Reconcile for CarryOnDeployment {
 }
 
 fn observe(deployment: &CarryOnDeployment, context: &Context) -> Observed {
-    let (stores, owner, spec) = (&context.stores, Owner::of(deployment, "gateway"), &deployment.spec);
+    let (stores, owner) = (&context.stores, Owner::of(deployment, "gateway"));
     let namespace = &owner.namespace;
     let jobs: Vec<_> = referenced_jobs(deployment).filter_map(|job| stores.jobs.get(namespace, job)).collect();
     let claims = referenced_claims(deployment, &jobs);
@@ -48,7 +47,7 @@ fn observe(deployment: &CarryOnDeployment, context: &Context) -> Observed {
     Observed {
         pool: stores.pool(&deployment.pool()),
         claims: claims.iter().filter_map(|claim| stores.claims.claim(namespace, claim)).collect(),
-        said: context.ask.gateways(pods.iter().filter(|pod| phase(pod) == "Running" && !spec.api.keys.is_empty())),
+        said: context.ask.gateways(deployment::asked(deployment, &pods)),
         pods,
         revisions: stores.revisions_of(&owner, &names::gateway(&owner.name)),
         url: None,

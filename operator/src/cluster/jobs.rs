@@ -20,6 +20,7 @@ use crate::deployment::refers_to;
 use crate::job::plan::plan;
 use crate::job::record::Record;
 use crate::job::trainers::{is_held, is_of, lives, outlived, recorded};
+use crate::job::validate::{CONFIG_MAP_KEY_NOT_FOUND, CONFIG_MAP_NOT_FOUND};
 use crate::job::{self, Applied, Children, Observed};
 use crate::shared::Refusal;
 use crate::shared::meta::{Owner, namespace};
@@ -61,8 +62,9 @@ impl Reconcile for CarryOnJob {
         let outcome = outcome.await?;
         let status = job::status(self, &outcome, &observed, now);
         // Nobody watches the ConfigMaps of users, of which a cluster has many: one that is missing is looked for.
-        let again = if self.spec.data.source.config_map.is_some() { SOON } else { RETRY };
-        let refused = outcome.is_err().then_some(again);
+        let again =
+            |refusal: &Refusal| if matches!(refusal.reason, CONFIG_MAP_NOT_FOUND | CONFIG_MAP_KEY_NOT_FOUND) { SOON } else { RETRY };
+        let refused = outcome.as_ref().err().map(again);
         Ok(Reconciled { status, requeue: refused.into_iter().chain(requeue(self, &observed, now)).min() })
     }
 

@@ -1,14 +1,23 @@
 //! What gateways say of their API keys. Nobody else reads the Secrets: the operator has no right to.
 
+use carryon_crds::CarryOnDeployment;
 use carryon_crds::deployment::{ApiKey, SecretKey};
 use carryon_crds::wire::KeyState;
 use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
 
 use super::{Observed, Validated};
 use crate::shared::Refusal;
 use crate::shared::meta::Owner;
 use crate::shared::rollout::is_earlier;
+use crate::shared::trouble::phase;
+
+/// The pods that are asked for the keys of `deployment`.
+pub fn asked<'a>(deployment: &CarryOnDeployment, pods: &'a [Pod]) -> impl Iterator<Item = &'a Pod> + use<'a> {
+    let has_keys = !deployment.spec.api.keys.is_empty();
+    pods.iter().filter(move |pod| has_keys && phase(pod) == "Running")
+}
 
 /// What there is to be said of the keys, by the pods of the present configuration: remarks, though they work, or that one does not.
 pub(super) fn said(gateways: &Validated, applied: &Deployment, observed: &Observed) -> Result<Vec<String>, Refusal> {

@@ -21,6 +21,11 @@ use crate::shared::revision::{Rendering, Source};
 use crate::shared::sharing::{PoolPath, PoolUser as _};
 use crate::shared::{Refusal, Settings};
 
+/// Reason of a job whose ConfigMap is not there.
+pub const CONFIG_MAP_NOT_FOUND: &str = "ConfigMapNotFound";
+/// Reason of a job whose ConfigMap lacks a file.
+pub const CONFIG_MAP_KEY_NOT_FOUND: &str = "ConfigMapKeyNotFound";
+
 /// A job that can be built.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Validated {
@@ -128,12 +133,12 @@ fn data(job: &CarryOnJob, observed: &Observed, owner: &Owner) -> Result<(), Refu
     let Some(wanted) = &data.source.config_map else {
         return Err(Refusal::permanent("NoDataSource", "spec.data.source is empty: set persistentVolumeClaim or configMap"));
     };
-    let found = observed.data.as_ref().ok_or_else(|| owner.lacks("ConfigMapNotFound", "ConfigMap", &wanted.name, "spec.data.source"))?;
+    let found = observed.data.as_ref().ok_or_else(|| owner.lacks(CONFIG_MAP_NOT_FOUND, "ConfigMap", &wanted.name, "spec.data.source"))?;
     let named = data.split.train.iter().chain(&data.split.evaluation).filter(|name| !Split::is_pattern(name));
     let missing = named.into_iter().find(|key| !has_key(found, key));
     missing.map_or(Ok(()), |key| {
         let message = format!("ConfigMap {}/{} (spec.data.source) has no key {key:?}: add it", owner.namespace, wanted.name);
-        Err(Refusal::waiting("ConfigMapKeyNotFound", message))
+        Err(Refusal::waiting(CONFIG_MAP_KEY_NOT_FOUND, message))
     })
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
-use carryon_crds::wire::{GatewayStatus, ModelDescription, Progress};
+use carryon_crds::wire::Progress;
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
@@ -68,11 +68,7 @@ impl World<'_> {
         let claim = source.and_then(|path| self.store.get::<PersistentVolumeClaim>(space, &path.claim_name));
         let set: Option<StatefulSet> = self.store.get(space, &names::pool(&pool.name_any()));
         let pods = set.map(|set| workloads::pods_of(self.store, &set)).unwrap_or_default();
-        let mut models = BTreeMap::new();
-        for pod in pods.iter().filter(|pod| is_ready(pod)) {
-            let said: Option<ModelDescription> = self.ask(pod, "/v1/model", MODEL_PERIOD);
-            models.extend(said.map(|model| (pod.name_any(), model)));
-        }
+        let models = self.ask_all(pods.iter().filter(|pod| is_ready(pod)), "/v1/model", MODEL_PERIOD);
         pool::Observed { claim, pods, models, ..pool::Observed::default() }
     }
 
@@ -152,13 +148,11 @@ impl World<'_> {
     }
 
     fn observe_deployment(&mut self, deployment: &CarryOnDeployment, space: &str) -> deployment::Observed {
-        let spec = &deployment.spec;
         let gateway: Option<Deployment> = self.store.get(space, &names::gateway(&deployment.name_any()));
         let pods: Vec<Pod> = gateway.map(|gateway| workloads::pods_of(self.store, &gateway)).unwrap_or_default();
         let jobs: Vec<CarryOnJob> = deployment::referenced_jobs(deployment).filter_map(|job| self.store.get(space, job)).collect();
         let claims = deployment::referenced_claims(deployment, &jobs);
-        let asked = pods.iter().filter(|pod| phase(pod) == "Running" && !spec.api.keys.is_empty());
-        let said = asked.filter_map(|pod| Some((pod.name_any(), self.ask::<GatewayStatus>(pod, "/status", GATEWAY_PERIOD)?))).collect();
+        let said = self.ask_all(deployment::asked(deployment, &pods), "/status", GATEWAY_PERIOD);
         deployment::Observed {
             pool: self.shared_pool(&deployment.pool()),
             claims: claims.iter().filter_map(|claim| self.store.get::<PersistentVolumeClaim>(space, claim)).collect(),
@@ -203,6 +197,11 @@ impl World<'_> {
     fn apply_config(&mut self, config_map: &ConfigMap) -> io::Result<()> {
         let applied = self.store.apply(config_map, &self.now)?;
         self.folders.write_config_map(&applied)
+    }
+
+    /// What each of `pods` last said at `path`, by name.
+    fn ask_all<'p, T: Said>(&mut self, pods: impl Iterator<Item = &'p Pod>, path: &str, period: Duration) -> BTreeMap<String, T> {
+        pods.filter_map(|pod| Some((pod.name_any(), self.ask(pod, path, period)?))).collect()
     }
 
     /// What a pod last said at `path`.

@@ -1,7 +1,7 @@
 //! A pool's spec and the world, checked: everything `build` needs and nothing it has to doubt.
 
 use carryon_crds::common::ClaimPath;
-use carryon_crds::pool::{FromNamespaces, ModelImage, SharedNamespaces, Sharing};
+use carryon_crds::pool::{ModelImage, Sharing};
 use carryon_crds::wire::BaseConfig;
 use carryon_crds::{BaseModelPool, BaseModelPoolSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -11,7 +11,7 @@ use super::Observed;
 use crate::shared::meta::Owner;
 use crate::shared::pods::Basis;
 use crate::shared::revision::{Rendering, Source};
-use crate::shared::{Refusal, Settings};
+use crate::shared::{Refusal, Settings, sharing};
 
 /// Where the weights are.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,16 +58,7 @@ pub fn validate(pool: &BaseModelPool, observed: &Observed, settings: &Settings) 
         config: BaseConfig { name: pool.name_any(), dtype: spec.dtype, engine: spec.engine.clone() },
         model,
         replicas: spec.replicas,
-        shared: shared(&spec.sharing.namespaces),
+        shared: sharing::selector(&spec.sharing.namespaces),
         basis: Basis::new(owner, &spec.server, rendering, settings),
     })
-}
-
-/// The empty selector is of all namespaces.
-fn shared(namespaces: &SharedNamespaces) -> Option<LabelSelector> {
-    match namespaces.from {
-        FromNamespaces::Same => None,
-        FromNamespaces::All => Some(LabelSelector::default()),
-        FromNamespaces::Selector => namespaces.selector.clone(),
-    }
 }

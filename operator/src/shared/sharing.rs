@@ -8,6 +8,7 @@ use std::fmt;
 
 use carryon_crds::pool::{FromNamespaces, SharedNamespaces};
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::Resource;
 use kube::core::{Selector, SelectorExt as _};
 
@@ -95,16 +96,19 @@ impl PoolUser for CarryOnDeployment {
     }
 }
 
-/// Whether a namespace with these labels is among the shared ones. One of which none are known is not selected.
-fn allows(shared: &SharedNamespaces, labels: impl FnOnce() -> Option<BTreeMap<String, String>>) -> bool {
-    match (shared.from, &shared.selector) {
-        (FromNamespaces::All, _) => true,
-        (FromNamespaces::Selector, Some(selector)) => {
-            let selector = Selector::try_from(selector.clone());
-            selector.is_ok_and(|selector| labels().is_some_and(|labels| selector.matches(&labels)))
-        }
-        (FromNamespaces::Same, _) | (FromNamespaces::Selector, None) => false,
+/// Labels of the namespaces, beside the pool's own, that it is shared with; the empty selector is of all.
+pub fn selector(shared: &SharedNamespaces) -> Option<LabelSelector> {
+    match shared.from {
+        FromNamespaces::Same => None,
+        FromNamespaces::All => Some(LabelSelector::default()),
+        FromNamespaces::Selector => shared.selector.clone(),
     }
+}
+
+/// Whether a namespace with these labels is among the shared ones. One of which none are known is among all, and not selected.
+fn allows(shared: &SharedNamespaces, labels: impl FnOnce() -> Option<BTreeMap<String, String>>) -> bool {
+    let selector = || selector(shared).and_then(|selector| Selector::try_from(selector).ok());
+    shared.from == FromNamespaces::All || selector().is_some_and(|selector| labels().is_some_and(|labels| selector.matches(&labels)))
 }
 
 #[cfg(test)]

@@ -122,9 +122,9 @@ fn train_alone(
         return Ok(message);
     }
     let checkpoints = Folder::new(places.checkpoints(), inputs.config.checkpoint.save_total_limit);
-    // Nothing that an earlier run has left is touched before the data are known to be usable.
     let began = checkpoints.began(&inputs.run, &described.identity).unwrap_or_else(|| jiff::Timestamp::now().as_millisecond());
     base.stand_still(began);
+    // Nothing that an earlier run has left is touched before the data are known to be usable.
     let data = Data::read(inputs, &base, stop, console)?;
     let checkpoint = resume(&checkpoints, inputs, &base, console)?;
     let mut run = prepare(

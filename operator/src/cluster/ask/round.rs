@@ -1,6 +1,6 @@
 //! Pods that are asked in turn.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -92,6 +92,11 @@ impl<T: Said + Clone + PartialEq> Round<T> {
         pods.insert(uid, asked);
         self.new.notify_one();
         None
+    }
+
+    /// What `pods` said last, by name; who has not answered yet is left out.
+    pub fn hear_all<'a>(&self, pods: impl Iterator<Item = &'a Pod>) -> BTreeMap<String, T> {
+        pods.filter_map(|pod| Some((pod.name_any(), self.hear(pod)?))).collect()
     }
 
     /// Asks without end those that `lives(namespace, name, uid)`, and calls `news(namespace, name)` of an object whose pod says something else.
