@@ -2,15 +2,15 @@
 //!
 //! `bench_engine [--threads N] [--repeats N] [--model PATH] [--matrices yes|no]`: the best of `repeats` is printed.
 
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use carryon_crds::common::Taps;
 use carryon_crds::pool::Dtype;
-use carryon_worker::kernel::{Left, Panels, Precision, Sink, Threads, pack_row, product, words};
-use carryon_worker::model::{Model, Slot};
+use carryon_worker::kernel::cpu::{Left, Panels, Part, Sink, pack_row, product, words};
+use carryon_worker::kernel::{Arena, Cpu, PageTable, Threads, pages_for};
+use carryon_worker::model::{Capture, Model, Slot, Tap};
 
 const SHAPES: [(usize, usize, usize); 7] =
     [(2048, 576, 576), (2048, 1536, 576), (2048, 576, 1536), (512, 1536, 576), (2048, 49152, 576), (1, 49152, 576), (8, 1536, 576)];
@@ -60,14 +60,16 @@ fn main() -> Result<(), String> {
     let options = options()?;
     let threads = Threads::new(options.threads);
     for (m, n, k) in SHAPES.into_iter().filter(|_| options.matrices) {
-        for (precision, name) in [(Precision::Bf16, "bf16"), (Precision::F32, "f32")] {
-            let weight = Panels::from_rows(n, k, precision, &threads, |_, row| row.fill(1.0));
+        for (dtype, name) in [(Dtype::Bfloat16, "bf16"), (Dtype::Float32, "f32")] {
+            let weight = Panels::from_rows(n, k, dtype, &threads, |_, row| row.fill(1.0));
             // Rows in the kernel's number type on both sides, as PyTorch's bf16 tensors are.
-            let (mut x, mut out) = (vec![0; m * words(precision, k)], vec![0; m * words(precision, n)]);
-            pack_row(precision, &vec![1.0; m * k], &mut x);
+            let (mut x, mut out) = (vec![0; m * words(dtype, k)], vec![0; m * words(dtype, n)]);
+            pack_row(dtype, &vec![1.0; m * k], &mut x);
             let operations = 2.0 * (m * n * k) as f64;
             let count = ((1e9 / operations) as usize).clamp(1, 1000);
-            let seconds = best(options.repeats, count, || product(&threads, m, Left::Packed(&x), &weight, Sink::Pack(&mut out)));
+            let seconds = best(options.repeats, count, || {
+                product(&threads, Left::Packed(&x, words(dtype, k)), &[Part { rows: m, panels: &weight, norm: &[] }], Sink::Pack(&mut out))
+            });
             print(&format!("matmul_{name}_{m}x{n}x{k}"), operations / seconds / 1e9, "GFLOP/s");
         }
     }
@@ -79,25 +81,42 @@ fn main() -> Result<(), String> {
 
 fn bench_model(path: &str, options: &Options, threads: Arc<Threads>) -> Result<(), String> {
     let start = Instant::now();
-    let model = Model::load(Path::new(path), Dtype::Bfloat16, threads).map_err(|error| error.to_string())?;
+    let model = Model::load(Path::new(path), Dtype::Bfloat16, Cpu::new(threads)).map_err(|error| error.to_string())?;
     print("load", start.elapsed().as_secs_f64(), "s");
     let tokens: Vec<u32> =
         (0..2048u32).map(|index| index.wrapping_mul(2_654_435_761) >> 8).map(|value| value % model.config.vocab_size as u32).collect();
-    let taps = Taps::default_for(model.config.num_hidden_layers as u32);
-    let final_only = Taps { layers: Vec::new(), final_norm: true };
+    let captures = |taps: Vec<Tap>| taps.into_iter().map(|tap| Capture { tap, rows: None }).collect::<Vec<_>>();
+    let taps = captures(Tap::all(&Taps::default_for(model.config.num_hidden_layers as u32)).collect());
+    let final_only = captures(vec![Tap::Final]);
+    let failed = |error: carryon_worker::kernel::DeviceError| error.to_string();
     for (name, sequences, length, taps) in [("hidden_states_8x256", 8, 256, &taps), ("prefill_512", 1, 512, &final_only)] {
+        let layout = if sequences > 1 { model.single_pass_layout() } else { model.page_layout() };
+        let mut arena = Arena::new(&model.backend, layout, 128).map_err(failed)?;
+        let pages = pages_for(length) as u32;
         let seconds = best(options.repeats, 1, || {
-            let mut caches: Vec<_> = (0..sequences).map(|_| if sequences > 1 { model.single_pass_kv() } else { model.new_kv() }).collect();
-            let mut slots: Vec<_> = caches.iter_mut().zip(tokens.chunks(length)).map(|(kv, tokens)| Slot { tokens, kv }).collect();
-            model.forward(&mut slots, taps, &mut || ControlFlow::Continue(()));
+            let table = |index: u32| PageTable { pages: (index * pages..(index + 1) * pages).collect(), length: 0 };
+            let mut tables: Vec<_> = (0..sequences).map(table).collect();
+            tables.iter().flat_map(|table| &table.pages).for_each(|page| drop(arena.take(&model.backend, *page)));
+            let mut slots: Vec<_> = tables.iter_mut().zip(tokens.chunks(length)).map(|(kv, tokens)| Slot { tokens, kv }).collect();
+            drop(model.forward(&mut arena, &mut slots, taps));
         });
-        print(name, (sequences * length) as f64 / seconds, "tokens/s");
+        print(name, (sequences as usize * length) as f64 / seconds, "tokens/s");
     }
-    let mut kv = model.new_kv();
-    let seconds = best(options.repeats, 20, || {
-        let states = model.forward(&mut [Slot { tokens: &tokens[..1], kv: &mut kv }], &final_only, &mut || ControlFlow::Continue(()));
-        states.map(|states| model.lm_head().logits(&states.taps[0]));
-    });
-    print("decode", 1.0 / seconds, "tokens/s");
+    for sequences in [1u32, 8] {
+        let mut arena = Arena::new(&model.backend, model.page_layout(), 64).map_err(failed)?;
+        let mut tables: Vec<_> = (0..sequences).map(|index| PageTable { pages: (index * 8..index * 8 + 8).collect(), length: 0 }).collect();
+        tables.iter().flat_map(|table| &table.pages).for_each(|page| drop(arena.take(&model.backend, *page)));
+        let seconds = best(options.repeats, 20, || {
+            let mut slots: Vec<_> = tables.iter_mut().map(|kv| Slot { tokens: &tokens[..1], kv }).collect();
+            if let Ok(states) = model.forward(&mut arena, &mut slots, &final_only) {
+                drop(model.lm_head().logits(&model.backend, &states[0]));
+            }
+        });
+        print(
+            &if sequences == 1 { "decode".to_owned() } else { format!("decode_{sequences}") },
+            f64::from(sequences) / seconds,
+            "tokens/s",
+        );
+    }
     Ok(())
 }

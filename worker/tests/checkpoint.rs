@@ -9,19 +9,19 @@ use std::fs;
 use std::path::Path;
 
 use carryon_crds::pool::Dtype;
-use carryon_worker::kernel::Threads;
 use carryon_worker::model::Model;
 use carryon_worker::model::gguf::{Gguf, Value};
+use common::engine::cpu;
 use common::tiny::{Random, Tiny};
 use safetensors::tensor::{Dtype as TensorType, SafeTensors, TensorView};
 use serde_json::json;
 
 fn digest(path: &Path) -> String {
-    Model::load(path, Dtype::Float32, Threads::new(1)).unwrap_or_else(|error| panic!("{error}")).weights_digest().to_owned()
+    Model::load(path, Dtype::Float32, cpu(1)).unwrap_or_else(|error| panic!("{error}")).weights_digest().to_owned()
 }
 
 fn error(path: &Path) -> String {
-    match Model::load(path, Dtype::Float32, Threads::new(1)) {
+    match Model::load(path, Dtype::Float32, cpu(1)) {
         Ok(_) => panic!("{} was accepted", path.display()),
         Err(error) => error.to_string(),
     }
@@ -55,7 +55,7 @@ fn gguf_with_any_wrong_byte_in_its_header_neither_panics_nor_hogs_memory() {
         bytes[place] = [0xff, 0, bytes[place] ^ (1 << (random.next() % 8))][place % 3];
         fs::write(&path, bytes).unwrap();
         // Some bytes make another sound file (a renamed key, another ε): what matters is that the rest are errors.
-        if let Err(error) = Model::load(&path, Dtype::Float32, Threads::new(1)) {
+        if let Err(error) = Model::load(&path, Dtype::Float32, cpu(1)) {
             assert!(error.to_string().contains("wrong.gguf"), "{error}");
         }
     }

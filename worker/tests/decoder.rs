@@ -7,45 +7,39 @@ mod common;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use carryon_crds::common::Taps;
 use carryon_crds::pool::Dtype;
-use carryon_worker::kernel::Threads;
-use carryon_worker::model::{Kv, Model, Slot};
+use carryon_worker::kernel::{Backend as _, Cpu, PAGE, PageTable};
+use common::engine::{Engine, load};
 use common::tiny::Tiny;
 use common::{model_path, tokens};
 
-fn load(path: &Path, dtype: Dtype, threads: usize) -> Model {
-    Model::load(path, dtype, Threads::new(threads)).unwrap()
-}
+type Model = Engine<Cpu>;
 
-fn all_taps(model: &Model) -> Taps {
-    Taps { layers: (0..=model.config.num_hidden_layers as u32).collect(), final_norm: true }
-}
-
-/// Runs `sequences`, each continuing its cache, and returns per sequence, per tap, the bits of its rows.
-fn states(model: &Model, sequences: &[&[u32]], caches: &mut [Kv]) -> Vec<Vec<Vec<u32>>> {
-    let mut slots: Vec<_> = sequences.iter().zip(caches).map(|(tokens, kv)| Slot { tokens, kv }).collect();
-    let states = model.forward(&mut slots, &all_taps(model), &mut || ControlFlow::Continue(())).unwrap();
-    assert_eq!(states.rows, sequences.iter().map(|tokens| tokens.len()).sum::<usize>());
-    let width = model.config.hidden_size;
+/// Cuts rows of every tap, one sequence after the other, into the bits of each sequence.
+fn cut(states: &[Vec<f32>], sequences: &[&[u32]]) -> Vec<Vec<Vec<u32>>> {
+    let width = states[0].len() / sequences.iter().map(|tokens| tokens.len()).sum::<usize>();
     let mut first = 0;
-    let mut parts = Vec::new();
-    for tokens in sequences {
+    let one = |tokens: &&[u32]| {
         let rows = first * width..(first + tokens.len()) * width;
-        parts.push(states.taps.iter().map(|tap| tap[rows.clone()].iter().map(|value| value.to_bits()).collect()).collect());
         first += tokens.len();
-    }
-    parts
+        states.iter().map(|tap| tap[rows.clone()].iter().map(|value| value.to_bits()).collect()).collect()
+    };
+    sequences.iter().map(one).collect()
+}
+
+/// Runs `sequences`, each continuing its table, and returns per sequence, per tap, the bits of its rows.
+fn states(model: &Model, sequences: &[&[u32]], tables: &mut [PageTable]) -> Vec<Vec<Vec<u32>>> {
+    cut(&model.states(sequences, tables, &model.all_taps()), sequences)
 }
 
 fn alone(model: &Model, tokens: &[u32]) -> Vec<Vec<u32>> {
-    states(model, &[tokens], &mut [model.new_kv()]).remove(0)
+    states(model, &[tokens], &mut [PageTable::default()]).remove(0)
 }
 
 /// Runs `tokens` cut at `cuts`, joined again.
 fn chunked(model: &Model, tokens: &[u32], lengths: impl Iterator<Item = usize>) -> Vec<Vec<u32>> {
-    let mut caches = [model.new_kv()];
-    let mut joined = vec![Vec::new(); model.config.num_hidden_layers + 2];
+    let mut caches = [PageTable::default()];
+    let mut joined = vec![Vec::new(); model.all_taps().count()];
     let mut first = 0;
     for length in lengths {
         let end = (first + length).min(tokens.len());
@@ -53,13 +47,13 @@ fn chunked(model: &Model, tokens: &[u32], lengths: impl Iterator<Item = usize>) 
         joined.iter_mut().zip(part).for_each(|(joined, part)| joined.extend(part));
         first = end;
     }
-    assert_eq!((first, caches[0].len()), (tokens.len(), tokens.len()));
+    assert_eq!((first, caches[0].length), (tokens.len(), tokens.len()));
     joined
 }
 
 fn check_invariant(path: &Path, dtype: Dtype, length: usize) {
     let model = load(path, dtype, 2);
-    let vocabulary = model.config.vocab_size;
+    let vocabulary = model.model.config.vocab_size;
     let [one, two, three] = [tokens(length, vocabulary, 1), tokens(length / 3, vocabulary, 2), tokens(1, vocabulary, 3)];
     let reference = alone(&model, &one);
     assert!(reference.iter().flatten().all(|bits| f32::from_bits(*bits).is_finite()));
@@ -69,17 +63,21 @@ fn check_invariant(path: &Path, dtype: Dtype, length: usize) {
     assert_eq!(reference, chunked(&model, &one, [7, 32, 1, 24, length].into_iter()), "chunked");
     assert_eq!(reference, chunked(&model, &one, std::iter::repeat_n(1, length)), "token by token");
 
-    let mut caches = [model.new_kv(), model.single_pass_kv(), model.new_kv(), model.new_kv()];
-    let ragged = states(&model, &[&two, &one, &three, &one], &mut caches);
-    assert_eq!(reference, ragged[1], "ragged, single pass");
-    assert_eq!(reference, ragged[3], "ragged");
+    let company: [&[u32]; 4] = [&two, &one, &three, &one];
+    let ragged = states(&model, &company, &mut [(); 4].map(|()| PageTable::default()));
+    assert_eq!(reference, ragged[1], "ragged");
+    assert_eq!(reference, ragged[3], "ragged, last");
+    for rows in [usize::MAX, 64, 7] {
+        let whole = model.whole(&company, &model.all_taps(), rows, &mut || ControlFlow::Continue(())).unwrap();
+        assert_eq!(ragged, cut(&whole, &company), "pages of one layer, pieces of {rows} rows");
+    }
     assert_eq!(alone(&model, &two), ragged[0], "its neighbour");
     assert_eq!(alone(&model, &three), ragged[2], "its one-token neighbour");
 
     // Decoding two sequences together, from different positions.
-    let mut caches = [model.new_kv(), model.new_kv()];
+    let mut caches = [(); 2].map(|()| PageTable::default());
     states(&model, &[&one[..length - 3], &two[..2]], &mut caches);
-    let width = model.config.hidden_size;
+    let width = model.model.config.hidden_size;
     for step in 0..3 {
         let position = length - 3 + step;
         let both = states(&model, &[&one[position..=position], &two[2 + step..3 + step]], &mut caches);
@@ -87,9 +85,10 @@ fn check_invariant(path: &Path, dtype: Dtype, length: usize) {
             assert_eq!(tap, &whole[position * width..(position + 1) * width], "decode beside another");
         }
     }
-    caches[0].truncate(10);
-    let again = states(&model, &[&one[10..]], &mut caches[..1]).remove(0);
-    assert!(again.iter().zip(&reference).all(|(again, whole)| again[..] == whole[10 * width..]), "after forgetting positions");
+    // Another sequence goes on from the page of this one's beginning.
+    let mut shared = [PageTable { pages: caches[0].pages[..1].to_vec(), length: PAGE }];
+    let rest = states(&model, &[&one[PAGE..]], &mut shared).remove(0);
+    assert!(rest.iter().zip(&reference).all(|(rest, whole)| rest[..] == whole[PAGE * width..]), "from a shared page");
 }
 
 #[test]
@@ -128,30 +127,29 @@ fn gguf_and_safetensors_of_one_model_give_equal_bits() {
     let tokens = tokens(50, tiny.vocabulary, 1);
     let (left, right) = (load(folder.path(), Dtype::Float32, 2), load(&file, Dtype::Float32, 2));
     assert_eq!(alone(&left, &tokens), alone(&right, &tokens));
-    assert_ne!(left.weights_digest(), right.weights_digest());
+    assert_ne!(left.model.weights_digest(), right.model.weights_digest());
 }
 
 #[test]
-fn cancelling_between_layers_leaves_the_cache_as_it_was() {
+fn another_pass_may_run_between_two_pieces_and_a_pass_may_be_given_up() {
     let folder = tempfile::tempdir().unwrap();
     Tiny::default().write(folder.path());
     let model = load(folder.path(), Dtype::Bfloat16, 2);
-    let tokens = tokens(60, model.config.vocab_size, 1);
+    let tokens = tokens(60, model.model.config.vocab_size, 1);
     let reference = alone(&model, &tokens);
-    let mut caches = [model.new_kv()];
-    states(&model, &[&tokens[..20]], &mut caches);
-    let mut calls = 0;
-    let mut pause = || {
-        calls += 1;
-        // Another pass may run meanwhile.
-        assert_eq!(alone(&model, &tokens), reference);
-        if calls == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    };
-    let cancelled = model.forward(&mut [Slot { tokens: &tokens[20..], kv: &mut caches[0] }], &all_taps(&model), &mut pause);
-    assert!(cancelled.is_none() && calls == 2 && caches[0].len() == 20);
-    let width = model.config.hidden_size;
-    let rest = states(&model, &[&tokens[20..]], &mut caches).remove(0);
-    assert!(rest.iter().zip(&reference).all(|(rest, whole)| rest[..] == whole[20 * width..]));
+    for last in [2, usize::MAX] {
+        let mut calls = 0;
+        let mut pause = || {
+            calls += 1;
+            assert_eq!(alone(&model, &tokens), reference);
+            if calls == last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let whole = model.whole(&[&tokens], &model.all_taps(), 25, &mut pause);
+        // Three layers of three pieces.
+        assert_eq!(calls, last.min(8));
+        assert_eq!(whole.is_none(), last == 2);
+        assert!(whole.is_none_or(|whole| cut(&whole, &[&tokens])[0] == reference));
+    }
 }
 
 #[test]
@@ -159,17 +157,18 @@ fn states_are_rounded_to_the_dtype_and_logits_are_those_of_the_rounded_rows() {
     let folder = tempfile::tempdir().unwrap();
     Tiny { tied: true, ..Tiny::default() }.write(folder.path());
     let model = load(folder.path(), Dtype::Bfloat16, 2);
-    let tokens = tokens(9, model.config.vocab_size, 1);
+    let tokens = tokens(9, model.model.config.vocab_size, 1);
     let states = alone(&model, &tokens);
     assert!(states.iter().flatten().all(|bits| bits & 0xffff == 0));
     let final_states: Vec<f32> = states.last().unwrap().iter().map(|bits| f32::from_bits(*bits)).collect();
-    let (logits, width) = (model.lm_head().logits(&final_states), model.config.hidden_size);
-    let mut row = vec![0.0; width];
+    let (logits, width, vocabulary) = (model.logits(&final_states), model.model.config.hidden_size, model.model.config.vocab_size);
+    let weight = model.model.backend.read_matrix(model.model.lm_head().forward(), 0..vocabulary).unwrap();
+    let weight: Vec<f32> = weight.as_chunks::<2>().0.iter().map(|half| half::bf16::from_le_bytes(*half).to_f32()).collect();
     for (index, logit) in logits.iter().enumerate() {
-        model.lm_head().row(index % model.config.vocab_size, &mut row);
-        let state = &final_states[index / model.config.vocab_size * width..][..width];
+        let row = &weight[index % vocabulary * width..][..width];
+        let state = &final_states[index / vocabulary * width..][..width];
         let exact: f64 = row.iter().zip(state).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
         assert!((exact - f64::from(*logit)).abs() < 1e-4, "{exact} {logit}");
     }
-    assert_eq!((model.lm_head().backward().rows(), model.lm_head().backward().cols()), (width, model.config.vocab_size));
+    assert_eq!(Cpu::shape(model.model.lm_head().backward()), (width, vocabulary));
 }

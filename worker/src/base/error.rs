@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use carryon_crds::wire::ExitCode;
 
+use crate::kernel::DeviceError;
 use crate::model::ModelError;
 use crate::text::TextError;
 
@@ -69,6 +70,9 @@ pub enum BaseError {
     /// The thread that owns the model ended.
     #[error("the device thread panicked")]
     Device,
+    /// The device did not do what it was told.
+    #[error(transparent)]
+    DeviceFailed(#[from] DeviceError),
 }
 
 impl BaseError {
@@ -79,9 +83,12 @@ impl BaseError {
                 ExitCode::Configuration
             }
             Self::Model(ModelError::Invalid { .. }) | Self::Damaged { .. } => ExitCode::Data,
-            Self::Model(ModelError::Read { .. }) | Self::File { .. } | Self::Listen { .. } | Self::Serve(_) | Self::Device => {
-                ExitCode::Retryable
-            }
+            Self::Model(ModelError::Read { .. } | ModelError::Device(_))
+            | Self::File { .. }
+            | Self::Listen { .. }
+            | Self::Serve(_)
+            | Self::Device
+            | Self::DeviceFailed(_) => ExitCode::Retryable,
         }
     }
 }

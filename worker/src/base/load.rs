@@ -3,20 +3,19 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use carryon_crds::pool::Dtype;
 use carryon_crds::wire::{BaseConfig, Identity, Limits, ModelDescription, Numerics, digest};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value as Json;
 
 use super::ends::end_tokens;
 use super::error::BaseError;
-use crate::kernel::Threads;
-use crate::model::Model;
+use crate::kernel::Backend;
 use crate::model::gguf::{Gguf, Value};
+use crate::model::{Model, ModelConfig};
 use crate::text::{ChatTemplate, TextError, Tokenizer, Vocabulary};
 
 /// Sequences of one request at most.
-const MAX_SEQUENCES: u32 = 1024;
+pub const MAX_SEQUENCES: usize = 1024;
 /// Forward batches that one request may fill.
 const MAX_REQUEST_BATCHES: u32 = 16;
 /// Bytes of one request body: rows of a remote loss, or a head.
@@ -25,9 +24,9 @@ pub const MAX_BODY_BYTES: u64 = 512 << 20;
 const MAX_JSON_BYTES: u64 = 64 << 20;
 
 /// A model with all that is said of it.
-pub struct Loaded {
+pub struct Loaded<B: Backend> {
     /// The model.
-    pub model: Arc<Model>,
+    pub model: Arc<Model<B>>,
     /// tokenizer.json as handed out.
     pub tokenizer: Vec<u8>,
     /// What the pool says of the model.
@@ -59,10 +58,10 @@ impl Words {
 }
 
 /// Loads the checkpoint at `path`.
-pub fn load(path: &Path, config: &BaseConfig, instance: &str, threads: Arc<Threads>) -> Result<Loaded, BaseError> {
+pub fn load<B: Backend>(path: &Path, config: &BaseConfig, instance: &str, backend: B) -> Result<Loaded<B>, BaseError> {
     let words = if path.is_dir() { words_of_folder(path)? } else { words_of_gguf(path)? };
     words.compile().map_err(|source| BaseError::Template { path: path.to_owned(), source })?;
-    let model = Model::load(path, config.dtype, threads)?;
+    let model = Model::load(path, config.dtype, backend)?;
     let tokenizer = words.tokenizer.to_json().map_err(|source| BaseError::Tokenizer { path: path.to_owned(), source })?;
     let identity = Identity {
         weights: model.weights_digest().to_owned(),
@@ -76,7 +75,7 @@ pub fn load(path: &Path, config: &BaseConfig, instance: &str, threads: Arc<Threa
         model_type: model.config.model_type.clone(),
         instance: instance.to_owned(),
         identity,
-        numerics: numerics(&model, config.dtype),
+        numerics: numerics(&model),
         hidden_size: model.config.hidden_size as u32,
         num_hidden_layers: model.config.num_hidden_layers as u32,
         vocab_size: model.config.vocab_size as u32,
@@ -85,20 +84,21 @@ pub fn load(path: &Path, config: &BaseConfig, instance: &str, threads: Arc<Threa
         eos_token: words.eos_token,
         chat_template: words.chat_template,
         tool_use_template: words.tool_use_template,
-        limits: limits(config, &model),
+        limits: limits(config, &model.config),
     };
     Ok(Loaded { model: Arc::new(model), tokenizer, description })
 }
 
-fn numerics(model: &Model, dtype: Dtype) -> Numerics {
-    Numerics { dtype, device: "cpu".to_owned(), kernel: model.kernel().to_owned() }
+fn numerics<B: Backend>(model: &Model<B>) -> Numerics {
+    let (device, kernel) = model.backend.name(model.dtype);
+    Numerics { dtype: model.dtype, device, kernel }
 }
 
-fn limits(config: &BaseConfig, model: &Model) -> Limits {
-    let max_model_len = config.engine.max_model_len.min(model.config.max_position_embeddings as u32);
+fn limits(config: &BaseConfig, model: &ModelConfig) -> Limits {
+    let max_model_len = config.engine.max_model_len.min(model.max_position_embeddings as u32);
     Limits {
         max_model_len,
-        max_sequences: MAX_SEQUENCES,
+        max_sequences: MAX_SEQUENCES as u32,
         max_request_tokens: config.engine.max_num_batched_tokens.saturating_mul(MAX_REQUEST_BATCHES).max(max_model_len),
         max_body_bytes: MAX_BODY_BYTES,
         max_num_seqs: Some(config.engine.max_num_seqs),

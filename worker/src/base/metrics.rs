@@ -32,6 +32,7 @@ pub struct Metrics {
     batches: Histogram,
     heads: IntGauge,
     head_bytes: IntGauge,
+    cache: IntGaugeVec,
     resident: IntGauge,
 }
 
@@ -50,6 +51,10 @@ impl Metrics {
             batches: Histogram::with_opts(HistogramOpts::new("carryon_batch_tokens", "Tokens of a forward batch.").buckets(buckets))?,
             heads: IntGauge::new("carryon_heads", "Heads held.")?,
             head_bytes: IntGauge::new("carryon_head_bytes", "Bytes of the heads held.")?,
+            cache: IntGaugeVec::new(
+                Opts::new("carryon_kv_cache_bytes", "Keys and values: the budget, and what is taken of it."),
+                &["state"],
+            )?,
             resident: IntGauge::new("process_resident_memory_bytes", "Resident memory of this process.")?,
             registry,
         };
@@ -60,6 +65,7 @@ impl Metrics {
             Box::new(metrics.batches.clone()),
             Box::new(metrics.heads.clone()),
             Box::new(metrics.head_bytes.clone()),
+            Box::new(metrics.cache.clone()),
             Box::new(metrics.resident.clone()),
         ] {
             metrics.registry.register(collector)?;
@@ -76,6 +82,13 @@ impl Metrics {
     pub fn queue(&self, (active, waiting, training): (usize, usize, usize)) {
         for (state, length) in [("active", active), ("waiting", waiting), ("training", training)] {
             self.queue.with_label_values(&[state]).set(length as i64);
+        }
+    }
+
+    /// Bytes of keys and values: the budget, and what is taken of it.
+    pub fn memory(&self, (budget, taken): (u64, u64)) {
+        for (state, bytes) in [("budget", budget), ("taken", taken)] {
+            self.cache.with_label_values(&[state]).set(bytes as i64);
         }
     }
 
@@ -114,12 +127,14 @@ mod tests {
         metrics.request("/v1/model", 200);
         metrics.queue((1, 2, 3));
         metrics.batch(Class::Serving, 5);
+        metrics.memory((1000, 70));
         let text = String::from_utf8(metrics.text((2, 1000)).unwrap()).unwrap();
         for line in [
             "carryon_requests_total{code=\"200\",route=\"/v1/model\"} 1",
             "carryon_queue_length{state=\"waiting\"} 2",
             "carryon_tokens_total{class=\"serving\"} 5",
             "carryon_batch_tokens_count 1",
+            "carryon_kv_cache_bytes{state=\"taken\"} 70",
             "carryon_heads 2",
         ] {
             assert!(text.contains(line), "{line} in {text}");

@@ -8,7 +8,9 @@ pub mod device;
 mod ends;
 mod error;
 mod load;
+mod memory;
 pub mod metrics;
+pub mod pages;
 pub mod queue;
 pub mod registry;
 pub mod routes;
@@ -22,17 +24,19 @@ use std::time::{Duration, Instant};
 
 use carryon_crds::wire::{BaseConfig, ExitCode};
 use tokio::net::TcpListener;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 pub use args::BaseArgs;
-use device::Device;
+use device::{Device, Ended, EngineLimits};
 pub use error::BaseError;
+use load::Loaded;
 use metrics::Metrics;
-use registry::{Fit, Registry};
+use registry::{Fit, LoadedHead, Registry};
 use routes::{Pool, Ready};
 
+use crate::head::Runner;
 use crate::http::{self, Bodies, Silence};
-use crate::kernel::Threads;
+use crate::kernel::{Backend, Cpu, Threads};
 
 /// Bytes of all request bodies at a time: one of the largest, or many small ones.
 const BODY_BYTES: usize = load::MAX_BODY_BYTES as usize;
@@ -83,9 +87,9 @@ pub async fn serve(
     let server = tokio::spawn(http::serve(listener, routes::router(pool.clone()), Silence::default(), told));
 
     let device = async {
-        let panicked = loading.await.map_err(|_| BaseError::Device)??;
-        // The sender is dropped unsent when the thread panics, and sent only when all handles are gone.
-        panicked.await.map_err(|_| BaseError::Device)
+        let ended = loading.await.map_err(|_| BaseError::Device)??;
+        // The sender is dropped unsent when the thread panics.
+        ended.await.map_err(|_| BaseError::Device)?.map_err(BaseError::from)
     };
     tokio::select! {
         outcome = device => outcome?,
@@ -104,39 +108,54 @@ pub async fn serve(
     }
 }
 
-/// Loads the model, starts the device thread, declares the pod ready. The receiver fails when the thread panics.
-fn load(pool: &Pool, config: &BaseConfig, path: &Path, threads: Option<usize>) -> Result<oneshot::Receiver<()>, BaseError> {
-    let start = Instant::now();
+/// Loads the model, starts the device thread, declares the pod ready. What it returns fails when the thread panics.
+fn load(pool: &Pool, config: &BaseConfig, path: &Path, threads: Option<usize>) -> Result<Ended, BaseError> {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let threads = Threads::new(threads.unwrap_or_else(cores));
-    let loaded = load::load(path, config, &pool.instance, threads.clone())?;
-    let (description, model) = (loaded.description, loaded.model);
-    let dtype = description.numerics.dtype;
-    let (device, panicked) =
-        Device::start(model.clone(), threads.clone(), dtype, &config.engine, pool.metrics.clone()).map_err(BaseError::Serve)?;
+    start(pool, config, path, Cpu::new(threads.clone()), threads)
+}
+
+/// The same on the device `backend`; `host` works for it on the CPU.
+fn start<B: Backend>(pool: &Pool, config: &BaseConfig, path: &Path, backend: B, host: Arc<Threads>) -> Result<Ended, BaseError> {
+    let start = Instant::now();
+    let Loaded { description, model, tokenizer } = load::load(path, config, &pool.instance, backend)?;
+    let registry = Arc::new(Registry::new(HEAD_BYTES));
+    let limits = EngineLimits {
+        max_model_len: description.limits.max_model_len as usize,
+        max_num_seqs: config.engine.max_num_seqs as usize,
+        max_num_batched_tokens: config.engine.max_num_batched_tokens as usize,
+        kv_cache_bytes: memory::kv_cache_bytes(None),
+    };
+    let (device, ended) = Device::start(model.clone(), host, &limits, registry.clone(), pool.metrics.clone())?;
     tracing::info!(
-        "loaded {:?} ({}) in {:.1} s: {} layers, width {}",
+        "loaded {:?} ({}) in {:.1} s: {} layers, width {}; {} MiB for keys and values",
         description.name,
         description.numerics.key(),
         start.elapsed().as_secs_f64(),
         description.num_hidden_layers,
-        description.hidden_size
+        description.hidden_size,
+        limits.kv_cache_bytes >> 20
     );
-    let fit = Fit { identity: description.identity.clone(), hidden_size: description.hidden_size, layers: description.num_hidden_layers };
+    let beside = model.backend.beside();
+    let fit = Fit {
+        identity: description.identity.clone(),
+        hidden_size: description.hidden_size,
+        layers: description.num_hidden_layers,
+        pack: Box::new(move |artifact| Ok(LoadedHead::new(&artifact.digest, Runner::new(artifact, beside.clone())?))),
+    };
     let ready = Ready {
         identity: description.identity.digest(),
-        tokenizer: loaded.tokenizer.into(),
-        model,
-        threads,
+        tokenizer: tokenizer.into(),
+        lm_head: Box::new(move |rows| model.backend.read_matrix(model.lm_head().forward(), rows)),
         device,
-        registry: Registry::new(HEAD_BYTES),
+        registry,
         fit,
         reader_tokens: 2 * config.engine.max_num_batched_tokens as usize,
         description,
     };
     // Set once, here.
     let _ = pool.ready.set(ready);
-    Ok(panicked)
+    Ok(ended)
 }
 
 fn configuration(path: &Path) -> Result<BaseConfig, BaseError> {

@@ -1,6 +1,7 @@
 //! Heads that gateways have pushed, by digest.
 
-use std::collections::HashMap;
+use std::any::Any;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -8,8 +9,9 @@ use carryon_crds::job::Task;
 use carryon_crds::wire::{HeadShape, Identity};
 
 use crate::exchange::wire::{ErrorCode, HeadStatus, WireError};
-use crate::head::{Artifact, Runner};
-use crate::kernel::Threads;
+use crate::head::{Artifact, Runner, RunnerError};
+use crate::kernel::Backend;
+use crate::model::Tap;
 
 /// Longest time a head is kept unused.
 pub const MAX_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -20,16 +22,35 @@ pub const DEFAULT_EXPIRY: Duration = Duration::from_secs(3600);
 pub struct LoadedHead {
     /// Digest of its file.
     pub digest: String,
-    /// The head.
-    pub runner: Runner,
+    /// Its shape.
+    pub shape: HeadShape,
+    /// Where it reads.
+    pub taps: BTreeSet<Tap>,
+    /// Bytes of its packed weights.
+    pub bytes: u64,
+    /// The [`Runner`] of the pool's device, which the device thread alone needs to know.
+    runner: Box<dyn Any + Send + Sync>,
 }
 
 impl LoadedHead {
-    /// Its shape.
-    pub fn shape(&self) -> &HeadShape {
-        self.runner.shape()
+    /// A head named by its digest.
+    pub fn new<B: Backend>(digest: &str, runner: Runner<B>) -> Self {
+        let (shape, bytes) = (runner.shape().clone(), runner.bytes() as u64);
+        let taps = Tap::all(&shape.taps).collect();
+        Self { digest: digest.to_owned(), shape, taps, bytes, runner: Box::new(runner) }
+    }
+
+    /// The head on the pool's device.
+    ///
+    /// # Panics
+    /// On another device than the one it was packed for.
+    pub fn runner<B: Backend>(&self) -> &Runner<B> {
+        self.runner.downcast_ref().expect("a pool has one device")
     }
 }
+
+/// Packs a head for the pool's device.
+pub type Pack = Box<dyn Fn(&Artifact) -> Result<LoadedHead, RunnerError> + Send + Sync>;
 
 /// What a head must fit.
 pub struct Fit {
@@ -39,11 +60,13 @@ pub struct Fit {
     pub hidden_size: u32,
     /// Its layers.
     pub layers: u32,
+    /// How it is packed.
+    pub pack: Pack,
 }
 
 impl Fit {
     /// Reads, verifies and packs the bytes of a head named `digest`.
-    pub fn load(&self, digest: &str, bytes: &[u8], threads: Arc<Threads>) -> Result<LoadedHead, WireError> {
+    pub fn load(&self, digest: &str, bytes: &[u8]) -> Result<LoadedHead, WireError> {
         let invalid = |reason: String| WireError::new(ErrorCode::HeadInvalid, reason);
         let artifact = Artifact::parse(digest, bytes).map_err(|error| invalid(error.to_string()))?;
         artifact.verify("head", digest).map_err(|error| invalid(error.to_string()))?;
@@ -57,8 +80,7 @@ impl Fit {
         if let Some(layer) = artifact.shape.taps.layers.iter().find(|layer| **layer > self.layers) {
             return Err(invalid(format!("taps.layers holds {layer}, the base has {} layers", self.layers)));
         }
-        let runner = Runner::new(&artifact, threads).map_err(|error| invalid(error.to_string()))?;
-        Ok(LoadedHead { digest: digest.to_owned(), runner })
+        (self.pack)(&artifact).map_err(|error| invalid(error.to_string()))
     }
 }
 
@@ -89,7 +111,7 @@ impl Registry {
 
     /// Keeps a head, or renews it when it is held already.
     pub fn put(&self, head: LoadedHead, expiry: Duration, now: Instant) -> Result<HeadStatus, WireError> {
-        let bytes = head.runner.bytes() as u64;
+        let bytes = head.bytes;
         if bytes > self.bound {
             let message = format!("head {} takes {bytes} bytes, this pool keeps {} for all", head.digest, self.bound);
             return Err(WireError::new(ErrorCode::TooLarge, message));
@@ -129,6 +151,11 @@ impl Registry {
         self.entries(now).remove(digest).map(drop).ok_or_else(|| missing(digest))
     }
 
+    /// Where the heads held read.
+    pub fn taps(&self, now: Instant) -> BTreeSet<Tap> {
+        self.entries(now).values().flat_map(|entry| entry.head.taps.iter().copied()).collect()
+    }
+
     /// Heads held and their bytes.
     pub fn usage(&self, now: Instant) -> (usize, u64) {
         let entries = self.entries(now);
@@ -152,16 +179,17 @@ fn missing(digest: &str) -> WireError {
 
 /// Refuses a head of another task than the request's.
 pub fn expect_task(head: &LoadedHead, task: Task) -> Result<(), WireError> {
-    if head.shape().task == task {
+    if head.shape.task == task {
         return Ok(());
     }
-    let message = format!("head {} was trained for {:?}, this route needs {task:?}", head.digest, head.shape().task);
+    let message = format!("head {} was trained for {:?}, this route needs {task:?}", head.digest, head.shape.task);
     Err(WireError::new(ErrorCode::InvalidRequest, message))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::{Cpu, Threads};
     use carryon_crds::common::Taps;
 
     fn head(digest: &str) -> LoadedHead {
@@ -184,7 +212,7 @@ mod tests {
             labels: vec![],
         };
         let weights = crate::head::init::weights(&shape, 1);
-        LoadedHead { digest: digest.to_owned(), runner: Runner::from_weights(&shape, &weights, Threads::new(1)).unwrap() }
+        LoadedHead::new(digest, Runner::from_weights(&shape, &weights, Cpu::new(Threads::new(1))).unwrap())
     }
 
     const HOUR: Duration = Duration::from_secs(3600);
@@ -207,7 +235,7 @@ mod tests {
 
     #[test]
     fn the_longest_unused_makes_room_and_a_head_beyond_the_bound_is_refused() {
-        let bytes = head("a").runner.bytes() as u64;
+        let bytes = head("a").bytes;
         let (registry, start) = (Registry::new(2 * bytes), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         registry.put(head("a"), HOUR, at(0)).unwrap();

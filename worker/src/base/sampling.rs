@@ -33,6 +33,12 @@ impl Sampler {
         }
     }
 
+    /// Whether the likeliest token is taken, as the logits are.
+    pub fn is_greedy(&self) -> bool {
+        let Sampling { logit_bias, repetition_penalty, frequency_penalty, presence_penalty, .. } = &self.sampling;
+        self.temperature == 0.0 && logit_bias.is_empty() && (*repetition_penalty, *frequency_penalty, *presence_penalty) == (1.0, 0.0, 0.0)
+    }
+
     /// Chooses a token. Of equal logits the lowest id counts as the larger.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
         let Sampling { logit_bias, repetition_penalty, frequency_penalty, presence_penalty, .. } = &self.sampling;

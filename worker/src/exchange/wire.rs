@@ -31,6 +31,8 @@ pub const INSTANCE_HEADER: &str = "x-carryon-instance";
 pub const EXPIRY_HEADER: &str = "x-carryon-expiry-seconds";
 /// Response of `POST /v1/generate`: the pool has read `sampling`. A pool of the first version does not say it.
 pub const SAMPLING_HEADER: &str = "x-carryon-sampling";
+/// Request of `POST /v1/generate`: the namespace of the client. Requests of one namespace share what the pool has computed of their prompts.
+pub const NAMESPACE_HEADER: &str = "x-carryon-namespace";
 /// Media type of safetensors bodies.
 pub const SAFETENSORS: &str = "application/vnd.safetensors";
 /// Media type of newline-delimited JSON.

@@ -1,21 +1,23 @@
 //! The forward arithmetic that inference and training share, so that both give the same bits. Matrices are row-major slices, in f32.
 
+use carryon_crds::pool::Dtype;
 use carryon_crds::wire::HeadShape;
 
-use crate::kernel::{self, Attention, KeyValues, Panels, Precision, Rotation, Span, Threads};
+use crate::kernel::cpu::{self, Pages, Panels};
+use crate::kernel::{Attention, PageLayout, Rotation, Span, Threads, pages_for};
 
 /// Rows that one thread takes at a time in element-wise loops.
 const ROWS: usize = 32;
 
 /// Packs `weight` (`n × k`) for [`linear`].
 pub(super) fn pack(threads: &Threads, weight: &[f32], n: usize, k: usize) -> Panels {
-    Panels::from_rows(n, k, Precision::F32, threads, |row, values| values.copy_from_slice(&weight[row * k..][..k]))
+    Panels::from_rows(n, k, Dtype::Float32, threads, |row, values| values.copy_from_slice(&weight[row * k..][..k]))
 }
 
 /// `x · wᵀ`: `[rows, k] → [rows, n]`.
 pub(super) fn linear(threads: &Threads, x: &[f32], weight: &Panels) -> Vec<f32> {
     let mut out = vec![0.0; x.len() / weight.cols() * weight.rows()];
-    kernel::matmul(threads, x, weight, &mut out);
+    cpu::matmul(threads, x, weight, &mut out);
     out
 }
 
@@ -23,7 +25,7 @@ pub(super) fn linear(threads: &Threads, x: &[f32], weight: &Panels) -> Vec<f32> 
 pub(super) fn norm(threads: &Threads, x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
     let width = weight.len();
     let mut out = vec![0.0; x.len()];
-    threads.for_rows(&mut out, width, ROWS, |first, out| kernel::rms_norm(&x[first * width..][..out.len()], weight, epsilon, out));
+    threads.for_rows(&mut out, width, ROWS, |first, out| cpu::rms_norm(&x[first * width..][..out.len()], weight, epsilon, out));
     out
 }
 
@@ -32,7 +34,7 @@ pub(super) fn silu_mul(threads: &Threads, gate_up: &[f32], f: usize) -> Vec<f32>
     let mut out = vec![0.0; gate_up.len() / 2];
     threads.for_rows(&mut out, f, ROWS, |first, out| {
         for (row, out) in gate_up[2 * first * f..].chunks_exact(2 * f).zip(out.chunks_exact_mut(f)) {
-            kernel::silu_mul(&row[..f], &row[f..], out);
+            cpu::silu_mul(&row[..f], &row[f..], out);
         }
     });
     out
@@ -41,7 +43,7 @@ pub(super) fn silu_mul(threads: &Threads, gate_up: &[f32], f: usize) -> Vec<f32>
 /// `sigmoid(z + b)`: how far the gate is open.
 #[inline(always)]
 pub(super) fn openness(z: f32, bias: f32) -> f32 {
-    1.0 / (1.0 + kernel::exp(-(z + bias)))
+    1.0 / (1.0 + cpu::exp(-(z + bias)))
 }
 
 /// `sigmoid(z + b) ⊙ Δ`, rows as long as `bias`.
@@ -57,7 +59,7 @@ pub(super) fn gated(threads: &Threads, z: &[f32], bias: &[f32], delta: &[f32]) -
     out
 }
 
-kernel::vectorised! {
+cpu::vectorised! {
     fn gate_row(z: &[f32], bias: &[f32], delta: &[f32], out: &mut [f32]) {
         for (out, ((z, bias), delta)) in out.iter_mut().zip(z.iter().zip(bias).zip(delta)) {
             *out = openness(*z, *bias) * delta;
@@ -65,20 +67,15 @@ kernel::vectorised! {
     }
 }
 
-/// `target += addend`.
-pub(super) fn add(target: &mut [f32], addend: &[f32]) {
-    kernel::add(target, addend);
-}
-
 /// Adds `bias` to every row.
 pub(super) fn add_bias(rows: &mut [f32], bias: &[f32]) {
-    rows.chunks_exact_mut(bias.len()).for_each(|row| kernel::add(row, bias));
+    rows.chunks_exact_mut(bias.len()).for_each(|row| cpu::add(row, bias));
 }
 
 /// Attention weights of one sequence's rows: the softmax of `pooling · row` over positions.
 pub(super) fn pooling_weights(rows: &[f32], pooling: &[f32]) -> Vec<f32> {
-    let mut scores: Vec<f32> = rows.chunks_exact(pooling.len()).map(|row| kernel::dot(row, pooling)).collect();
-    kernel::softmax_row(&mut scores);
+    let mut scores: Vec<f32> = rows.chunks_exact(pooling.len()).map(|row| cpu::dot(row, pooling)).collect();
+    cpu::softmax_row(&mut scores);
     scores
 }
 
@@ -135,9 +132,12 @@ impl HeadAttention {
         1.0 / (self.head_dim() as f32).sqrt()
     }
 
-    /// An empty cache for one sequence in one block.
-    pub fn cache(&self) -> KeyValues {
-        KeyValues::new(self.heads, self.head_dim(), Precision::F32)
+    pub fn rotation(&self) -> &Rotation {
+        &self.rotation
+    }
+
+    pub fn attention(&self) -> Attention {
+        Attention { heads: self.heads, scale: self.scale(), window: Some(self.window) }
     }
 
     pub fn angles(&self, positions: std::ops::Range<usize>) -> Angles {
@@ -153,33 +153,30 @@ impl HeadAttention {
     pub fn rotate(&self, angles: &Angles, position: usize, rows: &mut [f32]) {
         for (offset, row) in rows.chunks_exact_mut(3 * self.width).enumerate() {
             let (cosine, sine) = angles.at(position + offset);
-            kernel::rope(&mut row[..2 * self.width], cosine, sine);
+            cpu::rope(&mut row[..2 * self.width], cosine, sine);
         }
     }
 
-    /// Appends the rows `[q | k | v]` of each sequence (`rows` of them, rotated here) to its cache and lets its queries attend to that cache:
-    /// `[rows, 3w] → [rows, w]`. `qkv` comes back rotated.
-    pub fn forward(&self, threads: &Threads, angles: &[&Angles], qkv: &mut [f32], sequences: &mut [(usize, &mut KeyValues)]) -> Vec<f32> {
+    /// Attention of whole sequences, `lengths` rows `[q | k | v]` each, which are rotated here: `[rows, 3w] → [rows, w]`.
+    pub fn forward(&self, threads: &Threads, angles: &Angles, qkv: &mut [f32], lengths: &[usize]) -> Vec<f32> {
         let (width, stride) = (self.width, 3 * self.width);
-        let mut rest = &mut *qkv;
-        let mut work: Vec<_> = sequences
-            .iter_mut()
-            .zip(angles)
-            .map(|((rows, cache), angles)| {
-                let (rows, after) = std::mem::take(&mut rest).split_at_mut(*rows * stride);
-                rest = after;
-                (rows, &mut **cache, *angles)
-            })
-            .collect();
-        threads.for_each(&mut work, |_, (rows, cache, angles)| {
-            self.rotate(angles, cache.len(), rows);
-            let row = |index: usize| &rows[index * stride..][..stride];
-            cache.append(threads, rows.len() / stride, |index| (&row(index)[width..2 * width], &row(index)[2 * width..]));
-        });
-        let spans: Vec<_> = sequences.iter().map(|(rows, cache)| Span { rows: *rows, cache }).collect();
-        let attention = Attention { heads: self.heads, scale: self.scale(), window: Some(self.window) };
+        let (mut rest, mut sequences) = (&mut *qkv, Vec::new());
+        for length in lengths {
+            let (rows, after) = rest.split_at_mut(length * stride);
+            rest = after;
+            sequences.push(rows);
+        }
+        threads.for_each(&mut sequences, |_, rows| self.rotate(angles, 0, rows));
+        let mut next = 0..;
+        let tables: Vec<Vec<u32>> = lengths.iter().map(|length| next.by_ref().take(pages_for(*length)).collect()).collect();
+        let count = next.start;
+        let layout = PageLayout { layers: 1, heads: self.heads, head_dim: self.head_dim(), dtype: Dtype::Float32 };
+        let mut pages = Pages::new(layout, count as usize);
+        (0..count).for_each(|page| pages.take(page));
+        let spans: Vec<_> = lengths.iter().zip(&tables).map(|(length, pages)| Span { rows: *length, length: *length, pages }).collect();
+        pages.append(threads, 0, qkv, stride, width, &spans);
         let mut out = vec![0.0; qkv.len() / 3];
-        kernel::attend(threads, attention, qkv, stride, &spans, bytemuck::cast_slice_mut(&mut out));
+        cpu::attend(threads, &pages, 0, self.attention(), qkv, stride, &spans, bytemuck::cast_slice_mut(&mut out));
         out
     }
 }

@@ -1,9 +1,11 @@
 //! The loss at the frozen LM head: behind the pool's remote loss and the trainer's local one.
 
-use crate::kernel::{self, Panels, Threads};
+use carryon_crds::pool::Dtype;
+
+use crate::kernel::{Backend, Result};
 
 /// Rows whose logits exist at the same time: bounds memory at `TILE · V` floats.
-const TILE: usize = 192;
+pub const TILE: usize = 192;
 
 /// Loss and gradient of each row.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -14,39 +16,44 @@ pub struct LossOutput {
     pub gradient: Vec<f32>,
 }
 
-/// Logits `W · y` of rows of D values: `[rows, V]`. The caller bounds the number of rows.
-pub fn lm_logits(threads: &Threads, forward: &Panels, y: &[f32]) -> Vec<f32> {
-    let mut logits = vec![0.0; y.len() / forward.cols() * forward.rows()];
-    kernel::matmul(threads, y, forward, &mut logits);
-    logits
+/// The LM head W (V × D) and, for gradients, its transpose.
+pub struct LossWeights<'a, B: Backend> {
+    /// W.
+    pub forward: &'a B::Matrix,
+    /// Wᵀ; without it there are no gradients.
+    pub backward: Option<&'a B::Matrix>,
+    /// The pool's number type.
+    pub dtype: Dtype,
 }
 
-/// Loss of rows `y` (`[rows, D]`, already rounded to the pool's number type) against `targets`, all below V. `forward` packs W (`[V, D]`);
-/// `backward`, its transpose, asks for the gradient too: `(softmax(W y) - onehot(target)) · W`, with the bracket rounded to the panels' precision.
-/// A row's result does not depend on the other rows.
-pub fn lm_loss(threads: &Threads, forward: &Panels, backward: Option<&Panels>, y: &[f32], targets: &[u32]) -> LossOutput {
-    let (vocabulary, width) = (forward.rows(), forward.cols());
-    assert_eq!(y.len(), targets.len() * width, "a target per row");
-    let mut loss = vec![0.0; targets.len()];
-    let mut gradient = vec![0.0; if backward.is_some() { y.len() } else { 0 }];
-    let mut logits = vec![0.0; targets.len().min(TILE) * vocabulary];
-    for (first, targets) in (0..).step_by(TILE).zip(targets.chunks(TILE)) {
-        let rows = targets.len();
-        let logits = &mut logits[..rows * vocabulary];
-        kernel::matmul(threads, &y[first * width..][..rows * width], forward, logits);
-        let mut work: Vec<_> = logits.chunks_exact_mut(vocabulary).zip(targets).zip(&mut loss[first..]).collect();
-        threads.for_each(&mut work, |_, ((row, target), loss)| **loss = row_loss(row, **target as usize));
-        if let Some(backward) = backward {
-            kernel::matmul(threads, logits, backward, &mut gradient[first * width..][..rows * width]);
+/// Loss of `y = x̂ + α · output` against `targets`, all below V. `x` is `[rows, D]`, rounded to the pool's number type; `output`, if any, is what a head
+/// put out for these rows, and α. With α = 0 it is not read. A row's result does not depend on the other rows.
+///
+/// # Errors
+/// The device failed.
+pub fn lm_loss<B: Backend>(
+    backend: &B,
+    weights: &LossWeights<'_, B>,
+    x: &[f32],
+    output: Option<(&[f32], f32)>,
+    targets: &[u32],
+) -> Result<LossOutput> {
+    let width = B::shape(weights.forward).1;
+    assert_eq!(x.len(), targets.len() * width, "a target per row");
+    let mut whole = LossOutput::default();
+    for (index, targets) in targets.chunks(TILE).enumerate() {
+        let (rows, first) = (targets.len(), index * TILE * width);
+        let mut y = backend.write(&x[first..][..rows * width], width)?;
+        if let Some((output, alpha)) = output.filter(|(_, alpha)| *alpha != 0.0) {
+            let at: Vec<u32> = (0..rows as u32).collect();
+            let delta = backend.write(&output[first..][..rows * width], width)?;
+            backend.combine(&mut y, &at, &vec![alpha; rows], &delta, weights.dtype)?;
+        }
+        let (loss, gradient) = backend.losses(&y, weights.forward, weights.backward, targets)?;
+        whole.loss.extend(loss);
+        if let Some(gradient) = gradient {
+            whole.gradient.extend_from_slice(&backend.read(&gradient)?);
         }
     }
-    LossOutput { loss, gradient }
-}
-
-/// Loss of one row of logits, which becomes `softmax - onehot(target)`.
-fn row_loss(row: &mut [f32], target: usize) -> f32 {
-    let logit = row[target];
-    let log_sum = kernel::softmax_row(row);
-    row[target] -= 1.0;
-    log_sum - logit
+    Ok(whole)
 }

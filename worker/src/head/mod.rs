@@ -11,7 +11,6 @@
 //! `norm` is RMSNorm without weight; the blocks' norms have one.
 
 pub mod artifact;
-mod combine;
 pub mod init;
 mod layers;
 pub mod loss;
@@ -20,6 +19,5 @@ mod runner;
 pub mod tape;
 
 pub use artifact::{Artifact, ArtifactError};
-pub use combine::combine;
 pub use parameters::{Gradients, ShapeError, Weight, Weights};
-pub use runner::{HeadKv, Runner};
+pub use runner::{HeadSlot, Runner, RunnerError, page_layout};

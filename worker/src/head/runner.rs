@@ -1,132 +1,105 @@
-//! Inference: a head over hidden states, with keys and values kept between calls.
+//! Inference: heads over hidden states, on any device, with keys and values kept between calls.
 
-use std::sync::Arc;
+use std::ptr;
 
 use carryon_crds::job::Task;
+use carryon_crds::pool::Dtype;
 use carryon_crds::wire::HeadShape;
 
 use super::artifact::Artifact;
-use super::layers::{self, HeadAttention, linear};
+use super::layers::{self, HeadAttention};
 use super::parameters::{self, ShapeError, Weights};
-use crate::kernel::{KeyValues, Panels, Threads};
+use crate::kernel::{Arena, Backend, DeviceError, Left, PageLayout, PageTable, Part, Result, Sink, Span};
 
-/// A head ready to run. Every row's bits depend on its own sequence alone: not on batch, chunks, threads or other heads.
-pub struct Runner {
+/// A head ready to run. On a CPU every row's bits depend on its own sequence alone: not on batch, chunks, threads or other heads.
+pub struct Runner<B: Backend> {
     shape: HeadShape,
-    threads: Arc<Threads>,
+    backend: B,
     attention: HeadAttention,
-    bridge: Vec<Panels>,
-    blocks: Vec<Block>,
-    last: Last,
-    /// The weight of norms without one.
-    ones: Vec<f32>,
+    bridge: Vec<B::Matrix>,
+    blocks: Vec<Block<B>>,
+    last: Last<B>,
 }
 
-struct Block {
-    input_norm: Vec<f32>,
+struct Block<B: Backend> {
+    input_norm: B::Vector,
     /// Rows `[q | k | v]`.
-    qkv: Panels,
-    o: Panels,
-    post_attention_norm: Vec<f32>,
-    /// Rows `[gate | up]`.
-    gate_up: Panels,
-    down: Panels,
+    qkv: B::Matrix,
+    o: B::Matrix,
+    post_attention_norm: B::Vector,
+    gate_up: B::Matrix,
+    down: B::Matrix,
 }
 
-enum Last {
-    Causal { output: Panels, gate: Option<(Panels, Vec<f32>)> },
-    Classifier { pooling: Vec<f32>, weight: Panels, bias: Vec<f32> },
+enum Last<B: Backend> {
+    Causal {
+        output: B::Matrix,
+        gate: Option<(B::Matrix, B::Vector)>,
+    },
+    /// `ones` is the weight of the norm, which has none.
+    Classifier {
+        ones: B::Vector,
+        pooling: Vec<f32>,
+        weight: B::Matrix,
+        bias: Vec<f32>,
+    },
 }
 
-/// Keys and values of one sequence in every block of one head, at absolute positions.
-#[derive(Clone)]
-pub struct HeadKv {
-    blocks: Vec<KeyValues>,
-    positions: usize,
+/// Why a head cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunnerError {
+    /// Its shape is out of bounds.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    /// The device did not take it.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
-impl HeadKv {
-    /// An empty cache for heads of this shape, which has been checked.
-    pub fn new(shape: &HeadShape) -> Self {
-        let attention = HeadAttention::new(shape);
-        Self { blocks: (0..shape.blocks).map(|_| attention.cache()).collect(), positions: 0 }
-    }
-
-    /// Positions seen.
-    pub fn len(&self) -> usize {
-        self.positions
-    }
-
-    /// Whether no position was seen.
-    pub fn is_empty(&self) -> bool {
-        self.positions == 0
-    }
-
-    /// Bytes of memory in use.
-    pub fn bytes(&self) -> usize {
-        self.blocks.iter().map(KeyValues::bytes).sum()
-    }
-
-    /// Forgets all positions from `length` on.
-    pub fn truncate(&mut self, length: usize) {
-        self.positions = self.positions.min(length);
-        self.blocks.iter_mut().for_each(|block| block.truncate(length));
-    }
+/// The rows of one sequence, and the head that runs on them.
+pub struct HeadSlot<'a, B: Backend> {
+    /// The head.
+    pub runner: &'a Runner<B>,
+    /// Rows; they follow what `table` holds.
+    pub rows: usize,
+    /// Where the head's keys and values of the sequence lie; it has pages for these rows too.
+    pub table: &'a mut PageTable,
 }
 
-impl Runner {
+impl<B: Backend> Runner<B> {
     /// Packs the weights of `artifact`.
     ///
     /// # Errors
-    /// A shape out of bounds.
-    pub fn new(artifact: &Artifact, threads: Arc<Threads>) -> Result<Self, ShapeError> {
-        Self::from_weights(&artifact.shape, &artifact.weights, threads)
+    /// A shape out of bounds; a device without room.
+    pub fn new(artifact: &Artifact, backend: B) -> std::result::Result<Self, RunnerError> {
+        Self::from_weights(&artifact.shape, &artifact.weights, backend)
     }
 
     /// Packs weights that are complete for `shape`.
     ///
     /// # Errors
-    /// A shape out of bounds.
-    pub fn from_weights(shape: &HeadShape, weights: &Weights, threads: Arc<Threads>) -> Result<Self, ShapeError> {
+    /// As for [`Runner::new`].
+    pub fn from_weights(shape: &HeadShape, weights: &Weights, backend: B) -> std::result::Result<Self, RunnerError> {
         parameters::check(shape)?;
-        let vector = |name: &str| weights[name].values.clone();
-        let matrix = |names: &[&str]| {
-            let values: Vec<f32> = names.iter().flat_map(|name| weights[*name].values.iter().copied()).collect();
-            let columns = weights[names[0]].shape[1];
-            layers::pack(&threads, &values, values.len() / columns, columns)
-        };
-        let block = |index: u32| {
-            let name = |part: &str| format!("blocks.{index}.{part}.weight");
-            let [q, k, v] = ["q", "k", "v"].map(|part| name(&format!("self_attn.{part}_proj")));
-            Block {
-                input_norm: vector(&name("input_layernorm")),
-                qkv: matrix(&[&q, &k, &v]),
-                o: matrix(&[&name("self_attn.o_proj")]),
-                post_attention_norm: vector(&name("post_attention_layernorm")),
-                gate_up: matrix(&[&name("mlp.gate_proj"), &name("mlp.up_proj")]),
-                down: matrix(&[&name("mlp.down_proj")]),
-            }
-        };
+        let packer = Packer { weights, backend: &backend };
+        let bridge = (0..shape.taps.count()).map(|tap| packer.matrix(&[&format!("bridge.{tap}.weight")])).collect::<Result<_>>()?;
+        let blocks = (0..shape.blocks).map(|index| packer.block(index)).collect::<Result<_>>()?;
         let last = match shape.task {
             Task::CausalLM => Last::Causal {
-                output: matrix(&["output.weight"]),
-                gate: shape.gate.then(|| (matrix(&["gate.weight"]), vector("gate.bias"))),
+                output: packer.matrix(&["output.weight"])?,
+                gate: match shape.gate {
+                    true => Some((packer.matrix(&["gate.weight"])?, packer.vector("gate.bias")?)),
+                    false => None,
+                },
             },
             Task::Classification => Last::Classifier {
-                pooling: vector("pooling.weight"),
-                weight: matrix(&["classifier.weight"]),
-                bias: vector("classifier.bias"),
+                ones: backend.vector(&vec![1.0; shape.width as usize])?,
+                pooling: weights["pooling.weight"].values.clone(),
+                weight: packer.matrix(&["classifier.weight"])?,
+                bias: weights["classifier.bias"].values.clone(),
             },
         };
-        Ok(Self {
-            attention: HeadAttention::new(shape),
-            bridge: (0..shape.taps.count()).map(|tap| matrix(&[&format!("bridge.{tap}.weight")])).collect(),
-            blocks: (0..shape.blocks).map(block).collect(),
-            last,
-            ones: vec![1.0; shape.hidden_size.max(shape.width) as usize],
-            shape: shape.clone(),
-            threads,
-        })
+        Ok(Self { attention: HeadAttention::new(shape), bridge, blocks, last, shape: shape.clone(), backend })
     }
 
     /// The head's shape.
@@ -138,70 +111,205 @@ impl Runner {
     pub fn bytes(&self) -> usize {
         let blocks = self.blocks.iter().flat_map(|block| [&block.qkv, &block.o, &block.gate_up, &block.down]);
         let last = match &self.last {
-            Last::Causal { output, gate } => output.bytes() + gate.as_ref().map_or(0, |(weight, _)| weight.bytes()),
-            Last::Classifier { weight, .. } => weight.bytes(),
+            Last::Causal { output, gate } => B::bytes(output) + gate.as_ref().map_or(0, |(weight, _)| B::bytes(weight)),
+            Last::Classifier { weight, .. } => B::bytes(weight),
         };
-        self.bridge.iter().chain(blocks).map(Panels::bytes).sum::<usize>() + last
+        self.bridge.iter().chain(blocks).map(B::bytes).sum::<usize>() + last
     }
 
-    /// `g ⊙ Δ` without α, `[rows, D]`, of a head for CausalLM (empty for a classifier).
+    /// What a page of its keys and values holds.
+    pub fn page_layout(&self) -> PageLayout {
+        page_layout(&self.shape)
+    }
+
+    /// Whether both can run in one call: their matrices have equal shapes and read the same taps.
+    pub fn runs_with(&self, other: &Self) -> bool {
+        let same = |shape: &HeadShape| HeadShape {
+            alpha: 0.0,
+            max_length: None,
+            split_special_tokens: true,
+            labels: vec![String::new(); shape.labels.len()],
+            ..shape.clone()
+        };
+        ptr::eq(self, other) || same(&self.shape) == same(&other.shape)
+    }
+
+    /// `g ⊙ Δ` without α, of heads for CausalLM that run together: `[outputs, D]`.
     ///
-    /// `taps` holds one slice per tap of the head, layers ascending and `final` last, each `[rows, D]`: the rows of all sequences, one after
-    /// the other. `sequences` says how many rows belong to each; they follow what its cache holds and are appended to it.
-    pub fn forward(&self, taps: &[&[f32]], sequences: &mut [(usize, &mut HeadKv)]) -> Vec<f32> {
-        let u = self.hidden(taps, sequences);
-        let Last::Causal { output, gate } = &self.last else { return Vec::new() };
-        let normed = self.plain_norm(&u, self.attention.width);
-        let delta = linear(&self.threads, &normed, output);
-        match gate {
-            None => delta,
-            Some((weight, bias)) => layers::gated(&self.threads, &linear(&self.threads, &normed, weight), bias, &delta),
+    /// `taps` holds one entry per tap of the heads, layers ascending and `final` last, each `[rows, D]`: the rows of all slots, one after the other.
+    /// `outputs` names the rows (ascending) that are given an output.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn forward(arena: &mut Arena<B>, taps: &[&B::Rows], slots: &mut [HeadSlot<'_, B>], outputs: &[u32]) -> Result<B::Rows> {
+        let mut delta = B::Rows::default();
+        let u = Self::hidden(arena, taps, slots)?;
+        let Some(Self { backend, shape, .. }) = slots.first().map(|slot| slot.runner).filter(|_| !outputs.is_empty()) else {
+            return Ok(delta);
+        };
+        let u = backend.tap(&u, Some(outputs), None, Dtype::Float32)?;
+        let rows = rows_of(slots, outputs);
+        let lasts: Vec<_> = slots.iter().zip(rows).filter_map(|(slot, rows)| Some((rows, slot.runner.causal()?))).collect();
+        let left = || Left::Normed(&u, shape.norm_epsilon as f32);
+        let parts: Vec<_> = lasts.iter().map(|(rows, (output, _))| Part { rows: *rows, matrix: *output, norm: None }).collect();
+        backend.product(left(), &parts, Sink::Store(&mut delta))?;
+        if shape.gate {
+            let gates: Vec<_> = lasts.iter().filter_map(|(rows, (_, gate))| Some((*rows, (*gate)?))).collect();
+            let parts: Vec<_> = gates.iter().map(|(rows, (weight, _))| Part { rows: *rows, matrix: weight, norm: None }).collect();
+            let mut z = B::Rows::default();
+            backend.product(left(), &parts, Sink::Store(&mut z))?;
+            let biases: Vec<_> = gates.iter().map(|(rows, (_, bias))| (*rows, bias)).collect();
+            backend.gate(&z, &biases, &mut delta)?;
         }
+        Ok(delta)
     }
 
-    /// Logits of a classifier, `[sequences, labels]` (empty for other heads); every sequence is whole, `lengths` rows each.
-    pub fn classify(&self, taps: &[&[f32]], lengths: &[usize]) -> Vec<f32> {
-        let Last::Classifier { pooling, weight, bias } = &self.last else { return Vec::new() };
-        let mut caches: Vec<HeadKv> = lengths.iter().map(|_| HeadKv::new(&self.shape)).collect();
-        let mut sequences: Vec<_> = lengths.iter().copied().zip(&mut caches).collect();
-        let normed = self.plain_norm(&self.hidden(taps, &mut sequences), self.attention.width);
-        let pooled = layers::pool(&normed, pooling, lengths);
-        let mut logits = linear(&self.threads, &pooled, weight);
+    /// `norm(u)` of classifiers that run together, `[rows, w]`, on the host: what [`Runner::classify`] takes, of all rows of a sequence.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn features(arena: &mut Arena<B>, taps: &[&B::Rows], slots: &mut [HeadSlot<'_, B>]) -> Result<Vec<f32>> {
+        let u = Self::hidden(arena, taps, slots)?;
+        let Some(Self { backend, shape, last: Last::Classifier { ones, .. }, .. }) = slots.first().map(|slot| slot.runner) else {
+            return Ok(Vec::new());
+        };
+        let features = backend.tap(&u, None, Some((ones, shape.norm_epsilon as f32)), Dtype::Float32)?;
+        Ok(backend.read(&features)?.into_owned())
+    }
+
+    /// Logits of a classifier, one for each label (none for other heads), of one sequence whose features (rows × w) are whole.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn classify(&self, features: &[f32]) -> Result<Vec<f32>> {
+        let Last::Classifier { pooling, weight, bias, .. } = &self.last else { return Ok(Vec::new()) };
+        let pooled = layers::pool(features, pooling, &[features.len() / pooling.len()]);
+        let mut logits = B::Rows::default();
+        let part = Part { rows: 1, matrix: weight, norm: None };
+        self.backend.product(Left::Plain(&self.backend.write(&pooled, pooling.len())?), &[part], Sink::Store(&mut logits))?;
+        let mut logits = self.backend.read(&logits)?.into_owned();
         layers::add_bias(&mut logits, bias);
-        logits
+        Ok(logits)
+    }
+
+    /// Output projection, and the gate's weight and bias; none for a classifier.
+    fn causal(&self) -> Option<(&B::Matrix, Option<&(B::Matrix, B::Vector)>)> {
+        match &self.last {
+            Last::Causal { output, gate } => Some((output, gate.as_ref())),
+            Last::Classifier { .. } => None,
+        }
     }
 
     /// `u = blocks(Σ_k B_k · norm(h_k))`, `[rows, w]`.
-    fn hidden(&self, taps: &[&[f32]], sequences: &mut [(usize, &mut HeadKv)]) -> Vec<f32> {
-        assert_eq!(taps.len(), self.bridge.len(), "one slice per tap");
-        let rows: usize = sequences.iter().map(|(rows, _)| rows).sum();
-        let (threads, hidden_size) = (&*self.threads, self.shape.hidden_size as usize);
-        let mut u = Vec::new();
-        for (tap, weight) in taps.iter().zip(&self.bridge) {
-            assert_eq!(tap.len(), rows * hidden_size, "rows of a tap");
-            let projected = linear(threads, &self.plain_norm(tap, hidden_size), weight);
-            if u.is_empty() { u = projected } else { layers::add(&mut u, &projected) }
+    fn hidden(arena: &mut Arena<B>, taps: &[&B::Rows], slots: &mut [HeadSlot<'_, B>]) -> Result<B::Rows> {
+        let mut u = B::Rows::default();
+        let Some(Self { backend, shape, attention, .. }) = slots.first().map(|slot| slot.runner) else { return Ok(u) };
+        assert_eq!(taps.len(), shape.taps.count(), "one entry per tap");
+        let epsilon = shape.norm_epsilon as f32;
+        for (index, &tap) in taps.iter().enumerate() {
+            let parts = parts(slots, |runner| (&runner.bridge[index], None));
+            let sink = if index == 0 { Sink::Store(&mut u) } else { Sink::Add(&mut u) };
+            backend.product(Left::Normed(tap, epsilon), &parts, sink)?;
         }
-        let angles: Vec<_> = sequences.iter().map(|(rows, kv)| self.attention.angles(kv.positions..kv.positions + rows)).collect();
-        let angles: Vec<_> = angles.iter().collect();
-        for (index, block) in self.blocks.iter().enumerate() {
-            let mut qkv = linear(threads, &self.norm(&u, &block.input_norm), &block.qkv);
-            let mut caches: Vec<_> = sequences.iter_mut().map(|(rows, kv)| (*rows, &mut kv.blocks[index])).collect();
-            let attended = self.attention.forward(threads, &angles, &mut qkv, &mut caches);
-            layers::add(&mut u, &linear(threads, &attended, &block.o));
-            let gate_up = linear(threads, &self.norm(&u, &block.post_attention_norm), &block.gate_up);
-            layers::add(&mut u, &linear(threads, &layers::silu_mul(threads, &gate_up, block.down.cols()), &block.down));
+        let positions: Vec<u32> =
+            slots.iter().flat_map(|slot| slot.table.length..slot.table.length + slot.rows).map(|position| position as u32).collect();
+        let (mut angles, mut qkv) = (B::Rows::default(), B::Rows::default());
+        let (mut context, mut gated) = (B::Packed::default(), B::Packed::default());
+        backend.angles(attention.rotation(), &positions, &mut angles)?;
+        for index in 0..shape.blocks as usize {
+            let qkv_parts = parts(slots, |runner| (&runner.blocks[index].qkv, Some(&runner.blocks[index].input_norm)));
+            backend.product(Left::Normed(&u, epsilon), &qkv_parts, Sink::Store(&mut qkv))?;
+            backend.rotate(&mut qkv, 2 * attention.width, &angles)?;
+            let span = |slot: &'_ HeadSlot<'_, B>| (slot.rows, slot.table.length + slot.rows);
+            let spans: Vec<_> =
+                slots.iter().map(|slot| Span { rows: span(slot).0, length: span(slot).1, pages: &slot.table.pages }).collect();
+            arena.attend(backend, index, attention.attention(), &qkv, &spans, &mut context)?;
+            backend.product(Left::Packed(&context), &parts(slots, |runner| (&runner.blocks[index].o, None)), Sink::Add(&mut u))?;
+            let wide = parts(slots, |runner| (&runner.blocks[index].gate_up, Some(&runner.blocks[index].post_attention_norm)));
+            backend.product(Left::Normed(&u, epsilon), &wide, Sink::SwiGlu(&mut gated))?;
+            backend.product(Left::Packed(&gated), &parts(slots, |runner| (&runner.blocks[index].down, None)), Sink::Add(&mut u))?;
         }
-        sequences.iter_mut().for_each(|(rows, kv)| kv.positions += *rows);
-        u
+        slots.iter_mut().for_each(|slot| slot.table.length += slot.rows);
+        Ok(u)
+    }
+}
+
+/// What a page of keys and values of a head of this shape holds.
+pub fn page_layout(shape: &HeadShape) -> PageLayout {
+    let (layers, heads) = (shape.blocks as usize, shape.heads as usize);
+    PageLayout { layers, heads, head_dim: shape.width as usize / heads, dtype: Dtype::Float32 }
+}
+
+/// The parts of a product: sequences of one head that follow each other meet its matrix together.
+fn parts<'a, B: Backend>(
+    slots: &[HeadSlot<'a, B>],
+    weights: impl Fn(&'a Runner<B>) -> (&'a B::Matrix, Option<&'a B::Vector>),
+) -> Vec<Part<'a, B>> {
+    let same_head = slots.chunk_by(|one, next| ptr::eq(one.runner, next.runner));
+    same_head
+        .map(|slots| {
+            let (matrix, norm) = weights(slots[0].runner);
+            Part { rows: slots.iter().map(|slot| slot.rows).sum(), matrix, norm }
+        })
+        .collect()
+}
+
+/// How many of `outputs` belong to each slot.
+fn rows_of<B: Backend>(slots: &[HeadSlot<'_, B>], outputs: &[u32]) -> Vec<usize> {
+    let mut end = 0;
+    let mut before = 0;
+    let own = |slot: &HeadSlot<'_, B>| {
+        end += slot.rows;
+        let upto = outputs.partition_point(|row| (*row as usize) < end);
+        upto - std::mem::replace(&mut before, upto)
+    };
+    slots.iter().map(own).collect()
+}
+
+struct Packer<'a, B> {
+    weights: &'a Weights,
+    backend: &'a B,
+}
+
+impl<B: Backend> Packer<'_, B> {
+    fn vector(&self, name: &str) -> Result<B::Vector> {
+        self.backend.vector(&self.weights[name].values)
     }
 
-    /// RMSNorm without weight of rows `width` long.
-    fn plain_norm(&self, x: &[f32], width: usize) -> Vec<f32> {
-        self.norm(x, &self.ones[..width])
+    /// The matrices named, one below the other.
+    fn matrix(&self, names: &[&str]) -> Result<B::Matrix> {
+        let rows = names.iter().map(|name| self.weights[*name].shape[0]).sum();
+        self.backend.matrix(rows, self.columns(names), Dtype::Float32, &|row, values| self.row(names, row, values))
     }
 
-    fn norm(&self, x: &[f32], weight: &[f32]) -> Vec<f32> {
-        layers::norm(&self.threads, x, weight, self.shape.norm_epsilon as f32)
+    fn block(&self, index: u32) -> Result<Block<B>> {
+        let name = |part: &str| format!("blocks.{index}.{part}.weight");
+        let [q, k, v] = ["q", "k", "v"].map(|part| name(&format!("self_attn.{part}_proj")));
+        let (gate, up) = (name("mlp.gate_proj"), name("mlp.up_proj"));
+        let (wide, width) = (self.weights[&gate].shape[0], self.columns(&[&gate]));
+        let fill = |row: usize, values: &mut [f32]| self.row(&[&gate, &up], row, values);
+        Ok(Block {
+            input_norm: self.vector(&name("input_layernorm"))?,
+            qkv: self.matrix(&[&q, &k, &v])?,
+            o: self.matrix(&[&name("self_attn.o_proj")])?,
+            post_attention_norm: self.vector(&name("post_attention_layernorm"))?,
+            gate_up: self.backend.gate_up(wide, width, Dtype::Float32, &fill)?,
+            down: self.matrix(&[&name("mlp.down_proj")])?,
+        })
+    }
+
+    fn columns(&self, names: &[&str]) -> usize {
+        self.weights[names[0]].shape[1]
+    }
+
+    /// Writes a row of the matrices named, one below the other.
+    fn row(&self, names: &[&str], mut row: usize, values: &mut [f32]) {
+        for name in names {
+            let weight = &self.weights[*name];
+            if row < weight.shape[0] {
+                return values.copy_from_slice(&weight.values[row * values.len()..][..values.len()]);
+            }
+            row -= weight.shape[0];
+        }
     }
 }

@@ -1,43 +1,229 @@
-//! Packed matrices and the products over them, in bf16 and f32; row operations and attention.
+//! The device seam: what decoder and head compute, as a few fused calls that every device answers.
 //!
-//! **Invariant**: every output element is one chain of multiply-adds over k in a fixed order. It does not depend on the other rows,
-//! on chunking or on the number of threads, so a sequence alone and in a batch gives equal bits.
+//! Decoder and head are written once, over [`Backend`]. Two devices stand behind it: [`cpu`], our own kernels, and [`candle`], any `Device` of
+//! candle's. Values cross between host and device in [`Backend::write`], [`Backend::read`] and their kin alone.
 //!
-//! Both precisions share one layout and one kernel: a *word* is 32 bits and holds two neighbouring bf16 values or one f32.
+//! **Invariant** on a CPU every output element is one chain of multiply-adds over k in a fixed order. It does not depend on the other rows, on
+//! chunking or on the number of threads, so a sequence alone and in a batch gives equal bits. Another device states its tolerance.
 
-mod attention;
-pub(crate) mod cpu;
-mod operand;
-mod panels;
-mod product;
-mod rows;
-mod threads;
-mod tile;
+mod arena;
+pub mod candle;
+pub mod cpu;
+mod rotation;
 
-pub use attention::{Attention, KeyValues, Span, attend};
-pub use cpu::name;
-pub(crate) use cpu::vectorised;
-pub use operand::{pack_row, round_bf16, unpack_row, words};
-pub use panels::Panels;
-pub use product::{Left, Sink, matmul, product};
-pub use rows::{Rotation, add, dot, exp, rms_norm, rope, silu_mul, softmax_row};
-pub use threads::Threads;
+use std::borrow::Cow;
+use std::ops::Range;
 
-/// Number type of a packed matrix and of what is multiplied with it; sums are f32 in both.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    /// f32 throughout.
-    F32,
-    /// Both factors rounded to bf16, nearest even.
-    Bf16,
+use bytes::Bytes;
+use carryon_crds::pool::Dtype;
+
+pub use arena::{Arena, PageTable, pages_for};
+pub use cpu::{Cpu, Threads};
+pub use rotation::Rotation;
+
+/// Positions of a page of keys and values.
+pub const PAGE: usize = 32;
+
+/// A device that did not do what it was told: out of memory, a lost driver. Nothing that was on it can be relied on afterwards.
+#[derive(Debug, thiserror::Error)]
+#[error("the device failed: {0}")]
+pub struct DeviceError(#[from] candle_core::Error);
+
+/// What a call on a device comes back with.
+pub type Result<T> = std::result::Result<T, DeviceError>;
+
+/// Writes row `index` of a weight into the slice: how weights get onto a device, a row at a time and from several threads.
+pub type Fill<'a> = &'a (dyn Fn(usize, &mut [f32]) + Sync);
+
+/// A device and its arithmetic. `Rows` are f32 and row-major; sums are f32 whatever a matrix holds.
+pub trait Backend: Clone + Send + Sync + Sized + 'static {
+    /// Rows of f32 on the device. The default is a buffer that takes the shape of what is put into it.
+    type Rows: Default + Send + Sync;
+    /// Rows rounded to a matrix's number type.
+    type Packed: Default + Send + Sync;
+    /// A frozen weight, laid out for products.
+    type Matrix: Send + Sync;
+    /// The weight of a norm, or a bias.
+    type Vector: Send + Sync;
+    /// Keys and values of many sequences, in pages of [`PAGE`] positions.
+    type Pages: Send;
+
+    /// Device and kernel for numbers of `dtype`, as [`carryon_crds::wire::Numerics`] names them: two names may mean two roundings.
+    fn name(&self, dtype: Dtype) -> (String, String);
+
+    /// The same device for work beside the device thread, which must not take that thread's cores.
+    fn beside(&self) -> Self;
+
+    /// A weight of `n` outputs and `k` inputs, rounded to `dtype`.
+    fn matrix(&self, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Self::Matrix>;
+
+    /// Gate and up projection in one, for [`Sink::SwiGlu`]: rows `0..width` that `fill` is asked for are the gate's, the next `width` up's.
+    fn gate_up(&self, width: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Self::Matrix>;
+
+    /// The transpose, for products that go backward.
+    fn transposed(&self, matrix: &Self::Matrix) -> Result<Self::Matrix>;
+
+    /// A vector.
+    fn vector(&self, values: &[f32]) -> Result<Self::Vector>;
+
+    /// Outputs n and inputs k of a matrix.
+    fn shape(matrix: &Self::Matrix) -> (usize, usize);
+
+    /// Bytes that a matrix takes on the device.
+    fn bytes(matrix: &Self::Matrix) -> usize;
+
+    /// Number of rows.
+    fn count(rows: &Self::Rows) -> usize;
+
+    /// Copies `values` (rows of `width`) to the device.
+    fn write(&self, values: &[f32], width: usize) -> Result<Self::Rows>;
+
+    /// Rows on the host.
+    fn read<'a>(&self, rows: &'a Self::Rows) -> Result<Cow<'a, [f32]>>;
+
+    /// Copies rows to the host as numbers of `dtype`, little-endian; exact for rows that [`Self::tap`] has rounded to it.
+    fn read_bytes(&self, rows: &Self::Rows, dtype: Dtype) -> Result<Bytes>;
+
+    /// Copies rows of a matrix to the host, in the matrix's number type.
+    fn read_matrix(&self, matrix: &Self::Matrix, rows: Range<usize>) -> Result<Bytes>;
+
+    /// Rows of `table` (V × D), one for each token.
+    fn embed(&self, table: &Self::Matrix, tokens: &[u32], out: &mut Self::Rows) -> Result<()>;
+
+    /// The product of rows with packed weights, `left · rightᵀ`. The rows of the left side are dealt to `right` in order: usually one part takes
+    /// them all, and where many heads of one shape run together each takes its own.
+    fn product(&self, left: Left<'_, Self>, right: &[Part<'_, Self>], sink: Sink<'_, Self>) -> Result<()>;
+
+    /// Cosines, then sines, of each position: rows × 2 · pairs.
+    fn angles(&self, rotation: &Rotation, positions: &[u32], out: &mut Self::Rows) -> Result<()>;
+
+    /// Rotates the first `columns` values of every row, head by head: value i of a head's first half pairs with value i of its second half.
+    fn rotate(&self, rows: &mut Self::Rows, columns: usize, angles: &Self::Rows) -> Result<()>;
+
+    /// An arena of pages; a page is taken before its first use and given back after its last.
+    fn pages(&self, layout: PageLayout, count: usize) -> Result<Self::Pages>;
+
+    /// Makes page `page` ready: all zeros.
+    fn take_page(&self, pages: &mut Self::Pages, page: u32) -> Result<()>;
+
+    /// Copies page `from` to page `to`, which is ready.
+    fn copy_page(&self, pages: &mut Self::Pages, from: u32, to: u32) -> Result<()>;
+
+    /// Page `page` is not used any more.
+    fn give_page(&self, pages: &mut Self::Pages, page: u32);
+
+    /// Writes keys and values of the spans' rows into their pages. A row holds the keys of all heads from `column` on, then the values.
+    fn append(&self, pages: &mut Self::Pages, layer: usize, rows: &Self::Rows, column: usize, spans: &[Span<'_>]) -> Result<()>;
+
+    /// Causal attention of the spans' rows, whose first values are the (rotated) queries: `out` gets `heads · head_dim` values a row, rounded to
+    /// the number type of the pages.
+    fn attend(
+        &self,
+        pages: &Self::Pages,
+        layer: usize,
+        attention: Attention,
+        rows: &Self::Rows,
+        spans: &[Span<'_>],
+        out: &mut Self::Packed,
+    ) -> Result<()>;
+
+    /// The one rounding: a copy of some rows (all when `which` is none), put through RMSNorm where a weight and ε are given, rounded to `dtype`.
+    fn tap(&self, rows: &Self::Rows, which: Option<&[u32]>, norm: Option<(&Self::Vector, f32)>, dtype: Dtype) -> Result<Self::Rows>;
+
+    /// Some rows, rounded to `dtype`, to be kept.
+    fn pack(&self, rows: &Self::Rows, which: Range<usize>, dtype: Dtype) -> Result<Self::Packed>;
+
+    /// Kept rows of `width` values, one part after the other.
+    fn unpack(&self, parts: &[&Self::Packed], width: usize, dtype: Dtype) -> Result<Self::Rows>;
+
+    /// `delta ⊙ sigmoid(z + b)`, in place; the rows are dealt to the biases in order.
+    fn gate(&self, z: &Self::Rows, biases: &[(usize, &Self::Vector)], delta: &mut Self::Rows) -> Result<()>;
+
+    /// Where base and heads meet: row `at[i]` of `y` becomes `y + alpha[i] · delta[i]`, summed in f32 and rounded once to `dtype`.
+    fn combine(&self, y: &mut Self::Rows, at: &[u32], alpha: &[f32], delta: &Self::Rows, dtype: Dtype) -> Result<()>;
+
+    /// The likeliest token of every row of logits; none where a logit is not finite.
+    fn greedy(&self, logits: &Self::Rows) -> Result<Vec<Option<u32>>>;
+
+    /// Loss `logsumexp(W y) - (W y)[target]` of each row, in nats, and where `backward` (Wᵀ) is given its derivative by `y`:
+    /// `(softmax(W y) - onehot(target)) · W`, the bracket rounded to the matrix's number type. Holds rows × V floats meanwhile.
+    fn losses(
+        &self,
+        y: &Self::Rows,
+        lm_head: &Self::Matrix,
+        backward: Option<&Self::Matrix>,
+        targets: &[u32],
+    ) -> Result<(Vec<f32>, Option<Self::Rows>)>;
 }
 
-impl Precision {
-    /// The precision in which a pool of `dtype` multiplies.
-    pub fn for_dtype(dtype: carryon_crds::pool::Dtype) -> Self {
-        match dtype {
-            carryon_crds::pool::Dtype::Bfloat16 => Self::Bf16,
-            carryon_crds::pool::Dtype::Float32 => Self::F32,
-        }
+/// The left side of a product.
+pub enum Left<'a, B: Backend> {
+    /// Rows, rounded to the number type of the right side.
+    Plain(&'a B::Rows),
+    /// Rows put through RMSNorm with this ε and each part's weight, then rounded.
+    Normed(&'a B::Rows, f32),
+    /// Rows that are already rounded.
+    Packed(&'a B::Packed),
+}
+
+/// A matrix of a product and the rows that meet it.
+pub struct Part<'a, B: Backend> {
+    /// Rows of the left side.
+    pub rows: usize,
+    /// What they are multiplied with; all parts have the same shape.
+    pub matrix: &'a B::Matrix,
+    /// The norm's weight, for [`Left::Normed`]; ones when absent.
+    pub norm: Option<&'a B::Vector>,
+}
+
+/// Where a product goes.
+pub enum Sink<'a, B: Backend> {
+    /// Becomes the product.
+    Store(&'a mut B::Rows),
+    /// The product is added to it.
+    Add(&'a mut B::Rows),
+    /// Becomes `silu(gate) · up` of a matrix made by [`Backend::gate_up`], rounded.
+    SwiGlu(&'a mut B::Packed),
+}
+
+/// What a page holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageLayout {
+    /// Layers.
+    pub layers: usize,
+    /// Key/value heads of a layer.
+    pub heads: usize,
+    /// Values of a head, an even number.
+    pub head_dim: usize,
+    /// Number type of keys and values.
+    pub dtype: Dtype,
+}
+
+impl PageLayout {
+    /// Bytes of a page.
+    pub fn bytes(&self) -> usize {
+        cpu::page_words(self) * 4
     }
+}
+
+/// How queries see keys.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention {
+    /// Query heads; a multiple of the pages' heads.
+    pub heads: usize,
+    /// Factor of the scores, usually 1/√head_dim.
+    pub scale: f32,
+    /// Positions each position sees at most, itself included; all before it when absent.
+    pub window: Option<usize>,
+}
+
+/// The rows of one sequence in a pass: the last of the positions that it has.
+#[derive(Clone, Copy, Debug)]
+pub struct Span<'a> {
+    /// Rows.
+    pub rows: usize,
+    /// Positions up to the last of these rows.
+    pub length: usize,
+    /// The page of each 32 positions from the first on; no page is read that lies wholly outside the window.
+    pub pages: &'a [u32],
 }

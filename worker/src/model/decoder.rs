@@ -1,197 +1,240 @@
-//! The forward pass: one decoder with taps for all families.
+//! The forward pass: one decoder with taps for all families, on any device.
 
 use std::ops::ControlFlow;
 use std::sync::Mutex;
 
 use carryon_crds::common::Taps;
 
+use super::Model;
 use super::config::ModelConfig;
-use super::kv::Kv;
-use super::weights::{Layer, Weights};
-use crate::kernel::{self, Attention, Left, Precision, Rotation, Sink, Span, Threads, attend, product, words};
-
-/// Rows of a block of the row operations.
-const BLOCK_ROWS: usize = 32;
+use super::weights::Layer;
+use crate::kernel::{Arena, Attention, Backend, Left, PageTable, Part, Result, Rotation, Sink, Span};
 
 /// Tokens of one sequence, which continue what `kv` holds.
 pub struct Slot<'a> {
     /// Token ids, each below the vocabulary's size.
     pub tokens: &'a [u32],
-    /// Keys and values of the sequence so far; the new ones are appended.
-    pub kv: &'a mut Kv,
+    /// Its page table, which has pages for these tokens too.
+    pub kv: &'a mut PageTable,
 }
 
-/// Hidden states at the taps of a forward pass.
-pub struct States {
-    /// Rows: the tokens of all slots, one slot after the other.
-    pub rows: usize,
-    /// One entry per tap, layers in the order asked for, `final` last; each rows × D, rounded once to the pool's dtype.
-    pub taps: Vec<Vec<f32>>,
+/// A place where hidden states are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Tap {
+    /// Output of this layer; 0 is the embedding.
+    Layer(u32),
+    /// After the final norm: what the LM head sees.
+    Final,
 }
 
-/// The buffers of one forward pass, kept for the next.
-#[derive(Default)]
-struct Scratch {
-    /// Residual stream, rows × D.
-    residual: Vec<f32>,
-    /// Queries, keys and values, rows × (heads + 2 · key/value heads) · head_dim.
-    query_key_value: Vec<f32>,
-    /// Output of attention, packed.
-    context: Vec<u32>,
-    /// Output of gate and up, packed.
-    gated: Vec<u32>,
-    /// Cosines, then sines, of each row's position, rows × head_dim.
-    rotation: Vec<f32>,
+impl Tap {
+    /// These taps in the order in which heads read them: layers as they stand, the final norm last.
+    pub fn all(taps: &Taps) -> impl Iterator<Item = Self> {
+        taps.layers.iter().map(|layer| Self::Layer(*layer)).chain(taps.final_norm.then_some(Self::Final))
+    }
 }
 
-/// Shape and constants of the pass, and its spare buffers.
-pub struct Decoder {
-    precision: Precision,
+/// Rows that are read at a tap, all when none are named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Capture {
+    /// Where.
+    pub tap: Tap,
+    /// Which rows of the pass.
+    pub rows: Option<Vec<u32>>,
+}
+
+/// What is made of the states: index of the capture, the first of the rows that they belong to, and the states, rounded once to the pool's number
+/// type. A pass that runs in pieces calls it once for each.
+pub type States<'a, B> = &'a mut dyn FnMut(usize, usize, <B as Backend>::Rows) -> Result<()>;
+
+/// Called between two pieces of a layer; when it breaks, the pass ends unfinished.
+pub type Pause<'a> = &'a mut dyn FnMut() -> Result<ControlFlow<()>>;
+
+/// Constants of the pass, and its spare buffers.
+pub struct Decoder<B: Backend> {
     rotation: Rotation,
     attention: Attention,
-    spare: Mutex<Vec<Scratch>>,
+    spare: Mutex<Vec<Scratch<B>>>,
 }
 
-impl Decoder {
-    pub fn new(config: &ModelConfig, precision: Precision) -> Self {
+/// The buffers of one forward pass, kept for the next: another pass may run between two pieces of one.
+struct Scratch<B: Backend> {
+    pieces: Vec<Buffers<B>>,
+    /// Queries, keys and values, rows × (heads + 2 · key/value heads) · head_dim.
+    query_key_value: B::Rows,
+    /// Output of attention.
+    context: B::Packed,
+    /// Output of gate and up.
+    gated: B::Packed,
+}
+
+/// The buffers of one piece.
+struct Buffers<B: Backend> {
+    /// Residual stream, rows × D.
+    residual: B::Rows,
+    /// Cosines, then sines, of each row's position.
+    angles: B::Rows,
+}
+
+/// Some rows of a pass, which go through a layer together.
+struct Piece {
+    first: usize,
+    rows: usize,
+    /// Slot, rows of it, and its positions up to the last of them.
+    spans: Vec<(usize, usize, usize)>,
+}
+
+impl<B: Backend> Decoder<B> {
+    pub fn new(config: &ModelConfig) -> Self {
         let attention =
             Attention { heads: config.num_attention_heads, scale: 1.0 / (config.head_dim as f32).sqrt(), window: config.sliding_window };
-        Self { precision, rotation: Rotation::new(config.rope_theta, config.head_dim), attention, spare: Mutex::default() }
+        Self { rotation: Rotation::new(config.rope_theta, config.head_dim), attention, spare: Mutex::default() }
     }
 
-    /// See [`super::Model::forward`].
-    pub fn forward(
+    /// See [`Model::run`].
+    pub fn run(
         &self,
-        pass: Pass<'_>,
+        model: &Model<B>,
+        arena: &mut Arena<B>,
         slots: &mut [Slot<'_>],
-        taps: &Taps,
-        pause: &mut dyn FnMut() -> ControlFlow<()>,
-    ) -> Option<States> {
-        let starts: Vec<usize> = slots.iter().map(|slot| slot.kv.len()).collect();
+        piece_rows: usize,
+        captures: &[Capture],
+        states: States<'_, B>,
+        pause: Pause<'_>,
+    ) -> Result<ControlFlow<()>> {
         let mut scratch = self.spare.lock().map_or_else(|_| Scratch::default(), |mut spare| spare.pop().unwrap_or_default());
-        let states = self.layers(&pass, slots, taps, pause, &mut scratch);
+        let pieces = pieces(slots, piece_rows);
+        scratch.pieces.resize_with(scratch.pieces.len().max(pieces.len()), Buffers::default);
+        let mut pass = Pass { decoder: self, model, arena, slots, captures };
+        let flow = pass.layers(&pieces, &mut scratch, states, pause)?;
         if let Ok(mut spare) = self.spare.lock() {
             spare.push(scratch);
         }
-        if states.is_none() {
-            // Some layers have the new positions, some have not.
-            slots.iter_mut().zip(starts).for_each(|(slot, start)| slot.kv.truncate(start));
+        if flow.is_continue() {
+            slots.iter_mut().for_each(|slot| slot.kv.length += slot.tokens.len());
         }
-        states
-    }
-
-    fn layers(
-        &self,
-        pass: &Pass<'_>,
-        slots: &mut [Slot<'_>],
-        taps: &Taps,
-        pause: &mut dyn FnMut() -> ControlFlow<()>,
-        scratch: &mut Scratch,
-    ) -> Option<States> {
-        let rows = self.embed(pass, slots, scratch);
-        let mut states = States { rows, taps: vec![Vec::new(); taps.count()] };
-        self.tap(pass, 0, taps, scratch, &mut states);
-        for (index, layer) in pass.weights.layers.iter().enumerate() {
-            if index > 0 && pause().is_break() {
-                return None;
-            }
-            self.attention(pass, index, layer, slots, rows, scratch);
-            self.feed_forward(pass, layer, rows, scratch);
-            self.tap(pass, index + 1, taps, scratch, &mut states);
-        }
-        if let Some(target) = states.taps.last_mut().filter(|_| taps.final_norm) {
-            let (hidden, epsilon) = (pass.config.hidden_size, pass.config.rms_norm_eps);
-            target.resize(rows * hidden, 0.0);
-            pass.threads.for_rows(target, hidden, BLOCK_ROWS, |first, block| {
-                kernel::rms_norm(&scratch.residual[first * hidden..][..block.len()], &pass.weights.final_norm, epsilon, block);
-                self.round(block);
-            });
-        }
-        Some(states)
-    }
-
-    /// Fills the residual stream and the rotations; returns the number of rows.
-    fn embed(&self, pass: &Pass<'_>, slots: &[Slot<'_>], scratch: &mut Scratch) -> usize {
-        let config = pass.config;
-        let (hidden, half) = (config.hidden_size, config.head_dim / 2);
-        let place = |slot: &Slot<'_>| (0..slot.tokens.len()).map(|index| slot.kv.len() + index).collect::<Vec<_>>();
-        let positions: Vec<usize> = slots.iter().flat_map(place).collect();
-        let tokens: Vec<u32> = slots.iter().flat_map(|slot| slot.tokens).copied().collect();
-        let rows = tokens.len();
-        scratch.residual.resize(rows * hidden, 0.0);
-        scratch.rotation.resize(rows * 2 * half, 0.0);
-        scratch.query_key_value.resize(rows * pass.weights.layers[0].query_key_value.rows(), 0.0);
-        scratch.context.resize(rows * words(self.precision, config.num_attention_heads * config.head_dim), 0);
-        scratch.gated.resize(rows * words(self.precision, pass.weights.layers[0].down.cols()), 0);
-        pass.threads.for_rows(&mut scratch.residual, hidden, BLOCK_ROWS, |first, block| {
-            for (token, row) in tokens[first..].iter().zip(block.chunks_exact_mut(hidden)) {
-                pass.weights.embed(*token, row);
-            }
-        });
-        pass.threads.for_rows(&mut scratch.rotation, 2 * half, BLOCK_ROWS, |first, block| {
-            for (position, row) in positions[first..].iter().zip(block.chunks_exact_mut(2 * half)) {
-                let (cosine, sine) = row.split_at_mut(half);
-                self.rotation.at(*position, cosine, sine);
-            }
-        });
-        rows
-    }
-
-    /// `residual += output(attention(norm(residual)))`.
-    fn attention(&self, pass: &Pass<'_>, index: usize, layer: &Layer, slots: &mut [Slot<'_>], rows: usize, scratch: &mut Scratch) {
-        let config = pass.config;
-        let (width, keys) = (layer.query_key_value.rows(), config.num_key_value_heads * config.head_dim);
-        let queries = width - 2 * keys;
-        let normed = Left::Normed(&scratch.residual, &layer.input_norm, config.rms_norm_eps);
-        product(pass.threads, rows, normed, &layer.query_key_value, Sink::Store(&mut scratch.query_key_value));
-
-        let (half, rotation) = (config.head_dim / 2, &scratch.rotation);
-        pass.threads.for_rows(&mut scratch.query_key_value, width, BLOCK_ROWS, |first, block| {
-            for (row, rotation) in block.chunks_exact_mut(width).zip(rotation[first * 2 * half..].chunks_exact(2 * half)) {
-                kernel::rope(&mut row[..queries + keys], &rotation[..half], &rotation[half..]);
-            }
-        });
-        let mut first = 0;
-        for slot in slots.iter_mut() {
-            let rows = &scratch.query_key_value[first * width..];
-            let row = |index: usize| rows[index * width + queries..][..2 * keys].split_at(keys);
-            slot.kv.layer_mut(index).append(pass.threads, slot.tokens.len(), row);
-            first += slot.tokens.len();
-        }
-        let spans: Vec<Span<'_>> = slots.iter().map(|slot| Span { rows: slot.tokens.len(), cache: slot.kv.layer(index) }).collect();
-        attend(pass.threads, self.attention, &scratch.query_key_value, width, &spans, &mut scratch.context);
-        product(pass.threads, rows, Left::Packed(&scratch.context), &layer.output, Sink::Add(&mut scratch.residual));
-    }
-
-    /// `residual += down(silu(gate(norm(residual))) · up(norm(residual)))`.
-    fn feed_forward(&self, pass: &Pass<'_>, layer: &Layer, rows: usize, scratch: &mut Scratch) {
-        let normed = Left::Normed(&scratch.residual, &layer.feed_forward_norm, pass.config.rms_norm_eps);
-        product(pass.threads, rows, normed, &layer.gate_up, Sink::SwiGlu(&mut scratch.gated));
-        product(pass.threads, rows, Left::Packed(&scratch.gated), &layer.down, Sink::Add(&mut scratch.residual));
-    }
-
-    /// Copies the residual stream where `layer` is tapped.
-    fn tap(&self, pass: &Pass<'_>, layer: usize, taps: &Taps, scratch: &Scratch, states: &mut States) {
-        let hidden = pass.config.hidden_size;
-        for (target, _) in states.taps.iter_mut().zip(&taps.layers).filter(|(_, tapped)| **tapped as usize == layer) {
-            target.resize(states.rows * hidden, 0.0);
-            pass.threads.for_rows(target, hidden, BLOCK_ROWS, |first, block| {
-                block.copy_from_slice(&scratch.residual[first * hidden..][..block.len()]);
-                self.round(block);
-            });
-        }
-    }
-
-    fn round(&self, values: &mut [f32]) {
-        if self.precision == Precision::Bf16 {
-            kernel::round_bf16(values);
-        }
+        Ok(flow)
     }
 }
 
-/// What every step of a forward pass reads.
-pub struct Pass<'a> {
-    pub config: &'a ModelConfig,
-    pub weights: &'a Weights,
-    pub threads: &'a Threads,
+/// Cuts the rows of all slots, one slot after the other, into pieces of at most `most` rows.
+fn pieces(slots: &[Slot<'_>], most: usize) -> Vec<Piece> {
+    let mut pieces: Vec<Piece> = Vec::new();
+    let mut first = 0;
+    for (index, slot) in slots.iter().enumerate() {
+        let mut done = 0;
+        while done < slot.tokens.len() {
+            let piece = match pieces.last_mut() {
+                Some(piece) if piece.rows < most => piece,
+                _ => pieces.push_mut(Piece { first, rows: 0, spans: Vec::new() }),
+            };
+            let rows = (most - piece.rows).min(slot.tokens.len() - done);
+            (piece.rows, first, done) = (piece.rows + rows, first + rows, done + rows);
+            piece.spans.push((index, rows, slot.kv.length + done));
+        }
+    }
+    pieces
+}
+
+/// A pass and what all of its steps read.
+struct Pass<'a, 's, B: Backend> {
+    decoder: &'a Decoder<B>,
+    model: &'a Model<B>,
+    arena: &'a mut Arena<B>,
+    slots: &'a [Slot<'s>],
+    captures: &'a [Capture],
+}
+
+impl<B: Backend> Pass<'_, '_, B> {
+    fn layers(&mut self, pieces: &[Piece], scratch: &mut Scratch<B>, states: States<'_, B>, pause: Pause<'_>) -> Result<ControlFlow<()>> {
+        let Scratch { pieces: buffers, query_key_value, context, gated } = scratch;
+        for (piece, buffers) in pieces.iter().zip(&mut *buffers) {
+            self.embed(piece, buffers)?;
+            self.tap(Tap::Layer(0), piece, buffers, states)?;
+        }
+        let mut begun = false;
+        for (index, layer) in self.model.weights.layers.iter().enumerate() {
+            for (piece, buffers) in pieces.iter().zip(&mut *buffers) {
+                if begun && pause()?.is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+                begun = true;
+                self.attention(index, layer, piece, buffers, query_key_value, context)?;
+                self.feed_forward(layer, piece, buffers, gated)?;
+                self.tap(Tap::Layer(index as u32 + 1), piece, buffers, states)?;
+            }
+        }
+        for (piece, buffers) in pieces.iter().zip(&*buffers) {
+            self.tap(Tap::Final, piece, buffers, states)?;
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Fills the residual stream and the angles.
+    fn embed(&self, piece: &Piece, buffers: &mut Buffers<B>) -> Result<()> {
+        let (mut tokens, mut positions) = (Vec::with_capacity(piece.rows), Vec::with_capacity(piece.rows));
+        for (slot, rows, length) in &piece.spans {
+            let slot = &self.slots[*slot];
+            tokens.extend_from_slice(&slot.tokens[length - rows - slot.kv.length..length - slot.kv.length]);
+            positions.extend((length - rows..*length).map(|position| position as u32));
+        }
+        self.model.backend.embed(self.model.weights.embedding(), &tokens, &mut buffers.residual)?;
+        self.model.backend.angles(&self.decoder.rotation, &positions, &mut buffers.angles)
+    }
+
+    /// `residual += output(attention(norm(residual)))`.
+    fn attention(
+        &mut self,
+        index: usize,
+        layer: &Layer<B>,
+        piece: &Piece,
+        buffers: &mut Buffers<B>,
+        query_key_value: &mut B::Rows,
+        context: &mut B::Packed,
+    ) -> Result<()> {
+        let (backend, config) = (&self.model.backend, &self.model.config);
+        let (queries, keys) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
+        let part = Part { rows: piece.rows, matrix: &layer.query_key_value, norm: Some(&layer.input_norm) };
+        backend.product(Left::Normed(&buffers.residual, config.rms_norm_eps), &[part], Sink::Store(query_key_value))?;
+        backend.rotate(query_key_value, queries + keys, &buffers.angles)?;
+        let span = |(slot, rows, length): &(usize, usize, usize)| Span { rows: *rows, length: *length, pages: &self.slots[*slot].kv.pages };
+        let spans: Vec<_> = piece.spans.iter().map(span).collect();
+        self.arena.attend(backend, index, self.decoder.attention, query_key_value, &spans, context)?;
+        let part = Part { rows: piece.rows, matrix: &layer.output, norm: None };
+        backend.product(Left::Packed(context), &[part], Sink::Add(&mut buffers.residual))
+    }
+
+    /// `residual += down(silu(gate(norm(residual))) · up(norm(residual)))`.
+    fn feed_forward(&self, layer: &Layer<B>, piece: &Piece, buffers: &mut Buffers<B>, gated: &mut B::Packed) -> Result<()> {
+        let backend = &self.model.backend;
+        let part = Part { rows: piece.rows, matrix: &layer.gate_up, norm: Some(&layer.feed_forward_norm) };
+        backend.product(Left::Normed(&buffers.residual, self.model.config.rms_norm_eps), &[part], Sink::SwiGlu(gated))?;
+        let part = Part { rows: piece.rows, matrix: &layer.down, norm: None };
+        backend.product(Left::Packed(gated), &[part], Sink::Add(&mut buffers.residual))
+    }
+
+    /// Hands the residual stream over where `tap` is captured.
+    fn tap(&self, tap: Tap, piece: &Piece, buffers: &Buffers<B>, states: States<'_, B>) -> Result<()> {
+        let norm = (tap == Tap::Final).then_some((&self.model.weights.final_norm, self.model.config.rms_norm_eps));
+        for (index, capture) in self.captures.iter().enumerate().filter(|(_, capture)| capture.tap == tap) {
+            let own = |row: &u32| (*row as usize).checked_sub(piece.first).filter(|row| *row < piece.rows).map(|row| row as u32);
+            let which = capture.rows.as_ref().map(|rows| rows.iter().filter_map(own).collect::<Vec<_>>());
+            if which.as_ref().is_none_or(|which| !which.is_empty()) {
+                states(index, piece.first, self.model.backend.tap(&buffers.residual, which.as_deref(), norm, self.model.dtype)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<B: Backend> Default for Scratch<B> {
+    fn default() -> Self {
+        Self { pieces: Vec::new(), query_key_value: B::Rows::default(), context: B::Packed::default(), gated: B::Packed::default() }
+    }
+}
+
+impl<B: Backend> Default for Buffers<B> {
+    fn default() -> Self {
+        Self { residual: B::Rows::default(), angles: B::Rows::default() }
+    }
 }

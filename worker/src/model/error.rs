@@ -33,6 +33,9 @@ pub enum ModelError {
         /// The value found there.
         found: String,
     },
+    /// The device did not take the weights.
+    #[error(transparent)]
+    Device(#[from] crate::kernel::DeviceError),
 }
 
 impl ModelError {

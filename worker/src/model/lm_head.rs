@@ -1,45 +1,50 @@
 //! The LM head, packed for both directions.
 
-use std::sync::{Arc, OnceLock};
+use carryon_crds::pool::Dtype;
 
-use crate::kernel::{Panels, Threads, matmul};
+use crate::kernel::{Backend, Left, Part, Result, Sink};
 
 /// The frozen weight W (V × D) that turns final states into logits.
-pub struct LmHead {
-    forward: Panels,
-    backward: OnceLock<Panels>,
-    threads: Arc<Threads>,
+pub struct LmHead<B: Backend> {
+    forward: B::Matrix,
+    backward: B::Matrix,
+    dtype: Dtype,
 }
 
-impl LmHead {
-    pub(super) fn new(forward: Panels, threads: Arc<Threads>) -> Self {
-        Self { forward, backward: OnceLock::new(), threads }
+impl<B: Backend> LmHead<B> {
+    pub(super) fn new(backend: &B, forward: B::Matrix, dtype: Dtype) -> Result<Self> {
+        let backward = backend.transposed(&forward)?;
+        Ok(Self { forward, backward, dtype })
     }
 
-    /// Panels of W: the product with them is `states · Wᵀ`.
-    pub fn forward(&self) -> &Panels {
+    /// W: the product with it is `states · Wᵀ`.
+    pub fn forward(&self) -> &B::Matrix {
         &self.forward
     }
 
-    /// Panels of Wᵀ: the product with them is `dlogits · W`. Packed on first use.
-    pub fn backward(&self) -> &Panels {
-        self.backward.get_or_init(|| self.forward.transposed(&self.threads))
+    /// Wᵀ: the product with it is `dlogits · W`.
+    pub fn backward(&self) -> &B::Matrix {
+        &self.backward
+    }
+
+    /// Number type of W.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
     }
 
     /// Size V of the vocabulary.
     pub fn vocab_size(&self) -> usize {
-        self.forward.rows()
-    }
-
-    /// Row `token` of W, in the pool's dtype.
-    pub fn row(&self, token: usize, values: &mut [f32]) {
-        self.forward.row(token, values);
+        B::shape(&self.forward).0
     }
 
     /// Logits (rows × V) of final states (rows × D).
-    pub fn logits(&self, states: &[f32]) -> Vec<f32> {
-        let mut logits = vec![0.0; states.len() / self.forward.cols() * self.forward.rows()];
-        matmul(&self.threads, states, &self.forward, &mut logits);
-        logits
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn logits(&self, backend: &B, states: &B::Rows) -> Result<B::Rows> {
+        let mut logits = B::Rows::default();
+        let part = Part { rows: B::count(states), matrix: &self.forward, norm: None };
+        backend.product(Left::Plain(states), &[part], Sink::Store(&mut logits))?;
+        Ok(logits)
     }
 }

@@ -1,14 +1,13 @@
-//! One decoder with taps over weights read from GGUF or safetensors.
+//! One decoder with taps over weights read from GGUF or safetensors, on any device.
 //!
-//! The residual stream is f32; products are in the pool's dtype. **Invariant**: a sequence's states and keys do not depend on the other
-//! sequences of a pass, on how it is cut into passes, or on the number of threads: equal bits.
+//! The residual stream is f32; products are in the pool's number type. **Invariant** on a CPU a sequence's states and keys do not depend on the
+//! other sequences of a pass, on how it is cut into passes and pieces, or on the number of threads: equal bits.
 
 mod checkpoint;
 mod config;
 mod decoder;
 mod error;
 pub mod gguf;
-mod kv;
 mod lm_head;
 mod safetensors;
 mod shards;
@@ -17,43 +16,43 @@ mod weights;
 
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
 
-use carryon_crds::common::Taps;
 use carryon_crds::pool::Dtype;
 
-use crate::kernel::{Precision, Threads};
+use crate::kernel::{Arena, Backend, PageLayout, Result};
 use checkpoint::Checkpoint;
 pub use config::ModelConfig;
-use decoder::{Decoder, Pass};
-pub use decoder::{Slot, States};
+use decoder::Decoder;
+pub use decoder::{Capture, Pause, Slot, States, Tap};
 pub use error::ModelError;
-pub use kv::Kv;
 pub use lm_head::LmHead;
 use weights::Weights;
 
-/// A loaded base model. Shared by reference: all state of a sequence is in its [`Kv`].
-pub struct Model {
+/// A loaded base model. Shared by reference: all state of a sequence is in its [`PageTable`](crate::kernel::PageTable).
+pub struct Model<B: Backend> {
     /// Sizes and constants.
     pub config: ModelConfig,
-    precision: Precision,
-    decoder: Decoder,
-    weights: Weights,
+    /// Number type of products and states.
+    pub dtype: Dtype,
+    /// Where it lies.
+    pub backend: B,
+    decoder: Decoder<B>,
+    weights: Weights<B>,
     digest: String,
-    threads: Arc<Threads>,
 }
 
-impl Model {
+impl<B: Backend> Model<B> {
     /// Loads the GGUF file or the folder (`config.json` and `*.safetensors`) at `path`, and packs its weights for products in `dtype`.
     ///
     /// # Errors
-    /// When a file cannot be read, is damaged, or asks for what the decoder does not do; the text names file and key or tensor.
-    pub fn load(path: &Path, dtype: Dtype, threads: Arc<Threads>) -> Result<Self, ModelError> {
+    /// When a file cannot be read, is damaged, or asks for what the decoder does not do; the text names file and key or tensor. When the weights do
+    /// not fit on the device.
+    pub fn load(path: &Path, dtype: Dtype, backend: B) -> std::result::Result<Self, ModelError> {
         let checkpoint = Checkpoint::open(path)?;
-        let (config, precision) = (checkpoint.config()?, Precision::for_dtype(dtype));
-        let weights = Weights::load(&checkpoint, &config, precision, &threads)?;
-        let (digest, decoder) = (checkpoint.digest()?, Decoder::new(&config, precision));
-        Ok(Self { config, precision, decoder, weights, digest, threads })
+        let config = checkpoint.config()?;
+        let weights = Weights::load(&backend, &checkpoint, &config, dtype)?;
+        let (digest, decoder) = (checkpoint.digest()?, Decoder::new(&config));
+        Ok(Self { config, dtype, backend, decoder, weights, digest })
     }
 
     /// `sha256:…` of the weight file, or of `config.json` and all files with its weights, one after the other.
@@ -66,34 +65,58 @@ impl Model {
         &self.config.name
     }
 
-    /// Name of the matrix kernel in use, e.g. `avx512_bf16`.
-    pub fn kernel(&self) -> &'static str {
-        crate::kernel::name(self.precision)
-    }
-
     /// The LM head.
-    pub fn lm_head(&self) -> &LmHead {
+    pub fn lm_head(&self) -> &LmHead<B> {
         &self.weights.lm_head
     }
 
-    /// An empty cache for a sequence that will be continued.
-    pub fn new_kv(&self) -> Kv {
-        Kv::new(&self.config, self.precision)
+    /// What a page of keys and values holds: all layers, for sequences that are continued.
+    pub fn page_layout(&self) -> PageLayout {
+        let ModelConfig { num_hidden_layers: layers, num_key_value_heads: heads, head_dim, .. } = self.config;
+        PageLayout { layers, heads, head_dim, dtype: self.dtype }
     }
 
-    /// A cache for a sequence that comes in one pass and is not continued: a layer's memory instead of all layers'.
-    pub fn single_pass_kv(&self) -> Kv {
-        Kv::single_pass(&self.config, self.precision)
+    /// The same of one layer, enough for sequences that come in one pass and are not continued: each layer uses it in its turn.
+    pub fn single_pass_layout(&self) -> PageLayout {
+        PageLayout { layers: 1, ..self.page_layout() }
     }
 
-    /// Runs the tokens of all slots through the decoder and returns their hidden states at `taps`.
+    /// Runs the tokens of all slots through the decoder, a layer at a time in pieces of at most `piece_rows` rows, and hands what is captured to
+    /// `states`. `pause` is called between two pieces: it may run another pass meanwhile, on other pages. When it breaks, the pass ends and what
+    /// the slots' pages hold is of no meaning any more.
     ///
-    /// `pause` is called between layers: it may run another pass meanwhile. When it breaks, the caches are as before and the result is `None`.
+    /// # Errors
+    /// The device failed.
     ///
     /// # Panics
-    /// When a token is not in the vocabulary.
-    pub fn forward(&self, slots: &mut [Slot<'_>], taps: &Taps, pause: &mut dyn FnMut() -> ControlFlow<()>) -> Option<States> {
-        let pass = Pass { config: &self.config, weights: &self.weights, threads: &self.threads };
-        self.decoder.forward(pass, slots, taps, pause)
+    /// When a token is not in the vocabulary, or a slot has no page for a position.
+    pub fn run(
+        &self,
+        arena: &mut Arena<B>,
+        slots: &mut [Slot<'_>],
+        piece_rows: usize,
+        captures: &[Capture],
+        states: States<'_, B>,
+        pause: Pause<'_>,
+    ) -> Result<ControlFlow<()>> {
+        self.decoder.run(self, arena, slots, piece_rows, captures, states, pause)
+    }
+
+    /// Runs the tokens of all slots in one piece; one entry for each capture.
+    ///
+    /// # Errors
+    /// As for [`Model::run`].
+    ///
+    /// # Panics
+    /// As for [`Model::run`].
+    pub fn forward(&self, arena: &mut Arena<B>, slots: &mut [Slot<'_>], captures: &[Capture]) -> Result<Vec<B::Rows>> {
+        let mut found: Vec<B::Rows> = captures.iter().map(|_| B::Rows::default()).collect();
+        let mut keep = |index: usize, _first: usize, rows: B::Rows| {
+            found[index] = rows;
+            Ok(())
+        };
+        let flow = self.run(arena, slots, usize::MAX, captures, &mut keep, &mut || Ok(ControlFlow::Continue(())))?;
+        debug_assert!(flow.is_continue(), "nobody breaks");
+        Ok(found)
     }
 }

@@ -1,15 +1,14 @@
 //! The loss service: in the pool, here on a fetched LM head, or over labels. The loop does not know which.
 
-use std::sync::Arc;
-
 use carryon_crds::pool::Dtype;
 use carryon_crds::wire::ModelDescription;
 use tokio::runtime::Handle;
 
 use crate::exchange::states::{from_bytes, number_bytes};
 use crate::exchange::{LossRequest, PoolClient};
-use crate::head;
-use crate::kernel::{Panels, Precision, Threads};
+use crate::head::loss::{LossWeights, lm_loss};
+use crate::kernel::cpu::{Cpu, Panels};
+use crate::kernel::{Backend as _, DeviceError};
 use crate::train::error::TrainError;
 use crate::train::pool::pool_error;
 use crate::train::states::MicroBatch;
@@ -81,26 +80,26 @@ impl Loss for RemoteLoss {
 
 /// The local loss: the LM head, fetched once, packed in both directions.
 pub struct LocalLoss {
+    cpu: Cpu,
     forward: Panels,
     backward: Panels,
-    threads: Arc<Threads>,
+    dtype: Dtype,
     alpha: f64,
 }
 
 impl LocalLoss {
     /// Packs `weight`, V × D numbers in the pool's number type, little-endian.
-    pub fn new(description: &ModelDescription, weight: &[u8], alpha: f64, threads: Arc<Threads>) -> Self {
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn new(description: &ModelDescription, weight: &[u8], alpha: f64, cpu: Cpu) -> Result<Self, TrainError> {
         let (vocabulary, width) = (description.vocab_size as usize, description.hidden_size as usize);
         let dtype = description.numerics.dtype;
         let row_bytes = width * number_bytes(dtype);
-        let precision = match dtype {
-            Dtype::Bfloat16 => Precision::Bf16,
-            Dtype::Float32 => Precision::F32,
-        };
         let row = |row: usize, values: &mut [f32]| from_bytes(&weight[row * row_bytes..][..row_bytes], dtype, values);
-        let forward = Panels::from_rows(vocabulary, width, precision, &threads, row);
-        let backward = forward.transposed(&threads);
-        Self { forward, backward, threads, alpha }
+        let forward = cpu.matrix(vocabulary, width, dtype, &row).map_err(device_error)?;
+        let backward = cpu.transposed(&forward).map_err(device_error)?;
+        Ok(Self { cpu, forward, backward, dtype, alpha })
     }
 }
 
@@ -108,16 +107,17 @@ impl Loss for LocalLoss {
     fn measure(&mut self, batch: &MicroBatch, output: Option<&[f32]>, gradient: bool) -> Result<Option<Measured>, TrainError> {
         let mut x = vec![0.0; batch.targets.len() * batch.hidden_size];
         from_bytes(&batch.x, batch.dtype, &mut x);
-        let y = match output {
-            Some(output) => head::combine(&x, self.alpha, output, batch.dtype),
-            None => x,
-        };
-        let backward = gradient.then_some(&self.backward);
-        let mut measured = head::loss::lm_loss(&self.threads, &self.forward, backward, &y, &batch.targets);
         let alpha = self.alpha as f32;
+        let weights = LossWeights { forward: &self.forward, backward: gradient.then_some(&self.backward), dtype: self.dtype };
+        let output = output.map(|output| (output, alpha));
+        let mut measured = lm_loss(&self.cpu, &weights, &x, output, &batch.targets).map_err(device_error)?;
         measured.gradient.iter_mut().for_each(|gradient| *gradient *= alpha);
         Ok(Some(Measured { loss: measured.loss, gradient: measured.gradient }))
     }
+}
+
+fn device_error(error: DeviceError) -> TrainError {
+    TrainError::Head(error.to_string())
 }
 
 /// Cross entropy of labels. The base has no loss of its own here: without an output every label is as likely as any other.

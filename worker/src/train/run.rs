@@ -8,7 +8,7 @@ use carryon_crds::wire::{ExitCode, HeadShape, TerminationMessage};
 use tokio::runtime::Handle;
 
 use crate::head::init;
-use crate::kernel::Threads;
+use crate::kernel::{Cpu, Threads};
 use crate::train::args::TrainArgs;
 use crate::train::checkpoint::{Checkpoint, Folder, State};
 use crate::train::data::{self, DataSet, Files, Rules};
@@ -276,7 +276,7 @@ fn loss(inputs: &Inputs, base: &Base, environment: &Environment, labels: usize) 
         (Task::CausalLM, LossPlace::Local) => {
             let fetched = environment.handle.block_on(environment.stop.race(base.client.lm_head(&base.description)));
             let weight = fetched.ok_or(TrainError::Stopped { step: 0 })?.map_err(pool_error)?;
-            Box::new(LocalLoss::new(&base.description, &weight, alpha, environment.threads.clone()))
+            Box::new(LocalLoss::new(&base.description, &weight, alpha, Cpu::new(environment.threads.clone()))?)
         }
     })
 }

@@ -1,6 +1,7 @@
 //! What the worker's tests share.
 #![allow(dead_code)]
 
+pub mod engine;
 pub mod tiny;
 
 use std::path::PathBuf;

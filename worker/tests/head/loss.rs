@@ -1,8 +1,11 @@
 //! The tiled loss against its formula in f64.
 
-use carryon_worker::head::loss::{lm_logits, lm_loss};
-use carryon_worker::kernel::{Panels, Precision, Threads, round_bf16};
+use carryon_crds::pool::Dtype;
+use carryon_worker::head::loss::{LossOutput, LossWeights, lm_loss};
+use carryon_worker::kernel::Backend;
+use carryon_worker::kernel::cpu::round_bf16;
 
+use super::common::engine::{candle, cpu};
 use super::fixtures::{assert_close, bits};
 
 const V: usize = 997;
@@ -41,22 +44,23 @@ fn naive(problem: &Problem, row: usize) -> (f64, Vec<f32>) {
     (sum.ln() - logits[target], gradient.into_iter().map(|value| value as f32).collect())
 }
 
-fn panels(problem: &Problem, precision: Precision) -> (Panels, Panels) {
-    (Panels::pack(&problem.weight, V, D, precision), Panels::pack_transposed(&problem.weight, V, D, precision))
+fn loss<B: Backend>(backend: &B, problem: &Problem, rows: std::ops::Range<usize>, dtype: Dtype, gradient: bool) -> LossOutput {
+    let fill = |row: usize, values: &mut [f32]| values.copy_from_slice(&problem.weight[row * D..][..D]);
+    let forward = backend.matrix(V, D, dtype, &fill).unwrap();
+    let backward = gradient.then(|| backend.transposed(&forward).unwrap());
+    let weights = LossWeights { forward: &forward, backward: backward.as_ref(), dtype };
+    lm_loss(backend, &weights, &problem.y[rows.start * D..rows.end * D], None, &problem.targets[rows]).unwrap()
 }
 
-#[test]
-fn loss_and_gradient_follow_the_formula() {
+fn follows_the_formula<B: Backend>(backend: &B) {
     let problem = problem();
-    let threads = Threads::new(2);
-    for precision in [Precision::F32, Precision::Bf16] {
-        let (forward, backward) = panels(&problem, precision);
-        let output = lm_loss(&threads, &forward, Some(&backward), &problem.y, &problem.targets);
+    for dtype in [Dtype::Float32, Dtype::Bfloat16] {
+        let output = loss(backend, &problem, 0..ROWS, dtype, true);
         for row in 0..ROWS {
             let (loss, gradient) = naive(&problem, row);
             assert!((f64::from(output.loss[row]) / loss - 1.0).abs() < 1e-5, "row {row}: {} {loss}", output.loss[row]);
             let found = &output.gradient[row * D..][..D];
-            if precision == Precision::F32 {
+            if dtype == Dtype::Float32 {
                 assert_close("gradient", found, &gradient, 1e-5);
             }
             assert!(cosine(found, &gradient) >= 0.9999, "row {row}: cosine {}", cosine(found, &gradient));
@@ -65,13 +69,18 @@ fn loss_and_gradient_follow_the_formula() {
 }
 
 #[test]
+fn loss_and_gradient_follow_the_formula() {
+    follows_the_formula(&cpu(2));
+    follows_the_formula(&candle());
+}
+
+#[test]
 fn a_row_does_not_depend_on_its_company() {
     let problem = problem();
-    for precision in [Precision::F32, Precision::Bf16] {
-        let (forward, backward) = panels(&problem, precision);
-        let together = lm_loss(&Threads::new(2), &forward, Some(&backward), &problem.y, &problem.targets);
+    for dtype in [Dtype::Float32, Dtype::Bfloat16] {
+        let together = loss(&cpu(2), &problem, 0..ROWS, dtype, true);
         for row in [0, 100, ROWS - 1] {
-            let alone = lm_loss(&Threads::new(1), &forward, Some(&backward), &problem.y[row * D..][..D], &problem.targets[row..=row]);
+            let alone = loss(&cpu(1), &problem, row..row + 1, dtype, true);
             assert_eq!(alone.loss[0].to_bits(), together.loss[row].to_bits());
             assert_eq!(bits(&alone.gradient), bits(&together.gradient[row * D..][..D]));
         }
@@ -81,14 +90,11 @@ fn a_row_does_not_depend_on_its_company() {
 #[test]
 fn nan_rows_and_losses_without_gradient_leave_the_rest_as_it_is() {
     let mut problem = problem();
-    let threads = Threads::new(2);
-    let (forward, backward) = panels(&problem, Precision::F32);
-    let clean = lm_loss(&threads, &forward, Some(&backward), &problem.y, &problem.targets);
+    let clean = loss(&cpu(2), &problem, 0..ROWS, Dtype::Float32, true);
     problem.y[7 * D..8 * D].fill(f32::NAN);
-    let dirty = lm_loss(&threads, &forward, None, &problem.y, &problem.targets);
+    let dirty = loss(&cpu(2), &problem, 0..ROWS, Dtype::Float32, false);
     assert!(dirty.loss[7].is_nan() && dirty.gradient.is_empty());
     assert_eq!(bits(&dirty.loss[8..]), bits(&clean.loss[8..]));
-    assert_eq!(lm_logits(&threads, &forward, &problem.y[..2 * D]).len(), 2 * V);
 }
 
 fn cosine(a: &[f32], b: &[f32]) -> f64 {

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod artifact;
+#[path = "../common/mod.rs"]
+mod common;
 mod fixtures;
 mod loss;
 mod training;
@@ -10,16 +12,22 @@ mod training;
 use std::sync::Arc;
 
 use carryon_crds::pool::Dtype;
-use carryon_worker::head::loss::{LossOutput, lm_loss};
+use carryon_worker::head::loss::{LossOutput, LossWeights, lm_loss};
 use carryon_worker::head::tape::{self, PackedBatch, Tape, TapeError};
-use carryon_worker::head::{Gradients, HeadKv, Runner, Weights, combine, init};
-use carryon_worker::kernel::{Panels, Precision, Threads};
+use carryon_worker::head::{Gradients, Runner, Weights, init};
+use carryon_worker::kernel::{Backend, Cpu, PageTable, Threads};
+use common::engine::{Pages, candle, class_logits, cpu, head_outputs};
 use fixtures::*;
 
-fn whole(runner: &Runner, case: &Case) -> Vec<f32> {
-    let mut caches: Vec<HeadKv> = case.lengths.iter().map(|_| HeadKv::new(runner.shape())).collect();
-    let mut sequences: Vec<_> = case.lengths.iter().copied().zip(&mut caches).collect();
-    runner.forward(&case.tap_slices(), &mut sequences)
+fn runner<B: Backend>(case: &Case, backend: &B) -> Runner<B> {
+    Runner::from_weights(&case.shape, &case.weights, backend.clone()).unwrap()
+}
+
+/// Outputs of all sequences together.
+fn whole<B: Backend>(backend: &B, runner: &Runner<B>, case: &Case) -> Vec<f32> {
+    let mut tables = vec![PageTable::default(); case.lengths.len()];
+    let mut sequences: Vec<_> = case.lengths.iter().zip(&mut tables).map(|(rows, table)| (runner, *rows, table)).collect();
+    head_outputs(&mut Pages::new(backend, runner.page_layout()), &case.tap_slices(), &mut sequences)
 }
 
 fn loss_of(case: &Case, weights: &Weights, threads: &Arc<Threads>) -> (f64, Gradients) {
@@ -32,12 +40,12 @@ fn loss_of(case: &Case, weights: &Weights, threads: &Arc<Threads>) -> (f64, Grad
     (mean, tape.gradients(&delta, &by_delta).unwrap())
 }
 
-fn lm_loss_of(case: &Case, delta: &[f32], threads: &Threads) -> LossOutput {
-    let y = combine(&case.target_states(), case.shape.alpha, delta, Dtype::Float32);
-    let (v, d) = case.lm_head_shape();
-    let forward = Panels::pack(&case.lm_head, v, d, Precision::F32);
-    let backward = Panels::pack_transposed(&case.lm_head, v, d, Precision::F32);
-    lm_loss(threads, &forward, Some(&backward), &y, &case.targets)
+fn lm_loss_of(case: &Case, delta: &[f32], threads: &Arc<Threads>) -> LossOutput {
+    let (cpu, (v, d), dtype) = (Cpu::new(threads.clone()), case.lm_head_shape(), Dtype::Float32);
+    let forward = cpu.matrix(v, d, dtype, &|row, values| values.copy_from_slice(&case.lm_head[row * d..][..d])).unwrap();
+    let backward = cpu.transposed(&forward).unwrap();
+    let weights = LossWeights { forward: &forward, backward: Some(&backward), dtype };
+    lm_loss(&cpu, &weights, &case.target_states(), Some((delta, case.shape.alpha as f32)), &case.targets).unwrap()
 }
 
 #[test]
@@ -59,18 +67,20 @@ fn classifier_gradients_are_those_of_pytorch() {
     let loss = tape::class_loss(&logits, &case.labels).unwrap();
     assert!((loss.to_scalar::<f32>().unwrap() / case.expected["loss"].values[0] - 1.0).abs() < 1e-5);
     assert_gradients("classifier", &tape.backward(&loss).unwrap(), &case.expected);
-    let runner = Runner::from_weights(&case.shape, &case.weights, Threads::new(1)).unwrap();
-    let served = runner.classify(&case.tap_slices(), &case.lengths);
+    let served = class_logits(&cpu(1), &runner(&case, &cpu(1)), &case.tap_slices(), &case.lengths);
     assert_eq!(bits(&served), bits(&logits.flatten_all().unwrap().to_vec1().unwrap()));
+    let other = class_logits(&candle(), &runner(&case, &candle()), &case.tap_slices(), &case.lengths);
+    assert_close("logits of candle", &other, &case.expected["output"].values, 1e-5);
 }
 
 #[test]
 fn runner_gives_the_output_of_pytorch_and_the_bits_of_the_tape() {
     for name in ["gated", "plain"] {
         let case = Case::load(name);
-        let runner = Runner::from_weights(&case.shape, &case.weights, Threads::new(1)).unwrap();
-        let served = whole(&runner, &case);
+        let served = whole(&cpu(1), &runner(&case, &cpu(1)), &case);
         assert_close(name, &served, &case.expected["output"].values, 1e-5);
+        let other = whole(&candle(), &runner(&case, &candle()), &case);
+        assert_close(name, &other, &case.expected["output"].values, 1e-5);
         let tape = Tape::new(&case.shape, &case.weights, Threads::new(2)).unwrap();
         let trained: Vec<f32> = tape.delta(&case.batch()).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         let d = case.hidden_size();
@@ -83,16 +93,16 @@ fn runner_gives_the_output_of_pytorch_and_the_bits_of_the_tape() {
 fn a_sequence_has_the_same_bits_alone_ragged_chunked_and_token_by_token() {
     let case = Case::load("gated");
     let d = case.hidden_size();
-    let ragged = whole(&Runner::from_weights(&case.shape, &case.weights, Threads::new(2)).unwrap(), &case);
-    let runner = Runner::from_weights(&case.shape, &case.weights, Threads::new(1)).unwrap();
+    let ragged = whole(&cpu(2), &runner(&case, &cpu(2)), &case);
+    let (cpu, runner) = (cpu(1), runner(&case, &cpu(1)));
     for (first, length) in case.sequences() {
         for chunk in [length, 5, 1] {
-            let mut kv = HeadKv::new(&case.shape);
+            let (mut pages, mut table) = (Pages::new(&cpu, runner.page_layout()), PageTable::default());
             let mut alone = Vec::new();
             for start in (0..length).step_by(chunk) {
                 let rows = chunk.min(length - start);
                 let taps: Vec<&[f32]> = case.taps.iter().map(|tap| &tap[(first + start) * d..][..rows * d]).collect();
-                alone.extend(runner.forward(&taps, &mut [(rows, &mut kv)]));
+                alone.extend(head_outputs(&mut pages, &taps, &mut [(&runner, rows, &mut table)]));
             }
             assert_eq!(bits(&alone), bits(&ragged[first * d..][..length * d]), "rows {first}.., chunks of {chunk}");
         }
@@ -100,26 +110,24 @@ fn a_sequence_has_the_same_bits_alone_ragged_chunked_and_token_by_token() {
 }
 
 #[test]
-fn bits_stay_in_a_sliding_window_and_after_going_back() {
+fn bits_stay_in_a_sliding_window() {
     let mut case = Case::load("gated");
     case.shape.window = 7;
     let d = case.hidden_size();
-    let runner = Runner::from_weights(&case.shape, &case.weights, Threads::new(2)).unwrap();
-    let all = whole(&runner, &case);
+    let (cpu, runner_of) = (cpu(2), runner::<Cpu>);
+    let runner = runner_of(&case, &cpu);
+    let all = whole(&cpu, &runner, &case);
     let (first, length) = case.sequences().into_iter().max_by_key(|(_, length)| *length).unwrap();
-    let step = |kv: &mut HeadKv, position: usize| {
-        let taps: Vec<&[f32]> = case.taps.iter().map(|tap| &tap[(first + position) * d..][..d]).collect();
-        runner.forward(&taps, &mut [(1, kv)])
-    };
-    let mut kv = HeadKv::new(&case.shape);
+    let (mut pages, mut table) = (Pages::new(&cpu, runner.page_layout()), PageTable::default());
     for position in 0..length {
-        let row = step(&mut kv, position);
+        let taps: Vec<&[f32]> = case.taps.iter().map(|tap| &tap[(first + position) * d..][..d]).collect();
+        let row = head_outputs(&mut pages, &taps, &mut [(&runner, 1, &mut table)]);
         assert_eq!(bits(&row), bits(&all[(first + position) * d..][..d]), "position {position}");
     }
-    kv.truncate(length - 4);
-    assert_eq!(bits(&step(&mut kv, length - 4)), bits(&all[(first + length - 4) * d..][..d]));
+    let other = whole(&candle(), &Runner::from_weights(&case.shape, &case.weights, candle()).unwrap(), &case);
+    assert_close("candle, in a window", &other, &all, 1e-5);
     // The window is felt, and training slides as serving does.
-    let full = whole(&Runner::from_weights(&Case::load("gated").shape, &case.weights, Threads::new(2)).unwrap(), &case);
+    let full = whole(&cpu, &runner_of(&Case::load("gated"), &cpu), &case);
     assert_ne!(bits(&full), bits(&all));
     let tape = Tape::new(&case.shape, &case.weights, Threads::new(2)).unwrap();
     let trained: Vec<f32> = tape.delta(&case.batch()).unwrap().flatten_all().unwrap().to_vec1().unwrap();
@@ -132,19 +140,34 @@ fn interleaved_heads_do_not_influence_each_other_and_nan_stays_in_its_own() {
     let (gated, plain) = (Case::load("gated"), Case::load("plain"));
     let mut broken = gated.weights.clone();
     broken.values_mut().for_each(|weight| weight.values.fill(f32::NAN));
-    let threads = Threads::new(2);
+    let cpu = cpu(2);
     let runners = [(&gated, &gated.weights), (&plain, &plain.weights), (&gated, &broken)]
-        .map(|(case, weights)| Runner::from_weights(&case.shape, weights, threads.clone()).unwrap());
-    let alone = runners.each_ref().map(|runner| whole(runner, &gated));
+        .map(|(case, weights)| Runner::from_weights(&case.shape, weights, cpu.clone()).unwrap());
+    let alone = runners.each_ref().map(|runner| whole(&cpu, runner, &gated));
     let d = gated.hidden_size();
     let (first, length) = gated.sequences()[2];
-    let mut caches = runners.each_ref().map(|runner| HeadKv::new(runner.shape()));
+    let mut pages = runners.each_ref().map(|runner| Pages::new(&cpu, runner.page_layout()));
+    let mut tables = [(); 3].map(|()| PageTable::default());
     for position in 0..length {
-        for ((runner, kv), alone) in runners.iter().zip(&mut caches).zip(&alone) {
-            let taps: Vec<&[f32]> = gated.taps.iter().map(|tap| &tap[(first + position) * d..][..d]).collect();
-            let row = runner.forward(&taps, &mut [(1, kv)]);
+        let taps: Vec<&[f32]> = gated.taps.iter().map(|tap| &tap[(first + position) * d..][..d]).collect();
+        for (((runner, pages), table), alone) in runners.iter().zip(&mut pages).zip(&mut tables).zip(&alone) {
+            let row = head_outputs(pages, &taps, &mut [(runner, 1, table)]);
             assert_eq!(bits(&row), bits(&alone[(first + position) * d..][..d]));
         }
+    }
+    // Heads of one shape in one call, on pages of one arena.
+    assert!(runners[0].runs_with(&runners[2]) && !runners[0].runs_with(&runners[1]));
+    let mut tables = [(); 3].map(|()| PageTable::default());
+    let [one, two, three] = &mut tables;
+    let twice = |rows: std::ops::Range<usize>| -> Vec<Vec<f32>> {
+        gated.taps.iter().map(|tap| [&tap[rows.start * d..rows.end * d]; 3].concat()).collect()
+    };
+    let taps = twice(first..first + length);
+    let taps: Vec<&[f32]> = taps.iter().map(Vec::as_slice).collect();
+    let mut sequences = [(&runners[0], length, one), (&runners[2], length, two), (&runners[0], length, three)];
+    let together = head_outputs(&mut pages[0], &taps, &mut sequences);
+    for (place, own) in [0, 2, 0].into_iter().enumerate() {
+        assert_eq!(bits(&together[place * length * d..][..length * d]), bits(&alone[own][first * d..][..length * d]));
     }
     assert!(alone[2].iter().all(|value| value.is_nan()) && alone[0].iter().all(|value| value.is_finite()));
 }
@@ -152,12 +175,12 @@ fn interleaved_heads_do_not_influence_each_other_and_nan_stays_in_its_own() {
 #[test]
 fn a_sequence_of_nan_leaves_its_neighbours_alone() {
     let mut case = Case::load("gated");
-    let runner = Runner::from_weights(&case.shape, &case.weights, Threads::new(2)).unwrap();
-    let clean = whole(&runner, &case);
+    let (cpu, runner) = (cpu(2), runner(&case, &cpu(2)));
+    let clean = whole(&cpu, &runner, &case);
     let d = case.hidden_size();
     let (first, length) = case.sequences()[0];
     case.taps.iter_mut().for_each(|tap| tap[first * d..(first + length) * d].fill(f32::NAN));
-    let dirty = whole(&runner, &case);
+    let dirty = whole(&cpu, &runner, &case);
     assert_eq!(bits(&dirty[length * d..]), bits(&clean[length * d..]));
 }
 
@@ -206,8 +229,8 @@ fn initial_weights_change_nothing_and_still_learn() {
     let weights = init::weights(&case.shape, 7);
     assert_eq!(weights, init::weights(&case.shape, 7));
     assert_ne!(weights, init::weights(&case.shape, 8));
-    let runner = Runner::from_weights(&case.shape, &weights, threads.clone()).unwrap();
-    assert!(whole(&runner, &case).iter().all(|value| *value == 0.0));
+    let runner = Runner::from_weights(&case.shape, &weights, cpu(2)).unwrap();
+    assert!(whole(&cpu(2), &runner, &case).iter().all(|value| *value == 0.0));
     let (_, gradients) = loss_of(&case, &weights, &threads);
     assert!(gradients["output.weight"].iter().any(|value| *value != 0.0));
 }

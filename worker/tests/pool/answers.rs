@@ -7,6 +7,7 @@ use carryon_worker::head::Runner;
 use futures::StreamExt as _;
 use futures::future::join_all;
 
+use crate::common::engine::{class_logits, cpu};
 use crate::common::{model_path, tokens};
 use crate::harness::{ENGINE, Pool, tokens_of, with_head};
 
@@ -152,27 +153,36 @@ async fn a_penalised_greedy_answer_is_that_of_whole_forward_passes() {
 async fn answers_to_one_prompt_run_it_once_and_are_those_of_sequences_alone() {
     let pool = Pool::start(&model_path(), Dtype::Bfloat16, Engine { max_num_batched_tokens: 32, ..ENGINE }).await;
     let head = pool.head(3, Task::CausalLM);
-    let prompt = tokens(65, 49_152, 5);
-    let asked = |head: Option<&_>, seed, longest| GenerateRequest {
+    let asked = |prompt: &[u32], head: Option<&_>, seed, longest| GenerateRequest {
         temperature: 1.0,
         seed: Some(seed),
-        ..head.map_or_else(|| GenerateRequest::greedy(prompt.clone(), longest), |head| with_head(prompt.clone(), longest, head))
+        ..head.map_or_else(|| GenerateRequest::greedy(prompt.to_vec(), longest), |head| with_head(prompt.to_vec(), longest, head))
     };
-    for own in [Some(&head), None] {
+    let run = async || pool.metric("carryon_tokens_total{class=\"serving\"}").await;
+    for (own, prompt) in [(Some(&head), tokens(65, 49_152, 5)), (None, tokens(65, 49_152, 6))] {
         pool.push(&head).await;
-        let requests: Vec<_> = (0..3).map(|seed| asked(own, seed, [3, 1, 2][seed as usize])).collect();
-        let mut alone = Vec::new();
-        for request in &requests {
-            alone.push(pool.answer(request).await);
-        }
-        let before = pool.metric("carryon_tokens_total{class=\"serving\"}").await;
+        let requests: Vec<_> = (0..3).map(|seed| asked(&prompt, own, seed, [3, 1, 2][seed as usize])).collect();
+        let before = run().await;
         // The prompt takes three passes: the others come while it runs.
         let together = join_all(requests.iter().map(|request| pool.answer(request))).await;
-        assert_eq!(together, alone);
-        let run = pool.metric("carryon_tokens_total{class=\"serving\"}").await - before;
         // Every answer but the last of its tokens runs; two run the prompt's last token again.
-        assert_eq!(run, f64::from(65 + 2 + 2 + 1), "the prompt ran more than once");
+        assert_eq!(run().await - before, f64::from(65 + 2 + 2 + 1), "the prompt ran more than once");
+        let before = run().await;
+        for (request, answer) in requests.iter().zip(together) {
+            assert_eq!(answer, pool.answer(request).await);
+        }
+        // Who comes later goes on from its blocks.
+        assert_eq!(run().await - before, f64::from(3 + 2 + 1), "a prompt that is known ran again");
     }
+    // So does another head, from the states that were kept with them.
+    let (prompt, other) = (tokens(65, 49_152, 7), pool.head(4, Task::CausalLM));
+    pool.push(&other).await;
+    let of_first = pool.answer(&with_head(prompt.clone(), 2, &head)).await;
+    let before = run().await;
+    let of_other = pool.answer(&with_head(prompt.clone(), 2, &other)).await;
+    assert_eq!(run().await - before, f64::from(1 + 1), "the base ran again for another head");
+    assert_eq!(of_first, pool.greedy(&prompt, 2, Some((&head, 0.75))));
+    assert_eq!(of_other, pool.greedy(&prompt, 2, Some((&other, 0.75))));
     // Another head has other keys and values; who scores the prompt, and another prompt, run their own.
     let shorter = GenerateRequest::greedy(prompt[..64].to_vec(), 2);
     let scoring = GenerateRequest { prompt_logprobs: Some(0), ..GenerateRequest::greedy(prompt.clone(), 2) };
@@ -183,7 +193,7 @@ async fn answers_to_one_prompt_run_it_once_and_are_those_of_sequences_alone() {
         assert_eq!(answer, pool.answer(request).await);
     }
     // Whoever runs the prompt may go away before it has run.
-    let request = asked(None, 1, 2);
+    let request = asked(&tokens(65, 49_152, 8), None, 1, 2);
     let gone = tokio::time::timeout(std::time::Duration::from_millis(20), pool.events(&request));
     assert_eq!(futures::join!(gone, pool.answer(&request)).1, pool.answer(&request).await);
 }
@@ -244,11 +254,11 @@ async fn classification_is_the_runners() {
     let sequences: Vec<_> = [3, 40, 12, 90].iter().map(|length| tokens(*length, 101, *length as u64)).collect();
     let request = ClassifyRequest { sequences: sequences.clone(), head: head.digest.clone() };
     let scores = pool.client.classify(None, &request).await.unwrap().scores;
-    let runner = Runner::new(&head, pool.threads.clone()).unwrap();
+    let (cpu, runner) = (cpu(1), Runner::new(&head, cpu(1)).unwrap());
     for (sequence, scores) in sequences.iter().zip(&scores) {
         let states = pool.states(sequence, &Taps { layers: vec![1, 2], final_norm: true });
         let taps: Vec<&[f32]> = states.iter().map(Vec::as_slice).collect();
-        assert_eq!(*scores, runner.classify(&taps, &[sequence.len()]));
+        assert_eq!(*scores, class_logits(&cpu, &runner, &taps, &[sequence.len()]));
     }
 }
 

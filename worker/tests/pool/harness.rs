@@ -1,8 +1,6 @@
 //! A pool of a tiny random Llama on loopback, heads for it, and what it should answer.
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,15 +11,15 @@ use carryon_crds::wire::{BaseConfig, BaseReference, HeadShape, ModelDescription}
 use carryon_worker::base::{self, BaseError};
 use carryon_worker::exchange::wire::{GenerateEvent, GenerateRequest};
 use carryon_worker::exchange::{ClientError, Endpoint, PoolClient};
-use carryon_worker::head::{Artifact, HeadKv, Runner, combine, init};
-use carryon_worker::kernel::Threads;
-use carryon_worker::model::{Model, Slot};
+use carryon_worker::head::{Artifact, Runner, init};
+use carryon_worker::kernel::{Backend as _, Cpu, PageTable};
 use carryon_worker::text::{Tokenizer, Vocabulary};
 use futures::StreamExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use crate::common::engine::{Pages, cpu, head_outputs};
 use crate::common::tiny::{Random, Tiny};
 
 /// Small enough that long sequences need several batches.
@@ -31,8 +29,7 @@ pub struct Pool {
     pub url: String,
     pub client: PoolClient,
     pub description: ModelDescription,
-    pub model: Model,
-    pub threads: Arc<Threads>,
+    pub engine: crate::common::engine::Engine<Cpu>,
     pub end: Option<oneshot::Sender<()>>,
     pub server: Option<JoinHandle<Result<(), BaseError>>>,
     _folder: Option<tempfile::TempDir>,
@@ -70,9 +67,8 @@ impl Pool {
             tokio::spawn(base::serve(listener, config, path_of_server, Some(2), Duration::from_secs(25), async move { drop(told.await) }));
         let client = PoolClient::connect(std::slice::from_ref(&url), Duration::from_secs(60)).unwrap();
         let description = client.describe().await.unwrap();
-        let threads = Threads::new(1);
-        let model = Model::load(path, dtype, threads.clone()).unwrap();
-        Self { url, client, description, model, threads, end: Some(end), server: Some(server), _folder: None }
+        let engine = crate::common::engine::load(path, dtype, 1);
+        Self { url, client, description, engine, end: Some(end), server: Some(server), _folder: None }
     }
 
     pub async fn endpoint(&self) -> Endpoint {
@@ -81,8 +77,7 @@ impl Pool {
 
     /// Tap states of a sequence run alone, T × D each.
     pub fn states(&self, tokens: &[u32], taps: &Taps) -> Vec<Vec<f32>> {
-        let mut kv = self.model.new_kv();
-        self.model.forward(&mut [Slot { tokens, kv: &mut kv }], taps, &mut || ControlFlow::Continue(())).unwrap().taps
+        self.engine.states(&[tokens], &mut [PageTable::default()], taps)
     }
 
     /// Logits of every position, with a head run over the whole sequence at once.
@@ -92,14 +87,19 @@ impl Pool {
             Some((artifact, alpha)) => {
                 let taps = self.states(tokens, &artifact.shape.taps);
                 let taps: Vec<&[f32]> = taps.iter().map(Vec::as_slice).collect();
-                let runner = Runner::new(artifact, self.threads.clone()).unwrap();
-                let delta = runner.forward(&taps, &mut [(tokens.len(), &mut HeadKv::new(&artifact.shape))]);
-                combine(&x, alpha, &delta, self.description.numerics.dtype)
+                let (cpu, dtype) = (cpu(1), self.description.numerics.dtype);
+                let runner = Runner::new(artifact, cpu.clone()).unwrap();
+                let mut pages = Pages::new(&cpu, runner.page_layout());
+                let delta = head_outputs(&mut pages, &taps, &mut [(&runner, tokens.len(), &mut PageTable::default())]);
+                let width = x.len() / tokens.len();
+                let (mut y, delta) = (cpu.write(&x, width).unwrap(), cpu.write(&delta, width).unwrap());
+                let rows: Vec<u32> = (0..tokens.len() as u32).collect();
+                cpu.combine(&mut y, &rows, &vec![alpha as f32; tokens.len()], &delta, dtype).unwrap();
+                cpu.read(&y).unwrap().into_owned()
             }
             None => x,
         };
-        let logits = self.model.lm_head().logits(&y);
-        logits.chunks_exact(self.model.lm_head().vocab_size()).map(<[f32]>::to_vec).collect()
+        self.engine.logits(&y).chunks_exact(self.description.vocab_size as usize).map(<[f32]>::to_vec).collect()
     }
 
     /// The greedy continuation, every token from a forward pass over all before it.

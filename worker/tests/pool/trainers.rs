@@ -1,11 +1,10 @@
-use std::ops::ControlFlow;
-
 use carryon_crds::common::Taps;
 use carryon_crds::pool::{Dtype, Engine};
 use carryon_worker::exchange::states::{from_bytes, to_bytes};
 use carryon_worker::exchange::wire::HiddenStatesRequest;
 use carryon_worker::exchange::{LossRequest, SequenceStates};
-use carryon_worker::head::{combine, loss::lm_loss};
+use carryon_worker::head::loss::{LossWeights, lm_loss};
+use carryon_worker::kernel::Backend as _;
 use futures::StreamExt as _;
 
 use crate::common::{model_path, tiny::Random, tokens};
@@ -61,10 +60,12 @@ async fn the_remote_loss_is_the_local_loss() {
         let mut plain = vec![0.0; rows * width];
         from_bytes(&x, dtype, &mut plain);
         let targets = tokens(rows, 101, 4);
-        let head = pool.model.lm_head();
+        let model = &pool.engine.model;
+        let head = model.lm_head();
+        let weights = LossWeights { forward: head.forward(), backward: Some(head.backward()), dtype };
         for delta in [None, Some(delta)] {
-            let y = delta.as_ref().map_or_else(|| plain.clone(), |delta| combine(&plain, 1.0, delta, dtype));
-            let local = lm_loss(&pool.threads, head.forward(), Some(head.backward()), &y, &targets);
+            let output = delta.as_ref().map(|delta| (delta.as_slice(), 1.0));
+            let local = lm_loss(&model.backend, &weights, &plain, output, &targets).unwrap();
             let request = LossRequest { hidden_size: width, dtype, x: x.clone(), delta, targets: targets.clone(), gradient: true };
             let remote = pool.client.loss(&request).await.unwrap();
             assert_eq!(remote.loss, local.loss);
@@ -80,13 +81,8 @@ async fn the_lm_head_that_is_handed_out_is_the_models() {
     for dtype in [Dtype::Bfloat16, Dtype::Float32] {
         let pool = Pool::tiny(dtype, ENGINE).await;
         let bytes = pool.client.lm_head(&pool.description).await.unwrap();
-        let mut weight = vec![0.0; 101 * 40];
-        from_bytes(&bytes, dtype, &mut weight);
-        let mut row = vec![0.0; 40];
-        for (token, values) in weight.chunks_exact(40).enumerate() {
-            pool.model.lm_head().row(token, &mut row);
-            assert_eq!(values, row);
-        }
+        let model = &pool.engine.model;
+        assert_eq!(bytes, model.backend.read_matrix(model.lm_head().forward(), 0..101).unwrap());
     }
 }
 
@@ -123,27 +119,4 @@ async fn serving_runs_between_the_layers_of_a_training_batch() {
     assert_eq!(answer, expected);
     let alone = pool.states(&sequences[50], &taps);
     assert_eq!(states[50].tap(0), alone[0]);
-}
-
-#[test]
-fn a_pause_may_run_another_pass() {
-    // What the device thread relies on: the model is shared by reference and a pass may run inside another's pause.
-    let folder = crate::harness::checkpoint(7);
-    let threads = carryon_worker::kernel::Threads::new(2);
-    let model = carryon_worker::model::Model::load(folder.path(), Dtype::Bfloat16, threads).unwrap();
-    let taps = Taps { layers: vec![], final_norm: true };
-    let (one, other) = (tokens(20, 101, 1), tokens(7, 101, 2));
-    let run = |tokens: &[u32], pause: &mut dyn FnMut() -> ControlFlow<()>| {
-        let mut kv = model.new_kv();
-        model.forward(&mut [carryon_worker::model::Slot { tokens, kv: &mut kv }], &taps, pause).unwrap().taps
-    };
-    let mut go_on = || ControlFlow::Continue(());
-    let (alone, other_alone) = (run(&one, &mut go_on), run(&other, &mut go_on));
-    let mut inner = Vec::new();
-    let outer = run(&one, &mut || {
-        inner.push(run(&other, &mut || ControlFlow::Continue(())));
-        ControlFlow::Continue(())
-    });
-    assert_eq!(outer, alone);
-    assert!(inner.len() == 2 && inner.iter().all(|states| *states == other_alone));
 }

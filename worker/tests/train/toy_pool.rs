@@ -17,7 +17,9 @@ use carryon_worker::exchange::wire::{
     ErrorBody, ErrorCode, GenerateRequest, HiddenStatesRequest, IDENTITY_HEADER, NUMERICS_HEADER, WireError,
 };
 use carryon_worker::exchange::{LossRequest, SequenceStates};
-use carryon_worker::kernel::{Panels, Precision, Threads};
+use carryon_worker::head::loss::{LossWeights, lm_loss};
+use carryon_worker::kernel::cpu::{Cpu, Panels};
+use carryon_worker::kernel::{Backend as _, Threads};
 use carryon_worker::text::{Tokenizer, Vocabulary};
 use tokio::sync::Semaphore;
 
@@ -40,7 +42,7 @@ struct Shared {
     description: Mutex<ModelDescription>,
     tokenizer: Vec<u8>,
     forward: Panels,
-    threads: Arc<Threads>,
+    cpu: Cpu,
     /// Sequences whose states were asked for.
     asked: AtomicU64,
     /// Requests answered before the next one meets an outage.
@@ -91,8 +93,8 @@ impl ToyPool {
         let shared = Arc::new(Shared {
             description: Mutex::new(description),
             tokenizer,
-            forward: Panels::pack(&weight, VOCABULARY, HIDDEN, Precision::F32),
-            threads: Threads::new(1),
+            forward: Panels::pack(&weight, VOCABULARY, HIDDEN, Dtype::Float32),
+            cpu: Cpu::new(Threads::new(1)),
             asked: AtomicU64::new(0),
             healthy: AtomicU64::new(u64::MAX),
             refused: AtomicU64::new(0),
@@ -269,12 +271,10 @@ async fn loss(State(pool): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) 
     };
     let request = LossRequest::decode(body, HIDDEN).unwrap();
     let x: Vec<f32> = request.x.chunks(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect();
-    let y = match &request.delta {
-        Some(delta) => carryon_worker::head::combine(&x, 1.0, delta, Dtype::Float32),
-        None => x,
-    };
-    let backward = request.gradient.then(|| pool.forward.transposed(&pool.threads));
-    let mut measured = carryon_worker::head::loss::lm_loss(&pool.threads, &pool.forward, backward.as_ref(), &y, &request.targets);
+    let backward = request.gradient.then(|| pool.cpu.transposed(&pool.forward).unwrap());
+    let weights = LossWeights { forward: &pool.forward, backward: backward.as_ref(), dtype: Dtype::Float32 };
+    let delta = request.delta.as_ref().map(|delta| (delta.as_slice(), 1.0));
+    let mut measured = lm_loss(&pool.cpu, &weights, &x, delta, &request.targets).unwrap();
     let left = pool.nan_after.load(Ordering::SeqCst);
     if left == 0 {
         measured.loss[0] = f32::NAN;

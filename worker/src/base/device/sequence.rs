@@ -5,12 +5,12 @@ use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::base::pages::{BlockHash, Chain, Lease};
 use crate::base::queue::Demand;
 use crate::base::registry::LoadedHead;
 use crate::base::sampling::{Sampler, logprobs};
 use crate::exchange::wire::{ErrorCode, FinishReason, GenerateEvent, TokenLogprob, Usage, WireError};
-use crate::head::HeadKv;
-use crate::model::Kv;
+use crate::kernel::{PAGE, PageTable};
 
 /// What a classified sequence comes back with: its place in the request and one logit per label.
 pub type Score = (usize, Result<Vec<f32>, WireError>);
@@ -21,15 +21,16 @@ pub struct HeadUse {
     pub head: Arc<LoadedHead>,
     /// Scale of its output.
     pub alpha: f64,
-    /// Its keys and values for this sequence.
-    pub kv: HeadKv,
+    /// Where its keys and values of this sequence lie.
+    pub table: PageTable,
+    /// Pages of the table, from the first on, that belong to blocks.
+    pub shared: usize,
 }
 
 impl HeadUse {
     /// `head` at the beginning of a sequence.
     pub fn new(head: Arc<LoadedHead>, alpha: f64) -> Self {
-        let kv = HeadKv::new(head.shape());
-        Self { head, alpha, kv }
+        Self { head, alpha, table: PageTable::default(), shared: 0 }
     }
 }
 
@@ -39,8 +40,8 @@ pub enum Purpose {
     Answer(Box<Answer>),
     /// Logits of a classification head.
     Classify {
-        /// Rows so far, one entry per tap of the head.
-        taps: Vec<Vec<f32>>,
+        /// What the head made of the rows so far, rows × w.
+        features: Vec<f32>,
         /// Place in the request.
         place: usize,
         /// Who waits for it.
@@ -76,8 +77,14 @@ pub struct Sequence {
     pub done: usize,
     /// Longest the sequence may become.
     pub max_length: usize,
-    /// The base's keys and values, from the first step on.
-    pub kv: Option<Kv>,
+    /// Where the base's keys and values lie.
+    pub table: PageTable,
+    /// Names of its full blocks.
+    pub chain: Chain,
+    /// Pages of the table, from the first on, that belong to blocks.
+    pub shared: usize,
+    /// What it may still take; none before it is admitted.
+    pub lease: Option<Lease>,
     /// Its head.
     pub head: Option<HeadUse>,
     /// What comes out.
@@ -89,6 +96,52 @@ pub struct Sequence {
 }
 
 impl Sequence {
+    /// A sequence that waits to be admitted. `namespace` says with whom it may share.
+    pub fn new(
+        tokens: Vec<u32>,
+        namespace: &str,
+        max_length: usize,
+        head: Option<HeadUse>,
+        purpose: Purpose,
+        permit: Arc<OwnedSemaphorePermit>,
+    ) -> Self {
+        let mut chain = Chain::new(namespace);
+        chain.extend(&tokens);
+        let (prompt, table) = (tokens.len(), PageTable::default());
+        Self { prompt, tokens, done: 0, max_length, table, chain, shared: 0, lease: None, head, purpose, finished: false, permit }
+    }
+
+    /// Positions that it may come to.
+    pub fn limit(&self) -> usize {
+        match &self.purpose {
+            Purpose::Answer(answer) => self.prompt.saturating_add(answer.max_tokens).min(self.max_length),
+            Purpose::Classify { .. } => self.prompt,
+        }
+    }
+
+    /// Whether it may go on from what others have computed. Who scores its prompt needs the logits of every position, a classifier its features.
+    pub fn is_shareable(&self) -> bool {
+        matches!(&self.purpose, Purpose::Answer(answer) if answer.prompt_logprobs.is_none())
+    }
+
+    /// Names of the blocks that it could go on from: the prompt's last token runs in any case, for its logits.
+    pub fn shareable_chain(&self) -> &[BlockHash] {
+        if self.is_shareable() { &self.chain.names()[..(self.prompt - 1) / PAGE] } else { &[] }
+    }
+
+    /// Whether a token of its own has run.
+    pub fn has_begun(&self) -> bool {
+        self.done > self.shared * PAGE
+    }
+
+    /// Whether the logits of `position` are looked at, and not the likeliest token alone.
+    pub fn wants_logits(&self, position: usize) -> bool {
+        match &self.purpose {
+            Purpose::Answer(answer) => position + 1 < self.prompt || answer.logprobs.is_some() || !answer.sampler.is_greedy(),
+            Purpose::Classify { .. } => false,
+        }
+    }
+
     /// What the sequence needs to go on.
     pub fn demand(&self) -> Demand {
         match self.tokens.len() - self.done {
@@ -121,8 +174,8 @@ impl Sequence {
         }
     }
 
-    /// Takes the logits of `position`: scores the prompt's next token, or chooses one.
-    pub fn take_logits(&mut self, position: usize, logits: &[f32]) {
+    /// Takes the logits of `position` (none where they are not wanted) and the likeliest token: scores the prompt's next token, or chooses one.
+    pub fn take_logits(&mut self, position: usize, logits: &[f32], likeliest: u32) {
         let Purpose::Answer(answer) = &mut self.purpose else { return };
         if position + 1 < self.prompt {
             let scored = logprobs(logits, self.tokens[position + 1], answer.prompt_logprobs.unwrap_or(0) as usize);
@@ -131,7 +184,7 @@ impl Sequence {
         }
         self.finish_prompt();
         let Purpose::Answer(answer) = &mut self.purpose else { return };
-        let token = answer.sampler.sample(logits);
+        let token = if answer.sampler.is_greedy() { likeliest } else { answer.sampler.sample(logits) };
         if answer.stop_token_ids.contains(&token) {
             return self.finish(FinishReason::Stop);
         }
@@ -147,13 +200,8 @@ impl Sequence {
         }
     }
 
-    /// Counts `rows` tokens as run, before their logits are taken.
-    pub fn advance(&mut self, rows: usize) {
-        self.done += rows;
-    }
-
     /// Ends an answer that wants no token when its prompt is scored.
-    pub fn settle(&mut self) {
+    pub fn end_scoring(&mut self) {
         if let Purpose::Answer(answer) = &self.purpose
             && answer.max_tokens == 0
             && self.done >= self.prompt
@@ -172,6 +220,12 @@ impl Sequence {
             Purpose::Classify { place, scores, .. } => scores.send((*place, Err(error))).is_ok(),
         };
         self.finished = true;
+    }
+
+    /// Ends the sequence because its head computed what is no number.
+    pub fn fail_by_head(&mut self) {
+        let digest = self.head.as_ref().map_or_else(String::new, |own| own.head.digest.clone());
+        self.fail(ErrorCode::HeadNotFinite, &format!("head {digest} computed a number that is not finite"));
     }
 
     /// Sends the prompt's log probabilities, once.

@@ -1,185 +1,232 @@
 //! One step of all served sequences: base, each sequence's own head on its own rows, LM head, next tokens.
 
 use std::collections::BTreeSet;
-use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::ops::Range;
+use std::time::Instant;
 
-use carryon_crds::common::Taps;
-use carryon_crds::pool::Dtype;
-
+use super::engine::Engine;
+use super::heads::{self, Group};
 use super::prompts;
-use super::sequence::{HeadUse, Purpose, Sequence};
-use crate::base::metrics::{Class, Metrics};
+use super::sequence::{Purpose, Sequence};
+use crate::base::metrics::Class;
 use crate::base::queue::{Demand, serving_batch};
-use crate::base::registry::LoadedHead;
+use crate::exchange::states::number_bytes;
 use crate::exchange::wire::ErrorCode;
-use crate::head::combine;
-use crate::model::{Model, Slot, States};
+use crate::head::Runner;
+use crate::kernel::{Backend, PAGE, Result};
+use crate::model::{Capture, Slot, Tap};
 
 /// Rows whose logits exist at the same time.
 const LOGIT_ROWS: usize = 32;
 
-/// The rows of one sequence in a step.
-struct Part<'a> {
-    sequence: &'a mut Sequence,
-    /// Index of its first row in the step.
-    start: usize,
-    rows: usize,
-    /// Output of its head, rows × D.
-    delta: Option<Vec<f32>>,
+/// A row of the LM head: place of the sequence in the step, position in the sequence.
+#[derive(Clone, Copy)]
+struct LogitRow {
+    place: usize,
+    position: usize,
 }
 
-/// A row of the LM head: part, position in the sequence, state y.
-type LogitRow = (usize, usize, Vec<f32>);
+/// Rows of the step that are kept with a block: place of the sequence, block of it, first row.
+struct BlockRows {
+    place: usize,
+    block: usize,
+    first: usize,
+}
 
 /// Runs up to `budget` tokens of `sequences`. **Invariant** what ran is counted before anybody hears of it.
-pub fn step(model: &Model, dtype: Dtype, sequences: &mut [Sequence], budget: usize, metrics: &Metrics) {
-    let demand = |place: usize| match prompts::waits(sequences, place) {
+pub fn step<B: Backend>(engine: &mut Engine<B>, sequences: &mut [Sequence], budget: usize) -> Result<()> {
+    heads::catch_up(&engine.model, &mut engine.memory, sequences)?;
+    let demand = |place: usize| match sequences[place].lease.is_none() || prompts::waits(sequences, place) {
         true => Demand::Prefill(0),
         false => sequences[place].demand(),
     };
     let demands: Vec<_> = (0..sequences.len()).map(demand).collect();
     let grants = serving_batch(&demands, budget);
-    let mut start = 0;
-    let mut parts: Vec<Part<'_>> = Vec::new();
-    for (sequence, rows) in sequences.iter_mut().zip(grants).filter(|(_, rows)| *rows > 0) {
-        parts.push(Part { sequence, start, rows, delta: None });
-        start += rows;
+    let mut parts: Vec<&mut Sequence> = Vec::new();
+    let mut rows: Vec<Range<usize>> = Vec::new();
+    for (sequence, granted) in sequences.iter_mut().zip(grants).filter(|(_, granted)| *granted > 0) {
+        let start = rows.last().map_or(0, |rows| rows.end);
+        engine.memory.grow(sequence, granted)?;
+        parts.push(sequence);
+        rows.push(start..start + granted);
     }
-    let taps = union(&parts);
-    let Some(states) = forward(model, &mut parts, &taps) else { return };
-    metrics.batch(Class::Serving, start);
-    run_heads(&mut parts, &taps, &states, model.config.hidden_size);
-    let rows = logit_rows(&mut parts, &states, model.config.hidden_size, dtype);
-    for part in &mut parts {
-        part.sequence.advance(part.rows);
+    if !parts.is_empty() {
+        run(engine, &mut parts, &rows)?;
     }
-    for chunk in rows.chunks(LOGIT_ROWS) {
-        let y: Vec<f32> = chunk.iter().flat_map(|(_, _, y)| y.iter().copied()).collect();
-        let logits = model.lm_head().logits(&y);
-        for ((part, position, _), logits) in chunk.iter().zip(logits.chunks_exact(model.lm_head().vocab_size())) {
-            parts[*part].sequence.take_logits(*position, logits);
+    prompts::hand_over(&mut engine.memory, sequences)
+}
+
+fn run<B: Backend>(engine: &mut Engine<B>, parts: &mut [&mut Sequence], rows: &[Range<usize>]) -> Result<()> {
+    let heads = parts.iter().enumerate().filter_map(|(place, part)| Some((place, &part.head.as_ref()?.head)));
+    let groups = heads::groups::<B>(heads);
+    let logit_rows = logit_rows(parts, rows);
+    let blocks = whole_blocks(parts, rows);
+    let kept_taps: Vec<Tap> = if blocks.is_empty() { Vec::new() } else { engine.registry.taps(Instant::now()).into_iter().collect() };
+
+    let row = |wanted: &LogitRow| (rows[wanted.place].start + wanted.position - parts[wanted.place].done) as u32;
+    let mut captures = vec![Capture { tap: Tap::Final, rows: Some(logit_rows.iter().map(row).collect()) }];
+    groups.iter().for_each(|group| captures.extend(heads::captures(group, rows)));
+    let kept_rows: Vec<u32> = blocks.iter().flat_map(|block| block.first as u32..(block.first + PAGE) as u32).collect();
+    captures.extend(kept_taps.iter().map(|tap| Capture { tap: *tap, rows: Some(kept_rows.clone()) }));
+
+    let states = forward(engine, parts, rows, &captures)?;
+    engine.metrics.batch(Class::Serving, rows.last().map_or(0, |rows| rows.end));
+    let mut states = states.into_iter();
+    let mut y = states.next().unwrap_or_default();
+    for group in &groups {
+        let columns: Vec<B::Rows> = states.by_ref().take(group.taps.len()).collect();
+        run_heads(engine, parts, rows, group, &columns, &logit_rows, &mut y)?;
+    }
+    for (part, rows) in parts.iter_mut().zip(rows) {
+        part.done += rows.len();
+    }
+    answer(engine, parts, &logit_rows, &y)?;
+    for part in parts.iter_mut() {
+        part.end_scoring();
+        engine.memory.settle(part)?;
+    }
+    let kept: Vec<(Tap, B::Rows)> = kept_taps.into_iter().zip(states).collect();
+    keep(engine, parts, &blocks, &kept)
+}
+
+fn forward<B: Backend>(
+    engine: &mut Engine<B>,
+    parts: &mut [&mut Sequence],
+    rows: &[Range<usize>],
+    captures: &[Capture],
+) -> Result<Vec<B::Rows>> {
+    let mut slots: Vec<Slot<'_>> = Vec::new();
+    for (part, rows) in parts.iter_mut().zip(rows) {
+        let Sequence { tokens, done, table, .. } = &mut **part;
+        slots.push(Slot { tokens: &tokens[*done..*done + rows.len()], kv: table });
+    }
+    engine.model.forward(engine.memory.base_arena(), &mut slots, captures)
+}
+
+/// Runs the heads of a group over their rows: adds what they give to the rows of `y`, or collects it for a classification.
+fn run_heads<B: Backend>(
+    engine: &mut Engine<B>,
+    parts: &mut [&mut Sequence],
+    rows: &[Range<usize>],
+    group: &Group,
+    columns: &[B::Rows],
+    logit_rows: &[LogitRow],
+    y: &mut B::Rows,
+) -> Result<()> {
+    let columns: Vec<&B::Rows> = columns.iter().collect();
+    let counts: Vec<usize> = group.members.iter().map(|place| rows[*place].len()).collect();
+    if matches!(parts[group.members[0]].purpose, Purpose::Classify { .. }) {
+        let features = heads::run(&mut engine.memory, parts, group, &counts, |arena, slots| Runner::features(arena, &columns, slots))?;
+        return classify::<B>(parts, group, &counts, &features.unwrap_or_default());
+    }
+    let (mut outputs, mut at, mut alphas, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    for (place, count) in group.members.iter().zip(&counts) {
+        let own = logit_rows.iter().enumerate().filter(|(_, row)| row.place == *place);
+        for (index, row) in own {
+            outputs.push((first + row.position - parts[*place].done) as u32);
+            at.push(index as u32);
+            alphas.push(parts[*place].head.as_ref().map_or(0.0, |own| own.alpha as f32));
+        }
+        first += count;
+    }
+    let delta = heads::run(&mut engine.memory, parts, group, &counts, |arena, slots| Runner::forward(arena, &columns, slots, &outputs))?;
+    match delta.filter(|_| !at.is_empty()) {
+        Some(delta) => engine.model.backend.combine(y, &at, &alphas, &delta, engine.model.dtype),
+        None => Ok(()),
+    }
+}
+
+/// Adds the features of a step to what was collected, and scores each sequence that is whole.
+fn classify<B: Backend>(parts: &mut [&mut Sequence], group: &Group, counts: &[usize], features: &[f32]) -> Result<()> {
+    let width = features.len() / counts.iter().sum::<usize>().max(1);
+    let mut rest = features;
+    for (place, count) in group.members.iter().zip(counts) {
+        let part = &mut *parts[*place];
+        let (own, after) = rest.split_at(count * width);
+        rest = after;
+        let complete = part.done + count == part.tokens.len();
+        let (Purpose::Classify { features, place, scores }, Some(head)) = (&mut part.purpose, &part.head) else { continue };
+        features.extend_from_slice(own);
+        if complete {
+            let logits = head.head.runner::<B>().classify(features)?;
+            if logits.iter().all(|logit| logit.is_finite()) {
+                // A reader that went away needs no score.
+                let _ = scores.send((*place, Ok(logits)));
+                part.finished = true;
+            } else {
+                part.fail_by_head();
+            }
         }
     }
-    parts.iter_mut().for_each(|part| part.sequence.settle());
-    prompts::hand_over(sequences);
+    Ok(())
 }
 
-/// All layers that some head of the step reads, and `final`.
-fn union(parts: &[Part<'_>]) -> Taps {
-    let heads = parts.iter().filter_map(|part| part.sequence.head.as_ref());
-    let layers: BTreeSet<u32> = heads.flat_map(|head| head.head.shape().taps.layers.iter().copied()).collect();
-    Taps { layers: layers.into_iter().collect(), final_norm: true }
+/// Rows whose logits are needed, in the order of sequences and positions.
+fn logit_rows(parts: &[&mut Sequence], rows: &[Range<usize>]) -> Vec<LogitRow> {
+    let own = |(place, (part, rows)): (usize, (&&mut Sequence, &Range<usize>))| {
+        part.logit_positions(rows.len()).map(move |position| LogitRow { place, position })
+    };
+    parts.iter().zip(rows).enumerate().flat_map(own).collect()
 }
 
-fn forward(model: &Model, parts: &mut [Part<'_>], taps: &Taps) -> Option<States> {
-    let mut slots: Vec<Slot<'_>> = parts
-        .iter_mut()
-        .map(|part| {
-            let Sequence { tokens, done, kv, .. } = &mut *part.sequence;
-            Slot { tokens: &tokens[*done..*done + part.rows], kv: kv.get_or_insert_with(|| model.new_kv()) }
-        })
-        .collect();
-    model.forward(&mut slots, taps, &mut || ControlFlow::Continue(()))
-}
-
-/// Runs each head once over the rows of all sequences that use it.
-fn run_heads(parts: &mut [Part<'_>], taps: &Taps, states: &States, hidden_size: usize) {
-    let mut heads: Vec<Arc<LoadedHead>> = Vec::new();
-    for head in parts.iter().filter_map(|part| part.sequence.head.as_ref()) {
-        if !heads.iter().any(|known| Arc::ptr_eq(known, &head.head)) {
-            heads.push(head.head.clone());
+/// Lets every sequence take the logits of its rows. One whose logits are no numbers fails alone.
+fn answer<B: Backend>(engine: &Engine<B>, parts: &mut [&mut Sequence], wanted: &[LogitRow], y: &B::Rows) -> Result<()> {
+    let backend = &engine.model.backend;
+    for (index, chunk) in wanted.chunks(LOGIT_ROWS).enumerate() {
+        let first = (index * LOGIT_ROWS) as u32;
+        let own: Vec<u32> = (first..first + chunk.len() as u32).collect();
+        let logits = engine.model.lm_head().logits(backend, &backend.tap(y, Some(&own), None, engine.model.dtype)?)?;
+        let likeliest = backend.greedy(&logits)?;
+        let looked_at = chunk.iter().any(|row| parts[row.place].wants_logits(row.position));
+        let values = if looked_at { backend.read(&logits)? } else { Default::default() };
+        let vocabulary = engine.model.lm_head().vocab_size();
+        let mut work: Vec<(&mut Sequence, Vec<(usize, usize)>)> = Vec::new();
+        for (place, part) in parts.iter_mut().enumerate() {
+            let rows: Vec<_> =
+                chunk.iter().enumerate().filter(|(_, row)| row.place == place).map(|(row, own)| (row, own.position)).collect();
+            if !rows.is_empty() {
+                work.push((part, rows));
+            }
         }
+        engine.host.for_each(&mut work, |_, (sequence, rows)| {
+            for (row, position) in rows.iter() {
+                let logits = values.get(row * vocabulary..(row + 1) * vocabulary).unwrap_or_default();
+                match likeliest[*row] {
+                    _ if sequence.finished => {}
+                    Some(likeliest) => sequence.take_logits(*position, logits, likeliest),
+                    None if sequence.head.is_some() => sequence.fail_by_head(),
+                    None => sequence.fail(ErrorCode::Internal, "the base computed a number that is not finite"),
+                }
+            }
+        });
     }
-    for head in heads {
-        let mut group: Vec<_> = parts.iter_mut().filter(|part| uses(part, &head)).collect();
-        let columns = tap_columns(&head, taps, states);
-        let rows: Vec<Vec<f32>> = columns.iter().map(|column| gather(column, &group, hidden_size)).collect();
-        match group.first().is_some_and(|part| matches!(part.sequence.purpose, Purpose::Classify { .. })) {
-            true => group.iter_mut().fold(0, |at, part| classify(part, &head, &rows, at, hidden_size)),
-            false => answer(&mut group, &head, &rows, hidden_size),
-        };
-    }
+    Ok(())
 }
 
-fn uses(part: &Part<'_>, head: &Arc<LoadedHead>) -> bool {
-    part.sequence.head.as_ref().is_some_and(|own| Arc::ptr_eq(&own.head, head))
+/// Blocks of shareable sequences that run whole in this step.
+fn whole_blocks(parts: &[&mut Sequence], rows: &[Range<usize>]) -> Vec<BlockRows> {
+    let own = |(place, (part, rows)): (usize, (&&mut Sequence, &Range<usize>))| {
+        let (done, start) = (part.done, rows.start);
+        let blocks = if part.is_shareable() { done.div_ceil(PAGE)..(done + rows.len()) / PAGE } else { 0..0 };
+        blocks.map(move |block| BlockRows { place, block, first: start + block * PAGE - done })
+    };
+    parts.iter().zip(rows).enumerate().flat_map(own).collect()
 }
 
-/// The step's states at the taps of `head`, in the head's order.
-fn tap_columns<'a>(head: &LoadedHead, taps: &Taps, states: &'a States) -> Vec<&'a [f32]> {
-    let own = &head.shape().taps;
-    let layers = own.layers.iter().filter_map(|layer| taps.layers.iter().position(|other| other == layer));
-    layers.chain(own.final_norm.then_some(taps.layers.len())).map(|place| states.taps[place].as_slice()).collect()
-}
-
-/// The rows of a group, one sequence after the other.
-fn gather(column: &[f32], group: &[&mut Part<'_>], hidden_size: usize) -> Vec<f32> {
-    let rows = group.iter().flat_map(|part| &column[part.start * hidden_size..(part.start + part.rows) * hidden_size]);
-    rows.copied().collect()
-}
-
-/// Runs a CausalLM head over the group's rows; a sequence for which it is not finite fails alone.
-fn answer(group: &mut [&mut Part<'_>], head: &LoadedHead, rows: &[Vec<f32>], hidden_size: usize) -> usize {
-    let columns: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
-    let mut sequences: Vec<_> =
-        group.iter_mut().filter_map(|part| part.sequence.head.as_mut().map(|HeadUse { kv, .. }| (part.rows, kv))).collect();
-    let delta = head.runner.forward(&columns, &mut sequences);
-    let mut at = 0;
-    for part in group {
-        let own = &delta[at * hidden_size..(at + part.rows) * hidden_size];
-        at += part.rows;
-        match own.iter().all(|value| value.is_finite()) {
-            true => part.delta = Some(own.to_vec()),
-            false => part.sequence.fail(ErrorCode::HeadNotFinite, &format!("head {} computed a number that is not finite", head.digest)),
+/// Keeps what heads that come later need of the blocks that ran whole.
+fn keep<B: Backend>(engine: &mut Engine<B>, parts: &[&mut Sequence], blocks: &[BlockRows], kept: &[(Tap, B::Rows)]) -> Result<()> {
+    let (backend, dtype) = (engine.model.backend.clone(), engine.model.dtype);
+    let bytes = kept.len() * PAGE * engine.model.config.hidden_size * number_bytes(dtype);
+    let wanted: BTreeSet<Tap> = kept.iter().map(|(tap, _)| *tap).collect();
+    for (index, BlockRows { place, block, .. }) in blocks.iter().enumerate() {
+        let hash = parts[*place].chain.names()[*block];
+        if kept.is_empty() || engine.memory.has_taps(&hash, &wanted) {
+            continue;
         }
+        let own = index * PAGE..(index + 1) * PAGE;
+        let pack = |(tap, rows): &(Tap, B::Rows)| Ok((*tap, backend.pack(rows, own.clone(), dtype)?));
+        let rows = kept.iter().map(pack).collect::<Result<_>>()?;
+        engine.memory.keep_taps(&hash, rows, bytes as u64);
     }
-    at
-}
-
-/// Adds the rows of one sequence to what was collected, and scores it when it is whole. Returns the group's next row.
-fn classify(part: &mut Part<'_>, head: &LoadedHead, rows: &[Vec<f32>], at: usize, hidden_size: usize) -> usize {
-    let next = at + part.rows;
-    let complete = part.sequence.done + part.rows == part.sequence.tokens.len();
-    let length = part.sequence.tokens.len();
-    let Purpose::Classify { taps, place, scores } = &mut part.sequence.purpose else { return next };
-    for (collected, rows) in taps.iter_mut().zip(rows) {
-        collected.extend_from_slice(&rows[at * hidden_size..next * hidden_size]);
-    }
-    if complete {
-        let columns: Vec<&[f32]> = taps.iter().map(Vec::as_slice).collect();
-        let logits = head.runner.classify(&columns, &[length]);
-        if !logits.iter().all(|logit| logit.is_finite()) {
-            part.sequence.fail(ErrorCode::HeadNotFinite, &format!("head {} computed a number that is not finite", head.digest));
-            return next;
-        }
-        // A reader that went away needs no score.
-        let _ = scores.send((*place, Ok(logits)));
-        part.sequence.finished = true;
-    }
-    next
-}
-
-/// The states y that the LM head must see, in the order of parts and positions.
-fn logit_rows(parts: &mut [Part<'_>], states: &States, hidden_size: usize, dtype: Dtype) -> Vec<LogitRow> {
-    let Some(x) = states.taps.last() else { return Vec::new() };
-    let mut rows = Vec::new();
-    for (index, part) in parts.iter_mut().enumerate().filter(|(_, part)| !part.sequence.finished) {
-        let done = part.sequence.done;
-        let mut own = Vec::new();
-        for position in part.sequence.logit_positions(part.rows) {
-            let row = position - done;
-            let x = &x[(part.start + row) * hidden_size..][..hidden_size];
-            let y = match (&part.delta, &part.sequence.head) {
-                (Some(delta), Some(head)) => combine(x, head.alpha, &delta[row * hidden_size..][..hidden_size], dtype),
-                _ => x.to_vec(),
-            };
-            own.push((index, position, y));
-        }
-        match own.iter().all(|(_, _, y)| y.iter().all(|value| value.is_finite())) {
-            true => rows.append(&mut own),
-            false => part.sequence.fail(ErrorCode::HeadNotFinite, "the sum of base and head is not finite"),
-        }
-    }
-    rows
+    Ok(())
 }

@@ -20,17 +20,20 @@ use super::{Pool, Ready, Refusal, body, check};
 use crate::base::device::{Answer, HeadUse, Job, Purpose, Sequence};
 use crate::base::registry::expect_task;
 use crate::base::sampling::Sampler;
-use crate::exchange::wire::{ClassifyRequest, ClassifyResponse, ErrorCode, GenerateEvent, GenerateRequest, NDJSON, SAMPLING_HEADER};
+use crate::exchange::wire::{
+    ClassifyRequest, ClassifyResponse, ErrorCode, GenerateEvent, GenerateRequest, NAMESPACE_HEADER, NDJSON, SAMPLING_HEADER,
+};
 
 /// `POST /v1/generate`. What fails before the first event is a refusal; later, the last event.
 pub(super) async fn generate(State(pool): State<Arc<Pool>>, request: Request) -> Result<Response, Refusal> {
     let ready = pool.ready()?;
     drop(ready.device.serving_place()?);
+    let namespace = namespace(&request);
     let request: GenerateRequest = body::json(&pool, request, ready.description.limits.max_model_len).await?;
     check::generate(&request, &ready.description)?;
     let permit = ready.device.serving_place()?;
     let (events, mut received) = unbounded_channel();
-    ready.device.submit(Job::Serve(vec![sequence(ready, request, events, permit)?]))?;
+    ready.device.submit(Job::Serve(vec![sequence(ready, request, &namespace, events, permit)?]))?;
     let first = match received.recv().await {
         Some(GenerateEvent::Error { error }) => return Err(error.into()),
         Some(event) => event,
@@ -50,6 +53,7 @@ fn line(event: &GenerateEvent) -> Bytes {
 fn sequence(
     ready: &Ready,
     request: GenerateRequest,
+    namespace: &str,
     events: UnboundedSender<GenerateEvent>,
     permit: OwnedSemaphorePermit,
 ) -> Result<Sequence, Refusal> {
@@ -58,7 +62,7 @@ fn sequence(
         Some(digest) => {
             let head = ready.registry.get(digest, Instant::now())?;
             expect_task(&head, Task::CausalLM)?;
-            let alpha = request.alpha.unwrap_or(head.shape().alpha);
+            let alpha = request.alpha.unwrap_or(head.shape.alpha);
             (alpha != 0.0).then(|| HeadUse::new(head, alpha))
         }
         None => None,
@@ -72,12 +76,24 @@ fn sequence(
         max_tokens: request.max_tokens as usize,
         scored: if request.prompt_logprobs.is_some() { vec![None] } else { Vec::new() },
     };
-    Ok(new_sequence(ready, request.prompt, head, Purpose::Answer(Box::new(answer)), Arc::new(permit)))
+    Ok(new_sequence(ready, request.prompt, namespace, head, Purpose::Answer(Box::new(answer)), Arc::new(permit)))
 }
 
-fn new_sequence(ready: &Ready, tokens: Vec<u32>, head: Option<HeadUse>, purpose: Purpose, permit: Arc<OwnedSemaphorePermit>) -> Sequence {
-    let max_length = ready.description.limits.max_model_len as usize;
-    Sequence { prompt: tokens.len(), tokens, done: 0, max_length, kv: None, head, purpose, finished: false, permit }
+fn new_sequence(
+    ready: &Ready,
+    tokens: Vec<u32>,
+    namespace: &str,
+    head: Option<HeadUse>,
+    purpose: Purpose,
+    permit: Arc<OwnedSemaphorePermit>,
+) -> Sequence {
+    Sequence::new(tokens, namespace, ready.description.limits.max_model_len as usize, head, purpose, permit)
+}
+
+/// The namespace that the client says it speaks for.
+fn namespace(request: &Request) -> String {
+    let named = request.headers().get(NAMESPACE_HEADER).and_then(|value| value.to_str().ok());
+    named.unwrap_or_default().to_owned()
 }
 
 /// `POST /v1/classify`.
@@ -92,9 +108,8 @@ pub(super) async fn classify(State(pool): State<Arc<Pool>>, request: Request) ->
     let (scores, mut received) = unbounded_channel();
     let mut collected: Vec<Vec<f32>> = vec![Vec::new(); request.sequences.len()];
     let sequences = request.sequences.into_iter().enumerate().map(|(place, tokens)| {
-        let taps = vec![Vec::new(); head.shape().taps.count()];
-        let purpose = Purpose::Classify { taps, place, scores: scores.clone() };
-        new_sequence(ready, tokens, Some(HeadUse::new(head.clone(), 1.0)), purpose, permit.clone())
+        let purpose = Purpose::Classify { features: Vec::new(), place, scores: scores.clone() };
+        new_sequence(ready, tokens, "", Some(HeadUse::new(head.clone(), 1.0)), purpose, permit.clone())
     });
     ready.device.submit(Job::Serve(sequences.collect()))?;
     drop(scores);

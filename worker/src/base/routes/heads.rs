@@ -30,7 +30,7 @@ pub(super) async fn put(State(pool): State<Arc<Pool>>, Path(digest): Path<String
         let pool = pool.clone();
         move || {
             let ready = pool.ready()?;
-            let head = ready.fit.load(&digest, &bytes, ready.threads.clone())?;
+            let head = ready.fit.load(&digest, &bytes)?;
             Ok::<_, Refusal>(ready.registry.put(head, expiry, Instant::now())?)
         }
     };

@@ -6,6 +6,7 @@ mod generate;
 mod heads;
 mod states;
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -24,8 +25,7 @@ use super::metrics::Metrics;
 use super::registry::{Fit, Registry};
 use crate::exchange::wire::{self, ErrorBody, ErrorCode, WireError};
 use crate::http::{Bodies, BodyError};
-use crate::kernel::Threads;
-use crate::model::Model;
+use crate::kernel::DeviceError;
 
 pub use states::states_body;
 
@@ -37,14 +37,12 @@ pub struct Ready {
     pub identity: String,
     /// tokenizer.json.
     pub tokenizer: Bytes,
-    /// The model, for its LM head.
-    pub model: Arc<Model>,
-    /// Threads for packing heads.
-    pub threads: Arc<Threads>,
+    /// Reads rows of the LM head, in the pool's number type.
+    pub lm_head: Box<dyn Fn(Range<usize>) -> Result<Bytes, DeviceError> + Send + Sync>,
     /// The device thread.
     pub device: Device,
     /// Heads held.
-    pub registry: Registry,
+    pub registry: Arc<Registry>,
     /// What heads must fit.
     pub fit: Fit,
     /// Tokens of states that a reader may be behind.

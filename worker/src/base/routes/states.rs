@@ -17,7 +17,7 @@ use super::{Pool, Refusal, body, check};
 use crate::base::device::{Job, LossJob, StatesJob, StatesOut, TrainingJob};
 use crate::exchange::frames::encode_header;
 use crate::exchange::loss::LossRequest;
-use crate::exchange::states::{to_bytes, wire_dtype};
+use crate::exchange::states::wire_dtype;
 use crate::exchange::wire::{ErrorCode, HiddenStatesRequest, SAFETENSORS};
 
 /// Rows of the LM head that are unpacked at a time.
@@ -101,16 +101,14 @@ pub(super) async fn loss(State(pool): State<Arc<Pool>>, request: Request) -> Res
 /// `GET /v1/lm-head`: unpacked as it is read.
 pub(super) async fn lm_head(State(pool): State<Arc<Pool>>) -> Result<Response, Refusal> {
     let ready = pool.ready()?;
-    let (model, dtype) = (ready.model.clone(), ready.description.numerics.dtype);
     let (rows, width) = (ready.description.vocab_size as usize, ready.description.hidden_size as usize);
-    let header = encode_header(&[], [("weight", wire_dtype(dtype), &[rows, width][..])].into_iter());
-    let unpack = move |start: usize| {
-        let mut values = vec![0.0; LM_HEAD_ROWS.min(rows - start) * width];
-        values.chunks_exact_mut(width).enumerate().for_each(|(row, values)| model.lm_head().row(start + row, values));
-        to_bytes(&values, dtype)
+    let header = encode_header(&[], [("weight", wire_dtype(ready.description.numerics.dtype), &[rows, width][..])].into_iter());
+    let unpack = move |start: usize| match pool.ready() {
+        Ok(ready) => (ready.lm_head)(start..(start + LM_HEAD_ROWS).min(rows)).map_err(std::io::Error::other),
+        Err(_) => Err(std::io::ErrorKind::NotConnected.into()),
     };
     let data = stream::iter((0..rows).step_by(LM_HEAD_ROWS)).map(unpack);
-    Ok(safetensors(Body::from_stream(stream::iter([header]).chain(data).map(Ok::<_, std::convert::Infallible>))))
+    Ok(safetensors(Body::from_stream(stream::iter([Ok(header)]).chain(data))))
 }
 
 fn safetensors(body: Body) -> Response {

@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use super::linear::{times, transpose};
 use super::values::{Values, operand, result, tensor};
 use crate::head::layers::{Angles, HeadAttention, linear, pack};
-use crate::kernel::{self, Threads};
+use crate::kernel::{Threads, cpu};
 
 /// Queries whose scores exist at the same time: nothing grows with the square of a sequence's length.
 const TILE: usize = 96;
@@ -30,10 +30,7 @@ impl CustomOp1 for CausalAttention {
 
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let mut qkv = operand(qkv, layout)?.to_vec();
-        let mut caches: Vec<_> = self.lengths.iter().map(|_| self.attention.cache()).collect();
-        let mut sequences: Vec<_> = self.lengths.iter().copied().zip(&mut caches).collect();
-        let angles = vec![&*self.angles; self.lengths.len()];
-        let attended = self.attention.forward(&self.threads, &angles, &mut qkv, &mut sequences);
+        let attended = self.attention.forward(&self.threads, &self.angles, &mut qkv, &self.lengths);
         result(attended, (layout.shape().dims2()?.0, self.attention.width))
     }
 
@@ -86,7 +83,7 @@ impl CausalAttention {
                 }
                 let (cosine, sine) = self.angles.at(*position);
                 let back: Vec<f32> = sine.iter().map(|sine| -sine).collect();
-                kernel::rope(&mut row[..2 * width], cosine, &back);
+                cpu::rope(&mut row[..2 * width], cosine, &back);
             }
         });
         gradient
@@ -119,7 +116,7 @@ impl CausalAttention {
             dq[queries.start * d..queries.end * d].copy_from_slice(&times(&self.threads, &ds, &k, keys.len(), d));
             let into = |target: &mut [f32], left: &[f32], right: &[f32]| {
                 let left = transpose(&self.threads, left, queries.len(), keys.len());
-                kernel::add(&mut target[keys.start * d..keys.end * d], &times(&self.threads, &left, right, queries.len(), d));
+                cpu::add(&mut target[keys.start * d..keys.end * d], &times(&self.threads, &left, right, queries.len(), d));
             };
             into(&mut dk, &ds, &q);
             into(&mut dv, &p, &dy);
@@ -136,7 +133,7 @@ fn softmax_backward(scores: &mut [f32], dp: &mut [f32], visible: Range<usize>) {
         values[visible.end..].fill(0.0);
     }
     let (p, dp) = (&mut scores[visible.clone()], &mut dp[visible]);
-    kernel::softmax_row(p);
-    let mean = kernel::dot(p, dp);
+    cpu::softmax_row(p);
+    let mean = cpu::dot(p, dp);
     dp.iter_mut().zip(p).for_each(|(dp, p)| *dp = *p * (*dp - mean));
 }

@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Tenso
 
 use super::values::{Values, operand, result, tensor};
 use crate::head::layers;
-use crate::kernel::{self, Threads};
+use crate::kernel::{Threads, cpu};
 
 /// Rows that one thread takes at a time; also the order in which the bias' gradient is summed.
 const ROWS: usize = 64;
@@ -46,7 +46,7 @@ fn halves(shape: &Shape) -> Result<(usize, usize)> {
     Ok((m, columns / 2))
 }
 
-kernel::vectorised! {
+cpu::vectorised! {
     fn silu_backward(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
         let outputs = dgate.iter_mut().zip(dup);
         for ((dgate, dup), ((gate, up), dy)) in outputs.zip(gate.iter().zip(up).zip(dy)) {
@@ -101,16 +101,16 @@ impl CustomOp3 for Gate {
             for (offset, (dz, ddelta)) in rows.enumerate() {
                 let row = start + offset * width..start + (offset + 1) * width;
                 gate_backward(&zs[row.clone()], biases, &deltas[row.clone()], &dys[row], dz, ddelta);
-                kernel::add(dbias, dz);
+                cpu::add(dbias, dz);
             }
         });
         let mut dbias = vec![0.0; width];
-        partial.chunks_exact(width).for_each(|partial| kernel::add(&mut dbias, partial));
+        partial.chunks_exact(width).for_each(|partial| cpu::add(&mut dbias, partial));
         Ok((Some(tensor(dz, z.shape())?), Some(tensor(dbias, bias.shape())?), Some(tensor(ddelta, delta.shape())?)))
     }
 }
 
-kernel::vectorised! {
+cpu::vectorised! {
     fn gate_backward(z: &[f32], bias: &[f32], delta: &[f32], dy: &[f32], dz: &mut [f32], ddelta: &mut [f32]) {
         let inputs = z.iter().zip(bias).zip(delta.iter().zip(dy));
         for ((dz, ddelta), ((z, bias), (delta, dy))) in dz.iter_mut().zip(ddelta).zip(inputs) {

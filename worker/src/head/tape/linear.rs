@@ -6,7 +6,10 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::values::{Values, operand, result, tensor};
 use crate::head::layers;
-use crate::kernel::{self, Panels, Precision, Threads};
+use carryon_crds::pool::Dtype;
+
+use crate::kernel::Threads;
+use crate::kernel::cpu::{self, Panels};
 
 /// `x [m, k], W [n, k] → [m, n]`.
 pub(super) struct Linear(pub Arc<Threads>);
@@ -40,9 +43,9 @@ impl CustomOp2 for Linear {
 
 /// `a · b`: `[rows, inner] · [inner, k] → [rows, k]`.
 pub(super) fn times(threads: &Threads, a: &[f32], b: &[f32], inner: usize, k: usize) -> Vec<f32> {
-    let panels = Panels::from_columns(k, inner, Precision::F32, threads, |column, values| values.copy_from_slice(&b[column * k..][..k]));
+    let panels = Panels::from_columns(k, inner, Dtype::Float32, threads, |column, values| values.copy_from_slice(&b[column * k..][..k]));
     let mut out = vec![0.0; a.len() / inner * k];
-    kernel::matmul(threads, a, &panels, &mut out);
+    cpu::matmul(threads, a, &panels, &mut out);
     out
 }
 

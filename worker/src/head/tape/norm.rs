@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 
 use super::values::{Values, operand, result, tensor};
 use crate::head::layers;
-use crate::kernel::{self, Threads};
+use crate::kernel::{Threads, cpu};
 
 /// Rows whose weight gradients are summed first: fixed, so that sums do not depend on the number of threads.
 const ROWS: usize = 64;
@@ -66,18 +66,18 @@ impl RmsNorm {
             let rows = x[start..].chunks_exact(width).zip(dy[start..].chunks_exact(width));
             let mut n = vec![0.0; width];
             for ((x, dy), dx) in rows.zip(dx.chunks_exact_mut(width)) {
-                kernel::rms_norm(x, &ones, self.epsilon, &mut n);
-                let r = 1.0 / (kernel::dot(x, x) / width as f32 + self.epsilon).sqrt();
+                cpu::rms_norm(x, &ones, self.epsilon, &mut n);
+                let r = 1.0 / (cpu::dot(x, x) / width as f32 + self.epsilon).sqrt();
                 for (((dx, dw), (dy, n)), weight) in dx.iter_mut().zip(dw.iter_mut()).zip(dy.iter().zip(&n)).zip(weight) {
                     *dx = dy * weight;
                     *dw += dy * n;
                 }
-                let mean = kernel::dot(dx, &n) / width as f32;
+                let mean = cpu::dot(dx, &n) / width as f32;
                 dx.iter_mut().zip(&n).for_each(|(dx, n)| *dx = r * (*dx - n * mean));
             }
         });
         let mut dw = vec![0.0; width];
-        partial.chunks_exact(width).for_each(|partial| kernel::add(&mut dw, partial));
+        partial.chunks_exact(width).for_each(|partial| cpu::add(&mut dw, partial));
         (dx, dw)
     }
 }

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
 use super::values::{Values, operand, result, tensor};
 use crate::head::layers;
-use crate::kernel;
+use crate::kernel::cpu;
 
 /// `rows [m, w], pooling [w] → [sequences, w]`; holds the number of rows of each sequence.
 pub(super) struct Pool(pub Vec<usize>);
@@ -32,8 +32,8 @@ impl CustomOp2 for Pool {
             let (dsequence, dafter) = drest.split_at_mut(length * width);
             (rest, drest) = (after, dafter);
             let p = layers::pooling_weights(sequence, &weight);
-            let dp: Vec<f32> = sequence.chunks_exact(width).map(|row| kernel::dot(row, dy)).collect();
-            let mean = kernel::dot(&p, &dp);
+            let dp: Vec<f32> = sequence.chunks_exact(width).map(|row| cpu::dot(row, dy)).collect();
+            let mean = cpu::dot(&p, &dp);
             for ((row, drow), (p, dp)) in sequence.chunks_exact(width).zip(dsequence.chunks_exact_mut(width)).zip(p.iter().zip(&dp)) {
                 let ds = p * (dp - mean);
                 for (index, drow) in drow.iter_mut().enumerate() {

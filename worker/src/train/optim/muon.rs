@@ -1,7 +1,10 @@
 //! Muon: momentum, then the nearest matrix whose singular values are about one.
 
+use carryon_crds::pool::Dtype;
+
 use crate::head::{Gradients, Weight, Weights};
-use crate::kernel::{Panels, Precision, Threads, matmul};
+use crate::kernel::Threads;
+use crate::kernel::cpu::{Panels, matmul};
 
 const MOMENTUM: f32 = 0.95;
 const NEWTON_SCHULZ_STEPS: usize = 5;
@@ -69,10 +72,10 @@ fn orthogonal(threads: &Threads, mut x: Vec<f32>, rows: usize, columns: usize) -
 fn iterate(threads: &Threads, mut x: Vec<f32>, rows: usize, columns: usize) -> Vec<f32> {
     let (mut a, mut square, mut product) = (vec![0.0; rows * rows], vec![0.0; rows * rows], vec![0.0; rows * columns]);
     for _ in 0..NEWTON_SCHULZ_STEPS {
-        matmul(threads, &x, &Panels::pack(&x, rows, columns, Precision::F32), &mut a);
-        matmul(threads, &a, &Panels::pack(&a, rows, rows, Precision::F32), &mut square); // A is symmetric: A·Aᵀ = A²
+        matmul(threads, &x, &Panels::pack(&x, rows, columns, Dtype::Float32), &mut a);
+        matmul(threads, &a, &Panels::pack(&a, rows, rows, Dtype::Float32), &mut square); // A is symmetric: A·Aᵀ = A²
         a.iter_mut().zip(&square).for_each(|(a, square)| *a = B * *a + C * square);
-        matmul(threads, &a, &Panels::pack_transposed(&x, rows, columns, Precision::F32), &mut product);
+        matmul(threads, &a, &Panels::pack_transposed(&x, rows, columns, Dtype::Float32), &mut product);
         x.iter_mut().zip(&product).for_each(|(x, product)| *x = A * *x + product);
     }
     x

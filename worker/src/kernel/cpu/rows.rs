@@ -1,6 +1,6 @@
 //! Operations on rows of f32: each result depends on its row alone, in a fixed order.
 
-use super::cpu::vectorised;
+use super::isa::vectorised;
 
 /// Partial sums of a reduction: value i goes to sum i mod 16, whatever the instructions.
 const LANES: usize = 16;
@@ -135,28 +135,6 @@ pub fn softmax_row(row: &mut [f32]) -> f32 {
     maximum + sum.ln()
 }
 
-/// Frequencies of a rotary embedding.
-#[derive(Clone, Debug)]
-pub struct Rotation {
-    /// One frequency per pair of a head's values, in radians a position.
-    frequencies: Vec<f32>,
-}
-
-impl Rotation {
-    /// The plain embedding: `theta^(-2i/head_dim)` for pair i.
-    pub fn new(theta: f64, head_dim: usize) -> Self {
-        Self { frequencies: (0..head_dim / 2).map(|i| (1.0 / theta.powf(2.0 * i as f64 / head_dim as f64)) as f32).collect() }
-    }
-
-    /// Writes cosine and sine of every pair (`head_dim / 2` each) at `position`. Angles are rounded to f32, as checkpoints are trained with.
-    pub fn at(&self, position: usize, cosine: &mut [f32], sine: &mut [f32]) {
-        for ((frequency, cosine), sine) in self.frequencies.iter().zip(cosine).zip(sine) {
-            let (s, c) = f64::from(position as f32 * frequency).sin_cos();
-            (*cosine, *sine) = (c as f32, s as f32);
-        }
-    }
-}
-
 vectorised! {
     /// Rotates every head of one row in place: value i of a head's first half pairs with value i of its second half.
     pub fn rope(row: &mut [f32], cosine: &[f32], sine: &[f32]) {
@@ -214,7 +192,7 @@ mod tests {
         }
         assert!((f64::from(dot(&x, &x)) - mean * 37.0).abs() < 1e-4);
 
-        let rotation = Rotation::new(1e4, 4);
+        let rotation = crate::kernel::Rotation::new(1e4, 4);
         let (mut cosine, mut sine) = ([0.0; 2], [0.0; 2]);
         rotation.at(3, &mut cosine, &mut sine);
         let mut head = [1.0, 2.0, 3.0, 4.0];

@@ -3,8 +3,8 @@
 //! One step multiplies one word of each row with one word of each column: two bf16 products or one f32 product. The steps of an output are
 //! one chain in ascending order, whatever the number of rows and panels walked together.
 
-use super::Precision;
-use super::cpu::{Isa, isa};
+use super::isa::{Isa, isa};
+use carryon_crds::pool::Dtype;
 
 /// Rows walked together at most.
 pub(super) const ROWS: usize = 12;
@@ -13,17 +13,23 @@ pub(super) const COLUMNS: usize = 32;
 /// Floats that hold the output of one call of [`multiply`] for any number of rows: see [`panels_together`].
 pub(super) const OUTPUT: usize = ROWS * COLUMNS;
 
-/// The right side: panels `panel_stride` words apart, each `segments` runs of `steps` steps (32 words each), `segment_stride` words apart.
+/// The right side: panels that lie in segments of `steps` steps (32 words each), wherever these are.
 #[derive(Clone, Copy)]
 pub(super) struct Right<'a> {
-    pub words: &'a [u32],
-    pub panel_stride: usize,
+    /// Segment after segment, those of all panels side by side.
+    pub parts: &'a [&'a [u32]],
+    /// Panels, at most [`panels_together`].
+    pub panels: usize,
     pub steps: usize,
-    pub segments: usize,
-    pub segment_stride: usize,
 }
 
-/// The left side: rows `stride` words apart, each `segments · steps` words of which are read.
+impl Right<'_> {
+    fn segments(&self) -> usize {
+        self.parts.len() / self.panels
+    }
+}
+
+/// The left side: rows `stride` words apart, of each as many words are read as the right side has steps in all.
 #[derive(Clone, Copy)]
 pub(super) struct Left<'a> {
     pub words: &'a [u32],
@@ -45,36 +51,33 @@ pub(super) fn multiplies_bf16() -> bool {
     isa() == Isa::Avx512Bf16
 }
 
-/// `output[panel][row][column] = Σ left · right` for the first `panels` panels (at most [`panels_together`]) of `right`.
-pub(super) fn multiply(precision: Precision, left: Left<'_>, right: Right<'_>, panels: usize, output: &mut [f32; OUTPUT]) {
-    multiply_with(isa(), precision, left, right, panels, output);
+/// `output[panel][row][column] = Σ left · right`.
+pub(super) fn multiply(dtype: Dtype, left: Left<'_>, right: Right<'_>, output: &mut [f32; OUTPUT]) {
+    multiply_with(isa(), dtype, left, right, output);
 }
 
-fn multiply_with(isa: Isa, precision: Precision, left: Left<'_>, right: Right<'_>, panels: usize, output: &mut [f32; OUTPUT]) {
-    check(&left, &right, panels);
+fn multiply_with(isa: Isa, dtype: Dtype, left: Left<'_>, right: Right<'_>, output: &mut [f32; OUTPUT]) {
+    check(&left, &right);
     #[cfg(target_arch = "x86_64")]
-    match (isa, precision) {
+    match (isa, dtype) {
         // SAFETY: the features were detected, the bounds checked.
-        (Isa::Avx512Bf16, Precision::Bf16) => return unsafe { avx512_bf16::dispatch(left, right, panels, output) },
+        (Isa::Avx512Bf16, Dtype::Bfloat16) => return unsafe { avx512_bf16::dispatch(left, right, output) },
         // SAFETY: as above.
-        (Isa::Avx512Bf16 | Isa::Avx512, Precision::F32) => return unsafe { avx512_f32::dispatch(left, right, panels, output) },
+        (Isa::Avx512Bf16 | Isa::Avx512, Dtype::Float32) => return unsafe { avx512_f32::dispatch(left, right, output) },
         // SAFETY: as above.
-        (Isa::Avx512 | Isa::Avx2, _) => return unsafe { avx2::dispatch(precision, left, right, panels, output) },
+        (Isa::Avx512 | Isa::Avx2, _) => return unsafe { avx2::dispatch(dtype, left, right, output) },
         (Isa::Portable, _) => {}
     }
     let _ = isa;
-    portable(precision, left, right, panels, output);
+    portable(dtype, left, right, output);
 }
 
 /// The bounds that the register kernels rely on.
-fn check(left: &Left<'_>, right: &Right<'_>, panels: usize) {
-    let words = right.steps * right.segments;
-    assert!((1..=ROWS).contains(&left.rows) && panels >= 1 && panels <= panels_together(left.rows), "no kernel for this tile");
-    assert!(left.words.len() >= (left.rows - 1) * left.stride + words, "left side is too short");
-    if words > 0 {
-        let last = (panels - 1) * right.panel_stride + (right.segments - 1) * right.segment_stride + right.steps * COLUMNS;
-        assert!(right.words.len() >= last, "right side is too short");
-    }
+fn check(left: &Left<'_>, right: &Right<'_>) {
+    assert!((1..=ROWS).contains(&left.rows) && (1..=panels_together(left.rows)).contains(&right.panels), "no kernel for this tile");
+    assert!(right.parts.len().is_multiple_of(right.panels), "a segment lacks panels");
+    assert!(left.words.len() >= (left.rows - 1) * left.stride + right.steps * right.segments(), "left side is too short");
+    assert!(right.parts.iter().all(|part| part.len() >= right.steps * COLUMNS), "right side is too short");
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -86,19 +89,18 @@ macro_rules! avx512_tiles {
             use super::{COLUMNS, Left, OUTPUT, Right};
 
             /// # Safety
-            /// The CPU has the features, `check` passed, `R = left.rows` and `P` panels are within `right`; `R · P ≤ 12`.
+            /// The CPU has the features, `check` passed, `R = left.rows` and `P = right.panels`; `R · P ≤ 12`.
             #[target_feature(enable = $features)]
             unsafe fn tile<const R: usize, const P: usize>(left: Left<'_>, right: Right<'_>, output: *mut f32) {
                 let mut sums = [[[_mm512_setzero_ps(); 2]; P]; R];
                 let mut a = left.words.as_ptr();
-                for segment in 0..right.segments {
+                for parts in right.parts.as_chunks::<P>().0 {
+                    let mut b = parts.map(<[u32]>::as_ptr);
                     // SAFETY: all offsets stay inside the slices: `check`.
                     unsafe {
-                        let mut b = right.words.as_ptr().add(segment * right.segment_stride);
                         for _ in 0..right.steps {
                             let mut columns = [[_mm512_setzero_si512(); 2]; P];
-                            for (panel, columns) in columns.iter_mut().enumerate() {
-                                let start = b.add(panel * right.panel_stride);
+                            for (columns, start) in columns.iter_mut().zip(b) {
                                 *columns = [_mm512_loadu_si512(start.cast()), _mm512_loadu_si512(start.add(16).cast())];
                             }
                             for (row, sums) in sums.iter_mut().enumerate() {
@@ -111,7 +113,7 @@ macro_rules! avx512_tiles {
                                 }
                             }
                             a = a.add(1);
-                            b = b.add(COLUMNS);
+                            b = b.map(|start| start.add(COLUMNS));
                         }
                     }
                 }
@@ -130,11 +132,11 @@ macro_rules! avx512_tiles {
             /// # Safety
             /// The CPU has the features and `check` passed.
             #[target_feature(enable = $features)]
-            pub unsafe fn dispatch(left: Left<'_>, right: Right<'_>, panels: usize, output: &mut [f32; OUTPUT]) {
+            pub unsafe fn dispatch(left: Left<'_>, right: Right<'_>, output: &mut [f32; OUTPUT]) {
                 let output = output.as_mut_ptr();
                 // SAFETY: the caller's.
                 unsafe {
-                    match (left.rows, panels) {
+                    match (left.rows, right.panels) {
                         (1, 1) => tile::<1, 1>(left, right, output),
                         (1, 2) => tile::<1, 2>(left, right, output),
                         (1, 3) => tile::<1, 3>(left, right, output),
@@ -179,28 +181,28 @@ avx512_tiles!(avx512_f32, "avx512f", |sum, left, right| _mm512_fmadd_ps(_mm512_c
 mod avx2 {
     use std::arch::x86_64::*;
 
-    use super::{COLUMNS, Left, OUTPUT, Precision, Right};
+    use super::{COLUMNS, Dtype, Left, OUTPUT, Right};
 
     const LANES: usize = 8;
 
     /// # Safety
-    /// The CPU has the features; `R` rows from `rows` on and the panel from `panel` on are as `check` wants them, `output` holds `R` rows.
+    /// The CPU has the features; `R` rows from `rows` on and the panels of `right` are as `check` wants them, `output` holds `R` rows.
     #[target_feature(enable = "avx2,fma")]
     unsafe fn tile<const R: usize, const V: usize, const BF16: bool>(
         rows: *const u32,
         stride: usize,
-        panel: *const u32,
         right: &Right<'_>,
+        panel: usize,
         output: *mut f32,
     ) {
         let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
         for part in (0..COLUMNS).step_by(V * LANES) {
             let mut sums = [[_mm256_setzero_ps(); V]; R];
             let mut a = rows;
-            for segment in 0..right.segments {
+            for segment in right.parts.iter().skip(panel).step_by(right.panels) {
                 // SAFETY: all offsets stay inside the slices: the caller's.
                 unsafe {
-                    let mut b = panel.add(segment * right.segment_stride + part);
+                    let mut b = segment.as_ptr().add(part);
                     for _ in 0..right.steps {
                         let mut columns = [_mm256_setzero_si256(); V];
                         for (vector, columns) in columns.iter_mut().enumerate() {
@@ -240,21 +242,20 @@ mod avx2 {
     /// # Safety
     /// The CPU has the features and `check` passed.
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn tiles<const BF16: bool>(left: Left<'_>, right: &Right<'_>, panels: usize, output: *mut f32) {
-        for panel in 0..panels {
-            let columns = right.words.as_ptr().wrapping_add(panel * right.panel_stride);
+    unsafe fn tiles<const BF16: bool>(left: Left<'_>, right: &Right<'_>, output: *mut f32) {
+        for panel in 0..right.panels {
             for row in (0..left.rows).step_by(6) {
                 let rows = left.words.as_ptr().wrapping_add(row * left.stride);
                 // SAFETY: the caller's.
                 unsafe {
                     let output = output.add((panel * left.rows + row) * COLUMNS);
                     match left.rows - row {
-                        1 => tile::<1, 4, BF16>(rows, left.stride, columns, right, output),
-                        2 => tile::<2, 4, BF16>(rows, left.stride, columns, right, output),
-                        3 => tile::<3, 4, BF16>(rows, left.stride, columns, right, output),
-                        4 => tile::<4, 2, BF16>(rows, left.stride, columns, right, output),
-                        5 => tile::<5, 2, BF16>(rows, left.stride, columns, right, output),
-                        _ => tile::<6, 2, BF16>(rows, left.stride, columns, right, output),
+                        1 => tile::<1, 4, BF16>(rows, left.stride, right, panel, output),
+                        2 => tile::<2, 4, BF16>(rows, left.stride, right, panel, output),
+                        3 => tile::<3, 4, BF16>(rows, left.stride, right, panel, output),
+                        4 => tile::<4, 2, BF16>(rows, left.stride, right, panel, output),
+                        5 => tile::<5, 2, BF16>(rows, left.stride, right, panel, output),
+                        _ => tile::<6, 2, BF16>(rows, left.stride, right, panel, output),
                     }
                 }
             }
@@ -264,25 +265,25 @@ mod avx2 {
     /// # Safety
     /// As for [`tiles`].
     #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn dispatch(precision: Precision, left: Left<'_>, right: Right<'_>, panels: usize, output: &mut [f32; OUTPUT]) {
+    pub unsafe fn dispatch(dtype: Dtype, left: Left<'_>, right: Right<'_>, output: &mut [f32; OUTPUT]) {
         // SAFETY: the caller's.
         unsafe {
-            match precision {
-                Precision::F32 => tiles::<false>(left, &right, panels, output.as_mut_ptr()),
-                Precision::Bf16 => tiles::<true>(left, &right, panels, output.as_mut_ptr()),
+            match dtype {
+                Dtype::Float32 => tiles::<false>(left, &right, output.as_mut_ptr()),
+                Dtype::Bfloat16 => tiles::<true>(left, &right, output.as_mut_ptr()),
             }
         }
     }
 }
 
-fn portable(precision: Precision, left: Left<'_>, right: Right<'_>, panels: usize, output: &mut [f32; OUTPUT]) {
-    for panel in 0..panels {
+fn portable(dtype: Dtype, left: Left<'_>, right: Right<'_>, output: &mut [f32; OUTPUT]) {
+    for panel in 0..right.panels {
         for row in 0..left.rows {
             let a = &left.words[row * left.stride..];
-            let b = &right.words[panel * right.panel_stride..];
-            let sums = match precision {
-                Precision::F32 => chain(a, b, &right, |sum, a, b| f32::from_bits(a).mul_add(f32::from_bits(b), sum)),
-                Precision::Bf16 => chain(a, b, &right, |sum, a, b| {
+            let b = right.parts.iter().skip(panel).step_by(right.panels).map(|part| &part[..right.steps * COLUMNS]);
+            let sums = match dtype {
+                Dtype::Float32 => chain(a, b, |sum, a, b| f32::from_bits(a).mul_add(f32::from_bits(b), sum)),
+                Dtype::Bfloat16 => chain(a, b, |sum, a, b| {
                     let low = f32::from_bits(a << 16).mul_add(f32::from_bits(b << 16), sum);
                     f32::from_bits(a & 0xffff_0000).mul_add(f32::from_bits(b & 0xffff_0000), low)
                 }),
@@ -293,15 +294,11 @@ fn portable(precision: Precision, left: Left<'_>, right: Right<'_>, panels: usiz
 }
 
 #[inline(always)]
-fn chain(a: &[u32], b: &[u32], right: &Right<'_>, step: impl Fn(f32, u32, u32) -> f32) -> [f32; COLUMNS] {
+fn chain<'b>(a: &[u32], b: impl Iterator<Item = &'b [u32]>, step: impl Fn(f32, u32, u32) -> f32) -> [f32; COLUMNS] {
     let mut sums = [0.0; COLUMNS];
-    let mut a = a.iter();
-    for segment in 0..right.segments {
-        let steps = b[segment * right.segment_stride..].chunks_exact(COLUMNS).take(right.steps);
-        for (b, a) in steps.zip(&mut a) {
-            for (sum, b) in sums.iter_mut().zip(b) {
-                *sum = step(*sum, *a, *b);
-            }
+    for (a, b) in a.iter().zip(b.flat_map(|segment| segment.chunks_exact(COLUMNS))) {
+        for (sum, b) in sums.iter_mut().zip(b) {
+            *sum = step(*sum, *a, *b);
         }
     }
     sums
@@ -310,7 +307,7 @@ fn chain(a: &[u32], b: &[u32], right: &Right<'_>, step: impl Fn(f32, u32, u32) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::{pack_row, words};
+    use crate::kernel::cpu::{pack_row, words};
 
     fn values(count: usize, seed: u32) -> Vec<f32> {
         (0..count as u32).map(|i| ((i.wrapping_mul(2_654_435_761).wrapping_add(seed) >> 9) as f32 / 4_194_304.0) - 1.0).collect()
@@ -319,30 +316,28 @@ mod tests {
     #[test]
     fn every_instruction_set_agrees() {
         let (k, rows) = (96, 12);
-        for precision in [Precision::F32, Precision::Bf16] {
-            let steps = words(precision, k);
+        for dtype in [Dtype::Float32, Dtype::Bfloat16] {
+            let steps = words(dtype, k);
             let mut left = vec![0; rows * steps];
             for (row, words) in left.chunks_mut(steps).enumerate() {
-                pack_row(precision, &values(k, row as u32), words);
+                pack_row(dtype, &values(k, row as u32), words);
             }
             let mut right = vec![0; 4 * steps * COLUMNS];
-            pack_row(precision, &values(4 * k * COLUMNS, 99), &mut right);
+            pack_row(dtype, &values(4 * k * COLUMNS, 99), &mut right);
             for rows in 1..=rows {
                 let left = Left { words: &left, stride: steps, rows };
-                let right = Right {
-                    words: &right,
-                    panel_stride: steps * COLUMNS,
-                    steps: steps / 2,
-                    segments: 2,
-                    segment_stride: steps / 2 * COLUMNS,
-                };
                 for panels in 1..=panels_together(rows) {
+                    // Two segments of half the steps.
+                    let half = steps / 2 * COLUMNS;
+                    let part = |index: usize| &right[(index % panels * 2 + index / panels) * half..][..half];
+                    let parts: Vec<&[u32]> = (0..2 * panels).map(part).collect();
+                    let right = Right { parts: &parts, panels, steps: steps / 2 };
                     let [mut portable, mut fast] = [[0.0; OUTPUT]; 2];
-                    multiply_with(Isa::Portable, precision, left, right, panels, &mut portable);
+                    multiply_with(Isa::Portable, dtype, left, right, &mut portable);
                     for isa in [Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16].into_iter().filter(|i| *i <= isa()) {
-                        multiply_with(isa, precision, left, right, panels, &mut fast);
+                        multiply_with(isa, dtype, left, right, &mut fast);
                         // Only the instruction for bf16 rounds in its own way.
-                        if precision == Precision::F32 || isa != Isa::Avx512Bf16 {
+                        if dtype == Dtype::Float32 || isa != Isa::Avx512Bf16 {
                             assert_eq!(portable, fast, "{isa:?} {rows} rows {panels} panels");
                         }
                         for (a, b) in portable.iter().zip(&fast) {

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use super::Precision;
+use carryon_crds::pool::Dtype;
 
 /// Vector instructions, best last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,15 +40,15 @@ fn detect() -> Isa {
     Isa::Portable
 }
 
-/// Name of the kernel that multiplies in `precision` on this machine, e.g. `avx512_bf16`: two names may mean two roundings.
-pub fn name(precision: Precision) -> &'static str {
-    match (precision, isa()) {
-        (Precision::Bf16, Isa::Avx512Bf16) => "avx512_bf16",
-        (Precision::Bf16, Isa::Avx512 | Isa::Avx2) => "avx2_bf16",
-        (Precision::Bf16, Isa::Portable) => "portable_bf16",
-        (Precision::F32, Isa::Avx512Bf16 | Isa::Avx512) => "avx512_f32",
-        (Precision::F32, Isa::Avx2) => "avx2_f32",
-        (Precision::F32, Isa::Portable) => "portable_f32",
+/// Name of the kernel that multiplies in `dtype` on this machine, e.g. `avx512_bf16`: two names may mean two roundings.
+pub fn name(dtype: Dtype) -> &'static str {
+    match (dtype, isa()) {
+        (Dtype::Bfloat16, Isa::Avx512Bf16) => "avx512_bf16",
+        (Dtype::Bfloat16, Isa::Avx512 | Isa::Avx2) => "avx2_bf16",
+        (Dtype::Bfloat16, Isa::Portable) => "portable_bf16",
+        (Dtype::Float32, Isa::Avx512Bf16 | Isa::Avx512) => "avx512_f32",
+        (Dtype::Float32, Isa::Avx2) => "avx2_f32",
+        (Dtype::Float32, Isa::Portable) => "portable_f32",
     }
 }
 
@@ -72,12 +72,12 @@ macro_rules! vectorised {
                 fn avx2($($argument: $type),*) $(-> $result)? {
                     body($($argument),*)
                 }
-                match $crate::kernel::cpu::isa() {
+                match $crate::kernel::cpu::isa::isa() {
                     // SAFETY: the features were detected.
-                    $crate::kernel::cpu::Isa::Avx512 | $crate::kernel::cpu::Isa::Avx512Bf16 => return unsafe { avx512($($argument),*) },
+                    $crate::kernel::cpu::isa::Isa::Avx512 | $crate::kernel::cpu::isa::Isa::Avx512Bf16 => return unsafe { avx512($($argument),*) },
                     // SAFETY: the features were detected.
-                    $crate::kernel::cpu::Isa::Avx2 => return unsafe { avx2($($argument),*) },
-                    $crate::kernel::cpu::Isa::Portable => {}
+                    $crate::kernel::cpu::isa::Isa::Avx2 => return unsafe { avx2($($argument),*) },
+                    $crate::kernel::cpu::isa::Isa::Portable => {}
                 }
             }
             body($($argument),*)

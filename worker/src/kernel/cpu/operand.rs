@@ -1,13 +1,13 @@
 //! Rows as words: rounding to bf16 and packing in pairs.
 
-use super::Precision;
-use super::cpu::vectorised;
+use super::isa::vectorised;
+use carryon_crds::pool::Dtype;
 
 /// Words of a row of `values` values; an odd bf16 row is padded with a zero.
-pub fn words(precision: Precision, values: usize) -> usize {
-    match precision {
-        Precision::F32 => values,
-        Precision::Bf16 => values.div_ceil(2),
+pub fn words(dtype: Dtype, values: usize) -> usize {
+    match dtype {
+        Dtype::Float32 => values,
+        Dtype::Bfloat16 => values.div_ceil(2),
     }
 }
 
@@ -22,10 +22,10 @@ pub(super) fn bf16_bits(value: f32) -> u32 {
 
 /// [`pack_row`] for callers that are compiled per instruction set themselves.
 #[inline(always)]
-pub(super) fn pack_into(precision: Precision, row: &[f32], words: &mut [u32]) {
-    match precision {
-        Precision::F32 => words.copy_from_slice(bytemuck::cast_slice(row)),
-        Precision::Bf16 => {
+pub(super) fn pack_into(dtype: Dtype, row: &[f32], words: &mut [u32]) {
+    match dtype {
+        Dtype::Float32 => words.copy_from_slice(bytemuck::cast_slice(row)),
+        Dtype::Bfloat16 => {
             if let Some(last) = words.get_mut(row.len() / 2) {
                 *last = 0;
             }
@@ -38,9 +38,18 @@ pub(super) fn pack_into(precision: Precision, row: &[f32], words: &mut [u32]) {
 }
 
 vectorised! {
-    /// Packs a row into its words: `words` has [`words`]`(precision, row.len())` elements.
-    pub fn pack_row(precision: Precision, row: &[f32], words: &mut [u32]) {
-        pack_into(precision, row, words);
+    /// Packs a row into its words: `words` has [`words`]`(dtype, row.len())` elements.
+    pub fn pack_row(dtype: Dtype, row: &[f32], words: &mut [u32]) {
+        pack_into(dtype, row, words);
+    }
+}
+
+vectorised! {
+    /// Rounds a row to bf16 numbers.
+    pub(super) fn halves(row: &[f32], halves: &mut [u16]) {
+        for (half, value) in halves.iter_mut().zip(row) {
+            *half = bf16_bits(*value) as u16;
+        }
     }
 }
 
@@ -69,10 +78,10 @@ vectorised! {
 }
 
 /// The inverse of [`pack_row`]: the values as rounded.
-pub fn unpack_row(precision: Precision, words: &[u32], row: &mut [f32]) {
-    match precision {
-        Precision::F32 => row.copy_from_slice(bytemuck::cast_slice(words)),
-        Precision::Bf16 => {
+pub fn unpack_row(dtype: Dtype, words: &[u32], row: &mut [f32]) {
+    match dtype {
+        Dtype::Float32 => row.copy_from_slice(bytemuck::cast_slice(words)),
+        Dtype::Bfloat16 => {
             for (pair, word) in row.chunks_mut(2).zip(words) {
                 pair[0] = f32::from_bits(word << 16);
                 if let Some(high) = pair.get_mut(1) {
@@ -99,10 +108,10 @@ mod tests {
     #[test]
     fn odd_rows_survive_packing() {
         let row: Vec<f32> = (0..37).map(|i| i as f32 - 12.5).collect();
-        for precision in [Precision::F32, Precision::Bf16] {
-            let (mut packed, mut back) = (vec![0; words(precision, row.len())], vec![0.0; row.len()]);
-            pack_row(precision, &row, &mut packed);
-            unpack_row(precision, &packed, &mut back);
+        for dtype in [Dtype::Float32, Dtype::Bfloat16] {
+            let (mut packed, mut back) = (vec![0; words(dtype, row.len())], vec![0.0; row.len()]);
+            pack_row(dtype, &row, &mut packed);
+            unpack_row(dtype, &packed, &mut back);
             assert_eq!(row, back);
         }
     }

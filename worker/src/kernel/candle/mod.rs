@@ -1,0 +1,312 @@
+//! [`Backend`] over any device of candle's, in its operations and candle-nn's fused ones.
+//!
+//! It runs on candle's CPU device in the tests, against the same oracles as our own kernels, and on CUDA where it is built in. Sums are f32: candle's
+//! own bf16 product rounds its result, so products of bf16 numbers go through [`gemm`].
+
+mod attention;
+mod gemm;
+mod pages;
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use bytes::Bytes;
+use candle_core::{D, DType, Device, Tensor};
+use candle_nn::ops::{rms_norm, sigmoid, swiglu};
+use candle_nn::rotary_emb::rope_thd;
+use carryon_crds::pool::Dtype;
+use half::bf16;
+
+use super::{Attention, Backend, Fill, Left, PageLayout, Part, Result, Rotation, Sink, Span};
+pub use pages::Pages;
+
+type Candle<T> = candle_core::Result<T>;
+
+/// A device of candle's.
+#[derive(Clone, Debug)]
+pub struct CandleDevice {
+    device: Device,
+}
+
+/// A tensor of two dimensions, once something was put into it.
+#[derive(Clone, Debug, Default)]
+pub struct Rows(Option<Tensor>);
+
+/// A weight, n × k; a transpose is another view of the same numbers.
+#[derive(Clone, Debug)]
+pub struct Matrix(Tensor);
+
+impl Rows {
+    fn tensor(&self) -> Candle<&Tensor> {
+        self.0.as_ref().ok_or_else(|| candle_core::Error::Msg("rows are read before they are written".to_owned()))
+    }
+}
+
+impl From<Tensor> for Rows {
+    fn from(tensor: Tensor) -> Self {
+        Self(Some(tensor))
+    }
+}
+
+impl CandleDevice {
+    /// candle's `device`.
+    pub fn new(device: Device) -> Self {
+        Self { device }
+    }
+
+    fn indices(&self, values: &[u32]) -> Candle<Tensor> {
+        Tensor::from_slice(values, values.len(), &self.device)
+    }
+
+    /// Writes `rows` over the rows `at` of `target`, in place.
+    fn scatter(&self, target: &Tensor, at: &[u32], rows: &Tensor) -> Candle<()> {
+        let at = self.indices(at)?.unsqueeze(1)?.broadcast_as(rows.shape())?.contiguous()?;
+        target.scatter_set(&at, rows, 0)
+    }
+
+    /// `left · rightᵀ` in f32: m × k, rounded to the number type of n × k.
+    fn multiply(&self, left: &Tensor, right: &Tensor) -> Candle<Tensor> {
+        gemm::multiply(&left.to_dtype(right.dtype())?.contiguous()?, right)
+    }
+}
+
+/// candle's name of a number type.
+fn number_type(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::Bfloat16 => DType::BF16,
+        Dtype::Float32 => DType::F32,
+    }
+}
+
+fn round(rows: Tensor, dtype: Dtype) -> Candle<Tensor> {
+    rows.to_dtype(number_type(dtype))?.to_dtype(DType::F32)
+}
+
+fn bytes_of(tensor: &Tensor) -> Candle<Bytes> {
+    let flat = tensor.flatten_all()?;
+    Ok(match tensor.dtype() {
+        DType::BF16 => flat.to_vec1::<bf16>()?.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>().into(),
+        _ => bytemuck::cast_slice::<f32, u8>(&flat.to_vec1::<f32>()?).to_vec().into(),
+    })
+}
+
+/// All rows of a weight, from as many threads as there are cores.
+fn filled<T: Copy + Default + Send>(n: usize, k: usize, fill: Fill<'_>, convert: impl Fn(f32) -> T + Sync) -> Vec<T> {
+    let mut values = vec![T::default(); n * k];
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let rows = n.div_ceil(threads).max(1);
+    std::thread::scope(|scope| {
+        for (index, block) in values.chunks_mut(rows * k.max(1)).enumerate() {
+            let convert = &convert;
+            scope.spawn(move || {
+                let mut row = vec![0.0; k];
+                for (offset, target) in block.chunks_exact_mut(k).enumerate() {
+                    fill(index * rows + offset, &mut row);
+                    target.iter_mut().zip(&row).for_each(|(target, value)| *target = convert(*value));
+                }
+            });
+        }
+    });
+    values
+}
+
+impl Backend for CandleDevice {
+    type Rows = Rows;
+    type Packed = Rows;
+    type Matrix = Matrix;
+    type Vector = Tensor;
+    type Pages = Pages;
+
+    fn name(&self, dtype: Dtype) -> (String, String) {
+        let number = number_type(dtype).as_str();
+        match &self.device {
+            Device::Cpu => ("cpu".to_owned(), format!("candle_{number}")),
+            _ => gemm::name(&self.device, number),
+        }
+    }
+
+    fn beside(&self) -> Self {
+        self.clone()
+    }
+
+    fn matrix(&self, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Matrix> {
+        Ok(Matrix(match dtype {
+            Dtype::Bfloat16 => Tensor::from_vec(filled(n, k, fill, bf16::from_f32), (n, k), &self.device)?,
+            Dtype::Float32 => Tensor::from_vec(filled(n, k, fill, |value| value), (n, k), &self.device)?,
+        }))
+    }
+
+    fn gate_up(&self, width: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Matrix> {
+        self.matrix(2 * width, k, dtype, fill)
+    }
+
+    fn transposed(&self, matrix: &Matrix) -> Result<Matrix> {
+        Ok(Matrix(matrix.0.t()?))
+    }
+
+    fn vector(&self, values: &[f32]) -> Result<Tensor> {
+        Ok(Tensor::from_slice(values, values.len(), &self.device)?)
+    }
+
+    fn shape(matrix: &Matrix) -> (usize, usize) {
+        (matrix.0.dims()[0], matrix.0.dims()[1])
+    }
+
+    fn bytes(matrix: &Matrix) -> usize {
+        matrix.0.elem_count() * matrix.0.dtype().size_in_bytes()
+    }
+
+    fn count(rows: &Rows) -> usize {
+        rows.0.as_ref().map_or(0, |rows| rows.dims()[0])
+    }
+
+    fn write(&self, values: &[f32], width: usize) -> Result<Rows> {
+        Ok(Tensor::from_slice(values, (values.len() / width, width), &self.device)?.into())
+    }
+
+    fn read<'a>(&self, rows: &'a Rows) -> Result<Cow<'a, [f32]>> {
+        Ok(Cow::Owned(rows.tensor()?.flatten_all()?.to_vec1()?))
+    }
+
+    fn read_bytes(&self, rows: &Rows, dtype: Dtype) -> Result<Bytes> {
+        Ok(bytes_of(&rows.tensor()?.to_dtype(number_type(dtype))?)?)
+    }
+
+    fn read_matrix(&self, matrix: &Matrix, rows: Range<usize>) -> Result<Bytes> {
+        Ok(bytes_of(&matrix.0.narrow(0, rows.start, rows.len())?)?)
+    }
+
+    fn embed(&self, table: &Matrix, tokens: &[u32], out: &mut Rows) -> Result<()> {
+        *out = table.0.index_select(&self.indices(tokens)?, 0)?.to_dtype(DType::F32)?.into();
+        Ok(())
+    }
+
+    fn product(&self, left: Left<'_, Self>, right: &[Part<'_, Self>], sink: Sink<'_, Self>) -> Result<()> {
+        let mut products = Vec::with_capacity(right.len());
+        let mut first = 0;
+        for Part { rows, matrix, norm } in right.iter().filter(|part| part.rows > 0) {
+            let (Left::Plain(values) | Left::Normed(values, _) | Left::Packed(values)) = left;
+            let mut values = values.tensor()?.narrow(0, first, *rows)?;
+            first += rows;
+            if let Left::Normed(_, epsilon) = left {
+                let ones = || Tensor::ones(matrix.0.dims()[1], DType::F32, &self.device);
+                values = rms_norm(&values.contiguous()?, &norm.map_or_else(ones, |norm| Ok(norm.clone()))?, epsilon)?;
+            }
+            products.push(self.multiply(&values, &matrix.0)?);
+        }
+        let Some(part) = right.first().filter(|_| !products.is_empty()) else { return Ok(()) };
+        let product = if products.len() == 1 { products.remove(0) } else { Tensor::cat(&products, 0)? };
+        match sink {
+            Sink::Store(out) => *out = product.into(),
+            Sink::Add(out) => *out = (out.tensor()? + product)?.into(),
+            Sink::SwiGlu(out) => *out = swiglu(&product)?.to_dtype(part.matrix.0.dtype())?.into(),
+        }
+        Ok(())
+    }
+
+    fn angles(&self, rotation: &Rotation, positions: &[u32], out: &mut Rows) -> Result<()> {
+        let pairs = rotation.pairs();
+        let mut values = vec![0.0; positions.len() * 2 * pairs];
+        for (position, row) in positions.iter().zip(values.chunks_exact_mut(2 * pairs)) {
+            let (cosine, sine) = row.split_at_mut(pairs);
+            rotation.at(*position as usize, cosine, sine);
+        }
+        *out = self.write(&values, 2 * pairs)?;
+        Ok(())
+    }
+
+    fn rotate(&self, rows: &mut Rows, columns: usize, angles: &Rows) -> Result<()> {
+        let (values, angles) = (rows.tensor()?, angles.tensor()?);
+        let ((count, width), pairs) = (values.dims2()?, angles.dims()[1] / 2);
+        let heads = values.narrow(1, 0, columns)?.contiguous()?.reshape((1, count, columns / (2 * pairs), 2 * pairs))?;
+        let (cosine, sine) = (angles.narrow(1, 0, pairs)?.contiguous()?, angles.narrow(1, pairs, pairs)?.contiguous()?);
+        let rotated = rope_thd(&heads, &cosine, &sine)?.reshape((count, columns))?;
+        *rows = Tensor::cat(&[&rotated, &values.narrow(1, columns, width - columns)?], 1)?.into();
+        Ok(())
+    }
+
+    fn pages(&self, layout: PageLayout, count: usize) -> Result<Pages> {
+        Ok(Pages::new(layout, count, &self.device))
+    }
+
+    fn take_page(&self, pages: &mut Pages, page: u32) -> Result<()> {
+        Ok(pages.reach(page as usize)?)
+    }
+
+    fn copy_page(&self, pages: &mut Pages, from: u32, to: u32) -> Result<()> {
+        Ok(pages.copy(from as usize, to as usize)?)
+    }
+
+    /// Arenas do not shrink: the page is used again.
+    fn give_page(&self, _pages: &mut Pages, _page: u32) {}
+
+    fn append(&self, pages: &mut Pages, layer: usize, rows: &Rows, column: usize, spans: &[Span<'_>]) -> Result<()> {
+        Ok(pages.append(self, layer, &rows.tensor()?.narrow(1, column, 2 * pages.width())?, spans)?)
+    }
+
+    fn attend(&self, pages: &Pages, layer: usize, attention: Attention, rows: &Rows, spans: &[Span<'_>], out: &mut Rows) -> Result<()> {
+        *out = attention::attend(self, pages, layer, attention, rows.tensor()?, spans)?.into();
+        Ok(())
+    }
+
+    fn tap(&self, rows: &Rows, which: Option<&[u32]>, norm: Option<(&Tensor, f32)>, dtype: Dtype) -> Result<Rows> {
+        if which.is_some_and(<[u32]>::is_empty) {
+            return Ok(Rows::default());
+        }
+        let mut rows = match which {
+            Some(which) => rows.tensor()?.index_select(&self.indices(which)?, 0)?,
+            None => rows.tensor()?.clone(),
+        };
+        if let Some((weight, epsilon)) = norm {
+            rows = rms_norm(&rows, weight, epsilon)?;
+        }
+        Ok(round(rows, dtype)?.into())
+    }
+
+    fn pack(&self, rows: &Rows, which: Range<usize>, dtype: Dtype) -> Result<Rows> {
+        // A copy of its own: a view would keep all rows.
+        Ok(rows.tensor()?.narrow(0, which.start, which.len())?.to_dtype(number_type(dtype))?.copy()?.into())
+    }
+
+    fn unpack(&self, parts: &[&Rows], _width: usize, _dtype: Dtype) -> Result<Rows> {
+        let parts = parts.iter().map(|part| part.tensor()).collect::<Candle<Vec<_>>>()?;
+        Ok(Tensor::cat(&parts, 0)?.to_dtype(DType::F32)?.into())
+    }
+
+    fn gate(&self, z: &Rows, biases: &[(usize, &Tensor)], delta: &mut Rows) -> Result<()> {
+        let (z, mut first, mut gates) = (z.tensor()?, 0, Vec::new());
+        for (rows, bias) in biases.iter().filter(|(rows, _)| *rows > 0) {
+            gates.push(sigmoid(&z.narrow(0, first, *rows)?.broadcast_add(bias)?)?);
+            first += rows;
+        }
+        *delta = (delta.tensor()? * Tensor::cat(&gates, 0)?)?.into();
+        Ok(())
+    }
+
+    fn combine(&self, y: &mut Rows, at: &[u32], alpha: &[f32], delta: &Rows, dtype: Dtype) -> Result<()> {
+        let (y, alpha) = (y.tensor()?, Tensor::from_slice(alpha, (alpha.len(), 1), &self.device)?);
+        let sum = (y.index_select(&self.indices(at)?, 0)? + delta.tensor()?.broadcast_mul(&alpha)?)?;
+        Ok(self.scatter(y, at, &round(sum, dtype)?)?)
+    }
+
+    fn greedy(&self, logits: &Rows) -> Result<Vec<Option<u32>>> {
+        let logits = logits.tensor()?;
+        // Zero, or NaN where a logit is not finite.
+        let nothing = (logits * 0.0)?.sum(D::Minus1)?.to_vec1::<f32>()?;
+        let likeliest = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
+        Ok(likeliest.into_iter().zip(nothing).map(|(token, nothing)| (nothing == 0.0).then_some(token)).collect())
+    }
+
+    fn losses(&self, y: &Rows, lm_head: &Matrix, backward: Option<&Matrix>, targets: &[u32]) -> Result<(Vec<f32>, Option<Rows>)> {
+        let logits = self.multiply(y.tensor()?, &lm_head.0)?;
+        let target = self.indices(targets)?.unsqueeze(1)?;
+        let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
+        let exponentials = shifted.exp()?;
+        let sum = exponentials.sum_keepdim(D::Minus1)?;
+        let loss = (sum.log()? - shifted.gather(&target, 1)?)?.squeeze(1)?.to_vec1()?;
+        let Some(backward) = backward else { return Ok((loss, None)) };
+        let off =
+            exponentials.broadcast_div(&sum)?.scatter_add(&target, &Tensor::ones(target.shape(), DType::F32, &self.device)?.neg()?, 1)?;
+        Ok((loss, Some(self.multiply(&off, &backward.0)?.into())))
+    }
+}

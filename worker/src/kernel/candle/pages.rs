@@ -1,0 +1,93 @@
+//! Pages as rows of two tensors a layer.
+
+use candle_core::{Device, Tensor};
+
+use super::{Candle, CandleDevice, number_type};
+use crate::kernel::{PAGE, PageLayout, Span};
+
+/// An arena that grows by a quarter when a page beyond its end is taken, and never shrinks. Position `i` of page `p` is row `32 p + i`.
+pub struct Pages {
+    layout: PageLayout,
+    device: Device,
+    /// Pages at most.
+    count: usize,
+    /// Pages that there is memory for.
+    ready: usize,
+    /// Keys and values of each layer, positions × heads · head_dim.
+    layers: Vec<[Tensor; 2]>,
+}
+
+impl Pages {
+    pub(super) fn new(layout: PageLayout, count: usize, device: &Device) -> Self {
+        Self { layout, device: device.clone(), count, ready: 0, layers: Vec::new() }
+    }
+
+    pub(super) fn layout(&self) -> &PageLayout {
+        &self.layout
+    }
+
+    /// Keys of a position.
+    pub(super) fn width(&self) -> usize {
+        self.layout.heads * self.layout.head_dim
+    }
+
+    /// Sees to it that there is memory for `page`, one layer after the other: meanwhile no more than one layer is there twice.
+    pub(super) fn reach(&mut self, page: usize) -> Candle<()> {
+        if page < self.ready {
+            return Ok(());
+        }
+        let ready = (page + 1).max(self.ready + self.ready / 4).min(self.count.max(page + 1));
+        let (rows, width, device) = ((ready - self.ready) * PAGE, self.width(), self.device.clone());
+        let empty = || Tensor::zeros((rows, width), number_type(self.layout.dtype), &device);
+        for layer in 0..self.layout.layers {
+            let more = [empty()?, empty()?];
+            match self.layers.get_mut(layer) {
+                Some(known) => *known = [Tensor::cat(&[&known[0], &more[0]], 0)?, Tensor::cat(&[&known[1], &more[1]], 0)?],
+                None => self.layers.push(more),
+            }
+        }
+        self.ready = ready;
+        Ok(())
+    }
+
+    pub(super) fn copy(&self, from: usize, to: usize) -> Candle<()> {
+        for tensor in self.layers.iter().flatten() {
+            tensor.slice_set(&tensor.narrow(0, from * PAGE, PAGE)?.copy()?, 0, to * PAGE)?;
+        }
+        Ok(())
+    }
+
+    /// Writes rows `[keys | values]`. What follows a span's last row in a page that it begins is zero: it may hold what is no number.
+    pub(super) fn append(&self, backend: &CandleDevice, layer: usize, rows: &Tensor, spans: &[Span<'_>]) -> Candle<()> {
+        let (mut written, mut cleared) = (Vec::new(), Vec::new());
+        for span in spans {
+            let start = span.length - span.rows;
+            written.extend((start..span.length).map(|position| row_of(span, position)));
+            if span.length.next_multiple_of(PAGE) - PAGE >= start {
+                cleared.extend((span.length..span.length.next_multiple_of(PAGE)).map(|position| row_of(span, position)));
+            }
+        }
+        written.extend_from_slice(&cleared);
+        for (part, target) in self.layers[layer].iter().enumerate() {
+            let values = rows.narrow(1, part * self.width(), self.width())?.to_dtype(target.dtype())?.contiguous()?;
+            let values = match cleared.len() {
+                0 => values,
+                zeros => Tensor::cat(&[&values, &Tensor::zeros((zeros, self.width()), values.dtype(), &self.device)?], 0)?,
+            };
+            backend.scatter(target, &written, &values)?;
+        }
+        Ok(())
+    }
+
+    /// Keys and values of a layer at these rows, each rows × heads × head_dim.
+    pub(super) fn gather(&self, layer: usize, rows: &Tensor) -> Candle<[Tensor; 2]> {
+        let shape = (rows.elem_count(), self.layout.heads, self.layout.head_dim);
+        let [keys, values] = &self.layers[layer];
+        Ok([keys.index_select(rows, 0)?.reshape(shape)?, values.index_select(rows, 0)?.reshape(shape)?])
+    }
+}
+
+/// The row of a position.
+pub fn row_of(span: &Span<'_>, position: usize) -> u32 {
+    span.pages[position / PAGE] * PAGE as u32 + (position % PAGE) as u32
+}

@@ -1,0 +1,387 @@
+//! [`Backend`] over our kernels.
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use carryon_crds::pool::Dtype;
+
+use super::operand::{pack_row, round_bf16, unpack_row, words};
+use super::pages::Pages;
+use super::panels::Panels;
+use super::product::{self, RUN};
+use super::rows::{exp, rms_norm, rope};
+use super::{Threads, isa, loss};
+use crate::kernel::{Attention, Backend, Fill, Left, PageLayout, Part, Result, Rotation, Sink, Span};
+
+/// Rows of a block of the row operations.
+const BLOCK_ROWS: usize = 32;
+
+/// The CPU: our kernels on a fixed set of threads.
+#[derive(Clone)]
+pub struct Cpu {
+    threads: Arc<Threads>,
+}
+
+/// Rows of f32.
+#[derive(Clone, Debug, Default)]
+pub struct Rows {
+    values: Vec<f32>,
+    width: usize,
+}
+
+/// Rows of packed words.
+#[derive(Clone, Debug, Default)]
+pub struct PackedRows {
+    words: Vec<u32>,
+    /// Words of a row.
+    stride: usize,
+}
+
+impl Rows {
+    /// Takes the shape rows × width; what it holds then is of no meaning.
+    fn shape(&mut self, rows: usize, width: usize) -> &mut [f32] {
+        self.values.resize(rows * width, 0.0);
+        self.width = width;
+        &mut self.values
+    }
+
+    fn count(&self) -> usize {
+        self.values.len().checked_div(self.width).unwrap_or(0)
+    }
+
+    fn row(&self, row: usize) -> &[f32] {
+        &self.values[row * self.width..][..self.width]
+    }
+}
+
+impl PackedRows {
+    fn shape(&mut self, rows: usize, stride: usize) -> &mut [u32] {
+        self.words.resize(rows * stride, 0);
+        self.stride = stride;
+        &mut self.words
+    }
+}
+
+impl Cpu {
+    /// The CPU with these threads.
+    pub fn new(threads: Arc<Threads>) -> Self {
+        Self { threads }
+    }
+}
+
+impl Backend for Cpu {
+    type Rows = Rows;
+    type Packed = PackedRows;
+    type Matrix = Panels;
+    type Vector = Vec<f32>;
+    type Pages = Pages;
+
+    fn name(&self, dtype: Dtype) -> (String, String) {
+        ("cpu".to_owned(), isa::name(dtype).to_owned())
+    }
+
+    fn beside(&self) -> Self {
+        Self::new(Threads::new(1))
+    }
+
+    fn matrix(&self, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Panels> {
+        Ok(Panels::from_rows(n, k, dtype, &self.threads, fill))
+    }
+
+    /// Gate and up in runs of [`RUN`]; absent outputs of the last runs are zero.
+    fn gate_up(&self, width: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Panels> {
+        let row_of = |row: usize, values: &mut [f32]| {
+            let (half, row) = (row % (2 * RUN) / RUN * width, row / (2 * RUN) * RUN + row % RUN);
+            if row < width { fill(half + row, values) } else { values.fill(0.0) }
+        };
+        Ok(Panels::from_rows(2 * width.next_multiple_of(RUN), k, dtype, &self.threads, row_of))
+    }
+
+    fn transposed(&self, matrix: &Panels) -> Result<Panels> {
+        Ok(matrix.transposed(&self.threads))
+    }
+
+    fn vector(&self, values: &[f32]) -> Result<Vec<f32>> {
+        Ok(values.to_vec())
+    }
+
+    fn shape(matrix: &Panels) -> (usize, usize) {
+        (matrix.rows(), matrix.cols())
+    }
+
+    fn bytes(matrix: &Panels) -> usize {
+        matrix.bytes()
+    }
+
+    fn count(rows: &Rows) -> usize {
+        rows.count()
+    }
+
+    fn write(&self, values: &[f32], width: usize) -> Result<Rows> {
+        Ok(Rows { values: values.to_vec(), width })
+    }
+
+    fn read<'a>(&self, rows: &'a Rows) -> Result<Cow<'a, [f32]>> {
+        Ok(Cow::Borrowed(&rows.values))
+    }
+
+    fn read_bytes(&self, rows: &Rows, dtype: Dtype) -> Result<Bytes> {
+        Ok(to_bytes(&self.threads, &rows.values, dtype))
+    }
+
+    fn read_matrix(&self, matrix: &Panels, rows: Range<usize>) -> Result<Bytes> {
+        let mut values = vec![0.0; rows.len() * matrix.cols()];
+        for (row, values) in rows.zip(values.chunks_exact_mut(matrix.cols())) {
+            matrix.row(row, values);
+        }
+        // A route's own thread reads: it leaves the device's alone.
+        Ok(to_bytes(&Threads::new(1), &values, matrix.dtype()))
+    }
+
+    fn embed(&self, table: &Panels, tokens: &[u32], out: &mut Rows) -> Result<()> {
+        let width = table.cols();
+        self.threads.for_rows(out.shape(tokens.len(), width), width, BLOCK_ROWS, |first, block| {
+            for (token, row) in tokens[first..].iter().zip(block.chunks_exact_mut(width)) {
+                table.row(*token as usize, row);
+            }
+        });
+        Ok(())
+    }
+
+    fn product(&self, left: Left<'_, Self>, right: &[Part<'_, Self>], sink: Sink<'_, Self>) -> Result<()> {
+        let right: Vec<_> = right
+            .iter()
+            .map(|part| product::Part { rows: part.rows, panels: part.matrix, norm: part.norm.map_or(&[], Vec::as_slice) })
+            .collect();
+        let Some(first) = right.first().map(|part| part.panels) else { return Ok(()) };
+        let rows = right.iter().map(|part| part.rows).sum();
+        let left = match left {
+            Left::Plain(rows) => product::Left::Plain(&rows.values),
+            Left::Normed(rows, epsilon) => product::Left::Normed(&rows.values, epsilon),
+            Left::Packed(packed) => product::Left::Packed(&packed.words, packed.stride),
+        };
+        let sink = match sink {
+            Sink::Store(out) => product::Sink::Store(out.shape(rows, first.rows())),
+            Sink::Add(out) => product::Sink::Add(&mut out.values),
+            Sink::SwiGlu(out) => product::Sink::SwiGlu(out.shape(rows, words(first.dtype(), first.rows() / 2))),
+        };
+        product::product(&self.threads, left, &right, sink);
+        Ok(())
+    }
+
+    fn angles(&self, rotation: &Rotation, positions: &[u32], out: &mut Rows) -> Result<()> {
+        let pairs = rotation.pairs();
+        self.threads.for_rows(out.shape(positions.len(), 2 * pairs), 2 * pairs, BLOCK_ROWS, |first, block| {
+            for (position, row) in positions[first..].iter().zip(block.chunks_exact_mut(2 * pairs)) {
+                let (cosine, sine) = row.split_at_mut(pairs);
+                rotation.at(*position as usize, cosine, sine);
+            }
+        });
+        Ok(())
+    }
+
+    fn rotate(&self, rows: &mut Rows, columns: usize, angles: &Rows) -> Result<()> {
+        let width = rows.width;
+        self.threads.for_rows(&mut rows.values, width, BLOCK_ROWS, |first, block| {
+            for (offset, row) in block.chunks_exact_mut(width).enumerate() {
+                let (cosine, sine) = angles.row(first + offset).split_at(angles.width / 2);
+                rope(&mut row[..columns], cosine, sine);
+            }
+        });
+        Ok(())
+    }
+
+    fn pages(&self, layout: PageLayout, count: usize) -> Result<Pages> {
+        Ok(Pages::new(layout, count))
+    }
+
+    fn take_page(&self, pages: &mut Pages, page: u32) -> Result<()> {
+        pages.take(page);
+        Ok(())
+    }
+
+    fn copy_page(&self, pages: &mut Pages, from: u32, to: u32) -> Result<()> {
+        pages.copy(from, to);
+        Ok(())
+    }
+
+    fn give_page(&self, pages: &mut Pages, page: u32) {
+        pages.give(page);
+    }
+
+    fn append(&self, pages: &mut Pages, layer: usize, rows: &Rows, column: usize, spans: &[Span<'_>]) -> Result<()> {
+        pages.append(&self.threads, layer, &rows.values, rows.width, column, spans);
+        Ok(())
+    }
+
+    fn attend(
+        &self,
+        pages: &Pages,
+        layer: usize,
+        attention: Attention,
+        rows: &Rows,
+        spans: &[Span<'_>],
+        out: &mut PackedRows,
+    ) -> Result<()> {
+        let stride = words(pages.layout().dtype, attention.heads * pages.layout().head_dim);
+        let count = spans.iter().map(|span| span.rows).sum();
+        super::attend(&self.threads, pages, layer, attention, &rows.values, rows.width, spans, out.shape(count, stride));
+        Ok(())
+    }
+
+    fn tap(&self, rows: &Rows, which: Option<&[u32]>, norm: Option<(&Vec<f32>, f32)>, dtype: Dtype) -> Result<Rows> {
+        let width = rows.width;
+        let mut out = Rows::default();
+        let target = out.shape(which.map_or(rows.count(), <[u32]>::len), width);
+        self.threads.for_rows(target, width, BLOCK_ROWS, |first, block| {
+            for (offset, target) in block.chunks_exact_mut(width).enumerate() {
+                let row = rows.row(which.map_or(first + offset, |which| which[first + offset] as usize));
+                match norm {
+                    Some((weight, epsilon)) => rms_norm(row, weight, epsilon, target),
+                    None => target.copy_from_slice(row),
+                }
+            }
+            round(block, dtype);
+        });
+        Ok(out)
+    }
+
+    fn pack(&self, rows: &Rows, which: Range<usize>, dtype: Dtype) -> Result<PackedRows> {
+        let mut packed = PackedRows::default();
+        let (count, stride) = (which.len(), words(dtype, rows.width));
+        self.threads.for_rows(packed.shape(count, stride), stride, BLOCK_ROWS, |first, block| {
+            for (offset, words) in block.chunks_exact_mut(stride).enumerate() {
+                pack_row(dtype, rows.row(which.start + first + offset), words);
+            }
+        });
+        Ok(packed)
+    }
+
+    fn unpack(&self, parts: &[&PackedRows], width: usize, dtype: Dtype) -> Result<Rows> {
+        let packed: Vec<&[u32]> = parts.iter().flat_map(|part| part.words.chunks_exact(part.stride)).collect();
+        let mut rows = Rows::default();
+        self.threads.for_rows(rows.shape(packed.len(), width), width, BLOCK_ROWS, |first, block| {
+            for (words, row) in packed[first..].iter().zip(block.chunks_exact_mut(width)) {
+                unpack_row(dtype, words, row);
+            }
+        });
+        Ok(rows)
+    }
+
+    fn gate(&self, z: &Rows, biases: &[(usize, &Vec<f32>)], delta: &mut Rows) -> Result<()> {
+        let width = delta.width;
+        let biases: Vec<&[f32]> = biases.iter().flat_map(|(rows, bias)| std::iter::repeat_n(bias.as_slice(), *rows)).collect();
+        self.threads.for_rows(&mut delta.values, width, BLOCK_ROWS, |first, block| {
+            for (offset, delta) in block.chunks_exact_mut(width).enumerate() {
+                gate_row(z.row(first + offset), biases[first + offset], delta);
+            }
+        });
+        Ok(())
+    }
+
+    fn combine(&self, y: &mut Rows, at: &[u32], alpha: &[f32], delta: &Rows, dtype: Dtype) -> Result<()> {
+        let width = y.width;
+        for ((at, alpha), delta) in at.iter().zip(alpha).zip(delta.values.chunks_exact(width)) {
+            let row = &mut y.values[*at as usize * width..][..width];
+            row.iter_mut().zip(delta).for_each(|(y, delta)| *y += alpha * delta);
+            round(row, dtype);
+        }
+        Ok(())
+    }
+
+    fn greedy(&self, logits: &Rows) -> Result<Vec<Option<u32>>> {
+        let mut found = vec![None; logits.count()];
+        self.threads.for_each(&mut found, |row, found| *found = likeliest(logits.row(row)));
+        Ok(found)
+    }
+
+    fn losses(&self, y: &Rows, lm_head: &Panels, backward: Option<&Panels>, targets: &[u32]) -> Result<(Vec<f32>, Option<Rows>)> {
+        let (loss, gradient) = loss::losses(&self.threads, &y.values, lm_head, backward, targets);
+        Ok((loss, gradient.map(|values| Rows { values, width: y.width })))
+    }
+}
+
+fn round(values: &mut [f32], dtype: Dtype) {
+    if dtype == Dtype::Bfloat16 {
+        round_bf16(values);
+    }
+}
+
+fn to_bytes(threads: &Threads, values: &[f32], dtype: Dtype) -> Bytes {
+    /// Values that one thread takes at a time.
+    const BLOCK: usize = 1 << 14;
+    match dtype {
+        Dtype::Float32 => Bytes::copy_from_slice(bytemuck::cast_slice(values)),
+        Dtype::Bfloat16 => {
+            let mut halves = vec![0u16; values.len()];
+            threads.for_rows(&mut halves, 1, BLOCK, |first, halves| super::operand::halves(&values[first..][..halves.len()], halves));
+            Bytes::from_owner(Halves(halves))
+        }
+    }
+}
+
+/// Numbers of bf16 as the bytes that they are.
+struct Halves(Vec<u16>);
+
+impl AsRef<[u8]> for Halves {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+isa::vectorised! {
+    fn gate_row(z: &[f32], bias: &[f32], delta: &mut [f32]) {
+        for (delta, (z, bias)) in delta.iter_mut().zip(z.iter().zip(bias)) {
+            *delta *= 1.0 / (1.0 + exp(-(z + bias)));
+        }
+    }
+}
+
+isa::vectorised! {
+    /// The first of the largest of finite logits.
+    fn likeliest(logits: &[f32]) -> Option<u32> {
+        const LANES: usize = 16;
+        let (mut largest, mut nothing) = ([f32::NEG_INFINITY; LANES], [0.0f32; LANES]);
+        for chunk in logits.chunks(LANES) {
+            for (lane, logit) in chunk.iter().enumerate() {
+                largest[lane] = if *logit > largest[lane] { *logit } else { largest[lane] };
+                // Zero, or NaN from the first logit on that is not finite.
+                nothing[lane] += logit * 0.0;
+            }
+        }
+        let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        let finite = nothing.iter().all(|sum| *sum == 0.0);
+        logits.iter().position(|logit| *logit == largest).filter(|_| finite).map(|token| token as u32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_likeliest_token_is_the_first_of_the_largest_of_finite_logits() {
+        let cpu = Cpu::new(Threads::new(2));
+        let mut rows = vec![0.5; 5 * 37];
+        rows[3] = 2.0;
+        rows[30] = 2.0;
+        rows[37..2 * 37].fill(-3.0);
+        rows[2 * 37 + 36] = 7.0;
+        rows[3 * 37 + 20] = f32::NAN;
+        rows[4 * 37 + 36] = f32::NEG_INFINITY;
+        assert_eq!(cpu.greedy(&cpu.write(&rows, 37).unwrap()).unwrap(), [Some(3), Some(0), Some(36), None, None]);
+    }
+
+    #[test]
+    fn combining_rounds_once_after_the_sum_and_touches_no_other_row() {
+        let cpu = Cpu::new(Threads::new(1));
+        for (alpha, dtype, expected) in [(0.5, Dtype::Bfloat16, 1.0), (1.0, Dtype::Bfloat16, 1.007_812_5), (0.5, Dtype::Float32, 1.0035)] {
+            let mut y = cpu.write(&[f32::MIN_POSITIVE, -0.0, 1.0, 1.0], 2).unwrap();
+            cpu.combine(&mut y, &[1], &[alpha], &cpu.write(&[0.007, 0.007], 2).unwrap(), dtype).unwrap();
+            assert_eq!(y.values, [f32::MIN_POSITIVE, -0.0, expected, expected]);
+            assert!(y.values[1].is_sign_negative());
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! Our own kernels: packed matrices and the products over them, in bf16 and f32; row operations and attention.
+//!
+//! Both number types share one layout and one kernel: a *word* is 32 bits and holds two neighbouring bf16 values or one f32.
+
+mod attention;
+mod backend;
+pub(crate) mod isa;
+mod loss;
+mod operand;
+mod pages;
+mod panels;
+mod product;
+mod rows;
+mod threads;
+mod tile;
+
+pub use attention::attend;
+pub use backend::{Cpu, PackedRows, Rows};
+pub use isa::name;
+pub(crate) use isa::vectorised;
+pub use operand::{pack_row, round_bf16, unpack_row, words};
+pub use pages::Pages;
+pub(super) use pages::page_words;
+pub use panels::Panels;
+pub use product::{Left, Part, Sink, matmul, product};
+pub use rows::{add, dot, exp, rms_norm, rope, silu_mul, softmax_row};
+pub use threads::Threads;

@@ -1,0 +1,392 @@
+//! Products of activations with packed weights, fused with what comes before (norm, rounding) and after (residual, SwiGLU).
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use carryon_crds::pool::Dtype;
+
+use super::isa::vectorised;
+use super::operand::{pack_into, pack_row, widen, words};
+use super::panels::Panels;
+use super::rows::{normalise, silu};
+use super::threads::{Disjoint, Threads};
+use super::tile::{self, COLUMNS, OUTPUT, ROWS};
+
+/// Rows of a block: its packed left side stays in a core's second-level cache while all panels pass by.
+const BLOCK_ROWS: usize = 8 * ROWS;
+/// Gate and up outputs alternate in runs of this many: half a panel each.
+pub(super) const RUN: usize = COLUMNS / 2;
+
+/// The left side of a product: rows of k values.
+#[derive(Clone, Copy)]
+pub enum Left<'a> {
+    /// f32 rows, rounded to the number type of the right side.
+    Plain(&'a [f32]),
+    /// f32 rows put through RMSNorm with this ε and each part's weight, then rounded.
+    Normed(&'a [f32], f32),
+    /// Rows that are already packed, this many words apart.
+    Packed(&'a [u32], usize),
+}
+
+/// Weights and the rows that meet them; `norm` is empty where it counts as ones.
+#[derive(Clone, Copy)]
+pub struct Part<'a> {
+    /// Rows of the left side.
+    pub rows: usize,
+    /// What they are multiplied with; all parts have the same shape.
+    pub panels: &'a Panels,
+    /// The norm's weight, for [`Left::Normed`].
+    pub norm: &'a [f32],
+}
+
+/// Where a product goes.
+pub enum Sink<'a> {
+    /// Overwrites f32 rows of n values.
+    Store(&'a mut [f32]),
+    /// Adds to f32 rows of n values.
+    Add(&'a mut [f32]),
+    /// Overwrites packed rows of n values (a multiple of 32), rounded to the number type of the right side.
+    Pack(&'a mut [u32]),
+    /// The right side holds 16 gate and 16 up outputs in turn; writes packed rows of `silu(gate) · up`, n / 2 values each.
+    SwiGlu(&'a mut [u32]),
+}
+
+/// `out[m, n] = x[m, k] · w[n, k]ᵀ`; `out` is overwritten. In bf16 `x` is rounded first.
+pub fn matmul(threads: &Threads, x: &[f32], w: &Panels, out: &mut [f32]) {
+    let part = Part { rows: x.len() / w.cols().max(1), panels: w, norm: &[] };
+    product(threads, Left::Plain(x), &[part], Sink::Store(out));
+}
+
+/// The product of the rows on the left, dealt to the parts in order, with the packed weights on the right.
+pub fn product(threads: &Threads, left: Left<'_>, right: &[Part<'_>], mut sink: Sink<'_>) {
+    check(&left, right, &sink);
+    let Some(first) = right.first() else { return };
+    if first.panels.rows() == 0 {
+        return;
+    }
+    let target = Target::new(&mut sink, first.panels);
+    let blocks = blocks(right, threads.count());
+    threads.run_blocks(blocks.len(), |index| {
+        let Block { part, rows, panels } = &blocks[index];
+        let Part { panels: weights, norm, .. } = right[*part];
+        with_packed(left, weights, norm, rows.clone(), |packed, stride| {
+            multiply_block(packed, stride, rows.len(), weights, panels.clone(), |row, column, count, tile| {
+                target.write(rows.start + row, column, count, tile);
+            });
+        });
+    });
+}
+
+/// Some rows of one part times some panels.
+struct Block {
+    part: usize,
+    rows: Range<usize>,
+    panels: Range<usize>,
+}
+
+/// How a product is cut: large ones by rows (a block keeps its left side in cache), small ones by columns, many parts by parts.
+fn blocks(right: &[Part<'_>], threads: usize) -> Vec<Block> {
+    let mut blocks = Vec::new();
+    let mut first = 0;
+    let threads_each = threads.div_ceil(right.len());
+    for (part, Part { rows: m, panels, .. }) in right.iter().enumerate() {
+        let (tiles, count) = (m.div_ceil(ROWS), panels.count());
+        let (row_blocks, column_groups) = match *m {
+            0 => (0, 0),
+            // As many groups for each thread: none waits for the last.
+            1..=BLOCK_ROWS => (1, (count / 8).clamp(1, 4 * threads_each).next_multiple_of(threads_each).min(count)),
+            _ => ((threads_each * m.div_ceil(BLOCK_ROWS * threads_each)).min(tiles), 1),
+        };
+        for block in 0..row_blocks {
+            let start = |index| first + (share(tiles, row_blocks, index) * ROWS).min(*m);
+            for group in 0..column_groups {
+                let panels = share(count, column_groups, group)..share(count, column_groups, group + 1);
+                blocks.push(Block { part, rows: start(block)..start(block + 1), panels });
+            }
+        }
+        first += m;
+    }
+    blocks
+}
+
+/// Start of share `index` when `total` is dealt to `parts` as evenly as possible.
+fn share(total: usize, parts: usize, index: usize) -> usize {
+    total * index / parts
+}
+
+fn multiply_block(
+    left: &[u32],
+    stride: usize,
+    m: usize,
+    right: &Panels,
+    panels: Range<usize>,
+    write: impl Fn(usize, usize, usize, &[f32]),
+) {
+    if right.dtype() == Dtype::Bfloat16 && m > ROWS && !tile::multiplies_bf16() {
+        return multiply_widened(left, stride, m, right, panels, write);
+    }
+    let together = tile::panels_together(m);
+    for first in panels.clone().step_by(together) {
+        let count = together.min(panels.end - first);
+        let parts: [&[u32]; 4] = std::array::from_fn(|panel| if panel < count { right.panel(first + panel) } else { &[] });
+        let right_side = tile::Right { parts: &parts[..count], panels: count, steps: right.steps() };
+        multiply_panels(right.dtype(), left, stride, m, right_side, |row, panel, rows, tile| {
+            write(row, (first + panel) * COLUMNS, rows, tile);
+        });
+    }
+}
+
+/// bf16 values are f32 values, and their products have the same chain: for many rows one that knows no bf16 is faster with them spread out first.
+fn multiply_widened(
+    left: &[u32],
+    stride: usize,
+    m: usize,
+    right: &Panels,
+    panels: Range<usize>,
+    write: impl Fn(usize, usize, usize, &[f32]),
+) {
+    WIDE.with_borrow_mut(|(wide, wide_panel)| {
+        wide.resize(2 * stride * m, 0);
+        widen(&left[..stride * m], 1, wide);
+        for panel in panels {
+            let narrow = right.panel(panel);
+            wide_panel.resize(2 * narrow.len(), 0);
+            widen(narrow, COLUMNS, wide_panel);
+            let right = tile::Right { parts: &[wide_panel], panels: 1, steps: 2 * right.steps() };
+            multiply_panels(Dtype::Float32, wide, 2 * stride, m, right, |row, _, rows, tile| write(row, panel * COLUMNS, rows, tile));
+        }
+    });
+}
+
+/// All rows times the panels, which no more rows than [`tile::panels_together`] allows may walk together.
+fn multiply_panels(
+    dtype: Dtype,
+    left: &[u32],
+    stride: usize,
+    m: usize,
+    right: tile::Right<'_>,
+    write: impl Fn(usize, usize, usize, &[f32]),
+) {
+    let mut output = [0.0; OUTPUT];
+    for row in (0..m).step_by(ROWS) {
+        let rows = ROWS.min(m - row);
+        // Only a block of few rows walks several panels at once; the last rows of a large one take them singly.
+        let left = tile::Left { words: &left[row * stride..], stride, rows };
+        tile::multiply(dtype, left, right, &mut output);
+        for (panel, tile) in output.chunks(rows * COLUMNS).take(right.panels).enumerate() {
+            write(row, panel, rows, tile);
+        }
+    }
+}
+
+thread_local! {
+    /// The packed rows of the block at hand, and one row of f32.
+    static SCRATCH: RefCell<(Vec<u32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+    /// The rows of the block at hand and one panel, widened.
+    static WIDE: RefCell<(Vec<u32>, Vec<u32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+}
+
+/// Calls `run` with these rows of the left side, packed, and the words between them.
+fn with_packed(left: Left<'_>, panels: &Panels, norm: &[f32], rows: Range<usize>, run: impl FnOnce(&[u32], usize)) {
+    let (dtype, k, stride) = (panels.dtype(), panels.cols(), panels.steps());
+    let source = match left {
+        Left::Packed(packed, stride) => return run(&packed[rows.start * stride..rows.end * stride], stride),
+        Left::Plain(values) | Left::Normed(values, _) => &values[rows.start * k..rows.end * k],
+    };
+    SCRATCH.with_borrow_mut(|(packed, row)| {
+        packed.resize(rows.len() * stride, 0);
+        row.resize(k, 0.0);
+        for (values, words) in source.chunks_exact(k.max(1)).zip(packed.chunks_exact_mut(stride.max(1))) {
+            if let Left::Normed(_, epsilon) = left {
+                normalise(values, norm, epsilon, row);
+                pack_row(dtype, row, words);
+            } else {
+                pack_row(dtype, values, words);
+            }
+        }
+        run(packed, stride);
+    });
+}
+
+/// The sink, shared between the blocks of one product.
+enum Target<'a> {
+    Store(Disjoint<'a, f32>, usize),
+    Add(Disjoint<'a, f32>, usize),
+    Pack(Disjoint<'a, u32>, usize, Dtype),
+    SwiGlu(Disjoint<'a, u32>, usize, Dtype),
+}
+
+impl<'a> Target<'a> {
+    fn new(sink: &'a mut Sink<'_>, right: &Panels) -> Self {
+        match sink {
+            Sink::Store(out) => Self::Store(Disjoint::new(out), right.rows()),
+            Sink::Add(out) => Self::Add(Disjoint::new(out), right.rows()),
+            Sink::Pack(out) => Self::Pack(Disjoint::new(out), words(right.dtype(), right.rows()), right.dtype()),
+            Sink::SwiGlu(out) => Self::SwiGlu(Disjoint::new(out), words(right.dtype(), right.rows() / 2), right.dtype()),
+        }
+    }
+
+    /// Takes `rows` rows of 32 columns that start at `row`, `column`.
+    fn write(&self, row: usize, column: usize, rows: usize, tile: &[f32]) {
+        let tile = &tile[..rows * COLUMNS];
+        match self {
+            Self::Store(out, n) => store(out, row * n + column, *n, COLUMNS.min(n - column), tile),
+            Self::Add(out, n) => accumulate(out, row * n + column, *n, COLUMNS.min(n - column), tile),
+            Self::Pack(out, stride, dtype) => round(out, row * stride + words(*dtype, column), *stride, *dtype, tile),
+            Self::SwiGlu(out, stride, dtype) => gate(out, row * stride + words(*dtype, column / 2), *stride, *dtype, tile),
+        }
+    }
+}
+
+vectorised! {
+    fn store(out: &Disjoint<'_, f32>, start: usize, stride: usize, width: usize, tile: &[f32]) {
+        for (row, sums) in tile.as_chunks::<COLUMNS>().0.iter().enumerate() {
+            // SAFETY: each tile is computed once, and tiles do not overlap.
+            put(unsafe { out.slice(start + row * stride, width) }, sums, |value, sum| *value = sum);
+        }
+    }
+}
+
+vectorised! {
+    fn accumulate(out: &Disjoint<'_, f32>, start: usize, stride: usize, width: usize, tile: &[f32]) {
+        for (row, sums) in tile.as_chunks::<COLUMNS>().0.iter().enumerate() {
+            // SAFETY: as in `store`.
+            put(unsafe { out.slice(start + row * stride, width) }, sums, |value, sum| *value += sum);
+        }
+    }
+}
+
+vectorised! {
+    fn round(out: &Disjoint<'_, u32>, start: usize, stride: usize, dtype: Dtype, tile: &[f32]) {
+        for (row, sums) in tile.as_chunks::<COLUMNS>().0.iter().enumerate() {
+            // SAFETY: as in `store`.
+            pack_into(dtype, sums, unsafe { out.slice(start + row * stride, words(dtype, COLUMNS)) });
+        }
+    }
+}
+
+vectorised! {
+    fn gate(out: &Disjoint<'_, u32>, start: usize, stride: usize, dtype: Dtype, tile: &[f32]) {
+        for (row, sums) in tile.as_chunks::<COLUMNS>().0.iter().enumerate() {
+            let mut gated = [0.0; COLUMNS / 2];
+            for (index, gated) in gated.iter_mut().enumerate() {
+                *gated = silu(sums[index]) * sums[index + COLUMNS / 2];
+            }
+            // SAFETY: as in `store`.
+            pack_into(dtype, &gated, unsafe { out.slice(start + row * stride, words(dtype, COLUMNS / 2)) });
+        }
+    }
+}
+
+/// Puts the sums of one row where they belong; a whole panel takes a loop of known length.
+#[inline(always)]
+fn put(target: &mut [f32], sums: &[f32; COLUMNS], store: impl Fn(&mut f32, f32)) {
+    if let Ok(target) = <&mut [f32; COLUMNS]>::try_from(&mut *target) {
+        target.iter_mut().zip(sums).for_each(|(value, sum)| store(value, *sum));
+    } else {
+        target.iter_mut().zip(sums).for_each(|(value, sum)| store(value, *sum));
+    }
+}
+
+fn check(left: &Left<'_>, right: &[Part<'_>], sink: &Sink<'_>) {
+    let Some(Part { panels: first, .. }) = right.first() else { return };
+    let (m, k, n, dtype) = (right.iter().map(|part| part.rows).sum::<usize>(), first.cols(), first.rows(), first.dtype());
+    let alike = |part: &Part<'_>| (part.panels.rows(), part.panels.cols(), part.panels.dtype()) == (n, k, dtype);
+    assert!(right.iter().all(alike), "parts of one product have different shapes");
+    match left {
+        Left::Plain(values) => assert_eq!(values.len(), m * k, "left side is not {m} x {k}"),
+        Left::Normed(values, _) => {
+            assert_eq!(values.len(), m * k, "left side is not {m} x {k}");
+            assert!(right.iter().all(|part| part.norm.is_empty() || part.norm.len() == k), "a norm's weight has not {k} values");
+        }
+        Left::Packed(packed, stride) => {
+            assert!(packed.len() == m * stride && *stride >= words(dtype, k), "left side is not {m} x {k}");
+        }
+    }
+    match sink {
+        Sink::Store(out) | Sink::Add(out) => assert_eq!(out.len(), m * n, "output is not {m} x {n}"),
+        Sink::Pack(out) => {
+            assert!(n.is_multiple_of(COLUMNS), "{n} outputs do not fill their panels");
+            assert_eq!(out.len(), m * words(dtype, n), "output is not {m} x {n}");
+        }
+        Sink::SwiGlu(out) => {
+            assert_eq!(n % COLUMNS, 0, "gate and up do not fill their panels");
+            assert_eq!(out.len(), m * words(dtype, n / 2), "output is not {m} x {}", n / 2);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::cpu::round_bf16;
+
+    #[test]
+    fn sinks_agree_for_any_number_of_rows_and_threads() {
+        let (n, k) = (96, 50);
+        let values = |count: usize| (0..count).map(|i| ((i * 7919 % 1009) as f32 - 500.0) / 300.0).collect::<Vec<f32>>();
+        for dtype in [Dtype::Float32, Dtype::Bfloat16] {
+            let (weight, x) = (Panels::pack(&values(n * k), n, k, dtype), values(230 * k));
+            let mut whole = vec![0.0; 230 * n];
+            matmul(&Threads::new(1), &x, &weight, &mut whole);
+            for (m, threads) in [(1, 2), (5, 3), (13, 2), (97, 2), (230, 2)] {
+                let (threads, left) = (Threads::new(threads), Left::Plain(&x[..m * k]));
+                let part = [Part { rows: m, panels: &weight, norm: &[] }];
+                let (mut out, mut sum, mut packed) = (vec![9.0; m * n], vec![0.5; m * n], vec![0; m * words(dtype, n)]);
+                product(&threads, left, &part, Sink::Store(&mut out));
+                product(&threads, left, &part, Sink::Add(&mut sum));
+                product(&threads, left, &part, Sink::Pack(&mut packed));
+                assert_eq!(out, whole[..m * n]);
+                assert!(sum.iter().zip(&out).all(|(sum, value)| *sum == 0.5 + value));
+                let mut rounded = vec![0.0; m * n];
+                crate::kernel::cpu::unpack_row(dtype, &packed, &mut rounded);
+                if dtype == Dtype::Bfloat16 {
+                    round_bf16(&mut out);
+                }
+                assert_eq!(rounded, out);
+            }
+        }
+    }
+
+    #[test]
+    fn parts_have_the_products_that_they_have_alone() {
+        let (n, k, threads) = (70, 33, Threads::new(2));
+        let values =
+            |count: usize, seed: usize| (0..count).map(|i| (((i + seed) * 7919 % 1009) as f32 - 500.0) / 300.0).collect::<Vec<f32>>();
+        let sizes = [1, 0, 13, 200, 1];
+        let weights: Vec<_> = (0..sizes.len()).map(|seed| Panels::pack(&values(n * k, seed), n, k, Dtype::Float32)).collect();
+        let norms: Vec<_> = (0..sizes.len()).map(|seed| values(k, 31 * seed)).collect();
+        let x = values(sizes.iter().sum::<usize>() * k, 5);
+        let part = |index: usize| Part { rows: sizes[index], panels: &weights[index], norm: &norms[index] };
+        let parts: Vec<_> = (0..sizes.len()).map(part).collect();
+        let mut together = vec![0.0; x.len() / k * n];
+        product(&threads, Left::Normed(&x, 1e-5), &parts, Sink::Store(&mut together));
+        let mut first = 0;
+        for (index, rows) in sizes.into_iter().enumerate() {
+            let mut alone = vec![0.0; rows * n];
+            product(&threads, Left::Normed(&x[first * k..][..rows * k], 1e-5), &[part(index)], Sink::Store(&mut alone));
+            assert_eq!(together[first * n..][..rows * n], alone);
+            first += rows;
+        }
+    }
+
+    #[test]
+    fn widened_rows_have_the_same_products() {
+        let (m, n, k) = (40, 70, 33);
+        let values = |count: usize| (0..count).map(|i| ((i * 7919 % 1009) as f32 - 500.0) / 300.0).collect::<Vec<f32>>();
+        let (weight, mut left) = (Panels::pack(&values(n * k), n, k, Dtype::Bfloat16), vec![0; m * words(Dtype::Bfloat16, k)]);
+        for (row, words) in values(m * k).chunks(k).zip(left.chunks_mut(words(Dtype::Bfloat16, k))) {
+            pack_row(Dtype::Bfloat16, row, words);
+        }
+        let [mut direct, mut widened] = [(); 2].map(|()| vec![0.0; m * n]);
+        let stride = weight.steps();
+        let part = Part { rows: m, panels: &weight, norm: &[] };
+        product(&Threads::new(1), Left::Packed(&left, stride), &[part], Sink::Store(&mut direct));
+        let mut sink = Sink::Store(&mut widened);
+        let target = Target::new(&mut sink, &weight);
+        multiply_widened(&left, stride, m, &weight, 0..weight.count(), |row, column, rows, tile| target.write(row, column, rows, tile));
+        for (direct, widened) in direct.iter().zip(&widened) {
+            assert!((direct - widened).abs() <= 1e-5 * direct.abs().max(1.0), "{direct} {widened}");
+        }
+    }
+}
