@@ -26,9 +26,9 @@ pub enum Value {
     /// A list of strings.
     Strings(Vec<String>),
     /// A list of integers.
-    Integers(Vec<i64>),
+    Integers(Vec<i128>),
     /// A list of floats.
-    Floats(Vec<f32>),
+    Floats(Vec<f64>),
     /// What no key that we know has, e.g. a list of lists: skipped, and refused only where it is asked for.
     Other(&'static str),
 }
