@@ -197,6 +197,20 @@ fn without_an_index_a_whole_model_is_one_file() {
     assert_eq!(digest(path), alone);
 }
 
+/// Heads and caches know their base by it.
+#[test]
+fn the_digest_is_over_the_configuration_and_the_files_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    write_shards(&Tiny::default(), path);
+    let files = ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+    let bytes = files.map(|name| fs::read(path.join(name)).unwrap()).concat();
+    assert_eq!(digest(path), carryon_crds::wire::digest(&bytes));
+    let gguf = path.join("whole.gguf");
+    fs::write(&gguf, Tiny::default().gguf()).unwrap();
+    assert_eq!(digest(&gguf), carryon_crds::wire::digest(&fs::read(&gguf).unwrap()));
+}
+
 #[test]
 fn a_shard_that_is_missing_is_named() {
     let folder = tempfile::tempdir().unwrap();

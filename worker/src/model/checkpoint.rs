@@ -1,13 +1,11 @@
 //! A checkpoint of either layout, its tensors under Hugging Face's names.
 
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
-
-use carryon_crds::wire;
-use sha2::{Digest, Sha256};
+use std::sync::Arc;
 
 use super::config::ModelConfig;
+use super::digest::DigestBeside;
 use super::error::ModelError;
 use super::gguf::Gguf;
 use super::safetensors::Folder;
@@ -51,24 +49,19 @@ impl Checkpoint {
         Ok(tensor)
     }
 
-    /// `sha256:…` of the GGUF file, or of `config.json` and all files with its weights, one after the other.
-    pub fn digest(&self) -> Result<String, ModelError> {
-        let files = match self {
-            Self::Gguf(gguf) => vec![gguf.path().to_owned()],
-            Self::Folder(path, folder) => [path.join("config.json")].into_iter().chain(folder.files.iter().cloned()).collect(),
-        };
-        let mut hasher = Sha256::new();
-        let mut buffer = vec![0; 1 << 20];
-        for path in files {
-            let mut file = File::open(&path).map_err(ModelError::read(&path))?;
-            loop {
-                match file.read(&mut buffer).map_err(ModelError::read(&path))? {
-                    0 => break,
-                    count => hasher.update(&buffer[..count]),
-                }
+    /// Starts on `sha256:…` of the GGUF file, or of `config.json` and all files with its weights, one after the other.
+    ///
+    /// # Errors
+    /// When there is no `config.json`.
+    pub fn digest_beside(&self) -> Result<DigestBeside, ModelError> {
+        Ok(DigestBeside::start(match self {
+            Self::Gguf(gguf) => vec![(gguf.path().to_owned(), gguf.file().clone())],
+            Self::Folder(path, folder) => {
+                let config = path.join("config.json");
+                let file = File::open(&config).map_err(ModelError::read(&config))?;
+                [(config, Arc::new(file))].into_iter().chain(folder.files.iter().cloned()).collect()
             }
-        }
-        Ok(wire::digest_of(hasher))
+        }))
     }
 }
 

@@ -6,10 +6,12 @@
 mod checkpoint;
 mod config;
 mod decoder;
+mod digest;
 mod error;
 pub mod gguf;
 mod kv;
 mod lm_head;
+mod read;
 mod safetensors;
 mod shards;
 mod tensor;
@@ -51,8 +53,9 @@ impl Model {
     pub fn load(path: &Path, dtype: Dtype, threads: Arc<Threads>) -> Result<Self, ModelError> {
         let checkpoint = Checkpoint::open(path)?;
         let (config, precision) = (checkpoint.config()?, Precision::for_dtype(dtype));
+        let digest = checkpoint.digest_beside()?;
         let weights = Weights::load(&checkpoint, &config, precision, &threads)?;
-        let (digest, decoder) = (checkpoint.digest()?, Decoder::new(&config, precision));
+        let (digest, decoder) = (digest.join()?, Decoder::new(&config, precision));
         Ok(Self { config, precision, decoder, weights, digest, threads })
     }
 
