@@ -17,6 +17,9 @@ use super::tensor::{Encoding, Tensor};
 /// Longest header the format allows.
 const MAX_HEADER: u64 = 100_000_000;
 
+/// Bytes of two tensors that are compared at a time.
+const PIECE: usize = 1 << 20;
+
 /// The tensors of a folder.
 pub struct Folder {
     path: PathBuf,
@@ -62,6 +65,16 @@ impl Folder {
         Ok(Self { path: path.to_owned(), files, tensors })
     }
 
+    /// Names of all tensors.
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The file that holds the tensor `name`; the folder when none does.
+    pub fn file_of(&self, name: &str) -> &Path {
+        self.tensors.get(name).map_or(&self.path, |place| &self.files[place.file].0)
+    }
+
     /// Reads the tensor `name`.
     ///
     /// # Errors
@@ -85,6 +98,26 @@ impl Folder {
             return Err(ModelError::invalid(path, name, format!("shape {:?} does not fit its {length} bytes", info.shape)));
         }
         Ok(Tensor::new(rows, cols, encoding, self.read(place, begin, length)?))
+    }
+
+    /// Whether two tensors are equal to the bit.
+    ///
+    /// # Errors
+    /// When one is missing or cannot be read.
+    pub fn same(&self, one: &str, other: &str) -> Result<bool, ModelError> {
+        let (one, other) = (self.place(one)?, self.place(other)?);
+        let ((mut here, mut left), (mut there, length)) = (one.bytes(), other.bytes());
+        if (one.info.dtype, &one.info.shape, left) != (other.info.dtype, &other.info.shape, length) {
+            return Ok(false);
+        }
+        while left > 0 {
+            let piece = left.min(PIECE);
+            if self.read(one, here, piece)? != self.read(other, there, piece)? {
+                return Ok(false);
+            }
+            (here, there, left) = (here + piece as u64, there + piece as u64, left - piece);
+        }
+        Ok(true)
     }
 
     fn place(&self, name: &str) -> Result<&Place, ModelError> {

@@ -59,6 +59,7 @@ impl Weights {
             false => (packer.matrix("lm_head.weight", vocabulary, hidden)?, Some(embedding)),
         };
         let final_norm = packer.vector("model.norm.weight", hidden)?;
+        checkpoint.refuse_unused(config)?;
         Ok(Self { layers, final_norm, lm_head: LmHead::new(lm_head, threads.clone()), embedding })
     }
 
