@@ -23,3 +23,4 @@ pub use artifact::{Artifact, ArtifactError};
 pub use combine::combine;
 pub use parameters::{Gradients, ShapeError, Weight, Weights};
 pub use runner::{HeadKv, Runner};
+pub use tape::transpose;

@@ -15,10 +15,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{Pool, Refusal, body, check};
 use crate::base::device::{Job, LossJob, StatesJob, StatesOut, TrainingJob};
-use crate::exchange::frames::encode_header;
 use crate::exchange::loss::LossRequest;
 use crate::exchange::states::{to_bytes, wire_dtype};
 use crate::exchange::wire::{ErrorCode, HiddenStatesRequest, SAFETENSORS};
+use crate::tensor_file;
 
 /// Rows of the LM head that are unpacked at a time.
 const LM_HEAD_ROWS: usize = 512;
@@ -103,7 +103,7 @@ pub(super) async fn lm_head(State(pool): State<Arc<Pool>>) -> Result<Response, R
     let ready = pool.ready()?;
     let (model, dtype) = (ready.model.clone(), ready.description.numerics.dtype);
     let (rows, width) = (ready.description.vocab_size as usize, ready.description.hidden_size as usize);
-    let header = encode_header(&[], [("weight", wire_dtype(dtype), &[rows, width][..])].into_iter());
+    let header = Bytes::from(tensor_file::header(&[], [("weight", wire_dtype(dtype), &[rows, width][..])].into_iter()));
     let unpack = move |start: usize| {
         let mut values = vec![0.0; LM_HEAD_ROWS.min(rows - start) * width];
         values.chunks_exact_mut(width).enumerate().for_each(|(row, values)| model.lm_head().row(start + row, values));
