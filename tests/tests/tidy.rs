@@ -17,11 +17,11 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("kernel", &[]),
     ("text", &[]),
     ("http", &[]),
-    ("exchange", &["files"]),
+    ("exchange", &["files", "tensor_file"]),
     ("model", &["kernel"]),
-    ("head", &["kernel", "files"]),
-    ("base", &["kernel", "model", "head", "exchange", "text", "http", "files"]),
-    ("train", &["kernel", "head", "exchange", "text", "http", "files"]),
+    ("head", &["kernel", "files", "tensor_file"]),
+    ("base", &["kernel", "model", "head", "exchange", "text", "http", "files", "tensor_file"]),
+    ("train", &["kernel", "head", "exchange", "text", "http", "files", "tensor_file"]),
     ("serve", &["exchange", "text", "http", "files"]),
 ];
 

@@ -13,5 +13,6 @@ pub mod http;
 pub mod kernel;
 pub mod model;
 pub mod serve;
+pub mod tensor_file;
 pub mod text;
 pub mod train;

@@ -197,6 +197,20 @@ fn without_an_index_a_whole_model_is_one_file() {
     assert_eq!(digest(path), alone);
 }
 
+/// Heads and caches know their base by it.
+#[test]
+fn the_digest_is_over_the_configuration_and_the_files_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    write_shards(&Tiny::default(), path);
+    let files = ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+    let bytes = files.map(|name| fs::read(path.join(name)).unwrap()).concat();
+    assert_eq!(digest(path), carryon_crds::wire::digest(&bytes));
+    let gguf = path.join("whole.gguf");
+    fs::write(&gguf, Tiny::default().gguf()).unwrap();
+    assert_eq!(digest(&gguf), carryon_crds::wire::digest(&fs::read(&gguf).unwrap()));
+}
+
 #[test]
 fn a_shard_that_is_missing_is_named() {
     let folder = tempfile::tempdir().unwrap();
@@ -261,13 +275,15 @@ fn metadata_that_nobody_asks_for_refuse_no_model() {
         entry(b"some.table", 9, &[&list(9, 2), &list(4, 2), &[0; 8], &list(8, 1), latin]),
         entry(b"some.empty", 9, &[&list(9, 0)]),
         entry(b"some.deep", 9, &[&deep.concat()]),
-        entry(b"some.sizes", 9, &[&list(10, 2), &[0xFF; 16]]),
-        entry(b"some.doubles", 9, &[&list(12, 1), &0.5f64.to_le_bytes()]),
+        entry(b"some.sizes", 9, &[&list(10, 2), &[0xFF; 8], &7u64.to_le_bytes()]),
+        entry(b"some.doubles", 9, &[&list(12, 1), &0.1f64.to_le_bytes()]),
         entry(b"last.key", 4, &[&7u32.to_le_bytes()]),
     ];
     fs::write(&path, Tiny::default().gguf_with(&entries)).unwrap();
     let gguf = Gguf::open(&path).unwrap();
     assert_eq!(gguf.metadata["last.key"], Value::Integer(7));
+    assert_eq!(gguf.metadata["some.sizes"], Value::Integers(vec![u64::MAX.into(), 7]));
+    assert_eq!(gguf.metadata["some.doubles"], Value::Floats(vec![0.1]));
     assert_eq!(gguf.metadata["some.table"], Value::Other("a list of lists"));
     assert!(
         gguf.text("general.description")
@@ -281,6 +297,70 @@ fn metadata_that_nobody_asks_for_refuse_no_model() {
         fs::write(&path, Tiny::default().gguf_with(&[entry(b"some.table", kind, &[&value])])).unwrap();
         assert!(error(&path).contains("some.table"), "{}", error(&path));
     }
+}
+
+/// What the decoder does not use is part of some other model: a bias, an adapter, a further layer. llama.cpp refuses such a GGUF file too.
+#[test]
+fn tensors_that_the_decoder_does_not_use_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let gguf = folder.path().join("more.gguf");
+    for (name, length, in_gguf) in [
+        ("model.layers.1.self_attn.q_proj.bias", 60, "blk.1.attn_q.bias"),
+        ("model.layers.3.input_layernorm.weight", 40, "blk.3.attn_norm.weight"),
+        ("model.layers.0.self_attn.q_norm.weight", 10, "blk.0.self_attn.q_norm.weight"),
+        ("score.weight", 40, "score.weight"),
+    ] {
+        for tied in [true, false] {
+            let tiny = Tiny { tied, extra: BTreeMap::from([(name.to_owned(), (vec![length], vec![0.5; length]))]), ..Tiny::default() };
+            tiny.write(folder.path());
+            let expected = format!("{}: {name}: ", folder.path().join("model.safetensors").display());
+            assert!(error(folder.path()).starts_with(&expected), "{}", error(folder.path()));
+            fs::write(&gguf, tiny.gguf()).unwrap();
+            assert!(error(&gguf).starts_with(&format!("{}: {in_gguf}: ", gguf.display())), "{}", error(&gguf));
+        }
+    }
+}
+
+/// The factors of positions that llama.cpp reads (`LLM_KV_ROPE_SCALING_FACTOR` and the key before it).
+#[test]
+fn a_gguf_that_scales_positions_is_refused_however_it_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("scaled.gguf");
+    let kind = |kind: &str| entry(b"llama.rope.scaling.type", 8, &[&(kind.len() as u64).to_le_bytes(), kind.as_bytes()]);
+    let factor = |key: &str, factor: f32| entry(key.as_bytes(), 6, &[&factor.to_le_bytes()]);
+    let [new, old] = ["llama.rope.scaling.factor", "llama.rope.scale_linear"];
+    for (entries, refused) in [
+        (vec![factor(new, 4.0)], Some("llama.rope.scaling.factor: 4 is not supported")),
+        (vec![factor(old, 0.5)], Some("llama.rope.scale_linear: 0.5 is not supported")),
+        (vec![kind("linear"), factor(new, 1.0)], Some("llama.rope.scaling.type: `linear` is not supported")),
+        (vec![factor(new, 1.0), factor(old, 0.0)], None),
+        (vec![kind("none"), factor(new, 4.0)], None),
+    ] {
+        fs::write(&path, Tiny::default().gguf_with(&entries)).unwrap();
+        match refused {
+            Some(expected) => assert!(error(&path).ends_with(expected), "{}", error(&path)),
+            None => drop(digest(&path)),
+        }
+    }
+}
+
+/// transformers ignores them: what rotation is said twice, and an LM head beside the embedding that it is.
+#[test]
+fn tensors_that_say_nothing_new_are_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let rotation = ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"].map(str::to_owned);
+    let rotation: BTreeMap<_, _> = rotation.into_iter().map(|name| (name, (vec![5], vec![1.0; 5]))).collect();
+    Tiny { extra: rotation.clone(), ..Tiny::default() }.write(folder.path());
+    digest(folder.path());
+    let embedding = Tiny::default().tensors()["model.embed_tokens.weight"].clone();
+    let mut tied = Tiny { tied: true, extra: rotation, ..Tiny::default() };
+    tied.extra.insert("lm_head.weight".to_owned(), embedding);
+    tied.write(folder.path());
+    digest(folder.path());
+    tied.extra.get_mut("lm_head.weight").unwrap().1[40] += 1.0;
+    tied.write(folder.path());
+    let text = error(folder.path());
+    assert!(text.contains("model.safetensors: lm_head.weight: ") && text.contains("tie_word_embeddings"), "{text}");
 }
 
 /// ggml refuses such files too (`gguf_init_from_file`: a tensor whose offset is not where the one before ends).

@@ -258,7 +258,7 @@ impl StateCache {
         let mut payload = vec![0; header.payload as usize];
         self.file.read_exact_at(&mut payload, offset + HEADER_BYTES as u64).map_err(io_error("read", &self.path))?;
         let tokens = header.tokens as usize;
-        if Sha256::digest(&payload)[..] != header.checksum {
+        if !header.fits(&payload) {
             self.index.lock().unwrap_or_else(PoisonError::into_inner).remove(sample);
             self.damaged.fetch_add(1, Ordering::Relaxed);
             return Err(CacheError::Damaged { path: self.path.clone(), offset, tokens });

@@ -6,8 +6,10 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use safetensors::tensor::Metadata;
-pub use safetensors::{Dtype as WireDtype, tensor::TensorInfo};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+
+use crate::tensor_file;
 
 /// Bound of a frame's header.
 pub const MAX_HEADER_BYTES: usize = 64 * 1024;
@@ -70,7 +72,7 @@ pub struct Outgoing {
     /// Its name.
     pub name: String,
     /// Its number type.
-    pub dtype: WireDtype,
+    pub dtype: Dtype,
     /// Its shape.
     pub shape: Vec<usize>,
     /// Its numbers, little-endian, row-major.
@@ -78,32 +80,11 @@ pub struct Outgoing {
 }
 
 /// Encodes a safetensors file as pieces to be sent one after another: the header, then each tensor, uncopied.
-pub fn encode(metadata: &[(&str, String)], tensors: Vec<Outgoing>) -> Vec<Bytes> {
+pub fn encode(metadata: &[(&str, &str)], tensors: Vec<Outgoing>) -> Vec<Bytes> {
     let infos = tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.dtype, tensor.shape.as_slice()));
-    let mut pieces = vec![encode_header(metadata, infos)];
+    let mut pieces = vec![tensor_file::header(metadata, infos).into()];
     pieces.extend(tensors.into_iter().map(|tensor| tensor.data));
     pieces
-}
-
-/// Encodes what precedes the data of a safetensors file: names, types and shapes of tensors that follow in this order.
-pub fn encode_header<'a>(metadata: &[(&str, String)], tensors: impl Iterator<Item = (&'a str, WireDtype, &'a [usize])>) -> Bytes {
-    let mut header = serde_json::Map::new();
-    if !metadata.is_empty() {
-        let entries = metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone().into())).collect();
-        header.insert("__metadata__".to_owned(), serde_json::Value::Object(entries));
-    }
-    let mut start = 0;
-    for (name, dtype, shape) in tensors {
-        let end = start + shape.iter().product::<usize>() * dtype.bitsize() / 8;
-        let info = TensorInfo { dtype, shape: shape.to_vec(), data_offsets: (start, end) };
-        header.insert(name.to_owned(), serde_json::to_value(info).unwrap_or_default());
-        start = end;
-    }
-    let mut text = serde_json::Value::Object(header).to_string().into_bytes();
-    text.resize(text.len().next_multiple_of(8), b' ');
-    let mut head = (text.len() as u64).to_le_bytes().to_vec();
-    head.append(&mut text);
-    head.into()
 }
 
 /// A decoded safetensors file: header parsed and checked, tensors as slices of one buffer.
@@ -154,7 +135,7 @@ impl Frame {
     }
 
     /// Numbers of a tensor that must have this type and shape.
-    pub fn tensor(&self, name: &str, dtype: WireDtype, shape: &[usize]) -> Result<Bytes, FrameError> {
+    pub fn tensor(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<Bytes, FrameError> {
         let info = self.header.info(name);
         match info {
             Some(info) if info.dtype == dtype && info.shape == shape => Ok(self.data.slice(info.data_offsets.0..info.data_offsets.1)),
@@ -181,9 +162,9 @@ fn parse_header(bytes: &[u8]) -> Result<Metadata, FrameError> {
     serde_json::from_slice(bytes).map_err(FrameError::Header)
 }
 
-/// Decodes a concatenation of safetensors files as its bytes arrive.
+/// Takes a concatenation of safetensors files apart as its bytes arrive.
 #[derive(Debug)]
-pub struct Decoder {
+pub struct FrameReader {
     /// Bound of one frame's data.
     bound: usize,
     state: State,
@@ -200,8 +181,8 @@ enum State {
     Data(Metadata, usize),
 }
 
-impl Decoder {
-    /// A decoder that refuses frames with more than `bound` bytes of data.
+impl FrameReader {
+    /// A reader that refuses frames with more than `bound` bytes of data.
     pub fn new(bound: usize) -> Self {
         Self { bound, state: State::Length, buffer: Vec::new() }
     }
@@ -254,20 +235,20 @@ mod tests {
 
     fn sample(index: usize, data: &[u8]) -> Vec<u8> {
         let tensor =
-            Outgoing { name: "final".to_owned(), dtype: WireDtype::U8, shape: vec![1, data.len()], data: Bytes::copy_from_slice(data) };
-        encode(&[("index", index.to_string())], vec![tensor]).concat()
+            Outgoing { name: "final".to_owned(), dtype: Dtype::U8, shape: vec![1, data.len()], data: Bytes::copy_from_slice(data) };
+        encode(&[("index", &index.to_string())], vec![tensor]).concat()
     }
 
     fn decode(stream: &[u8], piece: usize, bound: usize) -> Result<Vec<Frame>, FrameError> {
-        let mut decoder = Decoder::new(bound);
+        let mut reader = FrameReader::new(bound);
         let mut frames = Vec::new();
         for part in stream.chunks(piece) {
             let mut part = Bytes::copy_from_slice(part);
-            while let Some(frame) = decoder.feed(&mut part)? {
+            while let Some(frame) = reader.feed(&mut part)? {
                 frames.push(frame);
             }
         }
-        decoder.finish().map(|()| frames)
+        reader.finish().map(|()| frames)
     }
 
     #[test]
@@ -277,7 +258,7 @@ mod tests {
             let frames = decode(&stream, piece, 4).unwrap();
             let texts: Vec<_> = frames.iter().map(|frame| frame.tensors()["final"].shape[1]).collect();
             assert_eq!(texts, [4, 0, 3]);
-            assert_eq!(&frames[2].tensor("final", WireDtype::U8, &[1, 3]).unwrap()[..], b"xyz");
+            assert_eq!(&frames[2].tensor("final", Dtype::U8, &[1, 3]).unwrap()[..], b"xyz");
             assert_eq!(frames[2].metadata_number("index").unwrap(), 2);
         }
     }
@@ -324,8 +305,8 @@ mod tests {
     #[test]
     fn a_tensor_of_another_shape_is_named() {
         let frame = Frame::parse(sample(0, b"abcd").into()).unwrap();
-        let error = frame.tensor("final", WireDtype::BF16, &[2, 1]).unwrap_err();
+        let error = frame.tensor("final", Dtype::BF16, &[2, 1]).unwrap_err();
         assert_eq!(error.to_string(), "tensor \"final\": expected BF16 [2, 1], found U8 [1, 4]");
-        assert!(frame.tensor("layer.1", WireDtype::U8, &[1, 4]).unwrap_err().to_string().ends_with("found nothing"));
+        assert!(frame.tensor("layer.1", Dtype::U8, &[1, 4]).unwrap_err().to_string().ends_with("found nothing"));
     }
 }

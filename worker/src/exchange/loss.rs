@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use carryon_crds::pool::Dtype;
 
-use super::frames::{self, Frame, FrameError, Outgoing, WireDtype};
+use super::frames::{self, Frame, FrameError, Outgoing};
 use super::states::{from_bytes, to_bytes, wire_dtype};
 
 /// Asks for the loss of N rows: y = x̂ + delta against targets through the base's LM head.
@@ -30,25 +30,25 @@ impl LossRequest {
         let tensor = |name: &str, dtype, shape: &[usize], data| Outgoing { name: name.to_owned(), dtype, shape: shape.to_vec(), data };
         let mut tensors = vec![tensor("x", wire_dtype(self.dtype), &shape, self.x.clone())];
         if let Some(delta) = &self.delta {
-            tensors.push(tensor("delta", WireDtype::F32, &shape, to_bytes(delta, Dtype::Float32)));
+            tensors.push(tensor("delta", safetensors::Dtype::F32, &shape, to_bytes(delta, Dtype::Float32)));
         }
         let targets: Vec<u8> = self.targets.iter().flat_map(|target| target.to_le_bytes()).collect();
-        tensors.push(tensor("targets", WireDtype::U32, &shape[..1], targets.into()));
-        frames::encode(&[("gradient", self.gradient.to_string())], tensors)
+        tensors.push(tensor("targets", safetensors::Dtype::U32, &shape[..1], targets.into()));
+        frames::encode(&[("gradient", &self.gradient.to_string())], tensors)
     }
 
     /// Reads what [`Self::encode`] wrote, for a base of width `hidden_size`.
     pub fn decode(bytes: Bytes, hidden_size: usize) -> Result<Self, FrameError> {
         let frame = Frame::parse(bytes)?;
         let rows = frame.info("targets").map_or(0, |info| info.shape.first().copied().unwrap_or(0));
-        let targets = frame.tensor("targets", WireDtype::U32, &[rows])?;
+        let targets = frame.tensor("targets", safetensors::Dtype::U32, &[rows])?;
         let dtype = match frame.info("x").map(|info| info.dtype) {
-            Some(WireDtype::BF16) => Dtype::Bfloat16,
+            Some(safetensors::Dtype::BF16) => Dtype::Bfloat16,
             _ => Dtype::Float32,
         };
         let x = frame.tensor("x", wire_dtype(dtype), &[rows, hidden_size])?;
         let delta = match frame.info("delta") {
-            Some(_) => Some(numbers(&frame.tensor("delta", WireDtype::F32, &[rows, hidden_size])?)),
+            Some(_) => Some(numbers(&frame.tensor("delta", safetensors::Dtype::F32, &[rows, hidden_size])?)),
             None => None,
         };
         let targets = targets.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
@@ -71,7 +71,7 @@ impl LossResponse {
         let rows = self.loss.len();
         let tensor = |name: &str, shape, values| {
             let data = to_bytes(values, Dtype::Float32);
-            Outgoing { name: name.to_owned(), dtype: WireDtype::F32, shape, data }
+            Outgoing { name: name.to_owned(), dtype: safetensors::Dtype::F32, shape, data }
         };
         let mut tensors = vec![tensor("loss", vec![rows], &self.loss)];
         if let Some(gradient) = &self.gradient {
@@ -84,9 +84,9 @@ impl LossResponse {
     pub fn decode(bytes: Bytes, request: &LossRequest) -> Result<Self, FrameError> {
         let frame = Frame::parse(bytes)?;
         let rows = request.targets.len();
-        let loss = numbers(&frame.tensor("loss", WireDtype::F32, &[rows])?);
+        let loss = numbers(&frame.tensor("loss", safetensors::Dtype::F32, &[rows])?);
         let gradient = match request.gradient {
-            true => Some(numbers(&frame.tensor("gradient", WireDtype::F32, &[rows, request.hidden_size])?)),
+            true => Some(numbers(&frame.tensor("gradient", safetensors::Dtype::F32, &[rows, request.hidden_size])?)),
             false => None,
         };
         Ok(Self { loss, gradient })

@@ -6,7 +6,7 @@ use carryon_crds::pool::Dtype;
 use half::bf16;
 use half::slice::HalfFloatSliceExt as _;
 
-use super::frames::{self, Frame, FrameError, Outgoing, WireDtype};
+use super::frames::{self, Frame, FrameError, Outgoing};
 use super::wire::tap_names;
 
 /// Bytes of one number.
@@ -18,10 +18,10 @@ pub fn number_bytes(dtype: Dtype) -> usize {
 }
 
 /// The safetensors name of a number type.
-pub fn wire_dtype(dtype: Dtype) -> WireDtype {
+pub fn wire_dtype(dtype: Dtype) -> safetensors::Dtype {
     match dtype {
-        Dtype::Bfloat16 => WireDtype::BF16,
-        Dtype::Float32 => WireDtype::F32,
+        Dtype::Bfloat16 => safetensors::Dtype::BF16,
+        Dtype::Float32 => safetensors::Dtype::F32,
     }
 }
 
@@ -90,7 +90,7 @@ impl SequenceStates {
         let dtype = wire_dtype(self.dtype);
         let shape = vec![self.tokens, hidden_size];
         let tensors = tap_names(taps).into_iter().zip(self.taps).map(|(name, data)| Outgoing { name, dtype, shape: shape.clone(), data });
-        frames::encode(&[("index", self.index.to_string())], tensors.collect())
+        frames::encode(&[("index", &self.index.to_string())], tensors.collect())
     }
 
     /// Reads what [`Self::encode`] wrote; `lengths` are the tokens of each sequence of the request.
@@ -103,8 +103,8 @@ impl SequenceStates {
         };
         let info = names.first().and_then(|name| frame.info(name));
         let (dtype, hidden_size) = match info.map(|info| (info.dtype, info.shape.as_slice())) {
-            Some((WireDtype::BF16, &[_, hidden_size])) => (Dtype::Bfloat16, hidden_size),
-            Some((WireDtype::F32, &[_, hidden_size])) => (Dtype::Float32, hidden_size),
+            Some((safetensors::Dtype::BF16, &[_, hidden_size])) => (Dtype::Bfloat16, hidden_size),
+            Some((safetensors::Dtype::F32, &[_, hidden_size])) => (Dtype::Float32, hidden_size),
             other => {
                 return Err(FrameError::Tensor {
                     name: names.first().cloned().unwrap_or_default(),

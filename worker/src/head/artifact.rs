@@ -9,10 +9,9 @@ use carryon_crds::wire::head::{BASE_KEY, BaseReference, HeadManifest, HeadShape,
 use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::json;
 
 use super::parameters::{self, MAX_PARAMETERS, ShapeError, Weight, Weights};
-use crate::files;
+use crate::{files, tensor_file};
 
 /// File name of the weights.
 pub const WEIGHTS_FILE: &str = "head.safetensors";
@@ -128,22 +127,10 @@ impl Artifact {
     }
 
     /// The bytes of `head.safetensors`: equal for equal heads.
-    ///
-    /// The header is written here because `safetensors::serialize` orders its metadata by a hash that differs from run to run.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let metadata = json!({ BASE_KEY: encode(&self.base), SHAPE_KEY: encode(&self.shape) });
-        let mut header = BTreeMap::from([("__metadata__", metadata)]);
-        let mut end = 0;
-        for (name, weight) in &self.weights {
-            let begin = end;
-            end += 4 * weight.values.len();
-            header.insert(name, json!({ "data_offsets": [begin, end], "dtype": "F32", "shape": weight.shape }));
-        }
-        let mut header = json!(header).to_string().into_bytes();
-        header.resize(header.len().next_multiple_of(8), b' ');
-        let mut bytes = Vec::with_capacity(8 + header.len() + end);
-        bytes.extend((header.len() as u64).to_le_bytes());
-        bytes.extend(header);
+        let (base, shape) = (encode(&self.base), encode(&self.shape));
+        let tensors = self.weights.iter().map(|(name, weight)| (name.as_str(), Dtype::F32, weight.shape.as_slice()));
+        let mut bytes = tensor_file::header(&[(BASE_KEY, &base), (SHAPE_KEY, &shape)], tensors);
         for weight in self.weights.values() {
             bytes.extend(weight.values.iter().flat_map(|value| value.to_le_bytes()));
         }

@@ -21,3 +21,4 @@ pub mod tape;
 pub use artifact::{Artifact, ArtifactError};
 pub use parameters::{Gradients, ShapeError, Weight, Weights};
 pub use runner::{HeadSlot, Runner, RunnerError, page_layout};
+pub use tape::transpose;

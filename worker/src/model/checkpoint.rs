@@ -1,20 +1,30 @@
 //! A checkpoint of either layout, its tensors under Hugging Face's names.
 
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
-
-use carryon_crds::wire;
-use sha2::{Digest, Sha256};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::config::ModelConfig;
+use super::digest::DigestBeside;
 use super::error::ModelError;
 use super::gguf::Gguf;
 use super::safetensors::Folder;
 use super::tensor::Tensor;
 
+/// Ends of the names of tensors that only repeat what the configuration says of the rotation. transformers and vLLM pass them over too.
+const ROTATION: [&str; 3] = ["rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached"];
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const LM_HEAD: &str = "lm_head.weight";
+
 /// Where weights come from.
-pub enum Checkpoint {
+pub struct Checkpoint {
+    files: Files,
+    /// Tensors that were asked for, under the names of the files.
+    used: Mutex<BTreeSet<String>>,
+}
+
+enum Files {
     /// One GGUF file.
     Gguf(Gguf),
     /// A folder with `config.json` and `*.safetensors`.
@@ -24,52 +34,79 @@ pub enum Checkpoint {
 impl Checkpoint {
     /// Opens the GGUF file or the folder at `path`.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        if path.is_dir() {
-            return Ok(Self::Folder(path.to_owned(), Folder::open(path)?));
-        }
-        Gguf::open(path).map(Self::Gguf)
+        let files = match path.is_dir() {
+            true => Files::Folder(path.to_owned(), Folder::open(path)?),
+            false => Files::Gguf(Gguf::open(path)?),
+        };
+        Ok(Self { files, used: Mutex::default() })
     }
 
     /// Architecture and sizes.
     pub fn config(&self) -> Result<ModelConfig, ModelError> {
-        match self {
-            Self::Gguf(gguf) => ModelConfig::from_gguf(gguf),
-            Self::Folder(path, _) => ModelConfig::from_json_file(&path.join("config.json")),
+        match &self.files {
+            Files::Gguf(gguf) => ModelConfig::from_gguf(gguf),
+            Files::Folder(path, _) => ModelConfig::from_json_file(&path.join("config.json")),
         }
     }
 
     /// Reads the tensor with Hugging Face's `name` and checks its shape; a vector is one row.
     pub fn tensor(&self, name: &str, rows: usize, cols: usize, config: &ModelConfig) -> Result<Tensor, ModelError> {
-        let (tensor, path) = match self {
-            Self::Gguf(gguf) => (gguf_tensor(gguf, name, config)?, gguf.path()),
-            Self::Folder(path, folder) => (folder.tensor(name)?, path.as_path()),
+        let (tensor, path, own_name) = match &self.files {
+            Files::Gguf(gguf) => (gguf_tensor(gguf, name, config)?, gguf.path(), gguf_name(name)),
+            Files::Folder(path, folder) => (folder.tensor(name)?, path.as_path(), name.to_owned()),
         };
         if (tensor.rows, tensor.cols) != (rows, cols) {
             let problem = format!("shape {} x {} is not {rows} x {cols}", tensor.rows, tensor.cols);
             return Err(ModelError::invalid(path, name, problem));
         }
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(own_name);
         Ok(tensor)
     }
 
-    /// `sha256:…` of the GGUF file, or of `config.json` and all files with its weights, one after the other.
-    pub fn digest(&self) -> Result<String, ModelError> {
-        let files = match self {
-            Self::Gguf(gguf) => vec![gguf.path().to_owned()],
-            Self::Folder(path, folder) => [path.join("config.json")].into_iter().chain(folder.files.iter().cloned()).collect(),
-        };
-        let mut hasher = Sha256::new();
-        let mut buffer = vec![0; 1 << 20];
-        for path in files {
-            let mut file = File::open(&path).map_err(ModelError::read(&path))?;
-            loop {
-                match file.read(&mut buffer).map_err(ModelError::read(&path))? {
-                    0 => break,
-                    count => hasher.update(&buffer[..count]),
+    /// Refuses tensors that nobody has asked for, by name: with them it is another model than the one that was loaded.
+    ///
+    /// # Errors
+    /// When there is one, unless it says nothing new.
+    pub fn refuse_unused(&self, config: &ModelConfig) -> Result<(), ModelError> {
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let unused = |name: &&str| !used.contains(*name);
+        match &self.files {
+            Files::Gguf(gguf) => refuse(gguf.tensor_names().filter(unused).collect(), |_| gguf.path()),
+            Files::Folder(_, folder) => {
+                let rotation = |name: &str| ROTATION.iter().any(|end| name.ends_with(end));
+                let mut left: Vec<&str> = folder.tensor_names().filter(unused).filter(|name| !rotation(name)).collect();
+                if config.tie_word_embeddings && left.contains(&LM_HEAD) {
+                    if !folder.same(EMBEDDING, LM_HEAD)? {
+                        let problem = format!("it is not {EMBEDDING}, though tie_word_embeddings says so");
+                        return Err(ModelError::invalid(folder.file_of(LM_HEAD), LM_HEAD, problem));
+                    }
+                    left.retain(|name| *name != LM_HEAD);
                 }
+                refuse(left, |name| folder.file_of(name))
             }
         }
-        Ok(wire::digest_of(hasher))
     }
+
+    /// Starts on `sha256:…` of the GGUF file, or of `config.json` and all files with its weights, one after the other.
+    ///
+    /// # Errors
+    /// When there is no `config.json`.
+    pub fn digest_beside(&self) -> Result<DigestBeside, ModelError> {
+        Ok(DigestBeside::start(match &self.files {
+            Files::Gguf(gguf) => vec![(gguf.path().to_owned(), gguf.file().clone())],
+            Files::Folder(path, folder) => {
+                let config = path.join("config.json");
+                let file = File::open(&config).map_err(ModelError::read(&config))?;
+                [(config, Arc::new(file))].into_iter().chain(folder.files.iter().cloned()).collect()
+            }
+        }))
+    }
+}
+
+fn refuse<'a>(left: Vec<&str>, file_of: impl Fn(&str) -> &'a Path) -> Result<(), ModelError> {
+    let Some(name) = left.first() else { return Ok(()) };
+    let others = if left.len() > 1 { format!(", nor {} others", left.len() - 1) } else { String::new() };
+    Err(ModelError::invalid(file_of(name), *name, format!("a decoder of this configuration does not use this tensor{others}")))
 }
 
 /// Reads a tensor of the Llama architecture, whose queries and keys GGUF keeps interleaved.

@@ -115,8 +115,15 @@ impl ModelConfig {
         }
         let optional = |key: &str| gguf.integer(&format!("llama.{key}")).map(|value| value.map(|value| value as usize));
         let required = |key: &str| optional(key)?.ok_or_else(|| missing(&format!("llama.{key}")));
-        if let Some(scaling) = gguf.text("llama.rope.scaling.type")?.filter(|scaling| *scaling != "none") {
+        let scaling = gguf.text("llama.rope.scaling.type")?;
+        if let Some(scaling) = scaling.filter(|scaling| *scaling != "none") {
             return Err(ModelError::unsupported(path, "llama.rope.scaling.type", format!("`{scaling}`")));
+        }
+        // llama.cpp scales by them too where no type is named; the second is the name of old files.
+        for key in ["llama.rope.scaling.factor", "llama.rope.scale_linear"].into_iter().filter(|_| scaling.is_none()) {
+            if let Some(factor) = gguf.float(key)?.filter(|factor| ![0.0, 1.0].contains(factor)) {
+                return Err(ModelError::unsupported(path, key, factor.to_string()));
+            }
         }
         if let Some(experts) = optional("expert_count")?.filter(|experts| *experts > 0) {
             return Err(ModelError::unsupported(path, "llama.expert_count", experts.to_string()));

@@ -4,10 +4,11 @@ mod reader;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::error::ModelError;
+use super::read;
 use super::tensor::{Encoding, Tensor};
 
 const DEFAULT_ALIGNMENT: u64 = 32;
@@ -26,9 +27,9 @@ pub enum Value {
     /// A list of strings.
     Strings(Vec<String>),
     /// A list of integers.
-    Integers(Vec<i64>),
+    Integers(Vec<i128>),
     /// A list of floats.
-    Floats(Vec<f32>),
+    Floats(Vec<f64>),
     /// What no key that we know has, e.g. a list of lists: skipped, and refused only where it is asked for.
     Other(&'static str),
 }
@@ -48,7 +49,7 @@ pub struct Gguf {
     /// Metadata by key.
     pub metadata: BTreeMap<String, Value>,
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
     length: u64,
     data_start: u64,
     tensors: BTreeMap<String, Place>,
@@ -71,12 +72,17 @@ impl Gguf {
         };
         check_offsets(path, &tensors, alignment)?;
         let data_start = directory_end.next_multiple_of(alignment);
-        Ok(Self { metadata, path: path.to_owned(), file, length, data_start, tensors })
+        Ok(Self { metadata, path: path.to_owned(), file: Arc::new(file), length, data_start, tensors })
     }
 
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The file, opened.
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
     }
 
     /// Names of all tensors.
@@ -96,8 +102,7 @@ impl Gguf {
             .bytes(place.rows, place.cols)
             .filter(|size| end(*size).is_some_and(|end| end <= self.length))
             .ok_or_else(|| ModelError::invalid(&self.path, name, "tensor reaches beyond the end of the file"))?;
-        let mut bytes = vec![0; size];
-        self.file.read_exact_at(&mut bytes, self.data_start + place.offset).map_err(ModelError::read(&self.path))?;
+        let bytes = read::read(&self.path, &self.file, self.data_start + place.offset, size)?;
         Ok(Tensor::new(place.rows, place.cols, encoding, bytes))
     }
 

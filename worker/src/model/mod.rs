@@ -6,9 +6,11 @@
 mod checkpoint;
 mod config;
 mod decoder;
+mod digest;
 mod error;
 pub mod gguf;
 mod lm_head;
+mod read;
 mod safetensors;
 mod shards;
 mod tensor;
@@ -50,8 +52,9 @@ impl<B: Backend> Model<B> {
     pub fn load(path: &Path, dtype: Dtype, backend: B) -> std::result::Result<Self, ModelError> {
         let checkpoint = Checkpoint::open(path)?;
         let config = checkpoint.config()?;
+        let digest = checkpoint.digest_beside()?;
         let weights = Weights::load(&backend, &checkpoint, &config, dtype)?;
-        let (digest, decoder) = (checkpoint.digest()?, Decoder::new(&config));
+        let (digest, decoder) = (digest.join()?, Decoder::new(&config));
         Ok(Self { config, dtype, backend, decoder, weights, digest })
     }
 

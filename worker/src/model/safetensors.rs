@@ -4,29 +4,45 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use serde::Deserialize;
+use safetensors::Dtype;
+use safetensors::tensor::TensorInfo;
 
 use super::error::ModelError;
+use super::read;
 use super::shards;
 use super::tensor::{Encoding, Tensor};
 
 /// Longest header the format allows.
 const MAX_HEADER: u64 = 100_000_000;
 
-#[derive(Deserialize)]
-struct Entry {
-    dtype: String,
-    shape: Vec<usize>,
-    data_offsets: (u64, u64),
-}
+/// Bytes of two tensors that are compared at a time.
+const PIECE: usize = 1 << 20;
 
 /// The tensors of a folder.
 pub struct Folder {
     path: PathBuf,
     /// The files that hold the weights, sorted by name.
-    pub files: Vec<PathBuf>,
-    tensors: BTreeMap<String, (usize, u64, Entry)>,
+    pub files: Vec<(PathBuf, Arc<File>)>,
+    tensors: BTreeMap<String, Place>,
+}
+
+/// Where a tensor lies, and what it is.
+struct Place {
+    /// Index of its file.
+    file: usize,
+    /// First byte of that file's data.
+    start: u64,
+    info: TensorInfo,
+}
+
+impl Place {
+    /// Its first byte in the file, and how many there are.
+    fn bytes(&self) -> (u64, usize) {
+        let (begin, end) = self.info.data_offsets;
+        (self.start + begin as u64, end - begin)
+    }
 }
 
 impl Folder {
@@ -35,16 +51,28 @@ impl Folder {
     /// # Errors
     /// When there is none, one is missing, or a header is damaged or contradicts its file or another.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let files = shards::find(path)?;
-        let mut tensors = BTreeMap::new();
-        for (index, file) in files.iter().enumerate() {
-            for (name, start, entry) in read_header(file)? {
-                if let Some(name) = tensors.insert(name.clone(), (index, start, entry)).map(|_| name) {
-                    return Err(ModelError::invalid(file, name, "tensor appears twice"));
+        let (mut files, mut tensors) = (Vec::new(), BTreeMap::new());
+        for (index, path) in shards::find(path)?.into_iter().enumerate() {
+            let file = File::open(&path).map_err(ModelError::read(&path))?;
+            let (start, infos) = read_header(&path, &file)?;
+            for (name, info) in infos {
+                if tensors.insert(name.clone(), Place { file: index, start, info }).is_some() {
+                    return Err(ModelError::invalid(&path, name, "tensor appears twice"));
                 }
             }
+            files.push((path, Arc::new(file)));
         }
         Ok(Self { path: path.to_owned(), files, tensors })
+    }
+
+    /// Names of all tensors.
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The file that holds the tensor `name`; the folder when none does.
+    pub fn file_of(&self, name: &str) -> &Path {
+        self.tensors.get(name).map_or(&self.path, |place| &self.files[place.file].0)
     }
 
     /// Reads the tensor `name`.
@@ -52,34 +80,59 @@ impl Folder {
     /// # Errors
     /// When it is missing, not of a supported number type, or its size contradicts its shape.
     pub fn tensor(&self, name: &str) -> Result<Tensor, ModelError> {
-        let (file, start, entry) = self.tensors.get(name).ok_or_else(|| ModelError::invalid(&self.path, name, "tensor is missing"))?;
-        let path = &self.files[*file];
-        let encoding = match entry.dtype.as_str() {
-            "F32" => Encoding::F32,
-            "F16" => Encoding::F16,
-            "BF16" => Encoding::Bf16,
-            other => return Err(ModelError::unsupported(path, name, format!("number type {other}"))),
+        let place = self.place(name)?;
+        let (path, info) = (&self.files[place.file].0, &place.info);
+        let encoding = match info.dtype {
+            Dtype::F32 => Encoding::F32,
+            Dtype::F16 => Encoding::F16,
+            Dtype::BF16 => Encoding::Bf16,
+            other => return Err(ModelError::unsupported(path, name, format!("number type {other:?}"))),
         };
-        let (rows, cols) = match entry.shape[..] {
+        let (rows, cols) = match info.shape[..] {
             [cols] => (1, cols),
             [rows, cols] => (rows, cols),
-            _ => return Err(ModelError::unsupported(path, name, format!("shape {:?}", entry.shape))),
+            _ => return Err(ModelError::unsupported(path, name, format!("shape {:?}", info.shape))),
         };
-        let (begin, end) = entry.data_offsets;
-        let size = encoding.bytes(rows, cols).filter(|size| end.checked_sub(begin) == Some(*size as u64));
-        let size =
-            size.ok_or_else(|| ModelError::invalid(path, name, format!("shape {:?} does not fit its {begin}..{end} bytes", entry.shape)))?;
-        let mut bytes = vec![0; size];
-        let file = File::open(path).map_err(ModelError::read(path))?;
-        file.read_exact_at(&mut bytes, start + begin).map_err(ModelError::read(path))?;
-        Ok(Tensor::new(rows, cols, encoding, bytes))
+        let (begin, length) = place.bytes();
+        if encoding.bytes(rows, cols) != Some(length) {
+            return Err(ModelError::invalid(path, name, format!("shape {:?} does not fit its {length} bytes", info.shape)));
+        }
+        Ok(Tensor::new(rows, cols, encoding, self.read(place, begin, length)?))
+    }
+
+    /// Whether two tensors are equal to the bit.
+    ///
+    /// # Errors
+    /// When one is missing or cannot be read.
+    pub fn same(&self, one: &str, other: &str) -> Result<bool, ModelError> {
+        let (one, other) = (self.place(one)?, self.place(other)?);
+        let ((mut here, mut left), (mut there, length)) = (one.bytes(), other.bytes());
+        if (one.info.dtype, &one.info.shape, left) != (other.info.dtype, &other.info.shape, length) {
+            return Ok(false);
+        }
+        while left > 0 {
+            let piece = left.min(PIECE);
+            if self.read(one, here, piece)? != self.read(other, there, piece)? {
+                return Ok(false);
+            }
+            (here, there, left) = (here + piece as u64, there + piece as u64, left - piece);
+        }
+        Ok(true)
+    }
+
+    fn place(&self, name: &str) -> Result<&Place, ModelError> {
+        self.tensors.get(name).ok_or_else(|| ModelError::invalid(&self.path, name, "tensor is missing"))
+    }
+
+    fn read(&self, place: &Place, begin: u64, length: usize) -> Result<Vec<u8>, ModelError> {
+        let (path, file) = &self.files[place.file];
+        read::read(path, file, begin, length)
     }
 }
 
-/// Name, start of the data and entry of every tensor of a file.
-fn read_header(path: &Path) -> Result<Vec<(String, u64, Entry)>, ModelError> {
+/// First byte of a file's data; name and entry of each of its tensors.
+fn read_header(path: &Path, file: &File) -> Result<(u64, Vec<(String, TensorInfo)>), ModelError> {
     let invalid = |at: &str, problem: String| ModelError::invalid(path, at, problem);
-    let file = File::open(path).map_err(ModelError::read(path))?;
     let length = file.metadata().map_err(ModelError::read(path))?.len();
     let Some(most) = length.checked_sub(8) else { return Err(invalid("header", format!("a file of {length} bytes has none"))) };
     let mut size = [0; 8];
@@ -97,19 +150,19 @@ fn read_header(path: &Path) -> Result<Vec<(String, u64, Entry)>, ModelError> {
         serde_json::from_slice(&header).map_err(|error| invalid("header", error.to_string()))?;
     let mut tensors = Vec::new();
     for (name, value) in header.into_iter().filter(|(name, _)| name != "__metadata__") {
-        let entry: Entry = serde_json::from_value(value).map_err(|error| invalid(&name, error.to_string()))?;
-        tensors.push((name, 8 + size, entry));
+        let info: TensorInfo = serde_json::from_value(value).map_err(|error| invalid(&name, error.to_string()))?;
+        tensors.push((name, info));
     }
-    tensors.sort_by_key(|(_, _, entry)| entry.data_offsets);
+    tensors.sort_by_key(|(_, info)| info.data_offsets);
     check_coverage(path, &tensors, most - size)?;
-    Ok(tensors)
+    Ok((8 + size, tensors))
 }
 
 /// The format: every byte of the data belongs to one tensor. `tensors` are in the order of their offsets.
-fn check_coverage(path: &Path, tensors: &[(String, u64, Entry)], length: u64) -> Result<(), ModelError> {
+fn check_coverage(path: &Path, tensors: &[(String, TensorInfo)], length: u64) -> Result<(), ModelError> {
     let mut covered = 0;
-    for (name, _, entry) in tensors {
-        let (begin, end) = entry.data_offsets;
+    for (name, info) in tensors {
+        let (begin, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
         if begin > end || end > length {
             return Err(ModelError::invalid(path, name, format!("bytes {begin}..{end} are not inside the file")));
         }

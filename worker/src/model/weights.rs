@@ -55,6 +55,7 @@ impl<B: Backend> Weights<B> {
             false => (packer.matrix("lm_head.weight", vocabulary, hidden)?, Some(embedding)),
         };
         let final_norm = packer.vector("model.norm.weight", hidden)?;
+        checkpoint.refuse_unused(config)?;
         Ok(Self { layers, final_norm, lm_head: LmHead::new(backend, lm_head, dtype)?, embedding })
     }
 

@@ -15,9 +15,9 @@ pub(super) const FILE: &str = "head.safetensors";
 /// A head is small; what is larger is something else.
 const MAX_BYTES: u64 = 2 << 30;
 
-/// A head artifact whose digest was verified.
+/// The weights' file of a head, whose digest was verified: all that a gateway has of an artifact.
 #[derive(Debug)]
-pub(super) struct Artifact {
+pub(super) struct HeadFile {
     /// All of `head.safetensors`.
     pub(super) bytes: Bytes,
     /// Digest of `bytes`.
@@ -28,9 +28,9 @@ pub(super) struct Artifact {
     pub(super) base: BaseReference,
 }
 
-/// Why an artifact cannot be served.
+/// Why a head cannot be served.
 #[derive(Debug, thiserror::Error)]
-pub enum ArtifactError {
+pub enum HeadFileError {
     /// The file cannot be read.
     #[error("failed to read {path:?}: {cause}")]
     Read {
@@ -65,22 +65,22 @@ pub enum ArtifactError {
     },
 }
 
-impl Artifact {
+impl HeadFile {
     /// Reads `folder/head.safetensors` and checks that its digest is `expected`.
-    pub(super) fn read(folder: &Path, expected: &str) -> Result<Self, ArtifactError> {
+    pub(super) fn read(folder: &Path, expected: &str) -> Result<Self, HeadFileError> {
         let path = folder.join(FILE);
-        let read_error = |cause| ArtifactError::Read { path: path.clone(), cause };
+        let read_error = |cause| HeadFileError::Read { path: path.clone(), cause };
         let mut bytes = Vec::new();
         let file = File::open(&path).map_err(read_error)?;
         file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(read_error)?;
         if bytes.len() as u64 > MAX_BYTES {
-            return Err(ArtifactError::TooLarge { path });
+            return Err(HeadFileError::TooLarge { path });
         }
         let digest = wire::digest(&bytes);
         if digest != expected {
-            return Err(ArtifactError::Digest { path, expected: expected.to_owned(), found: digest });
+            return Err(HeadFileError::Digest { path, expected: expected.to_owned(), found: digest });
         }
-        let (shape, base) = describe(&bytes).map_err(|reason| ArtifactError::Format { path, reason })?;
+        let (shape, base) = describe(&bytes).map_err(|reason| HeadFileError::Format { path, reason })?;
         Ok(Self { bytes: bytes.into(), digest, shape, base })
     }
 }
@@ -111,9 +111,9 @@ pub(super) mod tests {
     const BASE: &str = r#"{"name":"b","identity":{"weights":"w","tokenizer":"t","chat_template":"","norm_point":"final_norm"}}"#;
 
     /// One without weights.
-    pub(in crate::serve) fn artifact(digest: &str, task: &str) -> Artifact {
+    pub(in crate::serve) fn artifact(digest: &str, task: &str) -> HeadFile {
         let shape = serde_json::from_str(&SHAPE.replace("CausalLM", task)).unwrap();
-        Artifact { bytes: Bytes::new(), digest: digest.to_owned(), shape, base: serde_json::from_str(BASE).unwrap() }
+        HeadFile { bytes: Bytes::new(), digest: digest.to_owned(), shape, base: serde_json::from_str(BASE).unwrap() }
     }
 
     fn refusal(metadata: &[(&str, &str)]) -> Option<String> {
@@ -121,7 +121,7 @@ pub(super) mod tests {
         let metadata: HashMap<String, String> = metadata.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
         let bytes = safetensors::serialize(HashMap::<String, safetensors::tensor::TensorView<'_>>::new(), Some(metadata)).unwrap();
         std::fs::write(folder.path().join(FILE), &bytes).unwrap();
-        Artifact::read(folder.path(), &wire::digest(&bytes)).err().map(|error| error.to_string())
+        HeadFile::read(folder.path(), &wire::digest(&bytes)).err().map(|error| error.to_string())
     }
 
     #[test]
@@ -136,9 +136,9 @@ pub(super) mod tests {
     #[test]
     fn other_bytes_than_those_asked_for_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(matches!(Artifact::read(folder.path(), "sha256:x"), Err(ArtifactError::Read { .. })));
+        assert!(matches!(HeadFile::read(folder.path(), "sha256:x"), Err(HeadFileError::Read { .. })));
         std::fs::write(folder.path().join(FILE), b"x").unwrap();
-        assert!(matches!(Artifact::read(folder.path(), "sha256:x"), Err(ArtifactError::Digest { .. })));
-        assert!(matches!(Artifact::read(folder.path(), &wire::digest(b"x")), Err(ArtifactError::Format { .. })));
+        assert!(matches!(HeadFile::read(folder.path(), "sha256:x"), Err(HeadFileError::Digest { .. })));
+        assert!(matches!(HeadFile::read(folder.path(), &wire::digest(b"x")), Err(HeadFileError::Format { .. })));
     }
 }

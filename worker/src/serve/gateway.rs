@@ -10,7 +10,7 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 
 use super::ServeError;
-use super::artifact::Artifact;
+use super::artifact::HeadFile;
 use super::error::ApiError;
 use super::metrics::Metrics;
 use super::models::{Head, Model, Models};
@@ -195,7 +195,7 @@ impl Gateway {
     }
 
     async fn ensure(&self, endpoint: &Endpoint, head: &Head) -> Result<(), ClientError> {
-        let Head { name, artifact: Artifact { digest, bytes, .. } } = head;
+        let Head { name, artifact: HeadFile { digest, bytes, .. } } = head;
         let place = (endpoint.clone(), digest.clone());
         let pushing = self.pushing.lock().unwrap_or_else(PoisonError::into_inner).entry(place).or_default().clone();
         let _alone = pushing.lock().await;

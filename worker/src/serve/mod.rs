@@ -36,7 +36,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 pub use args::ServeArgs;
-pub use artifact::ArtifactError;
+pub use artifact::HeadFileError;
 
 use self::gateway::Gateway;
 use self::key::Key;
@@ -84,7 +84,7 @@ pub enum ServeError {
         /// The head.
         head: String,
         /// What is wrong with it.
-        cause: ArtifactError,
+        cause: HeadFileError,
     },
     /// The pool runs another base than a head was trained on.
     #[error("head {head:?} was trained on {trained_on:?}, the pool runs {pool:?}: their {member} differ")]
@@ -134,7 +134,7 @@ impl ServeError {
         match self {
             Self::Config { .. } | Self::HeadCount { .. } | Self::DuplicateName { .. } => ExitCode::Configuration,
             Self::Identity { .. } | Self::Text(_) | Self::Pool(ClientError::Address { .. }) => ExitCode::Configuration,
-            Self::Artifact { cause: ArtifactError::Read { .. }, .. } => ExitCode::Retryable,
+            Self::Artifact { cause: HeadFileError::Read { .. }, .. } => ExitCode::Retryable,
             Self::Artifact { .. } => ExitCode::Data,
             Self::Push { .. } | Self::Pool(_) | Self::Tokenizer | Self::System { .. } | Self::Metrics(_) => ExitCode::Retryable,
         }

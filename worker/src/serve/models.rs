@@ -7,7 +7,7 @@ use std::sync::Arc;
 use carryon_crds::wire::{ServeConfig, ServeHead};
 
 use super::ServeError;
-use super::artifact::Artifact;
+use super::artifact::HeadFile;
 use super::error::ApiError;
 
 /// A head.
@@ -16,7 +16,7 @@ pub(super) struct Head {
     /// Its name in the deployment: what logs and the gateway's own errors call it.
     pub(super) name: String,
     /// What it is.
-    pub(super) artifact: Artifact,
+    pub(super) artifact: HeadFile,
 }
 
 /// What a request's `model` names.
@@ -81,7 +81,7 @@ impl Models {
 
 fn read(head: &ServeHead, folder: &Path) -> Result<Model, ServeError> {
     let ServeHead { name, served_model_name, digest } = head;
-    let artifact = Artifact::read(folder, digest).map_err(|cause| ServeError::Artifact { head: name.clone(), cause })?;
+    let artifact = HeadFile::read(folder, digest).map_err(|cause| ServeError::Artifact { head: name.clone(), cause })?;
     Ok(Model { name: served_model_name.as_str().into(), head: Some(Arc::new(Head { name: name.clone(), artifact })) })
 }
 

@@ -11,14 +11,13 @@ use std::path::{Path, PathBuf};
 use carryon_crds::wire::{Identity, Numerics};
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use crate::files;
 use crate::head::{Weight, Weights};
 use crate::train::batches::Cursor;
 use crate::train::error::TrainError;
 use crate::train::optim::OptimizerState;
+use crate::{files, tensor_file};
 
 /// Version of the format this code writes and reads.
 const FORMAT_VERSION: u32 = 1;
@@ -233,17 +232,9 @@ fn write(path: &Path, checkpoint: &Checkpoint) -> std::io::Result<()> {
         .collect();
     let state = serde_json::to_string(&checkpoint.state).expect("a state is plain data");
     let digest = digest(&state, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice(), bytes(tensor))));
-    let mut header = BTreeMap::from([("__metadata__".to_owned(), json!({ STATE_KEY: state, DIGEST_KEY: digest }))]);
-    let mut end = 0;
-    for (name, tensor) in &tensors {
-        let begin = end;
-        end += bytes(tensor).len();
-        header.insert(name.clone(), json!({ "dtype": "F32", "shape": tensor.shape, "data_offsets": [begin, end] }));
-    }
-    let mut header = json!(header).to_string().into_bytes();
-    header.resize(header.len().next_multiple_of(8), b' ');
+    let infos = tensors.iter().map(|(name, tensor)| (name.as_str(), Dtype::F32, tensor.shape.as_slice()));
+    let header = tensor_file::header(&[(STATE_KEY, &state), (DIGEST_KEY, &digest)], infos);
     files::write_atomic_with(path, |file| {
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
         tensors.values().try_for_each(|tensor| file.write_all(bytes(tensor)))
     })

@@ -17,11 +17,14 @@ pub struct Tiny {
     pub vocabulary: usize,
     pub tied: bool,
     pub seed: u64,
+    /// Further tensors, under Hugging Face's names; they take the place of its own.
+    pub extra: BTreeMap<String, Weight>,
 }
 
 impl Default for Tiny {
     fn default() -> Self {
-        Self { hidden: 40, feed_forward: 72, layers: 3, heads: 6, key_value_heads: 2, head_dim: 10, vocabulary: 101, tied: false, seed: 7 }
+        let (hidden, feed_forward, layers, heads, key_value_heads, head_dim, vocabulary) = (40, 72, 3, 6, 2, 10, 101);
+        Self { hidden, feed_forward, layers, heads, key_value_heads, head_dim, vocabulary, tied: false, seed: 7, extra: BTreeMap::new() }
     }
 }
 
@@ -43,7 +46,7 @@ impl Random {
 }
 
 /// Shape and values.
-type Weight = (Vec<usize>, Vec<f32>);
+pub type Weight = (Vec<usize>, Vec<f32>);
 
 impl Tiny {
     /// All tensors under Hugging Face's names.
@@ -76,6 +79,7 @@ impl Tiny {
         if !self.tied {
             add("lm_head.weight".into(), vec![self.vocabulary, d]);
         }
+        tensors.extend(self.extra.clone());
         tensors
     }
 
@@ -150,8 +154,8 @@ impl Tiny {
             file.extend(0u32.to_le_bytes());
             data.resize(data.len().next_multiple_of(32), 0);
             file.extend((data.len() as u64).to_le_bytes());
-            let heads = if name.contains("q_proj") { self.heads } else { self.key_value_heads };
-            let interleaved = name.contains("q_proj") || name.contains("k_proj");
+            let heads = if name.ends_with("q_proj.weight") { self.heads } else { self.key_value_heads };
+            let interleaved = name.ends_with("q_proj.weight") || name.ends_with("k_proj.weight");
             let values = if interleaved { interleave(values, heads, self.head_dim, shape[1]) } else { values.clone() };
             data.extend(bytemuck::cast_slice::<f32, u8>(&values));
         }
@@ -184,20 +188,21 @@ fn gguf_name(name: &str) -> String {
         Some((layer, part)) => (format!("blk.{layer}."), part),
         None => (String::new(), name),
     };
-    let part = match part {
-        "model.embed_tokens.weight" => "token_embd.weight",
-        "model.norm.weight" => "output_norm.weight",
-        "lm_head.weight" => "output.weight",
-        "input_layernorm.weight" => "attn_norm.weight",
-        "post_attention_layernorm.weight" => "ffn_norm.weight",
-        "self_attn.q_proj.weight" => "attn_q.weight",
-        "self_attn.k_proj.weight" => "attn_k.weight",
-        "self_attn.v_proj.weight" => "attn_v.weight",
-        "self_attn.o_proj.weight" => "attn_output.weight",
-        "mlp.gate_proj.weight" => "ffn_gate.weight",
-        "mlp.up_proj.weight" => "ffn_up.weight",
-        "mlp.down_proj.weight" => "ffn_down.weight",
-        other => panic!("no GGUF name for {other}"),
+    let (module, kind) = part.rsplit_once('.').unwrap();
+    let module = match module {
+        "model.embed_tokens" => "token_embd",
+        "model.norm" => "output_norm",
+        "lm_head" => "output",
+        "input_layernorm" => "attn_norm",
+        "post_attention_layernorm" => "ffn_norm",
+        "self_attn.q_proj" => "attn_q",
+        "self_attn.k_proj" => "attn_k",
+        "self_attn.v_proj" => "attn_v",
+        "self_attn.o_proj" => "attn_output",
+        "mlp.gate_proj" => "ffn_gate",
+        "mlp.up_proj" => "ffn_up",
+        "mlp.down_proj" => "ffn_down",
+        other => other,
     };
-    format!("{layer}{part}")
+    format!("{layer}{module}.{kind}")
 }

@@ -290,7 +290,7 @@ async fn lm_head(State(pool): State<Arc<Shared>>) -> Response {
     weight.chunks_mut(HIDDEN).enumerate().for_each(|(row, values)| pool.forward.row(row, values));
     let tensor = carryon_worker::exchange::frames::Outgoing {
         name: "weight".to_owned(),
-        dtype: carryon_worker::exchange::frames::WireDtype::F32,
+        dtype: safetensors::Dtype::F32,
         shape: vec![VOCABULARY, HIDDEN],
         data: to_bytes(&weight, Dtype::Float32),
     };

@@ -15,10 +15,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{Pool, Refusal, body, check};
 use crate::base::device::{Job, LossJob, StatesJob, StatesOut, TrainingJob};
-use crate::exchange::frames::encode_header;
 use crate::exchange::loss::LossRequest;
 use crate::exchange::states::wire_dtype;
 use crate::exchange::wire::{ErrorCode, HiddenStatesRequest, SAFETENSORS};
+use crate::tensor_file;
 
 /// Rows of the LM head that are unpacked at a time.
 const LM_HEAD_ROWS: usize = 512;
@@ -102,7 +102,8 @@ pub(super) async fn loss(State(pool): State<Arc<Pool>>, request: Request) -> Res
 pub(super) async fn lm_head(State(pool): State<Arc<Pool>>) -> Result<Response, Refusal> {
     let ready = pool.ready()?;
     let (rows, width) = (ready.description.vocab_size as usize, ready.description.hidden_size as usize);
-    let header = encode_header(&[], [("weight", wire_dtype(ready.description.numerics.dtype), &[rows, width][..])].into_iter());
+    let dtype = wire_dtype(ready.description.numerics.dtype);
+    let header = Bytes::from(tensor_file::header(&[], [("weight", dtype, &[rows, width][..])].into_iter()));
     let unpack = move |start: usize| match pool.ready() {
         Ok(ready) => (ready.lm_head)(start..(start + LM_HEAD_ROWS).min(rows)).map_err(std::io::Error::other),
         Err(_) => Err(std::io::ErrorKind::NotConnected.into()),

@@ -166,3 +166,45 @@ fn a_cache_is_open_once_and_another_key_clears_it() {
     StateCache::open(folder.path(), other, 1 << 20).unwrap();
     assert!(open(&folder).is_empty());
 }
+
+/// The layout of the version before: 88 bytes of header, eight zeros, and the SHA-256 of these 96.
+fn forget_the_quick_checksum(path: &Path, offset: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut header = [0; HEADER_BYTES];
+    file.read_exact_at(&mut header, offset).unwrap();
+    assert_ne!(header[88..96], [0; 8]);
+    header[88..96].fill(0);
+    let own = Sha256::digest(&header[..96]);
+    header[96..].copy_from_slice(&own);
+    file.write_all_at(&header, offset).unwrap();
+}
+
+#[test]
+fn records_of_the_version_before_are_read_and_their_damage_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(&folder);
+    cache.put_all(&[(sample(0), &states(3, 0.0)), (sample(1), &states(3, 7.0))]).unwrap();
+    let path = cache.path.clone();
+    drop(cache);
+    forget_the_quick_checksum(&path, 0);
+    forget_the_quick_checksum(&path, ALIGNMENT);
+    overwrite(&path, ALIGNMENT + HEADER_BYTES as u64 + 5);
+    let cache = open(&folder);
+    assert_eq!(cache.get(&sample(0)).unwrap().unwrap(), states(3, 0.0));
+    assert!(matches!(cache.get(&sample(1)), Err(CacheError::Damaged { offset: ALIGNMENT, .. })));
+}
+
+/// As the version before reads them.
+#[test]
+fn records_are_such_as_the_version_before_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = open(&folder);
+    let states = states(3, 7.0);
+    cache.put(&sample(1), &states).unwrap();
+    let bytes = fs::read(&cache.path).unwrap();
+    assert_eq!((&bytes[..8], &bytes[8..40], &bytes[40..44]), (&b"carryon1"[..], &sample(1).0[..], &3u32.to_le_bytes()[..]));
+    let rows = states.taps.concat();
+    assert_eq!((&bytes[48..56], &bytes[56..88]), (&(rows.len() as u64).to_le_bytes()[..], &Sha256::digest(&rows)[..]));
+    assert_eq!(bytes[96..128], Sha256::digest(&bytes[..96])[..]);
+    assert_eq!(bytes[128..][..rows.len()], rows);
+}

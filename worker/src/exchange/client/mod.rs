@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 pub use endpoints::Endpoint;
 pub use error::ClientError;
 
-use super::frames::{Frame, WireDtype};
+use super::frames::Frame;
 use super::loss::{LossRequest, LossResponse};
 use super::states::SequenceStates;
 use super::wire::{
@@ -119,7 +119,7 @@ impl PoolClient {
         let call = Call::get("/v1/lm-head");
         let (endpoint, bytes) = self.ask_bytes(&call).await?;
         let shape = [description.vocab_size as usize, description.hidden_size as usize];
-        let dtype: WireDtype = super::states::wire_dtype(description.numerics.dtype);
+        let dtype = super::states::wire_dtype(description.numerics.dtype);
         let weight = Frame::parse(bytes).and_then(|frame| frame.tensor("weight", dtype, &shape));
         weight.map_err(|cause| ClientError::frame(&endpoint, &call.what(), &cause))
     }

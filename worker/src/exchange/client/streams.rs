@@ -5,7 +5,7 @@ use futures::stream::{BoxStream, Stream, StreamExt as _, try_unfold};
 use reqwest::Response;
 
 use super::{Call, ClientError, Endpoint, Patience, PoolClient, interrupted};
-use crate::exchange::frames::Decoder;
+use crate::exchange::frames::FrameReader;
 use crate::exchange::states::SequenceStates;
 use crate::exchange::wire::{GenerateEvent, HiddenStatesRequest};
 
@@ -20,7 +20,7 @@ type Pieces = BoxStream<'static, reqwest::Result<Bytes>>;
 struct Answer {
     endpoint: Endpoint,
     pieces: Pieces,
-    decoder: Decoder,
+    frames: FrameReader,
     /// Received and not decoded yet.
     rest: Bytes,
     /// Place in the whole request of each sequence asked for here.
@@ -88,8 +88,8 @@ async fn open(client: &PoolClient, request: &HiddenStatesRequest, missing: &[usi
     let bound = lengths.iter().max().map_or(0, |longest| longest * request.taps.count() * 4 * MAX_HIDDEN_SIZE);
     let call = Call::json("/v1/hidden-states", &HiddenStatesRequest { sequences, taps: request.taps.clone() });
     let (endpoint, response) = client.ask(None, &call).await?;
-    let (pieces, decoder) = (response.bytes_stream().boxed(), Decoder::new(bound));
-    Ok(Answer { endpoint, pieces, decoder, rest: Bytes::new(), places: missing.to_vec(), lengths })
+    let (pieces, frames) = (response.bytes_stream().boxed(), FrameReader::new(bound));
+    Ok(Answer { endpoint, pieces, frames, rest: Bytes::new(), places: missing.to_vec(), lengths })
 }
 
 impl Answer {
@@ -98,7 +98,7 @@ impl Answer {
     /// The next sequence; `index` is its place in this answer.
     async fn next(&mut self, request: &HiddenStatesRequest) -> Result<SequenceStates, ClientError> {
         loop {
-            let frame = self.decoder.feed(&mut self.rest).map_err(|cause| ClientError::frame(&self.endpoint, Self::WHAT, &cause))?;
+            let frame = self.frames.feed(&mut self.rest).map_err(|cause| ClientError::frame(&self.endpoint, Self::WHAT, &cause))?;
             if let Some(frame) = frame {
                 let states = SequenceStates::decode(&frame, &request.taps, &self.lengths);
                 return states.map_err(|cause| ClientError::frame(&self.endpoint, Self::WHAT, &cause));

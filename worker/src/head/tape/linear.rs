@@ -50,7 +50,7 @@ pub(super) fn times(threads: &Threads, a: &[f32], b: &[f32], inner: usize, k: us
 }
 
 /// `[rows, columns] → [columns, rows]`.
-pub(super) fn transpose(threads: &Threads, values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+pub fn transpose(threads: &Threads, values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     /// Columns that are gathered together: a cache line.
     const TOGETHER: usize = 16;
     let mut out = vec![0.0; values.len()];

@@ -23,6 +23,7 @@ use crate::kernel::Threads;
 use attention::CausalAttention;
 use elementwise::{Gate, SiluMul};
 use linear::Linear;
+pub use linear::transpose;
 use norm::RmsNorm;
 use pooling::Pool;
 use values::Values;

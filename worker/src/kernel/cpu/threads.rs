@@ -5,7 +5,7 @@
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 
 /// Set in the gate while a job is open to helpers; the bits below count the helpers inside.
@@ -71,10 +71,19 @@ impl Threads {
 
     /// Calls `run(0) … run(blocks - 1)`, each once, on all threads; returns when all are done. Panics of `run` come out here.
     pub fn run_blocks(&self, blocks: usize, run: impl Fn(usize) + Sync) {
-        let guard = if blocks > 1 && !self.helpers.is_empty() { self.dispatch.try_lock().ok() } else { None };
+        let guard = if blocks > 1 && !self.helpers.is_empty() { self.free() } else { None };
         match guard {
             Some(_guard) => self.shared.dispatch(blocks, &run),
             None => (0..blocks).for_each(run),
+        }
+    }
+
+    /// The right to dispatch, unless another loop has it. One that panicked has closed the gate behind it: the threads are as free as before.
+    fn free(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.dispatch.try_lock() {
+            Ok(guard) => Some(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
         }
     }
 
@@ -229,6 +238,8 @@ impl<'a, T> Disjoint<'a, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -259,14 +270,28 @@ mod tests {
         assert_eq!(total.into_inner(), 4 * 200 * 12);
     }
 
+    /// Runs one block on each thread and, once all are at work, `then` on each, which is told whether it is the caller's.
+    fn together(threads: &Threads, then: impl Fn(bool) + Sync) {
+        let (caller, at_work, changed) = (std::thread::current().id(), Mutex::new(0), Condvar::new());
+        threads.run_blocks(threads.count(), |_| {
+            let mut at_work = at_work.lock().unwrap();
+            *at_work += 1;
+            changed.notify_all();
+            let (at_work, late) =
+                changed.wait_timeout_while(at_work, Duration::from_secs(30), |at_work| *at_work < threads.count()).unwrap();
+            assert!(!late.timed_out(), "{} of {} threads at work", *at_work, threads.count());
+            drop(at_work);
+            then(std::thread::current().id() == caller);
+        });
+    }
+
     #[test]
-    fn a_panic_comes_out_and_the_threads_live_on() {
-        let threads = Threads::new(2);
-        for panicking in 0..20 {
-            assert!(catch_unwind(AssertUnwindSafe(|| threads.run_blocks(20, |block| assert_ne!(block, panicking)))).is_err());
-            let count = AtomicUsize::new(0);
-            threads.run_blocks(50, |_| _ = count.fetch_add(1, Ordering::Relaxed));
-            assert_eq!(count.into_inner(), 50);
+    fn a_panic_comes_out_and_all_threads_work_on() {
+        let threads = Threads::new(3);
+        for callers in [true, false] {
+            together(&threads, |_| ());
+            assert!(catch_unwind(AssertUnwindSafe(|| together(&threads, |caller| assert_ne!(caller, callers)))).is_err());
+            together(&threads, |_| ());
         }
     }
 

@@ -104,24 +104,27 @@ impl Reader<'_> {
 
     fn scalar(&mut self, kind: u32) -> Result<Value, ModelError> {
         Ok(match kind {
-            6 => Value::Float(f64::from(f32::from_le_bytes(self.bytes()?))),
-            12 => Value::Float(f64::from_le_bytes(self.bytes()?)),
+            6 | 12 => Value::Float(self.float(kind)?),
             7 => Value::Bool(self.bytes::<1>()?[0] != 0),
             8 => String::from_utf8(self.text()?).map_or(NOT_UTF_8, Value::String),
-            10 => Value::Integer(i128::from(self.u64()?)),
-            _ => Value::Integer(i128::from(self.integer(kind)?)),
+            _ => Value::Integer(self.integer(kind)?),
         })
     }
 
-    fn integer(&mut self, kind: u32) -> Result<i64, ModelError> {
+    fn float(&mut self, kind: u32) -> Result<f64, ModelError> {
+        Ok(if kind == 6 { f64::from(f32::from_le_bytes(self.bytes()?)) } else { f64::from_le_bytes(self.bytes()?) })
+    }
+
+    fn integer(&mut self, kind: u32) -> Result<i128, ModelError> {
         Ok(match kind {
-            0 => i64::from(self.bytes::<1>()?[0]),
-            1 => i64::from(i8::from_le_bytes(self.bytes()?)),
-            2 => i64::from(u16::from_le_bytes(self.bytes()?)),
-            3 => i64::from(i16::from_le_bytes(self.bytes()?)),
-            4 => i64::from(self.u32()?),
-            5 => i64::from(i32::from_le_bytes(self.bytes()?)),
-            11 => i64::from_le_bytes(self.bytes()?),
+            0 => i128::from(self.bytes::<1>()?[0]),
+            1 => i128::from(i8::from_le_bytes(self.bytes()?)),
+            2 => i128::from(u16::from_le_bytes(self.bytes()?)),
+            3 => i128::from(i16::from_le_bytes(self.bytes()?)),
+            4 => i128::from(self.u32()?),
+            5 => i128::from(i32::from_le_bytes(self.bytes()?)),
+            10 => i128::from(self.u64()?),
+            11 => i128::from(i64::from_le_bytes(self.bytes()?)),
             _ => return Err(self.invalid(format!("unknown value type {kind}"))),
         })
     }
@@ -134,13 +137,9 @@ impl Reader<'_> {
                 let texts: Result<_, _> = texts.into_iter().map(String::from_utf8).collect();
                 texts.map_or(NOT_UTF_8, Value::Strings)
             }
-            6 => Value::Floats((0..count).map(|_| self.bytes().map(f32::from_le_bytes)).collect::<Result<_, _>>()?),
+            6 | 12 => Value::Floats((0..count).map(|_| self.float(kind)).collect::<Result<_, _>>()?),
             7 => Value::Integers((0..count).map(|_| self.integer(0)).collect::<Result<_, _>>()?),
             9 => self.skip_lists(count)?,
-            10 | 12 => {
-                (0..count).try_for_each(|_| self.bytes::<8>().map(drop))?;
-                Value::Other("a list of 64-bit numbers")
-            }
             _ => Value::Integers((0..count).map(|_| self.integer(kind)).collect::<Result<_, _>>()?),
         })
     }

@@ -2,7 +2,7 @@
 
 use carryon_crds::pool::Dtype;
 
-use crate::head::{Gradients, Weight, Weights};
+use crate::head::{Gradients, Weight, Weights, transpose};
 use crate::kernel::Threads;
 use crate::kernel::cpu::{Panels, matmul};
 
@@ -63,8 +63,8 @@ fn orthogonal(threads: &Threads, mut x: Vec<f32>, rows: usize, columns: usize) -
     let norm = x.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt() as f32;
     x.iter_mut().for_each(|value| *value /= norm + 1e-7);
     if rows > columns {
-        let wide = iterate(threads, transpose(&x, rows, columns), columns, rows);
-        return transpose(&wide, columns, rows);
+        let wide = iterate(threads, transpose(threads, &x, rows, columns), columns, rows);
+        return transpose(threads, &wide, columns, rows);
     }
     iterate(threads, x, rows, columns)
 }
@@ -79,14 +79,4 @@ fn iterate(threads: &Threads, mut x: Vec<f32>, rows: usize, columns: usize) -> V
         x.iter_mut().zip(&product).for_each(|(x, product)| *x = A * *x + product);
     }
     x
-}
-
-fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut transposed = vec![0.0; x.len()];
-    for (r, row) in x.chunks_exact(columns).enumerate() {
-        for (c, value) in row.iter().enumerate() {
-            transposed[c * rows + r] = *value;
-        }
-    }
-    transposed
 }
