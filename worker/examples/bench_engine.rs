@@ -15,6 +15,11 @@ use carryon_worker::model::{Model, Slot};
 const SHAPES: [(usize, usize, usize); 7] =
     [(2048, 576, 576), (2048, 1536, 576), (2048, 576, 1536), (512, 1536, 576), (2048, 49152, 576), (1, 49152, 576), (8, 1536, 576)];
 
+/// A layer of a large model, whose weights no cache holds.
+const WIDE: (usize, usize, usize) = (256, 28672, 8192);
+/// Sequences that are decoded together.
+const TOGETHER: usize = 8;
+
 struct Options {
     threads: usize,
     repeats: usize,
@@ -59,22 +64,28 @@ fn print(name: &str, value: f64, unit: &str) {
 fn main() -> Result<(), String> {
     let options = options()?;
     let threads = Threads::new(options.threads);
-    for (m, n, k) in SHAPES.into_iter().filter(|_| options.matrices) {
-        for (precision, name) in [(Precision::Bf16, "bf16"), (Precision::F32, "f32")] {
-            let weight = Panels::from_rows(n, k, precision, &threads, |_, row| row.fill(1.0));
-            // Rows in the kernel's number type on both sides, as PyTorch's bf16 tensors are.
-            let (mut x, mut out) = (vec![0; m * words(precision, k)], vec![0; m * words(precision, n)]);
-            pack_row(precision, &vec![1.0; m * k], &mut x);
-            let operations = 2.0 * (m * n * k) as f64;
-            let count = ((1e9 / operations) as usize).clamp(1, 1000);
-            let seconds = best(options.repeats, count, || product(&threads, m, Left::Packed(&x), &weight, Sink::Pack(&mut out)));
-            print(&format!("matmul_{name}_{m}x{n}x{k}"), operations / seconds / 1e9, "GFLOP/s");
+    if options.matrices {
+        for shape in SHAPES {
+            bench_matrix(shape, Precision::Bf16, "bf16", options.repeats, &threads);
+            bench_matrix(shape, Precision::F32, "f32", options.repeats, &threads);
         }
+        bench_matrix(WIDE, Precision::Bf16, "bf16", options.repeats, &threads);
     }
     match &options.model {
         Some(path) => bench_model(path, &options, threads),
         None => Ok(()),
     }
+}
+
+fn bench_matrix((m, n, k): (usize, usize, usize), precision: Precision, name: &str, repeats: usize, threads: &Arc<Threads>) {
+    let weight = Panels::from_rows(n, k, precision, threads, |_, row| row.fill(1.0));
+    // Rows in the kernel's number type on both sides, as PyTorch's bf16 tensors are.
+    let (mut x, mut out) = (vec![0; m * words(precision, k)], vec![0; m * words(precision, n)]);
+    pack_row(precision, &vec![1.0; m * k], &mut x);
+    let operations = 2.0 * (m * n * k) as f64;
+    let count = ((1e9 / operations) as usize).clamp(1, 1000);
+    let seconds = best(repeats, count, || product(threads, m, Left::Packed(&x), &weight, Sink::Pack(&mut out)));
+    print(&format!("matmul_{name}_{m}x{n}x{k}"), operations / seconds / 1e9, "GFLOP/s");
 }
 
 fn bench_model(path: &str, options: &Options, threads: Arc<Threads>) -> Result<(), String> {
@@ -93,11 +104,14 @@ fn bench_model(path: &str, options: &Options, threads: Arc<Threads>) -> Result<(
         });
         print(name, (sequences * length) as f64 / seconds, "tokens/s");
     }
-    let mut kv = model.new_kv();
-    let seconds = best(options.repeats, 20, || {
-        let states = model.forward(&mut [Slot { tokens: &tokens[..1], kv: &mut kv }], &final_only, &mut || ControlFlow::Continue(()));
-        states.map(|states| model.lm_head().logits(&states.taps[0]));
-    });
-    print("decode", 1.0 / seconds, "tokens/s");
+    for (name, sequences) in [("decode".to_owned(), 1), (format!("decode_{TOGETHER}"), TOGETHER)] {
+        let mut caches: Vec<_> = (0..sequences).map(|_| model.new_kv()).collect();
+        let seconds = best(options.repeats, 20, || {
+            let mut slots: Vec<_> = caches.iter_mut().zip(tokens.chunks(1)).map(|(kv, tokens)| Slot { tokens, kv }).collect();
+            let states = model.forward(&mut slots, &final_only, &mut || ControlFlow::Continue(()));
+            states.map(|states| model.lm_head().logits(&states.taps[0]));
+        });
+        print(&name, sequences as f64 / seconds, "tokens/s");
+    }
     Ok(())
 }
