@@ -49,7 +49,7 @@ async fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [url, row, rounds] = arguments.as_slice() else { anyhow::bail!("usage: bench_serving URL ROW ROUNDS") };
     let bench = Bench::connect(url.clone()).await?;
-    for round in 0..rounds.parse().context(rounds.clone())? {
+    for round in 0..rounds.parse::<u32>().with_context(|| format!("ROUNDS is {rounds:?}"))? {
         match row.as_str() {
             "heads" => decode::heads(&bench, round).await?,
             "prefix" => prefix::prefix(&bench, round).await?,
