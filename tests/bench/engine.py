@@ -19,13 +19,17 @@ def figures(rounds: int) -> tuple[dict, dict, dict]:
     """Every round's figures of ours, PyTorch and llama.cpp, by name: all three in turns."""
     torch, llama = Torch([*MATRICES, WIDE]), LlamaCpp()
     ours, theirs, others = {}, {}, {}
-    keep = lambda side, name, value: side.setdefault(name, []).append(value)
+
+    def keep(side: dict, name: str, value: float) -> None:
+        side.setdefault(name, []).append(value)
+        print(f"  {name:34} {value:12.4g} {TORCH if side is theirs else LLAMA}", flush=True)
+
     started = time.monotonic()
     for done in range(rounds):
         if done and time.monotonic() - started > PATIENCE:
             break
         for name, values in rust("bench_engine", "--threads", THREADS, "--repeats", REPEATS, "--model", MODEL).items():
-            keep(ours, name, max(values))
+            ours.setdefault(name, []).extend(values)
         keep(theirs, "hidden_states_8x256", torch.hidden_states_8x256(REPEATS))
         keep(theirs, "prefill_512", torch.prefill_512(REPEATS))
         for shape in MATRICES:
@@ -33,8 +37,6 @@ def figures(rounds: int) -> tuple[dict, dict, dict]:
         keep(theirs, matmul(WIDE), torch.matmul(*WIDE, REPEATS))
         keep(others, "prefill_512", llama.prefill_512(REPEATS))
         keep(others, "decode", llama.decode(REPEATS))
-        print(".", end="", flush=True)
-    print()
     return ours, theirs, others
 
 

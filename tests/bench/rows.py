@@ -21,11 +21,15 @@ def result(name: str, unit: str, ours, peer=None, peer_name: str | None = None, 
 
 
 def rust(example: str, *arguments) -> dict[str, list[float]]:
-    """Figures of a Rust benchmark by name, one a round: it prints one JSON line each."""
-    command = [BIN / "examples" / example, *map(str, arguments)]
+    """Figures of a Rust benchmark by name, one a round, shown as they come: it prints one JSON line each."""
+    command = [str(word) for word in (BIN / "examples" / example, *arguments)]
     figures = {}
-    for row in map(json.loads, subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()):
-        figures.setdefault(row["name"], []).append(row["value"])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        for row in map(json.loads, child.stdout):
+            figures.setdefault(row["name"], []).append(row["value"])
+            print(f"  {row['name']:34} {row['value']:12.4g} {row['unit']}", flush=True)
+    if child.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {child.returncode}")
     return figures
 
 

@@ -23,7 +23,7 @@ const IN_FLIGHT: u32 = 2;
 const BATCH: usize = 8;
 const LENGTH: usize = 256;
 /// Micro-batches of a measurement, after a first one that only starts the clock.
-const BATCHES: usize = 6;
+const BATCHES: usize = 4;
 
 /// Four sequences alone, a trainer alone, both together.
 pub async fn beside(bench: &Bench, round: u32) -> anyhow::Result<()> {

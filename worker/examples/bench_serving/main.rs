@@ -9,11 +9,14 @@ mod memory;
 mod prefix;
 mod tenants;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use carryon_crds::wire::ModelDescription;
 use carryon_worker::exchange::PoolClient;
+
+/// After that long no further round begins.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A pool and who asks it.
 #[derive(Clone)]
@@ -48,8 +51,11 @@ pub fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
 async fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [url, row, rounds] = arguments.as_slice() else { anyhow::bail!("usage: bench_serving URL ROW ROUNDS") };
-    let bench = Bench::connect(url.clone()).await?;
+    let (bench, started) = (Bench::connect(url.clone()).await?, Instant::now());
     for round in 0..rounds.parse::<u32>().with_context(|| format!("ROUNDS is {rounds:?}"))? {
+        if round > 0 && started.elapsed() > PATIENCE {
+            break;
+        }
         match row.as_str() {
             "heads" => decode::heads(&bench, round).await?,
             "prefix" => prefix::prefix(&bench, round).await?,
