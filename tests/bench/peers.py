@@ -61,7 +61,8 @@ class LlamaCpp:
         from llama_cpp import Llama, llama_get_logits_ith
 
         options = {"n_ctx": 1024, "n_batch": 512, "n_ubatch": 512, "n_threads": THREADS, "n_threads_batch": THREADS}
-        self.llama = Llama(str(MODEL), verbose=False, **options)
+        # llama.cpp would choose flash attention itself; its Python package says no for it.
+        self.llama = Llama(str(MODEL), verbose=False, flash_attn=True, **options)
         # What is asked for last is waited for.
         self.wait = lambda: llama_get_logits_ith(self.llama.ctx, -1)
         self.tokens = random.Random(0).choices(range(self.llama.n_vocab()), k=512)

@@ -8,7 +8,7 @@ from processes import Process, start_pool
 from rows import WORKER, result, rust
 
 # Of the memory row: keys and values of SmolLM2 in bf16 take 23,040 bytes a token (30 layers, 3 heads of 64).
-LENGTH = 4096 + 32
+LENGTH = 4096 + 64
 BUDGET = 8 * LENGTH * 23_040
 DEFINITIONS = pathlib.Path(__file__).resolve().parents[2] / "crds/crds.yaml"
 

@@ -13,7 +13,8 @@ use crate::{Bench, print};
 
 const CLIENTS: u32 = 64;
 const PROMPT: usize = 4096;
-const ANSWER: u32 = 16;
+/// Long enough that the answers of many prompts are written while later prompts run.
+const ANSWER: u32 = 64;
 /// How long a client asks again before it gives up; an answer that has begun is read to its end.
 const PATIENCE: Duration = Duration::from_secs(90);
 
