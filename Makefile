@@ -18,6 +18,7 @@ PREVIOUS := 91bee22d3332875233f5519986d44f0d54c99632
 export CARRYON_PREVIOUS := $(CACHE)/previous/$(PREVIOUS)
 STATE ?= .carryon
 NODES ?= 2
+ROWS ?= all
 
 MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 DATA_PYTHON := $(CACHE)/venvs/data/bin/python
@@ -93,9 +94,9 @@ oracles: build $(CARRYON_MODEL) $(QUICKSTART_DATA) $(TORCH_PYTHON) ## Regenerate
 	$(TORCH_PYTHON) tests/oracles/generate.py
 	$(TORCH_PYTHON) tests/oracles/leave.py
 
-bench: $(CARRYON_MODEL) $(TORCH_PYTHON) $(DATA_PYTHON) ## Side by side with PyTorch; writes target/bench.json
+bench: $(CARRYON_MODEL) $(TORCH_PYTHON) $(DATA_PYTHON) ## Side by side with PyTorch and llama.cpp; ROWS=engine|training|exchange are some of it; writes target/bench.json
 	cargo build --release --locked --bins --examples
-	$(TORCH_PYTHON) tests/bench/bench.py --data-python $(DATA_PYTHON) --cache $(CACHE)/bench --output target/bench.json
+	$(TORCH_PYTHON) tests/bench/bench.py --rows $(ROWS) --data-python $(DATA_PYTHON) --cache $(CACHE)/bench --output target/bench.json
 
 chart: $(CHART_PYTHON) $(HELM) $(CRDIFY) ## Check definitions (is a change compatible?) and Helm chart: schema, RBAC, policies, snapshots, alerts, dashboards; as root also on an API server
 	CRDIFY=$(CRDIFY) $(CHART_PYTHON) tests/crds/compatible.py

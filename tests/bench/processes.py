@@ -8,14 +8,16 @@ import threading
 import time
 import urllib.request
 
+from rows import THREADS, result
+
 
 def memory_kib(pid: int) -> dict[str, int]:
-    """`RssAnon`, `VmHWM` … of a process, KiB; empty when it is gone."""
+    """`RssAnon`, `VmHWM` and `VmRSS` of a process, KiB; empty when it is gone."""
     try:
         lines = pathlib.Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return {}
-    return {name: int(value.split()[0]) for name, value in (line.split(":", 1) for line in lines) if name in ("RssAnon", "VmHWM")}
+    return {name: int(value.split()[0]) for name, value in (line.split(":", 1) for line in lines) if name in ("RssAnon", "VmHWM", "VmRSS")}
 
 
 class Process:
@@ -35,6 +37,10 @@ class Process:
             self.peak_resident = max(self.peak_resident, found.get("VmHWM", 0))
             time.sleep(0.1)
 
+    def resident(self) -> int:
+        """KiB, now."""
+        return memory_kib(self.child.pid).get("VmRSS", 0)
+
     def output(self) -> str:
         text, _ = self.child.communicate()
         if self.child.returncode:
@@ -51,24 +57,20 @@ class Process:
         self.child.wait(60)
 
 
-def result(name: str, unit: str, ours: float, peer: float | None = None, peer_name: str | None = None, smaller_is_better: bool = False) -> dict:
-    ratio = None if peer is None else peer / ours if smaller_is_better else ours / peer
-    return {"name": name, "unit": unit, "ours": ours, "peer": peer, "peer_name": peer_name, "ratio": ratio}
-
-
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
 
 
-def start_pool(worker: pathlib.Path, model: pathlib.Path, folder: pathlib.Path, dtype: str = "bfloat16") -> tuple[Process, str]:
-    """A pool with its default limits, once it is ready."""
+def start_pool(worker: pathlib.Path, model: pathlib.Path, folder: pathlib.Path, **engine) -> tuple[Process, str]:
+    """A pool, once it is ready; what `engine` does not say is as by default."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "pool.json"
-    config.write_text(json.dumps({"name": "bench", "dtype": dtype, "engine": {}}))
+    config.write_text(json.dumps({"name": "bench", "dtype": "bfloat16", "engine": engine}))
     url = f"http://127.0.0.1:{free_port()}"
-    pool = Process([worker, "base", "--config", config, "--model", model, "--listen", url.removeprefix("http://")], folder / "pool.log")
+    command = [worker, "base", "--config", config, "--model", model, "--listen", url.removeprefix("http://"), "--threads", THREADS]
+    pool = Process(command, folder / "pool.log")
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and pool.child.poll() is None:
         try:

@@ -15,6 +15,9 @@ use carryon_worker::model::{Capture, Model, Slot, Tap};
 const SHAPES: [(usize, usize, usize); 7] =
     [(2048, 576, 576), (2048, 1536, 576), (2048, 576, 1536), (512, 1536, 576), (2048, 49152, 576), (1, 49152, 576), (8, 1536, 576)];
 
+/// A layer of a large model, whose weights no cache holds.
+const WIDE: (usize, usize, usize) = (256, 28672, 8192);
+
 struct Options {
     threads: usize,
     repeats: usize,
@@ -59,24 +62,29 @@ fn print(name: &str, value: f64, unit: &str) {
 fn main() -> Result<(), String> {
     let options = options()?;
     let threads = Threads::new(options.threads);
-    for (m, n, k) in SHAPES.into_iter().filter(|_| options.matrices) {
-        for (dtype, name) in [(Dtype::Bfloat16, "bf16"), (Dtype::Float32, "f32")] {
-            let weight = Panels::from_rows(n, k, dtype, &threads, |_, row| row.fill(1.0));
-            // Rows in the kernel's number type on both sides, as PyTorch's bf16 tensors are.
-            let (mut x, mut out) = (vec![0; m * words(dtype, k)], vec![0; m * words(dtype, n)]);
-            pack_row(dtype, &vec![1.0; m * k], &mut x);
-            let operations = 2.0 * (m * n * k) as f64;
-            let count = ((1e9 / operations) as usize).clamp(1, 1000);
-            let seconds = best(options.repeats, count, || {
-                product(&threads, Left::Packed(&x, words(dtype, k)), &[Part { rows: m, panels: &weight, norm: &[] }], Sink::Pack(&mut out))
-            });
-            print(&format!("matmul_{name}_{m}x{n}x{k}"), operations / seconds / 1e9, "GFLOP/s");
+    if options.matrices {
+        for shape in SHAPES {
+            bench_matrix(shape, Dtype::Bfloat16, "bf16", options.repeats, &threads);
+            bench_matrix(shape, Dtype::Float32, "f32", options.repeats, &threads);
         }
+        bench_matrix(WIDE, Dtype::Bfloat16, "bf16", options.repeats, &threads);
     }
     match &options.model {
         Some(path) => bench_model(path, &options, threads),
         None => Ok(()),
     }
+}
+
+fn bench_matrix((m, n, k): (usize, usize, usize), dtype: Dtype, name: &str, repeats: usize, threads: &Arc<Threads>) {
+    let weight = Panels::from_rows(n, k, dtype, threads, |_, row| row.fill(1.0));
+    // Rows in the kernel's number type on both sides, as PyTorch's bf16 tensors are.
+    let (mut x, mut out) = (vec![0; m * words(dtype, k)], vec![0; m * words(dtype, n)]);
+    pack_row(dtype, &vec![1.0; m * k], &mut x);
+    let operations = 2.0 * (m * n * k) as f64;
+    let count = ((1e9 / operations) as usize).clamp(1, 1000);
+    let part = Part { rows: m, panels: &weight, norm: &[] };
+    let seconds = best(repeats, count, || product(threads, Left::Packed(&x, words(dtype, k)), &[part], Sink::Pack(&mut out)));
+    print(&format!("matmul_{name}_{m}x{n}x{k}"), operations / seconds / 1e9, "GFLOP/s");
 }
 
 fn bench_model(path: &str, options: &Options, threads: Arc<Threads>) -> Result<(), String> {
