@@ -8,11 +8,13 @@ pub mod device;
 mod ends;
 mod error;
 mod load;
+mod memory;
 pub mod metrics;
 pub mod queue;
 pub mod registry;
 pub mod routes;
 mod sampling;
+pub mod uploads;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -20,6 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use carryon_crds::wire::limits::{MAX_REQUEST_BYTES, head_memory};
 use carryon_crds::wire::{BaseConfig, ExitCode};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
@@ -30,14 +33,10 @@ pub use error::BaseError;
 use metrics::Metrics;
 use registry::{Fit, Registry};
 use routes::{Pool, Ready};
+use uploads::Uploads;
 
 use crate::http::{self, Bodies, Silence};
 use crate::kernel::Threads;
-
-/// Bytes of all request bodies at a time: one of the largest, or many small ones.
-const BODY_BYTES: usize = load::MAX_BODY_BYTES as usize;
-/// Bytes of packed heads that a pod keeps.
-const HEAD_BYTES: u64 = 2 << 30;
 
 /// Serves until SIGTERM or SIGINT, then drains. Blocks; must not be called inside a Tokio runtime.
 ///
@@ -70,8 +69,9 @@ pub async fn serve(
 ) -> Result<(), BaseError> {
     let metrics = Arc::new(Metrics::new().map_err(|error| BaseError::Serve(std::io::Error::other(error)))?);
     let instance = format!("{:032x}", rand::random::<u128>());
-    let bodies = Bodies::new(BODY_BYTES);
-    let pool = Arc::new(Pool { instance, metrics, bodies, ready: OnceLock::new(), draining: AtomicBool::new(false) });
+    // One of the largest requests at a time, or many small ones.
+    let (bodies, uploads) = (Bodies::new(MAX_REQUEST_BYTES as usize), Uploads::new(memory::available()));
+    let pool = Arc::new(Pool { instance, metrics, bodies, uploads, ready: OnceLock::new(), draining: AtomicBool::new(false) });
     tracing::info!("pool {:?} listens on {}", config.name, listener.local_addr().map_err(BaseError::Serve)?);
 
     let (ending, mut ended) = watch::channel(false);
@@ -109,7 +109,7 @@ fn load(pool: &Pool, config: &BaseConfig, path: &Path, threads: Option<usize>) -
     let start = Instant::now();
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let threads = Threads::new(threads.unwrap_or_else(cores));
-    let loaded = load::load(path, config, &pool.instance, threads.clone())?;
+    let loaded = load::load(path, config, &pool.instance, threads.clone(), pool.uploads.memory())?;
     let (description, model) = (loaded.description, loaded.model);
     let dtype = description.numerics.dtype;
     let (device, panicked) =
@@ -129,7 +129,7 @@ fn load(pool: &Pool, config: &BaseConfig, path: &Path, threads: Option<usize>) -
         model,
         threads,
         device,
-        registry: Registry::new(HEAD_BYTES),
+        registry: Registry::new(head_memory(pool.uploads.memory())),
         fit,
         reader_tokens: 2 * config.engine.max_num_batched_tokens as usize,
         description,

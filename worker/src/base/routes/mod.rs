@@ -22,6 +22,7 @@ use carryon_crds::wire::ModelDescription;
 use super::device::Device;
 use super::metrics::Metrics;
 use super::registry::{Fit, Registry};
+use super::uploads::Uploads;
 use crate::exchange::wire::{self, ErrorBody, ErrorCode, WireError};
 use crate::http::{Bodies, BodyError};
 use crate::kernel::Threads;
@@ -59,6 +60,8 @@ pub struct Pool {
     pub metrics: Arc<Metrics>,
     /// Room for request bodies.
     pub bodies: Bodies,
+    /// The way in for heads.
+    pub uploads: Uploads,
     /// Set when the weights are loaded.
     pub ready: OnceLock<Ready>,
     /// Set when the pod shuts down.
