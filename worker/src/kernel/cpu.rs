@@ -40,15 +40,17 @@ fn detect() -> Isa {
     Isa::Portable
 }
 
-/// Name of the kernel that multiplies in `precision` on this machine, e.g. `avx512_bf16`: two names may mean two roundings.
+/// What rounds on this machine when it multiplies in `precision`: machines that say the same compute the same bits.
 pub fn name(precision: Precision) -> &'static str {
-    match (precision, isa()) {
+    rounding(isa(), precision)
+}
+
+/// All instruction sets but one run the same chain of fused multiply-adds.
+pub(super) fn rounding(isa: Isa, precision: Precision) -> &'static str {
+    match (precision, isa) {
         (Precision::Bf16, Isa::Avx512Bf16) => "avx512_bf16",
-        (Precision::Bf16, Isa::Avx512 | Isa::Avx2) => "avx2_bf16",
-        (Precision::Bf16, Isa::Portable) => "portable_bf16",
-        (Precision::F32, Isa::Avx512Bf16 | Isa::Avx512) => "avx512_f32",
-        (Precision::F32, Isa::Avx2) => "avx2_f32",
-        (Precision::F32, Isa::Portable) => "portable_f32",
+        (Precision::Bf16, _) => "fma_bf16",
+        (Precision::F32, _) => "fma_f32",
     }
 }
 

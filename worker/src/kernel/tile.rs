@@ -310,6 +310,7 @@ fn chain(a: &[u32], b: &[u32], right: &Right<'_>, step: impl Fn(f32, u32, u32) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::cpu::rounding;
     use crate::kernel::{pack_row, words};
 
     fn values(count: usize, seed: u32) -> Vec<f32> {
@@ -341,8 +342,7 @@ mod tests {
                     multiply_with(Isa::Portable, precision, left, right, panels, &mut portable);
                     for isa in [Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16].into_iter().filter(|i| *i <= isa()) {
                         multiply_with(isa, precision, left, right, panels, &mut fast);
-                        // Only the instruction for bf16 rounds in its own way.
-                        if precision == Precision::F32 || isa != Isa::Avx512Bf16 {
+                        if rounding(isa, precision) == rounding(Isa::Portable, precision) {
                             assert_eq!(portable, fast, "{isa:?} {rows} rows {panels} panels");
                         }
                         for (a, b) in portable.iter().zip(&fast) {
