@@ -8,6 +8,8 @@ use kube::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use crate::wire::limits;
+
 /// A folder or file inside a PersistentVolumeClaim of the object's own namespace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -159,7 +161,7 @@ pub struct Scheduling {
 pub struct Taps {
     /// Layer indices; 0 is the embedding output, n the output of the n-th decoder layer.
     #[serde(default)]
-    #[schemars(length(max = 16), inner(range(min = 0, max = 1024)))]
+    #[schemars(length(max = limits::MAX_TAP_LAYERS), inner(range(min = 0, max = 1024)))]
     pub layers: Vec<u32>,
     /// Also tap the state after the final norm: what the LM head sees.
     #[serde(rename = "final", default = "yes")]

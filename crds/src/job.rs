@@ -13,6 +13,7 @@ pub use self::data::{Data, DataFormat, Overlong, Split, Targets};
 pub use self::status::{ArtifactStatus, AttemptResult, AttemptStatus, CarryOnJobStatus, ProgressStatus};
 pub use self::training::{Checkpoint, Evaluation, LossPlace, Optimizer, Training};
 use crate::common::{ClaimPath, PodTemplate, Taps};
+use crate::wire::limits;
 
 /// Desired state of a training job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -172,26 +173,26 @@ pub enum Task {
 #[serde(rename_all = "camelCase", default)]
 pub struct HeadSpec {
     /// Width w of the bridge and the blocks.
-    #[schemars(range(min = 8, max = 8192))]
+    #[schemars(range(min = 8, max = limits::MAX_WIDTH))]
     pub width: u32,
     /// Transformer blocks.
-    #[schemars(range(min = 0, max = 32))]
+    #[schemars(range(min = 0, max = limits::MAX_BLOCKS))]
     pub blocks: u32,
     /// Attention heads of each block.
-    #[schemars(range(min = 1, max = 128))]
+    #[schemars(range(min = 1, max = limits::MAX_ATTENTION_HEADS))]
     pub attention_heads: u32,
     /// Element-wise gate on the head's output.
     pub gate: bool,
     /// Scale of the head's output; 0 gives the base.
-    #[schemars(range(min = 0.0, max = 16.0))]
+    #[schemars(range(min = 0.0, max = limits::MAX_ALPHA))]
     pub alpha: f64,
     /// Tokens each position may look back; the longest training sample when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1_048_576))]
+    #[schemars(range(min = 1, max = limits::MAX_TOKENS))]
     pub window: Option<u32>,
     /// Label names of task Classification.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 2, max = 1000), inner(length(min = 1, max = 128)), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(min = 2, max = limits::MAX_LABELS), inner(length(min = 1, max = 128)), extend("x-kubernetes-list-type" = "set"))]
     pub labels: Option<Vec<String>>,
 }
 

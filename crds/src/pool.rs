@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::common::{ClaimPath, PodTemplate};
+use crate::wire::limits;
 
 /// Desired state of a pool.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -152,13 +153,13 @@ pub enum Dtype {
 #[serde(rename_all = "camelCase", default)]
 pub struct Engine {
     /// Longest sequence in tokens; the model's own limit when that is smaller.
-    #[schemars(range(min = 16, max = 1_048_576))]
+    #[schemars(range(min = 16, max = limits::MAX_TOKENS))]
     pub max_model_len: u32,
     /// Sequences decoded at once.
     #[schemars(range(min = 1, max = 4096))]
     pub max_num_seqs: u32,
     /// Tokens of one forward batch.
-    #[schemars(range(min = 16, max = 1_048_576))]
+    #[schemars(range(min = 16, max = limits::MAX_TOKENS))]
     pub max_num_batched_tokens: u32,
 }
 

@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::common::DataSource;
+use crate::wire::limits;
 
 /// Samples, as JSON Lines.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -19,7 +20,7 @@ pub struct Data {
     pub split: Split,
     /// Longest sample in tokens.
     #[serde(default = "max_length")]
-    #[schemars(range(min = 8, max = 1_048_576))]
+    #[schemars(range(min = 8, max = limits::MAX_TOKENS))]
     pub max_length: u32,
     /// What happens to a longer one.
     #[serde(default)]

@@ -3,6 +3,7 @@
 pub mod config;
 pub mod gateway;
 pub mod head;
+pub mod limits;
 pub mod model;
 pub mod progress;
 

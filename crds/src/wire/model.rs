@@ -80,7 +80,7 @@ pub struct Numerics {
     pub dtype: Dtype,
     /// `cpu`.
     pub device: String,
-    /// Matrix kernel, e.g. `avx512_bf16`.
+    /// What rounds in its products, e.g. `fma_f32`: pods that say the same, whatever their instructions, compute the same bits.
     pub kernel: String,
 }
 

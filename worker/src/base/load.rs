@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use carryon_crds::wire::limits::{MAX_REQUEST_BYTES, largest_head};
 use carryon_crds::wire::{BaseConfig, Identity, Limits, ModelDescription, Numerics, digest};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value as Json;
@@ -18,8 +19,6 @@ use crate::text::{ChatTemplate, TextError, Tokenizer, Vocabulary};
 pub const MAX_SEQUENCES: usize = 1024;
 /// Forward batches that one request may fill.
 const MAX_REQUEST_BATCHES: u32 = 16;
-/// Bytes of one request body: rows of a remote loss, or a head.
-pub const MAX_BODY_BYTES: u64 = 512 << 20;
 /// Bytes of a JSON file beside the weights.
 const MAX_JSON_BYTES: u64 = 64 << 20;
 
@@ -57,8 +56,8 @@ impl Words {
     }
 }
 
-/// Loads the checkpoint at `path`.
-pub fn load<B: Backend>(path: &Path, config: &BaseConfig, instance: &str, backend: B) -> Result<Loaded<B>, BaseError> {
+/// Loads the checkpoint at `path` onto a device, in a pod with `memory` bytes.
+pub fn load<B: Backend>(path: &Path, config: &BaseConfig, instance: &str, backend: B, memory: u64) -> Result<Loaded<B>, BaseError> {
     let words = if path.is_dir() { words_of_folder(path)? } else { words_of_gguf(path)? };
     words.compile().map_err(|source| BaseError::Template { path: path.to_owned(), source })?;
     let model = Model::load(path, config.dtype, backend)?;
@@ -84,7 +83,7 @@ pub fn load<B: Backend>(path: &Path, config: &BaseConfig, instance: &str, backen
         eos_token: words.eos_token,
         chat_template: words.chat_template,
         tool_use_template: words.tool_use_template,
-        limits: limits(config, &model.config),
+        limits: limits(config, &model.config, memory),
     };
     Ok(Loaded { model: Arc::new(model), tokenizer, description })
 }
@@ -94,15 +93,15 @@ fn numerics<B: Backend>(model: &Model<B>) -> Numerics {
     Numerics { dtype: model.dtype, device, kernel }
 }
 
-fn limits(config: &BaseConfig, model: &ModelConfig) -> Limits {
+fn limits(config: &BaseConfig, model: &ModelConfig, memory: u64) -> Limits {
     let max_model_len = config.engine.max_model_len.min(model.max_position_embeddings as u32);
     Limits {
         max_model_len,
         max_sequences: MAX_SEQUENCES as u32,
         max_request_tokens: config.engine.max_num_batched_tokens.saturating_mul(MAX_REQUEST_BATCHES).max(max_model_len),
-        max_body_bytes: MAX_BODY_BYTES,
+        max_body_bytes: MAX_REQUEST_BYTES,
         max_num_seqs: Some(config.engine.max_num_seqs),
-        max_head_bytes: Some(MAX_BODY_BYTES),
+        max_head_bytes: Some(largest_head(memory)),
     }
 }
 

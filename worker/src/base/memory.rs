@@ -1,25 +1,29 @@
-//! How much memory there is, and how much of it keys and values may take.
+//! How much memory a pod has.
 
 use std::fs;
 
-/// Share of the memory limit that keys and values may take when the configuration does not say: a quarter.
-const SHARE: u64 = 4;
+/// Where the kernel says what a pod's processes may use: version 2 and version 1 of its control groups.
+const LIMITS: [&str; 2] = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
 
-/// Bytes for keys and values: what was asked for, or [`SHARE`] of what this process may use.
-pub fn kv_cache_bytes(asked: Option<u64>) -> u64 {
-    asked.unwrap_or_else(|| limit().unwrap_or(4 << 30) / SHARE)
+/// Bytes that this process may use: the pod's limit, or what the machine has. Nothing is assumed where neither is known.
+pub fn available() -> u64 {
+    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| total(&text));
+    let limits = LIMITS.iter().filter_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok());
+    // Without a limit, version 1 says a number beyond any machine's.
+    limits.chain(machine).min().unwrap_or(0)
 }
 
-/// Bytes this process may use: its control group's limit or the machine's memory, whichever is less.
-fn limit() -> Option<u64> {
-    let group = fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
-    let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| total(&text));
-    group.into_iter().chain(machine).min()
+/// Share of the memory that keys and values may take when the configuration does not say: a quarter.
+const KV_CACHE_SHARE: u64 = 4;
+
+/// Bytes for keys and values in a pod with `memory` bytes: what was asked for, or [`KV_CACHE_SHARE`] of it.
+pub fn kv_cache_bytes(asked: Option<u64>, memory: u64) -> u64 {
+    asked.unwrap_or(memory / KV_CACHE_SHARE)
 }
 
 fn total(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    line.trim().trim_end_matches("kB").trim().parse::<u64>().ok().map(|kib| kib << 10)
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 #[cfg(test)]
@@ -27,9 +31,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_asked_for_counts_else_a_share_of_the_memory() {
-        assert_eq!(kv_cache_bytes(Some(7)), 7);
-        assert_eq!(total("MemFree: 1 kB\nMemTotal:   24000 kB\n"), Some(24000 << 10));
-        assert!(kv_cache_bytes(None) > 0);
+    fn the_machine_s_memory_is_read_and_bounds_what_is_available() {
+        assert_eq!(total("MemTotal:       24689668 kB\nMemFree: 1 kB\n"), Some(24_689_668 * 1024));
+        assert_eq!(total("MemFree: 1 kB\n"), None);
+        let machine = total(&fs::read_to_string("/proc/meminfo").unwrap()).unwrap();
+        assert!((1..=machine).contains(&available()));
+        assert_eq!((kv_cache_bytes(Some(7), 100), kv_cache_bytes(None, 100)), (7, 25));
     }
 }

@@ -15,6 +15,7 @@ pub mod queue;
 pub mod registry;
 pub mod routes;
 mod sampling;
+pub mod uploads;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use carryon_crds::wire::limits::{MAX_REQUEST_BYTES, head_memory};
 use carryon_crds::wire::{BaseConfig, ExitCode};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -33,15 +35,11 @@ use load::Loaded;
 use metrics::Metrics;
 use registry::{Fit, LoadedHead, Registry};
 use routes::{Pool, Ready};
+use uploads::Uploads;
 
 use crate::head::Runner;
 use crate::http::{self, Bodies, Silence};
 use crate::kernel::{Backend, Cpu, Threads};
-
-/// Bytes of all request bodies at a time: one of the largest, or many small ones.
-const BODY_BYTES: usize = load::MAX_BODY_BYTES as usize;
-/// Bytes of packed heads that a pod keeps.
-const HEAD_BYTES: u64 = 2 << 30;
 
 /// Serves until SIGTERM or SIGINT, then drains. Blocks; must not be called inside a Tokio runtime.
 ///
@@ -74,8 +72,9 @@ pub async fn serve(
 ) -> Result<(), BaseError> {
     let metrics = Arc::new(Metrics::new().map_err(|error| BaseError::Serve(std::io::Error::other(error)))?);
     let instance = format!("{:032x}", rand::random::<u128>());
-    let bodies = Bodies::new(BODY_BYTES);
-    let pool = Arc::new(Pool { instance, metrics, bodies, ready: OnceLock::new(), draining: AtomicBool::new(false) });
+    // One of the largest requests at a time, or many small ones.
+    let (bodies, uploads) = (Bodies::new(MAX_REQUEST_BYTES as usize), Uploads::new(memory::available()));
+    let pool = Arc::new(Pool { instance, metrics, bodies, uploads, ready: OnceLock::new(), draining: AtomicBool::new(false) });
     tracing::info!("pool {:?} listens on {}", config.name, listener.local_addr().map_err(BaseError::Serve)?);
 
     let (ending, mut ended) = watch::channel(false);
@@ -118,13 +117,13 @@ fn load(pool: &Pool, config: &BaseConfig, path: &Path, threads: Option<usize>) -
 /// The same on the device `backend`; `host` works for it on the CPU.
 fn start<B: Backend>(pool: &Pool, config: &BaseConfig, path: &Path, backend: B, host: Arc<Threads>) -> Result<Ended, BaseError> {
     let start = Instant::now();
-    let Loaded { description, model, tokenizer } = load::load(path, config, &pool.instance, backend)?;
-    let registry = Arc::new(Registry::new(HEAD_BYTES));
+    let Loaded { description, model, tokenizer } = load::load(path, config, &pool.instance, backend, pool.uploads.memory())?;
+    let registry = Arc::new(Registry::new(head_memory(pool.uploads.memory())));
     let limits = EngineLimits {
         max_model_len: description.limits.max_model_len as usize,
         max_num_seqs: config.engine.max_num_seqs as usize,
         max_num_batched_tokens: config.engine.max_num_batched_tokens as usize,
-        kv_cache_bytes: memory::kv_cache_bytes(None),
+        kv_cache_bytes: memory::kv_cache_bytes(None, pool.uploads.memory()),
     };
     let (device, ended) = Device::start(model.clone(), host, &limits, registry.clone(), pool.metrics.clone())?;
     tracing::info!(

@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use carryon_crds::job::Task;
 use carryon_crds::wire::{HeadShape, Identity};
 
@@ -66,9 +67,11 @@ pub struct Fit {
 
 impl Fit {
     /// Reads, verifies and packs the bytes of a head named `digest`.
-    pub fn load(&self, digest: &str, bytes: &[u8]) -> Result<LoadedHead, WireError> {
+    pub fn load(&self, digest: &str, bytes: Bytes) -> Result<LoadedHead, WireError> {
         let invalid = |reason: String| WireError::new(ErrorCode::HeadInvalid, reason);
-        let artifact = Artifact::parse(digest, bytes).map_err(|error| invalid(error.to_string()))?;
+        let artifact = Artifact::parse(digest, &bytes).map_err(|error| invalid(error.to_string()))?;
+        // There may be no memory for them beside the packed weights.
+        drop(bytes);
         artifact.verify("head", digest).map_err(|error| invalid(error.to_string()))?;
         if let Some(member) = artifact.base.identity.difference(&self.identity) {
             let message = format!("head {digest} was trained on base {:?}: its {member} is not this pool's", artifact.base.name);

@@ -13,6 +13,6 @@ pub mod states;
 pub mod wire;
 
 pub use cache::{CacheError, CacheKey, StateCache};
-pub use client::{ClientError, Endpoint, PoolClient};
+pub use client::{ClientError, Endpoint, Payload, PoolClient, Silence};
 pub use loss::{LossRequest, LossResponse};
 pub use states::SequenceStates;

@@ -1,16 +1,20 @@
 //! The head artifact: `head.safetensors` (complete in itself) and `head.json` beside it.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
+use carryon_crds::wire::digest_of;
 use carryon_crds::wire::head::{BASE_KEY, BaseReference, HeadManifest, HeadShape, SHAPE_KEY};
+use carryon_crds::wire::limits::{MAX_HEAD_BYTES, head_bytes};
 use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sha2::{Digest as _, Sha256};
 
-use super::parameters::{self, MAX_PARAMETERS, ShapeError, Weight, Weights};
+use super::parameters::{self, ShapeError, Weight, Weights};
 use crate::{files, tensor_file};
 
 /// File name of the weights.
@@ -18,14 +22,11 @@ pub const WEIGHTS_FILE: &str = "head.safetensors";
 /// File name of the manifest.
 pub const MANIFEST_FILE: &str = "head.json";
 
-/// Bytes of what stands before the tensors, at most.
-const HEADER_BYTES: u64 = 1 << 20;
-const MAX_WEIGHTS_BYTES: u64 = 4 * MAX_PARAMETERS + HEADER_BYTES;
 const MAX_MANIFEST_BYTES: u64 = 16 << 20;
 
 /// Bytes of [`WEIGHTS_FILE`] of a head of `shape`, at most.
 pub fn weights_bytes(shape: &HeadShape) -> u64 {
-    4 * parameters::count(shape) + HEADER_BYTES
+    head_bytes(parameters::count(shape))
 }
 
 /// A head whose tensors are known to be those its shape asks for.
@@ -122,19 +123,29 @@ impl Artifact {
             }
         }
         let mut artifact = Self { shape, base, weights, digest: String::new() };
-        artifact.digest = carryon_crds::wire::digest(&artifact.to_bytes());
+        let mut hasher = Sha256::new();
+        artifact.pieces().for_each(|piece| hasher.update(piece));
+        artifact.digest = digest_of(hasher);
         Ok(artifact)
     }
 
     /// The bytes of `head.safetensors`: equal for equal heads.
     pub fn to_bytes(&self) -> Vec<u8> {
+        self.pieces().collect::<Vec<_>>().concat()
+    }
+
+    /// Those bytes in pieces: there may be no memory for the weights twice.
+    fn pieces(&self) -> impl Iterator<Item = Cow<'_, [u8]>> {
+        // As they lie in memory: `kernel` is for little-endian machines, as the file is.
+        let tensors = self.weights.values().map(|weight| Cow::Borrowed(bytemuck::cast_slice(&weight.values)));
+        std::iter::once(Cow::Owned(self.header())).chain(tensors)
+    }
+
+    /// What stands before the tensors.
+    fn header(&self) -> Vec<u8> {
         let (base, shape) = (encode(&self.base), encode(&self.shape));
         let tensors = self.weights.iter().map(|(name, weight)| (name.as_str(), Dtype::F32, weight.shape.as_slice()));
-        let mut bytes = tensor_file::header(&[(BASE_KEY, &base), (SHAPE_KEY, &shape)], tensors);
-        for weight in self.weights.values() {
-            bytes.extend(weight.values.iter().flat_map(|value| value.to_le_bytes()));
-        }
-        bytes
+        tensor_file::header(&[(BASE_KEY, &base), (SHAPE_KEY, &shape)], tensors)
     }
 
     /// Reads the bytes of `head.safetensors`; `origin` names them in errors.
@@ -201,7 +212,7 @@ pub fn read(folder: &Path) -> Result<(Artifact, HeadManifest), ArtifactError> {
 /// # Errors
 /// See [`ArtifactError`]; every error names the file.
 pub fn read_weights(path: &Path) -> Result<Artifact, ArtifactError> {
-    Artifact::parse(&path.display().to_string(), &read_bounded(path, MAX_WEIGHTS_BYTES)?)
+    Artifact::parse(&path.display().to_string(), &read_bounded(path, MAX_HEAD_BYTES)?)
 }
 
 /// Writes `head.safetensors`, then `head.json`, each whole or not at all.
@@ -210,13 +221,16 @@ pub fn read_weights(path: &Path) -> Result<Artifact, ArtifactError> {
 /// A manifest of another head; a file that cannot be written.
 pub fn write(folder: &Path, artifact: &Artifact, manifest: &HeadManifest) -> Result<(), ArtifactError> {
     artifact.verify(MANIFEST_FILE, &manifest.digest)?;
-    let write = |name: &str, bytes: &[u8]| {
-        let path = folder.join(name);
-        files::write_atomic(&path, bytes).map_err(|source| ArtifactError::File { action: "write", path, source })
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        |source| ArtifactError::File { action: "write", path, source }
     };
-    write(WEIGHTS_FILE, &artifact.to_bytes())?;
+    let weights = folder.join(WEIGHTS_FILE);
+    let fill = |file: &mut File| artifact.pieces().try_for_each(|piece| file.write_all(&piece));
+    files::write_atomic_with(&weights, fill).map_err(failed(&weights))?;
     let text = serde_json::to_string_pretty(manifest).expect("a manifest is plain data") + "\n";
-    write(MANIFEST_FILE, text.as_bytes())
+    let manifest = folder.join(MANIFEST_FILE);
+    files::write_atomic(&manifest, text.as_bytes()).map_err(failed(&manifest))
 }
 
 fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>, ArtifactError> {

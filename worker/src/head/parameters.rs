@@ -5,6 +5,10 @@ use std::collections::BTreeMap;
 use carryon_crds::job::Task;
 use carryon_crds::wire::HeadShape;
 use carryon_crds::wire::head::FORMAT_VERSION;
+use carryon_crds::wire::limits::{
+    MAX_ALPHA, MAX_ATTENTION_HEADS, MAX_BLOCKS, MAX_FEED_FORWARD, MAX_HIDDEN_SIZE, MAX_LABELS, MAX_PARAMETERS, MAX_TAP_LAYERS, MAX_TOKENS,
+    MAX_WIDTH,
+};
 
 /// One tensor, row-major.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,9 +29,6 @@ impl Weight {
 
 /// Tensors by name; the order of iteration is that of the names.
 pub type Weights = BTreeMap<String, Weight>;
-
-/// Most parameters a head may have (8 GiB of f32).
-pub const MAX_PARAMETERS: u64 = 1 << 31;
 
 /// A [`HeadShape`] no head can have.
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -50,12 +51,12 @@ fn refuse(field: &'static str, reason: String) -> Result<(), ShapeError> {
 pub fn check(shape: &HeadShape) -> Result<(), ShapeError> {
     let ranges = [
         ("format_version", shape.format_version, 1, FORMAT_VERSION),
-        ("hidden_size", shape.hidden_size, 1, 65_536),
-        ("width", shape.width, 2, 8_192),
-        ("blocks", shape.blocks, 0, 32),
-        ("heads", shape.heads, 1, 128),
-        ("feed_forward", shape.feed_forward, 1, 65_536),
-        ("window", shape.window, 1, 1_048_576),
+        ("hidden_size", shape.hidden_size, 1, MAX_HIDDEN_SIZE),
+        ("width", shape.width, 2, MAX_WIDTH),
+        ("blocks", shape.blocks, 0, MAX_BLOCKS),
+        ("heads", shape.heads, 1, MAX_ATTENTION_HEADS),
+        ("feed_forward", shape.feed_forward, 1, MAX_FEED_FORWARD),
+        ("window", shape.window, 1, MAX_TOKENS),
     ];
     for (field, value, low, high) in ranges {
         if !(low..=high).contains(&value) {
@@ -66,12 +67,14 @@ pub fn check(shape: &HeadShape) -> Result<(), ShapeError> {
         return refuse("heads", format!("{} do not divide width {} into even parts", shape.heads, shape.width));
     }
     let layers = &shape.taps.layers;
-    if shape.taps.count() == 0 || layers.len() > 16 || !layers.is_sorted_by(|left, right| left < right) {
-        return refuse("taps", format!("are {layers:?}: 1 to 16 ascending layers, or final, are needed"));
+    if shape.taps.count() == 0 || layers.len() > MAX_TAP_LAYERS || !layers.is_sorted_by(|left, right| left < right) {
+        return refuse("taps", format!("are {layers:?}: 1 to {MAX_TAP_LAYERS} ascending layers, or final, are needed"));
     }
-    for (field, value, low, high) in
-        [("alpha", shape.alpha, 0.0, 16.0), ("rope_theta", shape.rope_theta, 1.0, 1e9), ("norm_epsilon", shape.norm_epsilon, 1e-12, 1.0)]
-    {
+    for (field, value, low, high) in [
+        ("alpha", shape.alpha, 0.0, MAX_ALPHA),
+        ("rope_theta", shape.rope_theta, 1.0, 1e9),
+        ("norm_epsilon", shape.norm_epsilon, 1e-12, 1.0),
+    ] {
         if !(low..=high).contains(&value) {
             return refuse(field, format!("is {value}, not in {low}..={high}"));
         }
@@ -79,8 +82,8 @@ pub fn check(shape: &HeadShape) -> Result<(), ShapeError> {
     match shape.task {
         Task::CausalLM if !shape.labels.is_empty() => refuse("labels", "are for task Classification only".into())?,
         Task::Classification if shape.gate => refuse("gate", "is for task CausalLM only".into())?,
-        Task::Classification if !(2..=1000).contains(&shape.labels.len()) => {
-            refuse("labels", format!("are {}, not 2 to 1000", shape.labels.len()))?;
+        Task::Classification if !(2..=MAX_LABELS).contains(&shape.labels.len()) => {
+            refuse("labels", format!("are {}, not 2 to {MAX_LABELS}", shape.labels.len()))?;
         }
         _ => {}
     }

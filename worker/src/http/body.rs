@@ -8,15 +8,17 @@ use axum::extract::Request;
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use bytes::{Bytes, BytesMut};
+use carryon_crds::wire::limits::upload_time;
 use futures::StreamExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
-/// Longest time a body may take to come.
-const WHOLE: Duration = Duration::from_secs(120);
-/// Longest time between two pieces of it.
+/// Longest time between two pieces of a body.
 const STALL: Duration = Duration::from_secs(30);
 /// Bytes of a body that are free of the budget, so that small requests are answered while large ones fill it.
 const FREE: usize = 64 << 10;
+/// Bytes of a place in the budget: a semaphore gives out no more than 2^32 places at a time, and heads have more bytes.
+const PLACE: usize = 1 << 10;
 
 /// Why there is no body.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,7 +30,7 @@ pub enum BodyError {
     #[error("other requests fill the room for request bodies: ask again later")]
     Busy,
     /// It took too long.
-    #[error("the request body did not come within {WHOLE:?}, or not a byte of it within {STALL:?}")]
+    #[error("the request body came too slowly, or not a byte of it within {STALL:?}")]
     Late,
     /// It ended early, or is not framed as HTTP says.
     #[error("the request body broke off: {0}")]
@@ -41,14 +43,15 @@ pub enum BodyError {
 /// The room of a process for request bodies.
 pub struct Bodies {
     budget: Arc<Semaphore>,
-    whole: Duration,
+    /// How long a body may be on its way of which so many bytes have come.
+    time: fn(u64) -> Duration,
     stall: Duration,
 }
 
 impl Bodies {
     /// Room for `budget` bytes. What is read counts until its last copy is dropped.
     pub fn new(budget: usize) -> Self {
-        Self { budget: Arc::new(Semaphore::new(budget.min(Semaphore::MAX_PERMITS))), whole: WHOLE, stall: STALL }
+        Self { budget: Arc::new(Semaphore::new((budget / PLACE).min(Semaphore::MAX_PERMITS))), time: upload_time, stall: STALL }
     }
 
     /// Reads a whole body of at most `bound` bytes. One that says its length is refused before it is read.
@@ -65,29 +68,36 @@ impl Bodies {
         if announced > bound {
             return Err(BodyError::TooLarge(bound));
         }
-        let room = self.room(announced.saturating_sub(FREE))?;
-        tokio::time::timeout(self.whole, self.collect(body, announced, bound, room)).await.map_err(|_| BodyError::Late)?
+        let room = self.room(places(announced))?;
+        self.collect(body, announced, bound, room).await
     }
 
     async fn collect(&self, body: Body, announced: usize, bound: usize, mut room: OwnedSemaphorePermit) -> Result<Bytes, BodyError> {
-        let mut pieces = body.into_data_stream();
+        let (begun, mut pieces) = (Instant::now(), body.into_data_stream());
         let mut bytes = BytesMut::with_capacity(announced);
-        while let Some(piece) = tokio::time::timeout(self.stall, pieces.next()).await.map_err(|_| BodyError::Late)? {
+        loop {
+            let due = (begun + (self.time)(bytes.len() as u64)).min(Instant::now() + self.stall);
+            let Some(piece) = tokio::time::timeout_at(due, pieces.next()).await.map_err(|_| BodyError::Late)? else { break };
             let piece = piece.map_err(|error| BodyError::Broken(error.to_string()))?;
             let length = bytes.len() + piece.len();
             if length > bound {
                 return Err(BodyError::TooLarge(bound));
             }
-            room.merge(self.room(length.saturating_sub(FREE + room.num_permits()))?);
+            room.merge(self.room(places(length).saturating_sub(room.num_permits()))?);
             bytes.extend_from_slice(&piece);
         }
         Ok(Bytes::from_owner(Held { bytes, _room: room }))
     }
 
-    fn room(&self, bytes: usize) -> Result<OwnedSemaphorePermit, BodyError> {
-        let bytes = u32::try_from(bytes).map_err(|_| BodyError::Busy)?;
-        self.budget.clone().try_acquire_many_owned(bytes).map_err(|_| BodyError::Busy)
+    fn room(&self, places: usize) -> Result<OwnedSemaphorePermit, BodyError> {
+        let places = u32::try_from(places).map_err(|_| BodyError::Busy)?;
+        self.budget.clone().try_acquire_many_owned(places).map_err(|_| BodyError::Busy)
     }
+}
+
+/// Places that so many bytes of a body take in the budget.
+fn places(bytes: usize) -> usize {
+    bytes.saturating_sub(FREE).div_ceil(PLACE)
 }
 
 fn length(headers: &HeaderMap) -> Option<usize> {
@@ -112,7 +122,7 @@ mod tests {
 
     use super::*;
 
-    const LARGE: usize = FREE + 100;
+    const LARGE: usize = FREE + 100 * PLACE;
 
     fn request(announced: Option<usize>, body: Body) -> Request {
         let mut request = Request::new(body);
@@ -132,7 +142,7 @@ mod tests {
 
     #[tokio::test]
     async fn bodies_share_one_budget_until_they_are_dropped() {
-        let bodies = Bodies::new(250);
+        let bodies = Bodies::new(250 * PLACE);
         for request in [whole, pieces] {
             let held = [bodies.read(request(LARGE), LARGE).await.unwrap(), bodies.read(request(LARGE), LARGE).await.unwrap()];
             assert_eq!(held[0], vec![7; LARGE]);
@@ -141,9 +151,9 @@ mod tests {
             let part = held[0].slice(..1);
             drop(held);
             assert!(bodies.read(request(LARGE), LARGE).await.is_ok());
-            assert_eq!(bodies.read(request(LARGE + 100), 2 * LARGE).await, Err(BodyError::Busy), "a part keeps the whole");
+            assert_eq!(bodies.read(request(LARGE + 100 * PLACE), 2 * LARGE).await, Err(BodyError::Busy), "a part keeps the whole");
             drop(part);
-            assert!(bodies.read(request(LARGE + 150), 2 * LARGE).await.is_ok());
+            assert!(bodies.read(request(LARGE + 150 * PLACE), 2 * LARGE).await.is_ok());
         }
     }
 
@@ -158,18 +168,35 @@ mod tests {
             bodies.read(request(Some(LARGE + 1), Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>())), LARGE).await,
             Err(BodyError::TooLarge(LARGE))
         );
-        assert_eq!(bodies.budget.available_permits(), LARGE);
+        assert_eq!(bodies.budget.available_permits(), LARGE / PLACE);
     }
 
     #[tokio::test]
     async fn a_slow_body_is_refused_and_gives_its_room_back() {
-        let soon = Duration::from_millis(5);
-        for (whole, stall) in [(soon, STALL), (WHOLE, soon)] {
-            let bodies = Bodies { whole, stall, ..Bodies::new(LARGE) };
-            let half = stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"half"))]).chain(stream::pending());
-            assert_eq!(bodies.read(request(Some(LARGE), Body::from_stream(half)), LARGE).await, Err(BodyError::Late));
-            assert_eq!(bodies.budget.available_permits(), LARGE);
+        const SOON: Duration = Duration::from_millis(5);
+        let half = || stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"half"))]).chain(stream::pending());
+        for bodies in [Bodies { time: |_| SOON, ..Bodies::new(LARGE) }, Bodies { stall: SOON, ..Bodies::new(LARGE) }] {
+            assert_eq!(bodies.read(request(Some(LARGE), Body::from_stream(half())), LARGE).await, Err(BodyError::Late));
+            assert_eq!(bodies.budget.available_permits(), LARGE / PLACE);
         }
+    }
+
+    #[tokio::test]
+    async fn a_body_may_take_as_long_as_its_bytes_need_and_one_that_trickles_may_not() {
+        const GRACE: Duration = Duration::from_millis(200);
+        const LENGTH: usize = 20 * 10 * PLACE;
+        let drops = |bytes: usize| {
+            stream::unfold(0, move |sent| async move {
+                tokio::time::sleep(GRACE / 10).await;
+                (sent < LENGTH).then(|| (Ok::<_, std::io::Error>(Bytes::from(vec![7; bytes])), sent + bytes))
+            })
+        };
+        let bodies = Bodies { time: |bytes| GRACE + Duration::from_millis(bytes / 100), ..Bodies::new(LENGTH) };
+        let begun = Instant::now();
+        assert_eq!(bodies.read(request(Some(LENGTH), Body::from_stream(drops(LENGTH / 20))), LENGTH).await.unwrap().len(), LENGTH);
+        assert!(begun.elapsed() > GRACE);
+        assert_eq!(bodies.read(request(Some(LENGTH), Body::from_stream(drops(1))), LENGTH).await, Err(BodyError::Late));
+        assert_eq!(bodies.budget.available_permits(), LENGTH / PLACE);
     }
 
     #[tokio::test]

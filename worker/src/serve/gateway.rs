@@ -1,8 +1,7 @@
-//! The gateway's side of the pool: finds it, checks that it runs the heads' base, keeps the heads in it, asks it.
+//! The gateway's side of the pool: finds it, checks that it runs the heads' base, asks it.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use carryon_crds::wire::{ModelDescription, digest};
@@ -10,8 +9,8 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 
 use super::ServeError;
-use super::artifact::HeadFile;
 use super::error::ApiError;
+use super::keeper::Keeper;
 use super::metrics::Metrics;
 use super::models::{Head, Model, Models};
 use crate::exchange::wire::{ClassifyRequest, ClassifyResponse, ErrorCode, GenerateEvent, GenerateRequest};
@@ -26,13 +25,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 const RESTARTS: usize = 5;
 /// How long one step of the start waits before it says so and begins again.
 const START_PATIENCE: Duration = Duration::from_secs(10);
-/// A head nobody asks for is dropped by the pool after this time.
-const EXPIRY: Duration = Duration::from_secs(600);
-/// How often the pool is reminded of the heads.
-pub(super) const RENEWAL: Duration = Duration::from_secs(120);
-/// How long a pod may take to say whether it holds a head, and to take it: one that hangs must not hold up the others.
-const ANSWER: Duration = Duration::from_secs(10);
-const PUSH: Duration = Duration::from_secs(300);
 /// Answers of one request that are drawn at once where the pool does not say how many it serves: every pool has places for these.
 const TOGETHER: u32 = 4;
 /// How often a pod may lack a head in one request: it may be dropped between push and use, but not for ever.
@@ -40,9 +32,6 @@ const PUSHES: usize = 3;
 
 /// What the pool generates.
 pub(super) type Events = BoxStream<'static, Result<GenerateEvent, ClientError>>;
-
-/// By pod and head: held while it is pushed there, so that requests that miss it together push it once.
-type Pushing = HashMap<(Endpoint, String), Arc<tokio::sync::Mutex<()>>>;
 
 /// Heads in a pool.
 pub(super) struct Gateway {
@@ -54,15 +43,15 @@ pub(super) struct Gateway {
     pub(super) template: Option<ChatTemplate>,
     /// Shared with the routes.
     pub(super) metrics: Metrics,
-    models: Arc<Models>,
+    /// Keeps the heads there.
+    pub(super) keeper: Keeper,
     client: PoolClient,
     /// How long a request waits for a pool that restarts or is away.
     patience: Duration,
-    pushing: Mutex<Pushing>,
 }
 
 impl Gateway {
-    /// Waits for the pool, verifies that it runs the base of every head, and pushes each to every pod, one after the other.
+    /// Waits for the pool, verifies that it runs the base of every head, and has its pods take them.
     /// `patience`: how long a request waits for a pool that is away.
     pub(super) async fn connect(models: Arc<Models>, pool: &[String], patience: Duration, metrics: Metrics) -> Result<Self, ServeError> {
         let client = PoolClient::connect(pool, START_PATIENCE)?;
@@ -85,14 +74,11 @@ impl Gateway {
             }
             None => None,
         };
-        for Head { name, artifact } in models.heads() {
-            let pushed = patiently(|| client.put_head_everywhere(&artifact.digest, artifact.bytes.clone(), EXPIRY)).await;
-            pushed.map_err(|cause| ServeError::Push { head: name.clone(), cause })?;
-            metrics.head_pushes.inc();
-        }
         let client = PoolClient::connect(pool, BUSY_PATIENCE)?.bound_to(&model.identity, None);
+        let keeper = Keeper::new(client.clone(), models, metrics.clone());
+        keeper.start().await?;
         let tokenizer = Arc::new(Tokenizer::from_json(&json)?);
-        Ok(Self { model, tokenizer, template, metrics, models, client, patience, pushing: Mutex::default() })
+        Ok(Self { model, tokenizer, template, metrics, keeper, client, patience })
     }
 
     /// Starts an answer and waits for its first event, so that everything that can fail before it still can be told as a
@@ -150,7 +136,7 @@ impl Gateway {
         let error = match (error, attempts.head) {
             (ClientError::HeadMissing { endpoint, .. }, Some(head)) if attempts.pushes < PUSHES => {
                 attempts.pushes += 1;
-                match self.ensure(&endpoint, head).await {
+                match self.keeper.ensure(&endpoint, head).await {
                     Ok(()) => {
                         attempts.endpoint = Some(endpoint);
                         return Ok(());
@@ -172,39 +158,6 @@ impl Gateway {
         attempts.endpoint = None;
         tokio::time::sleep(PAUSE).await;
         Ok(())
-    }
-
-    /// Reminds every pod of the heads, and gives it those that it lacks, whatever the others answer.
-    pub(super) async fn renew(&self) -> Result<(), ClientError> {
-        let endpoints = self.client.endpoints().await?;
-        self.pushing.lock().unwrap_or_else(PoisonError::into_inner).retain(|(endpoint, _), _| endpoints.contains(endpoint));
-        futures::future::join_all(endpoints.iter().map(|endpoint| self.remind(endpoint))).await;
-        Ok(())
-    }
-
-    /// One head after the other: what a pod says of one is nothing to the next.
-    async fn remind(&self, endpoint: &Endpoint) {
-        for head in self.models.heads() {
-            let Err(error) = self.ensure(endpoint, head).await else { continue };
-            tracing::warn!("failed to renew head {:?}: {error}", head.name);
-            if matches!(error, ClientError::Unreachable { .. } | ClientError::Interrupted { .. }) {
-                // A pod that is away is asked again the next time.
-                return;
-            }
-        }
-    }
-
-    async fn ensure(&self, endpoint: &Endpoint, head: &Head) -> Result<(), ClientError> {
-        let Head { name, artifact: HeadFile { digest, bytes, .. } } = head;
-        let place = (endpoint.clone(), digest.clone());
-        let pushing = self.pushing.lock().unwrap_or_else(PoisonError::into_inner).entry(place).or_default().clone();
-        let _alone = pushing.lock().await;
-        if within(ANSWER, endpoint, self.client.has_head(endpoint, digest)).await? {
-            return Ok(());
-        }
-        tracing::info!("pushing head {name:?} to {endpoint}");
-        self.metrics.head_pushes.inc();
-        within(PUSH, endpoint, self.client.put_head(endpoint, digest, bytes.clone(), EXPIRY)).await
     }
 }
 
@@ -233,12 +186,6 @@ impl Attempts<'_> {
 
 fn is_busy(error: &ClientError) -> bool {
     matches!(error, ClientError::Refused { error, .. } if error.code == ErrorCode::Busy)
-}
-
-/// The answer of a pod that has `limit` for it.
-async fn within<T>(limit: Duration, endpoint: &Endpoint, answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
-    let late = |_| ClientError::Unreachable { address: endpoint.to_string(), reason: format!("no answer within {limit:?}") };
-    tokio::time::timeout(limit, answer).await.map_err(late)?
 }
 
 /// Waits for the pool without end: pods come when they come.

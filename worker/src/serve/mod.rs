@@ -1,7 +1,7 @@
 //! `carryon-worker serve`: the gateway pod, an OpenAI-compatible endpoint of heads and their base.
 //!
 //! It reads the artifacts, verifies their digests and that the pool runs their base, pushes each head to the pool's pods and
-//! keeps it there; the pool does all arithmetic. A request names its model (`models`), is parsed (`parameters`, `chat`, `completions`), asked
+//! keeps it there (`keeper`); the pool does all arithmetic. A request names its model (`models`), is parsed (`parameters`, `chat`, `completions`), asked
 //! for (`choice`, `gateway`: a head that the pool lost is pushed again before the first byte), and shown (`generation`, `answer`, `stop`,
 //! `respond`). What fails with one head is nothing to the others. A client that goes away drops its answer, and with it the pool's work.
 
@@ -15,6 +15,7 @@ mod completions;
 mod error;
 mod gateway;
 mod generation;
+mod keeper;
 mod key;
 mod metrics;
 mod models;
@@ -162,7 +163,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode, ServeError> {
             heads: args.head.clone(),
             api_key_files: args.api_key_file.clone(),
             patience: Duration::from_secs(args.patience_seconds),
-            renewal: gateway::RENEWAL,
+            renewal: keeper::RENEWAL,
             drain: Duration::from_secs(args.drain_seconds),
         };
         let mut terminate = signal(SignalKind::terminate()).map_err(system("hear signals"))?;
@@ -232,12 +233,7 @@ async fn keep(app: &App, pool: &[String], patience: Duration, renewal: Duration)
     };
     app.metrics.ready.set(1);
     tracing::info!("ready: serving {:?} on {:?}", app.models.names().collect::<Vec<_>>(), gateway.model.name);
-    loop {
-        tokio::time::sleep(renewal).await;
-        if let Err(error) = gateway.renew().await {
-            tracing::warn!("failed to renew the heads: {error}");
-        }
-    }
+    gateway.keeper.keep(renewal).await
 }
 
 fn read_config(path: &Path) -> Result<ServeConfig, ServeError> {

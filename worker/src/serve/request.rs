@@ -1,6 +1,7 @@
 //! What chat and plain completions have in common: the model, how to sample, when to stop, how to answer.
 
 use carryon_crds::job::Task;
+use carryon_crds::wire::limits::MAX_ALPHA;
 use serde_json::Value;
 
 use super::error::ApiError;
@@ -16,8 +17,6 @@ const MAX_STOPS: usize = 16;
 const MAX_STOP_BYTES: usize = 1024;
 /// Most answers of a request: as many as OpenAI's `n` allows for one prompt.
 pub(super) const MAX_CHOICES: usize = 128;
-/// Largest scale of a head's output.
-const MAX_ALPHA: f64 = 16.0;
 
 /// A request, and the model it names.
 pub(super) struct Asked<'a> {

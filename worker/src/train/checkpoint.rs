@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
+use carryon_crds::wire::limits::{CHECKPOINT_HEADER_BYTES, MAX_CHECKPOINT_BYTES};
 use carryon_crds::wire::{Identity, Numerics};
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
@@ -25,11 +26,6 @@ const FORMAT_VERSION: u32 = 1;
 const STATE_KEY: &str = "carryon.checkpoint";
 /// Metadata key of the digest.
 const DIGEST_KEY: &str = "carryon.digest";
-/// Largest file that is read: weights, best weights and two moments of the largest head, bytes.
-const MAX_BYTES: u64 = 4 * 4 * crate::head::parameters::MAX_PARAMETERS + (1 << 20);
-
-/// Longest header that is read for the state alone, bytes.
-const MAX_HEADER_BYTES: u64 = 16 << 20;
 
 /// All that is not a tensor.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -246,15 +242,15 @@ fn state(path: &Path) -> Option<State> {
     let mut length = [0; 8];
     file.read_exact(&mut length).ok()?;
     let mut header = Vec::new();
-    file.take(u64::from_le_bytes(length).min(MAX_HEADER_BYTES)).read_to_end(&mut header).ok()?;
+    file.take(u64::from_le_bytes(length).min(CHECKPOINT_HEADER_BYTES)).read_to_end(&mut header).ok()?;
     let header: serde_json::Value = serde_json::from_slice(&header).ok()?;
     serde_json::from_str(header["__metadata__"][STATE_KEY].as_str()?).ok()
 }
 
 fn read(path: &Path) -> Result<Checkpoint, String> {
     let length = fs::metadata(path).map_err(|error| error.to_string())?.len();
-    if length > MAX_BYTES {
-        return Err(format!("{length} bytes, more than {MAX_BYTES}"));
+    if length > MAX_CHECKPOINT_BYTES {
+        return Err(format!("{length} bytes, more than {MAX_CHECKPOINT_BYTES}"));
     }
     let content = fs::read(path).map_err(|error| error.to_string())?;
     let (_, header) = SafeTensors::read_metadata(&content).map_err(|error| error.to_string())?;

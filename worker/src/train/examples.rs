@@ -1,14 +1,14 @@
 //! The same held-out prompts with and without the head, for the report: answered by the pool that would serve them.
 
 use std::ops::Range;
+use std::path::Path;
 use std::time::Duration;
 
 use carryon_crds::wire::ModelDescription;
 use futures::StreamExt as _;
 
 use crate::exchange::wire::{FinishReason, GenerateEvent, GenerateRequest};
-use crate::exchange::{ClientError, Endpoint, PoolClient};
-use crate::head::artifact::Artifact;
+use crate::exchange::{ClientError, Endpoint, Payload, PoolClient};
 use crate::text::Tokenizer;
 use crate::train::data::{Sample, Target};
 use crate::train::error::TrainError;
@@ -22,16 +22,17 @@ const LONGEST: u32 = 160;
 /// The pool may forget the head soon: gateways push their own.
 const EXPIRY: Duration = Duration::from_secs(600);
 
-/// Pushes the head to one pod and asks it for greedy answers to some prompts of `samples`.
+/// Pushes the head, whose file is at `weights`, to a pod that answers, and asks it for greedy answers to some prompts of `samples`.
 ///
 /// # Errors
 /// The pool does not answer.
-pub async fn compare(base: &Base, artifact: &Artifact, samples: &[Sample]) -> Result<Vec<Example>, TrainError> {
+pub async fn compare(base: &Base, digest: &str, weights: &Path, samples: &[Sample]) -> Result<Vec<Example>, TrainError> {
     let client = &base.client;
-    let endpoints = client.endpoints().await.map_err(pool_error)?;
-    let Some(endpoint) = endpoints.first() else { return Ok(Vec::new()) };
-    let bytes = artifact.to_bytes().into();
-    client.put_head(endpoint, &artifact.digest, bytes, EXPIRY).await.map_err(pool_error)?;
+    let pods = client.describe_each().await.map_err(pool_error)?;
+    let alike = pods.iter().find(|(_, pod)| pod.numerics == base.description.numerics);
+    let Some((endpoint, _)) = alike else { return Ok(Vec::new()) };
+    let head = Payload::file(weights).map_err(TrainError::file("read", weights))?;
+    client.put_head(endpoint, digest, head, EXPIRY).await.map_err(pool_error)?;
     let answer = async |prompt: &[u32], longest: u32, head: Option<String>| {
         let request = GenerateRequest {
             stop_token_ids: base.description.eos_token_ids.clone(),
@@ -46,7 +47,7 @@ pub async fn compare(base: &Base, artifact: &Artifact, samples: &[Sample]) -> Re
         let answered = answered(sample);
         let (prompt, expected) = (&sample.ids[..answered.start], &sample.ids[answered.clone()]);
         let longest = LONGEST.min(base.description.limits.max_model_len.saturating_sub(answered.start as u32));
-        let (without, with) = futures::try_join!(answer(prompt, longest, None), answer(prompt, longest, Some(artifact.digest.clone())))?;
+        let (without, with) = futures::try_join!(answer(prompt, longest, None), answer(prompt, longest, Some(digest.to_owned())))?;
         Ok(Example {
             prompt: visible(&base.tokenizer, &base.description, prompt),
             expected: base.tokenizer.decode(expected),

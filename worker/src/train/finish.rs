@@ -3,7 +3,6 @@
 use carryon_crds::job::Task;
 use carryon_crds::wire::{HeadManifest, TerminationMessage};
 
-use crate::head::artifact::Artifact;
 use crate::train::error::TrainError;
 use crate::train::fit::Run;
 use crate::train::output::{self, Places};
@@ -37,7 +36,7 @@ pub(super) fn finish(
     run.lock.check()?;
     let manifest = run.written(|run| output::write(places, &artifact, &base.description, inputs, &run.state))?;
     let examples = match inputs.config.task {
-        Task::CausalLM => example_answers(base, &artifact, data, run)?,
+        Task::CausalLM => example_answers(base, &artifact.digest, places, data, run)?,
         Task::Classification => Vec::new(),
     };
     run.written(|run| write_report(places, &manifest, data, run, &examples, &confusion))?;
@@ -58,9 +57,10 @@ pub(super) fn finish(
 }
 
 /// Answers for the report. A pool that fails here costs the report its examples, not the job its head.
-fn example_answers(base: &Base, artifact: &Artifact, data: &Data, run: &Run<PoolStates>) -> Result<Vec<Example>, TrainError> {
+fn example_answers(base: &Base, digest: &str, places: &Places, data: &Data, run: &Run<PoolStates>) -> Result<Vec<Example>, TrainError> {
     let samples = data.evaluation.as_ref().map_or(&data.train.samples, |data| &data.samples);
-    match run.runtime.block_on(run.stop.race(examples::compare(base, artifact, samples))) {
+    let weights = output::weights_path(places, digest);
+    match run.runtime.block_on(run.stop.race(examples::compare(base, digest, &weights, samples))) {
         None => Err(TrainError::Stopped { step: run.state.step }),
         Some(Ok(examples)) => Ok(examples),
         Some(Err(error)) => {

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use carryon_crds::common::Taps;
-use carryon_crds::wire::{Limits, ModelDescription};
+use carryon_crds::wire::{Limits, ModelDescription, Numerics};
 use futures::StreamExt as _;
 
 use crate::exchange::cache::SampleKey;
 use crate::exchange::wire::{ErrorCode, HiddenStatesRequest};
-use crate::exchange::{CacheError, ClientError, PoolClient, SequenceStates, StateCache};
+use crate::exchange::{CacheError, ClientError, Endpoint, PoolClient, SequenceStates, StateCache};
 use crate::text::{ChatTemplate, Tokenizer};
 use crate::train::data::{Language, Sample};
 use crate::train::error::TrainError;
@@ -27,6 +27,8 @@ pub struct Base {
     pub description: ModelDescription,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
+    /// Its pods and what each says, those that answered at the start.
+    pods: Vec<(Endpoint, ModelDescription)>,
     template: Option<ChatTemplate>,
 }
 
@@ -37,8 +39,11 @@ impl Base {
     /// The pool does not answer in time; tokenizer or template cannot be used.
     pub async fn connect(urls: &[String]) -> Result<Self, TrainError> {
         let client = PoolClient::connect(urls, PATIENCE).map_err(pool_error)?;
-        let description = client.describe().await.map_err(pool_error)?;
-        let client = client.bound_to(&description.identity, Some(&description.numerics));
+        let first = client.describe().await.map_err(pool_error)?;
+        let mut pods = client.describe_each().await.map_err(pool_error)?;
+        pods.retain(|(_, pod)| pod.identity == first.identity);
+        let description = most_alike(&pods).cloned().unwrap_or(first);
+        let client = bound(client, &description, &pods);
         let tokenizer = client.tokenizer().await.map_err(pool_error)?;
         let found = carryon_crds::wire::digest(&tokenizer);
         if found != description.identity.tokenizer {
@@ -54,7 +59,15 @@ impl Base {
         });
         // A pool of today has compiled it before it said that it is ready.
         let template = template.transpose().map_err(|error| TrainError::Configuration(format!("{}: {error}", description.name)))?;
-        Ok(Self { client, description, tokenizer, template })
+        Ok(Self { client, description, tokenizer, pods, template })
+    }
+
+    /// Asks only pods that compute with `numerics` from now on; false where there is none.
+    pub fn keep_to(&mut self, numerics: &Numerics) -> bool {
+        let Some((_, pod)) = self.pods.iter().find(|(_, pod)| pod.numerics == *numerics) else { return false };
+        self.client = bound(self.client.clone(), pod, &self.pods);
+        self.description = pod.clone();
+        true
     }
 
     /// Lets the chat template's clock stand at `time`, milliseconds of Unix time: samples are the same on any day.
@@ -73,6 +86,19 @@ impl Base {
         let named = self.description.eos_token.as_deref().and_then(|token| self.tokenizer.token_id(token));
         named.or(self.description.eos_token_ids.first().copied())
     }
+}
+
+/// Of the largest group of pods that compute alike, the first: a run is bound to how they compute, and has all of them.
+fn most_alike(pods: &[(Endpoint, ModelDescription)]) -> Option<&ModelDescription> {
+    let pods = || pods.iter().map(|(_, pod)| pod);
+    pods().rev().max_by_key(|pod| pods().filter(|other| other.numerics == pod.numerics).count())
+}
+
+/// A client that asks only those of `pods` that compute as `description` says.
+fn bound(client: PoolClient, description: &ModelDescription, pods: &[(Endpoint, ModelDescription)]) -> PoolClient {
+    let client = client.bound_to(&description.identity, Some(&description.numerics));
+    pods.iter().for_each(|(endpoint, pod)| client.note(endpoint, &pod.numerics));
+    client
 }
 
 /// A client's failure, sorted by what can be done about it.

@@ -126,7 +126,7 @@ fn train_alone(
     base.stand_still(began);
     // Nothing that an earlier run has left is touched before the data are known to be usable.
     let data = Data::read(inputs, &base, stop, console)?;
-    let checkpoint = resume(&checkpoints, inputs, &base, console)?;
+    let checkpoint = resume(&checkpoints, inputs, &mut base, console)?;
     let mut run = prepare(
         &places,
         inputs,
@@ -244,15 +244,15 @@ fn prepare(
 }
 
 /// The checkpoint to go on from, if there is one.
-fn resume(checkpoints: &Folder, inputs: &Inputs, base: &Base, console: &mut Console) -> Result<Option<Checkpoint>, TrainError> {
+fn resume(checkpoints: &Folder, inputs: &Inputs, base: &mut Base, console: &mut Console) -> Result<Option<Checkpoint>, TrainError> {
     let found = checkpoints.latest(&inputs.run, &base.description.identity)?;
     found.warnings.iter().for_each(|warning| console.warn(warning));
     let Some(checkpoint) = found.checkpoint else { return Ok(None) };
-    let (state, now) = (&checkpoint.state, &base.description);
-    if state.numerics != now.numerics {
+    let state = &checkpoint.state;
+    if !base.keep_to(&state.numerics) {
         console.warn(&format!(
             "the pool computes with {} now, not {}: hidden states are asked for again",
-            now.numerics.key(),
+            base.description.numerics.key(),
             state.numerics.key()
         ));
     }

@@ -172,6 +172,36 @@ async fn a_pod_that_hangs_does_not_keep_the_head_from_the_others() {
 }
 
 #[tokio::test]
+async fn a_pod_that_hangs_while_it_takes_a_head_keeps_no_other_from_being_reminded() {
+    let (hung, hung_url) = scripted_pool::start().await;
+    let gateway = Gateway::start_with("CausalLM", |settings| {
+        settings.pool.push(hung_url);
+        settings.renewal = Duration::from_millis(10);
+    })
+    .await;
+    hung.stuck.store(true, Ordering::SeqCst);
+    hung.heads.lock().unwrap().clear();
+    wait("a push to the pod that hangs", async || hung.pushed().len() == 2).await;
+    for pushes in 2..4 {
+        gateway.pool.heads.lock().unwrap().clear();
+        wait("the head that the other pod lost", async || gateway.pool.pushed().len() == pushes).await;
+    }
+    assert_eq!(hung.pushed().len(), 2, "one push at a time");
+}
+
+#[tokio::test]
+async fn a_gateway_starts_though_a_pod_takes_no_head() {
+    let (hung, hung_url) = scripted_pool::start().await;
+    hung.stuck.store(true, Ordering::SeqCst);
+    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let gateway = Gateway::start_with("CausalLM", |settings| {
+        settings.pool.extend([hung_url, format!("http://{dead}")]);
+    })
+    .await;
+    assert_eq!((hung.pushed().len(), gateway.pool.pushed().len()), (1, 1));
+}
+
+#[tokio::test]
 async fn a_head_of_another_base_is_refused_by_the_member_that_differs() {
     let (pool, url) = scripted_pool::start().await;
     let folder = tempfile::tempdir().unwrap();

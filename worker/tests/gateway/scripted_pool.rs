@@ -56,6 +56,8 @@ pub struct Pool {
     pub deaf: AtomicBool,
     /// How often it did not answer that.
     pub unheard: AtomicUsize,
+    /// Whether it reads heads and never says that it holds them.
+    pub stuck: AtomicBool,
     /// Answers that nobody reads any more before they were complete.
     pub abandoned: AtomicUsize,
 }
@@ -157,6 +159,9 @@ fn refusal(code: ErrorCode) -> Response {
 async fn put_head(State(pool): State<Arc<Pool>>, Path(name): Path<String>, body: Bytes) -> Response {
     assert_eq!(digest(&body), name);
     pool.pushed.lock().unwrap().push(name.clone());
+    if pool.stuck.load(Ordering::SeqCst) {
+        return std::future::pending().await;
+    }
     if pool.refused.lock().unwrap().contains(&name) {
         return refusal(ErrorCode::HeadInvalid);
     }

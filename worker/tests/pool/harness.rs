@@ -151,7 +151,7 @@ impl Pool {
 
     /// Pushes a head to the pool.
     pub async fn push(&self, artifact: &Artifact) {
-        self.client.put_head_everywhere(&artifact.digest, artifact.to_bytes().into(), Duration::from_secs(60)).await.unwrap();
+        self.client.put_head(&self.endpoint().await, &artifact.digest, artifact.to_bytes(), Duration::from_secs(60)).await.unwrap();
     }
 
     /// Asks and collects all events.

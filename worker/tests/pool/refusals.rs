@@ -98,8 +98,7 @@ async fn another_base_is_refused_and_each_answer_names_the_pod() {
 async fn heads_that_do_not_fit_are_refused() {
     let pool = Pool::tiny(Dtype::Float32, ENGINE).await;
     let (endpoint, good) = (pool.endpoint().await, pool.head(1, Task::CausalLM));
-    let put = async |digest: &str, bytes: Vec<u8>| match pool.client.put_head(&endpoint, digest, bytes.into(), Duration::from_secs(9)).await
-    {
+    let put = async |digest: &str, bytes: Vec<u8>| match pool.client.put_head(&endpoint, digest, bytes, Duration::from_secs(9)).await {
         Err(ClientError::Refused { status, error, .. }) => (status, error.code, error.message),
         other => panic!("{other:?}"),
     };
@@ -182,9 +181,11 @@ async fn requests_that_do_not_come_whole_hold_no_place() {
 #[tokio::test(flavor = "multi_thread")]
 async fn uploads_share_one_budget_of_bytes() {
     let pool = Pool::tiny(Dtype::Float32, ENGINE).await;
-    let upload = || half_sent(&pool, "PUT /v1/heads/sha256:00", 200 << 20);
+    let largest = pool.description.limits.max_head_bytes.unwrap() as usize;
+    let sent = |length: usize| half_sent(&pool, "PUT /v1/heads/sha256:00", length);
+    let upload = || sent(largest / 5 * 3);
     let (held, refused): (Vec<_>, Vec<_>) = (0..10).map(|_| upload()).partition(Result::is_ok);
-    assert_eq!(held.len(), 2, "of 512 MiB");
+    assert_eq!(held.len(), 1, "eight sevenths of the largest fit");
     for refused in refused {
         let refused = refused.unwrap_err();
         assert!(refused.starts_with("HTTP/1.1 429") && refused.contains("retry-after: 1\r\n") && refused.contains("busy"), "{refused}");
@@ -194,8 +195,11 @@ async fn uploads_share_one_budget_of_bytes() {
     pool.push(&head).await;
     assert_eq!(pool.answer(&with_head(tokens(4, 101, 1), 2, &head)).await.len(), 2);
     drop(held);
+    let refused = sent(largest + 1).unwrap_err();
+    let words = format!("the head has more than {largest} bytes");
+    assert!(refused.starts_with("HTTP/1.1 413") && refused.contains(&words) && refused.contains("bytes of memory"), "{refused}");
     let deadline = Instant::now() + Duration::from_secs(60);
-    while upload().is_err() {
+    while sent(largest).is_err() {
         assert!(Instant::now() < deadline, "no room came back");
         tokio::task::yield_now().await;
     }

@@ -244,6 +244,26 @@ fn another_kernel_asks_for_the_states_again() {
 }
 
 #[test]
+fn a_job_goes_on_with_the_pods_that_compute_as_those_it_began_with() {
+    let (pool, others, job) = (ToyPool::start(), [ToyPool::start(), ToyPool::start()], Job::chat());
+    job.run(&pool).unwrap();
+    let head = job.head();
+    job.kill_after(3);
+    let asked = pool.asked();
+    others.iter().for_each(|other| other.describe(|description| description.numerics.kernel = "other".to_owned()));
+    let mut args = job.args(&pool);
+    args.pool.extend(others.iter().map(|other| other.url.clone()));
+    assert_eq!(run_until(&args, &Stop::default()).unwrap(), ExitCode::Complete);
+    assert_eq!((job.head(), pool.asked(), others[0].asked() + others[1].asked()), (head, asked, 0), "its cached states are good");
+
+    // A new one has the more pods, and asks only these.
+    let new = Job::chat();
+    let args = TrainArgs { pool: args.pool, ..new.args(&pool) };
+    assert_eq!(run_until(&args, &Stop::default()).unwrap(), ExitCode::Complete);
+    assert_eq!(pool.asked(), asked);
+}
+
+#[test]
 fn a_changed_configuration_starts_anew_and_leaves_the_earlier_head_alone() {
     let (pool, mut job) = (ToyPool::start(), Job::chat());
     job.run(&pool).unwrap();

@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, StatusCode};
 
 use super::{Pool, Refusal};
 use crate::base::registry::DEFAULT_EXPIRY;
+use crate::base::uploads::UploadError;
 use crate::exchange::wire::{EXPIRY_HEADER, ErrorCode, HeadStatus};
 
 fn expiry(headers: &HeaderMap) -> Result<Option<Duration>, Refusal> {
@@ -18,11 +19,23 @@ fn expiry(headers: &HeaderMap) -> Result<Option<Duration>, Refusal> {
     seconds.map(|seconds| Some(Duration::from_secs(seconds))).ok_or_else(refused)
 }
 
+impl From<UploadError> for Refusal {
+    fn from(error: UploadError) -> Self {
+        let code = match error {
+            UploadError::Body(error) => return error.into(),
+            UploadError::TooLarge { .. } => ErrorCode::TooLarge,
+            UploadError::Full => ErrorCode::Busy,
+            UploadError::Failed(_) => ErrorCode::Internal,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
 /// `PUT /v1/heads/{digest}`: verified and packed, or renewed when it is held already.
 pub(super) async fn put(State(pool): State<Arc<Pool>>, Path(digest): Path<String>, request: Request) -> Result<Json<HeadStatus>, Refusal> {
     pool.ready()?;
     let expiry = expiry(request.headers())?.unwrap_or(DEFAULT_EXPIRY);
-    let bytes = pool.bodies.read(request, pool.ready()?.description.limits.max_body_bytes as usize).await?;
+    let bytes = pool.uploads.read(request).await?;
     if let Ok(status) = pool.ready()?.registry.renew(&digest, Some(expiry), Instant::now()) {
         return Ok(Json(status));
     }
@@ -30,12 +43,11 @@ pub(super) async fn put(State(pool): State<Arc<Pool>>, Path(digest): Path<String
         let pool = pool.clone();
         move || {
             let ready = pool.ready()?;
-            let head = ready.fit.load(&digest, &bytes)?;
+            let head = ready.fit.load(&digest, bytes)?;
             Ok::<_, Refusal>(ready.registry.put(head, expiry, Instant::now())?)
         }
     };
-    let packed = tokio::task::spawn_blocking(pack).await;
-    packed.map_err(|error| Refusal::new(ErrorCode::Internal, format!("packing the head failed: {error}")))?.map(Json)
+    pool.uploads.pack(pack).await?.map(Json)
 }
 
 /// `GET /v1/heads/{digest}`: counts as use.

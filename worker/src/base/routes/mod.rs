@@ -23,6 +23,7 @@ use carryon_crds::wire::ModelDescription;
 use super::device::Device;
 use super::metrics::Metrics;
 use super::registry::{Fit, Registry};
+use super::uploads::Uploads;
 use crate::exchange::wire::{self, ErrorBody, ErrorCode, WireError};
 use crate::http::{Bodies, BodyError};
 use crate::kernel::DeviceError;
@@ -57,6 +58,8 @@ pub struct Pool {
     pub metrics: Arc<Metrics>,
     /// Room for request bodies.
     pub bodies: Bodies,
+    /// The way in for heads.
+    pub uploads: Uploads,
     /// Set when the weights are loaded.
     pub ready: OnceLock<Ready>,
     /// Set when the pod shuts down.

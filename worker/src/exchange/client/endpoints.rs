@@ -10,6 +10,8 @@ use super::error::ClientError;
 
 /// How long a resolved name is believed.
 const BELIEVED: Duration = Duration::from_secs(5);
+/// Longest wait for the addresses of a name.
+const RESOLVED: Duration = Duration::from_secs(10);
 /// How long the others are asked first after a pod could not be reached.
 const AVOIDED: Duration = Duration::from_secs(10);
 
@@ -35,6 +37,19 @@ impl fmt::Display for Endpoint {
 struct Address {
     host: String,
     port: u16,
+}
+
+impl Address {
+    async fn resolve(&self) -> Result<Vec<Endpoint>, ClientError> {
+        let Self { host, port } = self;
+        let unreachable = |reason: String| ClientError::Unreachable { address: format!("{host}:{port}"), reason };
+        let found = tokio::time::timeout(RESOLVED, tokio::net::lookup_host((host.as_str(), *port))).await;
+        let found = found.map_err(|_| unreachable(format!("its name is not resolved within {RESOLVED:?}")))?;
+        let found: Vec<_> = found.map_err(|cause| unreachable(cause.to_string()))?.collect();
+        // A pod with addresses of both families is one pod.
+        let old_family = found.iter().any(SocketAddr::is_ipv4);
+        Ok(found.into_iter().filter(|address| address.is_ipv4() == old_family).map(Endpoint).collect())
+    }
 }
 
 /// Resolves the addresses of a pool to its pods, again after a while: pods come and go.
@@ -71,14 +86,16 @@ impl Resolver {
         {
             return Ok(endpoints.clone());
         }
-        let mut endpoints = Vec::new();
-        for Address { host, port } in &self.addresses {
-            let unreachable = |reason: String| ClientError::Unreachable { address: format!("{host}:{port}"), reason };
-            let found: Vec<_> =
-                tokio::net::lookup_host((host.as_str(), *port)).await.map_err(|cause| unreachable(cause.to_string()))?.collect();
-            // A pod with addresses of both families is one pod.
-            let old_family = found.iter().any(SocketAddr::is_ipv4);
-            endpoints.extend(found.into_iter().filter(|address| address.is_ipv4() == old_family).map(Endpoint));
+        let (mut endpoints, mut unresolved) = (Vec::new(), None);
+        for resolved in futures::future::join_all(self.addresses.iter().map(Address::resolve)).await {
+            match resolved {
+                Ok(found) => endpoints.extend(found),
+                Err(error) => unresolved = Some(error),
+            }
+        }
+        // A name that does not resolve takes nobody from the pods of the others.
+        if let (true, Some(error)) = (endpoints.is_empty(), unresolved) {
+            return Err(error);
         }
         endpoints.sort_unstable();
         endpoints.dedup();
@@ -86,9 +103,13 @@ impl Resolver {
         Ok(endpoints)
     }
 
-    /// The pod for the call number `turn`: each in its turn, one that could not be reached lately only when no other is known.
-    pub(super) async fn next(&self, turn: usize) -> Result<Endpoint, ClientError> {
-        let all = self.endpoints().await?;
+    /// The pod for the call number `turn`, of those that suit where there are any: each in its turn, one that could not be reached lately only
+    /// when no other is known.
+    pub(super) async fn next(&self, turn: usize, suits: impl Fn(&Endpoint) -> bool) -> Result<Endpoint, ClientError> {
+        let mut all = self.endpoints().await?;
+        if all.iter().any(&suits) {
+            all.retain(suits);
+        }
         let mut avoided = lock(&self.avoided);
         avoided.retain(|_, since| since.elapsed() < AVOIDED);
         let (good, bad): (Vec<_>, Vec<_>) = all.into_iter().partition(|endpoint| !avoided.contains_key(endpoint));
@@ -109,7 +130,7 @@ impl Resolver {
 }
 
 /// Every change leaves a whole value, so a poisoned lock is harmless.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -130,7 +151,7 @@ mod tests {
     #[tokio::test]
     async fn a_pod_that_could_not_be_reached_is_asked_when_there_is_no_other() {
         let resolver = Resolver::new(&["http://127.0.0.1:8", "http://127.0.0.1:9"].map(str::to_owned)).unwrap();
-        let asked = async || [resolver.next(0).await.unwrap().to_string(), resolver.next(1).await.unwrap().to_string()];
+        let asked = async || [resolver.next(0, |_| true).await.unwrap().to_string(), resolver.next(1, |_| true).await.unwrap().to_string()];
         assert_eq!(asked().await, ["127.0.0.1:8", "127.0.0.1:9"]);
         let pods = resolver.endpoints().await.unwrap();
         resolver.avoid(&pods[0]);

@@ -40,15 +40,17 @@ fn detect() -> Isa {
     Isa::Portable
 }
 
-/// Name of the kernel that multiplies in `dtype` on this machine, e.g. `avx512_bf16`: two names may mean two roundings.
+/// What rounds on this machine when it multiplies in `dtype`: machines that say the same compute the same bits.
 pub fn name(dtype: Dtype) -> &'static str {
-    match (dtype, isa()) {
+    rounding(isa(), dtype)
+}
+
+/// All instruction sets but one run the same chain of fused multiply-adds.
+pub(super) fn rounding(isa: Isa, dtype: Dtype) -> &'static str {
+    match (dtype, isa) {
         (Dtype::Bfloat16, Isa::Avx512Bf16) => "avx512_bf16",
-        (Dtype::Bfloat16, Isa::Avx512 | Isa::Avx2) => "avx2_bf16",
-        (Dtype::Bfloat16, Isa::Portable) => "portable_bf16",
-        (Dtype::Float32, Isa::Avx512Bf16 | Isa::Avx512) => "avx512_f32",
-        (Dtype::Float32, Isa::Avx2) => "avx2_f32",
-        (Dtype::Float32, Isa::Portable) => "portable_f32",
+        (Dtype::Bfloat16, _) => "fma_bf16",
+        (Dtype::Float32, _) => "fma_f32",
     }
 }
 

@@ -307,6 +307,7 @@ fn chain<'b>(a: &[u32], b: impl Iterator<Item = &'b [u32]>, step: impl Fn(f32, u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::cpu::isa::rounding;
     use crate::kernel::cpu::{pack_row, words};
 
     fn values(count: usize, seed: u32) -> Vec<f32> {
@@ -336,8 +337,7 @@ mod tests {
                     multiply_with(Isa::Portable, dtype, left, right, &mut portable);
                     for isa in [Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16].into_iter().filter(|i| *i <= isa()) {
                         multiply_with(isa, dtype, left, right, &mut fast);
-                        // Only the instruction for bf16 rounds in its own way.
-                        if dtype == Dtype::Float32 || isa != Isa::Avx512Bf16 {
+                        if rounding(isa, dtype) == rounding(Isa::Portable, dtype) {
                             assert_eq!(portable, fast, "{isa:?} {rows} rows {panels} panels");
                         }
                         for (a, b) in portable.iter().zip(&fast) {
