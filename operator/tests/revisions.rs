@@ -106,7 +106,8 @@ fn other_defaults_for_pods_roll_none_and_are_in_what_is_rendered_next() {
     let pod = template(&children(&upgraded, &kept, &today)).spec.unwrap();
     assert_eq!(pod.image_pull_secrets.unwrap()[0].name, "mirror");
     let env = pod.containers[0].env.as_ref().unwrap();
-    assert_eq!((env[0].name.as_str(), env[0].value.as_deref()), ("HTTPS_PROXY", Some("http://proxy")));
+    let proxy = env.iter().find(|variable| variable.name == "HTTPS_PROXY").unwrap();
+    assert_eq!(proxy.value.as_deref(), Some("http://proxy"));
 }
 
 #[test]

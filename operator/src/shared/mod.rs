@@ -5,7 +5,6 @@ pub mod kstatus;
 pub mod meta;
 pub mod network_policy;
 pub mod pods;
-pub mod quantity;
 pub mod revision;
 pub mod rollout;
 pub mod said;

@@ -9,6 +9,7 @@ mod ends;
 mod error;
 mod load;
 pub mod metrics;
+mod placement;
 pub mod queue;
 pub mod registry;
 pub mod routes;
@@ -28,6 +29,7 @@ pub use args::BaseArgs;
 use device::Device;
 pub use error::BaseError;
 use metrics::Metrics;
+pub use placement::Placement;
 use registry::{Fit, Registry};
 use routes::{Pool, Ready};
 
@@ -45,6 +47,8 @@ const HEAD_BYTES: u64 = 2 << 30;
 /// A configuration or checkpoint that cannot be used, an address that cannot be listened on, or the end of the device thread.
 pub fn run(args: &BaseArgs) -> Result<ExitCode, BaseError> {
     let config = configuration(&args.config)?;
+    let placement = Placement::new(args, &config.engine, cfg!(feature = "cuda"))?;
+    tracing::info!("computes on {}", placement.device);
     let runtime = tokio::runtime::Runtime::new().map_err(BaseError::Serve)?;
     let outcome = runtime.block_on(async {
         let listener = TcpListener::bind(args.listen).await.map_err(|source| BaseError::Listen { address: args.listen, source })?;

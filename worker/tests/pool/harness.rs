@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use carryon_crds::common::Taps;
 use carryon_crds::job::Task;
-use carryon_crds::pool::{Dtype, Engine};
+use carryon_crds::pool::{Device, Dtype, Engine};
 use carryon_crds::wire::{BaseConfig, BaseReference, HeadShape, ModelDescription};
 use carryon_worker::base::{self, BaseError};
 use carryon_worker::exchange::wire::{GenerateEvent, GenerateRequest};
@@ -25,7 +25,8 @@ use tokio::task::JoinHandle;
 use crate::common::tiny::{Random, Tiny};
 
 /// Small enough that long sequences need several batches.
-pub const ENGINE: Engine = Engine { max_model_len: 256, max_num_seqs: 4, max_num_batched_tokens: 32 };
+pub const ENGINE: Engine =
+    Engine { device: Device::Cpu, kv_cache_memory: None, max_model_len: 256, max_num_seqs: 4, max_num_batched_tokens: 32 };
 
 pub struct Pool {
     pub url: String,
