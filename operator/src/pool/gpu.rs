@@ -1,11 +1,11 @@
-//! Whether a pool's pods ask for a GPU, and where keys and values lie then.
+//! Whether a pool's pods ask for a GPU, and what follows: their image, and where keys and values lie.
 
 use carryon_crds::BaseModelPoolSpec;
 use carryon_crds::common::PodTemplate;
 use carryon_crds::pool::Device;
 use carryon_crds::quantity::{Bytes, value};
 
-use crate::shared::Refusal;
+use crate::shared::{Refusal, Settings};
 
 /// The field by which the pods ask for a CUDA device; none when they compute on the CPU.
 pub fn asked_by(spec: &BaseModelPoolSpec) -> Option<String> {
@@ -32,6 +32,21 @@ fn is_cuda(resource: &str) -> bool {
 /// What device is claimed stands in another object, which may not be there yet.
 fn claim(server: &PodTemplate) -> Option<String> {
     server.scheduling.resource_claims.first().map(|claim| format!("spec.server.scheduling.resourceClaims[{}]", claim.name))
+}
+
+/// Today's image for pods that name none.
+///
+/// # Errors
+/// They ask for a GPU, and the operator has no image that could use it.
+pub fn image(spec: &BaseModelPoolSpec, settings: &Settings) -> Result<String, Refusal> {
+    let Some(field) = asked_by(spec).filter(|_| spec.server.image.is_none()) else { return Ok(settings.worker_image.clone()) };
+    settings.worker_cuda_image.clone().ok_or_else(|| {
+        let message = format!(
+            "{field} asks for a GPU, and the operator has no worker image for CUDA: give it one (workerImage.cuda of the chart, \
+             --worker-cuda-image), name one in spec.server.image, or set spec.engine.device to cpu"
+        );
+        Refusal::permanent("NoCudaImage", message)
+    })
 }
 
 /// Where the CPU computes, keys and values lie in the pod's memory, beside the weights.

@@ -55,11 +55,12 @@ pub fn validate(pool: &BaseModelPool, observed: &Observed, settings: &Settings) 
     gpu::room(spec)?;
     let shaping = BaseModelPoolSpec { replicas: None, sharing: Sharing::default(), ..spec.clone() };
     let rendering = Rendering::of(&Source::of(pool, shaping), &observed.revisions);
+    let image = rendering.image().map_or_else(|| gpu::image(spec, settings), Ok)?;
     Ok(Validated {
         config: BaseConfig { name: pool.name_any(), dtype: spec.dtype, engine: spec.engine.clone() },
         model,
         replicas: spec.replicas,
         shared: sharing::selector(&spec.sharing.namespaces),
-        basis: Basis::new(owner, &spec.server, rendering, settings),
+        basis: Basis { image, ..Basis::new(owner, &spec.server, rendering, settings) },
     })
 }

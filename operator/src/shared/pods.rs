@@ -38,10 +38,11 @@ pub struct Basis {
 }
 
 impl Basis {
-    /// Of the pods of `owner`.
+    /// Of the pods of `owner`, with the worker image that they were rendered with, or today's.
     pub fn new(owner: Owner, template: &PodTemplate, rendering: Rendering, settings: &Settings) -> Self {
-        let (image, user, peers) = (rendering.image(settings), settings.pod_user, settings.peers.clone());
-        Self { owner, template: settings.pod_defaults.fill(template), image, user, peers, rendering }
+        let image = rendering.image().unwrap_or_else(|| settings.worker_image.clone());
+        let (template, user, peers) = (settings.pod_defaults.fill(template), settings.pod_user, settings.peers.clone());
+        Self { owner, template, image, user, peers, rendering }
     }
 }
 
