@@ -8,6 +8,7 @@ use kube::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use crate::quantity;
 use crate::wire::limits;
 
 /// A folder or file inside a PersistentVolumeClaim of the object's own namespace.
@@ -54,7 +55,8 @@ pub struct Resources {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "quantities")]
     pub requests: BTreeMap<String, Quantity>,
-    /// What the container may use at most. In local mode `limits.cpu` sets the number of threads.
+    /// What the container may use at most. In local mode `limits.cpu` sets the number of threads, and `limits.memory` is
+    /// what keys and values have their share of.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "quantities")]
     pub limits: BTreeMap<String, Quantity>,
@@ -183,17 +185,9 @@ impl Taps {
     }
 }
 
-/// Quantities by resource name, as Kubernetes writes them: `2` and `"500m"` are both good.
+/// Quantities by resource name.
 fn quantities(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
-        "type": "object",
-        "maxProperties": 32,
-        "additionalProperties": {
-            "x-kubernetes-int-or-string": true,
-            "anyOf": [{ "type": "integer" }, { "type": "string" }],
-            "pattern": "^([0-9]+|[0-9]+\\.[0-9]*|\\.[0-9]+)(([KMGTPE]i)|[numkMGTPE]|([eE][+-]?[0-9]+))?$",
-        },
-    })
+    json_schema!({ "type": "object", "maxProperties": 32, "additionalProperties": quantity::schema() })
 }
 
 /// Volumes, whose many sources the API server knows when a pod is made of them.

@@ -9,6 +9,7 @@ pub mod deployment;
 pub mod job;
 pub mod names;
 pub mod pool;
+pub mod quantity;
 pub mod wire;
 
 pub use deployment::{CarryOnDeployment, CarryOnDeploymentSpec, CarryOnDeploymentStatus};

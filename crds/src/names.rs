@@ -26,6 +26,8 @@ pub const CONTROLLER: &str = "carryon.dev/operator";
 pub const HEADS_DIR: &str = "/heads";
 /// File a container's last words go to.
 pub const TERMINATION_LOG: &str = "/dev/termination-log";
+/// Environment variable of a pool's worker: bytes of memory that its pod may use.
+pub const MEMORY_LIMIT: &str = "CARRYON_MEMORY_LIMIT";
 /// Where a gateway reads the API keys that its clients send: each Secret is mounted at a folder of the key's name.
 pub const API_KEYS_DIR: &str = "/etc/carryon-api-keys";
 

@@ -6,7 +6,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::common::{ClaimPath, PodTemplate};
+use crate::quantity::Bytes;
 use crate::wire::limits;
+
+mod device;
+
+pub use device::{Device, NoDevice};
 
 /// Desired state of a pool.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -43,7 +48,7 @@ pub struct BaseModelPoolSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000))]
     pub replicas: Option<i32>,
-    /// Limits of the inference engine.
+    /// The inference engine: its device and its limits.
     #[serde(default)]
     pub engine: Engine,
     /// The pool's pods.
@@ -148,10 +153,19 @@ pub enum Dtype {
     Float32,
 }
 
-/// Limits of the inference engine, under vLLM's names.
+/// The inference engine: its device, and its limits under vLLM's names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Engine {
+    /// What a pod computes on: `cpu`, `cuda` (`cuda:1` is the second of its devices), or `auto`, which is a CUDA device where it has one. Pods
+    /// that ask for a GPU, be it by `cuda` or with `auto` by an NVIDIA resource or a resource claim of the server's, are started with the
+    /// operator's CUDA image when server.image is absent.
+    pub device: Device,
+    /// Memory of a pod for keys and values: those of all its sequences, of their heads too, and what is kept of shared prefixes. When absent,
+    /// a quarter of the pod's memory limit (of its node's memory when it has none), or on a GPU four fifths of what the weights leave free.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Bytes")]
+    pub kv_cache_memory: Option<Bytes>,
     /// Longest sequence in tokens; the model's own limit when that is smaller.
     #[schemars(range(min = 16, max = limits::MAX_TOKENS))]
     pub max_model_len: u32,
@@ -165,7 +179,7 @@ pub struct Engine {
 
 impl Default for Engine {
     fn default() -> Self {
-        Self { max_model_len: 4096, max_num_seqs: 32, max_num_batched_tokens: 2048 }
+        Self { device: Device::Auto, kv_cache_memory: None, max_model_len: 4096, max_num_seqs: 32, max_num_batched_tokens: 2048 }
     }
 }
 

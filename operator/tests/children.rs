@@ -16,7 +16,12 @@ fn claim(name: &str) -> PersistentVolumeClaim {
 }
 
 fn settings() -> Settings {
-    Settings { worker_image: "example.org/worker:1".to_owned(), peers: Some(peers()), ..Settings::default() }
+    Settings {
+        worker_image: "example.org/worker:1".to_owned(),
+        worker_cuda_image: Some("example.org/worker-cuda:1".to_owned()),
+        peers: Some(peers()),
+        ..Settings::default()
+    }
 }
 
 /// As the chart names them.
@@ -117,6 +122,35 @@ fn a_model_in_an_image_is_copied_or_mounted() {
         pods.push(json!({"args": worker["args"], "volumeMounts": worker["volumeMounts"], "initContainers": pod["initContainers"], "volumes": pod["volumes"]}));
     }
     snapshot("model-in-image", &pods);
+}
+
+/// A pod's parts that a GPU is asked for by, and those that it decides on.
+#[test]
+fn a_pool_that_asks_for_a_gpu_is_started_with_the_image_for_cuda() {
+    let limit = |name: &str| json!({"resources": {"limits": {name: 1, "memory": "8Gi"}}});
+    let claims = json!({"scheduling": {"resourceClaims": [{"name": "card", "resourceClaimTemplateName": "h100"}]}});
+    let own = json!({"image": "example.org/mine:1", "env": [{"name": "CARRYON_MEMORY_LIMIT", "value": "1000000000"}]});
+    let cases = [
+        (json!({"kvCacheMemory": "2Gi"}), json!({"resources": {"limits": {"memory": "8Gi"}}})),
+        (json!({"kvCacheMemory": "60Gi"}), limit("nvidia.com/gpu")),
+        (json!({}), limit("nvidia.com/mig-3g.40gb")),
+        (json!({}), claims),
+        (json!({"device": "cuda:1"}), json!({"scheduling": {"runtimeClassName": "nvidia"}})),
+        (json!({"device": "cpu"}), limit("nvidia.com/gpu")),
+        (json!({"device": "cuda"}), own),
+    ];
+    let pods = cases.map(|(engine, server)| {
+        let patch = json!({"spec": {"engine": engine, "server": server}});
+        let pool = serde_json::from_value(patched(value(&example::<BaseModelPool>("quickstart/pool.yaml")), &patch)).unwrap();
+        let observed = pool::Observed { claim: Some(claim("models")), ..pool::Observed::default() };
+        let pool::Children { config_map, stateful_set, .. } = pool::build(&pool::validate(&pool, &observed, &settings()).unwrap());
+        let config: serde_json::Value = serde_json::from_str(&config_map.data.unwrap()["config.json"]).unwrap();
+        let pod = value(&stateful_set)["spec"]["template"]["spec"].take();
+        let worker = &pod["containers"][0];
+        json!({"engine": config["engine"], "image": worker["image"], "env": worker["env"], "resources": worker["resources"],
+            "resourceClaims": pod["resourceClaims"], "runtimeClassName": pod["runtimeClassName"]})
+    });
+    snapshot("gpu", &pods);
 }
 
 #[test]

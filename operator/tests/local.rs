@@ -106,6 +106,21 @@ async fn addresses_and_paths_of_a_pod_become_those_of_this_machine() {
 }
 
 #[tokio::test]
+async fn a_process_is_told_the_limit_of_memory_that_its_container_has() {
+    let mut machine = Machine::new();
+    machine.apply(service("web"));
+    for (name, resources) in [("web", json!({"limits": {"memory": "1.5Gi"}})), ("free", json!({"requests": {"memory": "1Gi"}}))] {
+        let mut container = container("echo limit ${LIMIT-none}; exec sleep 60", 8080);
+        container["env"] = json!([{"name": "LIMIT", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory"}}}]);
+        container["resources"] = resources;
+        machine.apply(set(name, 1, container));
+    }
+    machine.until("both have written", |machine| ["web-0", "free-0"].iter().all(|pod| machine.log(pod).ends_with('\n'))).await;
+    assert_eq!((machine.log("web-0").as_str(), machine.log("free-0").as_str()), ("limit 1610612736\n", "limit none\n"));
+    machine.kubelet.kill_all();
+}
+
+#[tokio::test]
 async fn a_crashing_container_restarts_in_place_with_its_last_words_in_the_status() {
     let mut machine = Machine::new();
     machine.apply(service("web"));

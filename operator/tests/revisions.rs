@@ -94,6 +94,24 @@ fn what_another_build_rendered_stands_until_it_is_edited_or_released() {
 }
 
 #[test]
+fn a_pool_with_a_gpu_keeps_the_image_of_before_there_was_one_for_cuda() {
+    let gpu = json!({"spec": {"server": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}});
+    let pool = edited(&example("quickstart/pool.yaml"), gpu);
+    let images = |image: &str, cuda: Option<&str>| Settings { worker_cuda_image: cuda.map(str::to_owned), ..settings(image) };
+    let mut kept = children(&pool, &[], &images("worker:1", Some("worker:1"))).revision;
+    let annotations = kept.metadata.annotations.as_mut().unwrap();
+    let mut source: Value = serde_json::from_str(&annotations[names::RENDERED_FROM_ANNOTATION]).unwrap();
+    assert_eq!(source["spec"]["engine"].as_object_mut().unwrap().remove("device"), Some(json!("auto")));
+    annotations.insert(names::RENDERED_FROM_ANNOTATION.to_owned(), source.to_string());
+    let kept = [kept];
+    for cuda in [None, Some("worker-cuda:2")] {
+        assert_eq!(image(&template(&children(&pool, &kept, &images("worker:2", cuda)))), "worker:1");
+    }
+    let released = edited(&pool, json!({"metadata": {"annotations": {names::UPGRADE_ANNOTATION: "2"}}}));
+    assert_eq!(image(&template(&children(&released, &kept, &images("worker:2", Some("worker-cuda:2"))))), "worker-cuda:2");
+}
+
+#[test]
 fn other_defaults_for_pods_roll_none_and_are_in_what_is_rendered_next() {
     let pool: BaseModelPool = example("quickstart/pool.yaml");
     let kept = [children(&pool, &[], &settings("worker:1")).revision];
@@ -106,7 +124,8 @@ fn other_defaults_for_pods_roll_none_and_are_in_what_is_rendered_next() {
     let pod = template(&children(&upgraded, &kept, &today)).spec.unwrap();
     assert_eq!(pod.image_pull_secrets.unwrap()[0].name, "mirror");
     let env = pod.containers[0].env.as_ref().unwrap();
-    assert_eq!((env[0].name.as_str(), env[0].value.as_deref()), ("HTTPS_PROXY", Some("http://proxy")));
+    let proxy = env.iter().find(|variable| variable.name == "HTTPS_PROXY").unwrap();
+    assert_eq!(proxy.value.as_deref(), Some("http://proxy"));
 }
 
 #[test]

@@ -196,6 +196,30 @@ fn a_pool_without_its_volume_waits() {
     assert_eq!(summary(&status.conditions), says);
 }
 
+#[test]
+fn a_pool_that_its_pods_could_not_run_is_not_started() {
+    let engine = |patch: Value| json!({"spec": {"engine": patch, "server": {"resources": {"limits": {"memory": "1Gi"}}}}});
+    let gpu = json!({"spec": {"server": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}});
+    let no_image = "asks for a GPU, and the operator has no worker image for CUDA: give it one (workerImage.cuda of the chart, \
+        --worker-cuda-image), name one in spec.server.image, or set spec.engine.device to cpu";
+    let cases = [
+        (gpu, format!("Stalled NoCudaImage: spec.server.resources.limits[nvidia.com/gpu] {no_image}")),
+        (engine(json!({"device": "cuda"})), format!("Stalled NoCudaImage: spec.engine.device {no_image}")),
+        (
+            engine(json!({"kvCacheMemory": "1024Mi"})),
+            "Stalled KvCacheTooLarge: spec.engine.kvCacheMemory: 1Gi and the weights do not fit into spec.server.resources.limits.memory: 1Gi"
+                .to_owned(),
+        ),
+    ];
+    for (patch, says) in cases {
+        let pool: BaseModelPool = with(&example("quickstart/pool.yaml"), patch);
+        let observed = pool::Observed { claim: Some(claim("models")), ..pool::Observed::default() };
+        let refusal = pool::validate(&pool, &observed, &Settings::default()).unwrap_err();
+        let status = pool::status(&pool, &Err(refusal), &observed, &at(0));
+        assert_eq!((summary(&status.conditions), status.worker_image), (says, None));
+    }
+}
+
 /// A world in which the deployment can serve.
 fn world() -> deployment::Observed {
     let condition = json!({"type": "Complete", "status": "True", "reason": "Complete", "message": "", "lastTransitionTime": at(0)});

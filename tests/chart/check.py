@@ -246,15 +246,20 @@ class Chart(unittest.TestCase):
         cases = [
             ([], "ghcr.io/carry-on/{}:0.1.0"),
             (["global.imageRegistry=mirror.example.org:5000/ghcr"], "mirror.example.org:5000/ghcr/carry-on/{}:0.1.0"),
-            (["global.imageRegistry=mirror", f"image.digest={digest},workerImage.digest={digest}"], "mirror/carry-on/{}@" + digest),
-            (["image.repository=carry-on/operator,workerImage.repository=localhost/carry-on/worker,global.imageRegistry=mirror"], "mirror/carry-on/{}:0.1.0"),
+            (["global.imageRegistry=mirror", f"image.digest={digest},workerImage.digest={digest},workerImage.cuda.digest={digest}"], "mirror/carry-on/{}@" + digest),
+            (["image.repository=carry-on/operator,workerImage.repository=localhost/carry-on/worker,workerImage.cuda.repository=a.b/carry-on/worker-cuda,global.imageRegistry=mirror"], "mirror/carry-on/{}:0.1.0"),
         ]
         for values, want in cases:
             documents = objects(*(argument for value in values for argument in ("--set", value)))
             images = [operator_of(documents)["spec"]["containers"][0]["image"], of_kind(documents, "Pod")[0]["spec"]["containers"][0]["image"]]
             self.assertEqual(images, [want.format("operator")] * 2)
             arguments = operator_of(documents)["spec"]["containers"][0]["args"]
-            self.assertEqual(arguments[arguments.index("--worker-image") + 1], want.format("worker"))
+            for option, name in [("--worker-image", "worker"), ("--worker-cuda-image", "worker-cuda")]:
+                self.assertEqual(arguments[arguments.index(option) + 1], want.format(name))
+
+    def test_who_has_no_image_for_cuda_gives_the_operator_none(self):
+        arguments = operator_of(objects("--set", "workerImage.cuda.repository="))["spec"]["containers"][0]["args"]
+        self.assertNotIn("--worker-cuda-image", arguments)
 
     def test_pull_secrets_of_all_charts_and_of_this_one_are_added_up(self):
         documents = objects("--set", "global.imagePullSecrets={one},global.imagePullSecrets[1].name=two,image.pullSecrets[0].name=two,image.pullSecrets[1].name=three")
@@ -275,7 +280,8 @@ class Chart(unittest.TestCase):
 
     def test_operator_is_started_as_its_interface_says(self):
         container = operator_of(objects(*NAMESPACED, *OPENED))["spec"]["containers"][0]
-        want = ["run", "--worker-image", "ghcr.io/carry-on/worker:0.1.0", "--pod-user", "auto", "--namespace", "team-a", "--namespace", "team-b"]
+        want = ["run", "--worker-image", "ghcr.io/carry-on/worker:0.1.0", "--worker-cuda-image", "ghcr.io/carry-on/worker-cuda:0.1.0"]
+        want += ["--pod-user", "auto", "--namespace", "team-a", "--namespace", "team-b"]
         want += ["--listen", "0.0.0.0:8080", "--installation", f"{NAMESPACE}/carry-on", "--identity", "$(POD_NAME)"]
         self.assertEqual((container["command"], container["args"]), (["carryon-operator"], want))
 

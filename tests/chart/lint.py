@@ -39,8 +39,9 @@ def children():
         other = copy.deepcopy(pool)
         other["metadata"]["name"] += f"-{number}"
         pod = other["spec"]["template"]["spec"]
-        pod |= {"volumes": part["volumes"]} | ({"initContainers": part["initContainers"]} if part["initContainers"] else {})
-        pod["containers"][0] |= {"args": part["args"], "volumeMounts": part["volumeMounts"]}
+        given = {key: value for key, value in part.items() if value is not None}
+        pod |= {key: given[key] for key in given.keys() & {"volumes", "initContainers", "resourceClaims", "runtimeClassName"}}
+        pod["containers"][0] |= {key: given[key] for key in given.keys() & {"args", "volumeMounts", "image", "env", "resources"}}
         whole.append(other)
     return whole
 

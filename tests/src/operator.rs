@@ -25,6 +25,8 @@ use crate::cluster::TestCluster;
 const HOME: &str = "carry-on-system";
 /// Who reaches pods that NetworkPolicies close, as the operator is told.
 pub const PEERS: &str = r#"{"operator": {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "carry-on-system"}}}}"#;
+/// Worker image of pools that ask for a GPU.
+pub const CUDA_IMAGE: &str = "example.org/worker-cuda:1";
 /// Who the operator is, to the API server.
 pub const ACCOUNT: &str = "system:serviceaccount:carry-on-system:carry-on-operator";
 
@@ -134,6 +136,7 @@ impl Operator {
         let way = Arc::new(Way { answered, last: options.last, reached, cut, lists_held, writes_held, agent });
         let args = RunArgs {
             worker_image: options.worker_image.map_or_else(|| Settings::default().worker_image, str::to_owned),
+            worker_cuda_image: Some(CUDA_IMAGE.to_owned()),
             pod_user: PodUser::Auto,
             pod_defaults: PodDefaults::default(),
             network_policies: options.closed.then(|| PEERS.parse().expect("they are peers")),

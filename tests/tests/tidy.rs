@@ -181,6 +181,29 @@ fn no_file_is_too_long() {
     }
 }
 
+/// Nothing here builds them; what they name must be there.
+#[test]
+fn images_name_the_toolchain_stages_and_features_that_there_are() {
+    let read = |path: &str| fs::read_to_string(repository().join(path)).unwrap();
+    let after = |line: &str, word: &str| line.split_once(word).map(|(_, rest)| rest.split(' ').next().unwrap().to_owned());
+    let toolchain = format!("rust:{}-", after(&read("Cargo.toml").replace('"', " "), "rust-version =  ").unwrap());
+    for package in ["operator", "worker"] {
+        let (file, mut stages) = (read(&format!("{package}/Dockerfile")), Vec::new());
+        for line in file.lines() {
+            for image in [after(line, "FROM "), after(line, "--from=")].into_iter().flatten() {
+                assert!(stages.contains(&image) || image.contains(':'), "{package}: no stage {image}");
+                assert!(!image.starts_with("rust:") || image.starts_with(&toolchain), "{package}: {image} is not {toolchain}");
+            }
+            stages.extend(after(line, " AS "));
+            let feature = after(line, &format!("--features carryon-{package}/"));
+            let known = |name: &String| read(&format!("{package}/Cargo.toml")).contains(&format!("\n{name} = ["));
+            assert!(feature.as_ref().is_none_or(known), "{package} has no feature {feature:?}");
+            let binary = after(line, "--bin ");
+            assert!(binary.as_ref().is_none_or(|name| *name == format!("carryon-{package}")), "{package}: {binary:?}");
+        }
+    }
+}
+
 /// With a worker that does not exist, `local up` ends after it has admitted every manifest and before it starts anything.
 #[test]
 fn every_example_is_admitted() {

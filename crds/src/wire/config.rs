@@ -16,7 +16,7 @@ pub struct BaseConfig {
     pub name: String,
     /// Number type of weights and states.
     pub dtype: Dtype,
-    /// Limits.
+    /// Its device and its limits; quantities are numbers of bytes here.
     pub engine: Engine,
 }
 

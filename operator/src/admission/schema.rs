@@ -27,6 +27,10 @@ pub fn strict(schema: &Value) -> Value {
     {
         strict.insert("type".to_owned(), json!([kind, "null"]));
     }
+    // The types in an `anyOf` beside it are dropped from a definition.
+    if members.get("x-kubernetes-int-or-string") == Some(&json!(true)) {
+        strict.insert("type".to_owned(), json!(["integer", "string"]));
+    }
     if members.contains_key("properties") && !members.contains_key("additionalProperties") {
         strict.insert("additionalProperties".to_owned(), json!(false));
     }

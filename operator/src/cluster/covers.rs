@@ -1,8 +1,7 @@
 //! Whether an object in the cluster already says all that we want it to say.
 
+use carryon_crds::quantity;
 use serde_json::Value;
-
-use crate::shared::quantity;
 
 /// Members by which the items of a list are told apart, as in server-side apply's list maps.
 const KEYS: [&str; 5] = ["name", "mountPath", "containerPort", "port", "uid"];

@@ -157,6 +157,7 @@ async fn work(args: &RunArgs, clients: &Clients, leader: &Leader, readiness: &Re
     let applier = Applier::new(client.clone(), written.clone());
     let settings = Settings {
         worker_image: args.worker_image.clone(),
+        worker_cuda_image: args.worker_cuda_image.clone(),
         pod_user,
         pod_defaults: args.pod_defaults.clone(),
         peers: args.network_policies.clone(),

@@ -68,6 +68,7 @@ fn template(gateway: &Validated) -> PodTemplateSpec {
         basis: &gateway.basis,
         subcommand: "serve",
         args,
+        env: Vec::new(),
         port: names::GATEWAY_PORT,
         mounts,
         before: None,

@@ -75,6 +75,7 @@ fn template(job: &Validated) -> PodTemplateSpec {
             ("--output", pods::inside(names::OUTPUT_DIR, job.output.path.as_deref())),
             ("--termination-log", names::TERMINATION_LOG.to_owned()),
         ],
+        env: Vec::new(),
         port: names::TRAINER_PORT,
         mounts: vec![
             Mount { name: "output".into(), path: names::OUTPUT_DIR.into(), source: output, read_only: false },

@@ -31,7 +31,7 @@ pub fn violations(object: &Value, has_claim: &dyn Fn(&str, &str) -> bool) -> Vec
     for list in ["requests", "limits"] {
         let names = pod["resources"][list].as_object().into_iter().flatten().map(|(name, _)| name);
         violations.extend(names.filter(|name| !RESOURCES.contains(&name.as_str())).map(|name| {
-            let reason = format!("local mode has no {name}: its processes run on the CPUs of this machine");
+            let reason = format!("local mode has no {name} to give: leave it out, workers find this machine's devices");
             Violation::new(format!("spec.{template}.resources.{list}[{name}]"), reason)
         }));
     }

@@ -4,7 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use carryon_crds::names;
-use k8s_openapi::api::core::v1::{Container, Pod, Service, Volume};
+use carryon_crds::quantity::Bytes;
+use k8s_openapi::api::core::v1::{Container, EnvVar, Pod, Service, Volume};
 use kube::ResourceExt as _;
 
 use super::folders::Folders;
@@ -49,11 +50,21 @@ pub fn process(pod: &Pod, store: &Store, folders: &Folders, worker: &Path) -> Re
     Ok(Process {
         program: if program == names::WORKER { worker.to_owned() } else { PathBuf::from(program) },
         args,
-        env: container.env.iter().flatten().filter_map(|variable| Some((variable.name.clone(), variable.value.clone()?))).collect(),
+        env: container.env.iter().flatten().filter_map(|variable| Some((variable.name.clone(), value(variable, &container)?))).collect(),
         log: folders.log(&namespace, &pod.name_any()),
         folder,
         termination_log,
     })
+}
+
+/// The value of an environment variable: its own, or one of the container's limits in bytes, where it has it.
+fn value(variable: &EnvVar, container: &Container) -> Option<String> {
+    let limit = || {
+        let resource = variable.value_from.as_ref()?.resource_field_ref.as_ref()?.resource.strip_prefix("limits.")?;
+        let quantity = container.resources.as_ref()?.limits.as_ref()?.get(resource)?;
+        Bytes::read(&quantity.0).map(|bytes| bytes.0.to_string())
+    };
+    variable.value.clone().or_else(limit)
 }
 
 /// The loopback port that stands for `port` of the container, once the pod was given one.

@@ -51,7 +51,10 @@ impl Supervisor {
         // The workloads of an earlier run learn that their pods are down before anybody reads their statuses.
         workloads::tick(&mut store, &Time(Timestamp::now()))?;
         let polls = Polls::new().map_err(io::Error::other)?;
-        Ok(Self { folders: folders.clone(), store, kubelet, polls, settings: Settings::default(), unwritten: BTreeSet::new(), _lock: lock })
+        // One binary stands for both images: it says itself whether it is built for CUDA.
+        let images = Settings::default();
+        let settings = Settings { worker_cuda_image: Some(images.worker_image.clone()), ..images };
+        Ok(Self { folders: folders.clone(), store, kubelet, polls, settings, unwritten: BTreeSet::new(), _lock: lock })
     }
 
     /// The objects.

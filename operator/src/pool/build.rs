@@ -4,7 +4,7 @@
 use carryon_crds::names;
 use carryon_crds::pool::{ImageMount, ModelImage};
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet, StatefulSetSpec, StatefulSetStatus};
-use k8s_openapi::api::core::v1::{ConfigMap, PodTemplateSpec, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, EnvVar, EnvVarSource, PodTemplateSpec, ResourceFieldSelector, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
@@ -54,11 +54,20 @@ fn template(pool: &Validated) -> PodTemplateSpec {
         basis: &pool.basis,
         subcommand: "base",
         args: vec![("--model", model)],
+        env: vec![memory_limit()],
         port: names::POOL_PORT,
         mounts: vec![Mount { name: "model".into(), path: names::MODEL_DIR.into(), source, read_only: true }],
         before,
         lifetime: Lifetime::Server,
     })
+}
+
+/// Tells the worker how much memory its pod may use, once it is made: a LimitRange or an autoscaler may have the last word. Of a pod without a
+/// limit the kubelet says what its node gives to pods, which is a limit too.
+fn memory_limit() -> EnvVar {
+    let limit = ResourceFieldSelector { resource: "limits.memory".to_owned(), ..ResourceFieldSelector::default() };
+    let source = EnvVarSource { resource_field_ref: Some(limit), ..EnvVarSource::default() };
+    EnvVar { name: names::MEMORY_LIMIT.to_owned(), value: None, value_from: Some(source) }
 }
 
 /// Renders the children.

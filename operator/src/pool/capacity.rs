@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 
 use carryon_crds::common::PodTemplate;
+use carryon_crds::quantity;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::ResourceExt as _;
-
-use crate::shared::quantity;
 
 /// Nodes named in the message; the others are counted.
 const NAMED: usize = 3;

@@ -2,6 +2,7 @@
 
 pub mod build;
 pub mod capacity;
+pub mod gpu;
 pub mod observe;
 pub mod status;
 pub mod validate;

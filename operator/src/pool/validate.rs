@@ -7,7 +7,7 @@ use carryon_crds::{BaseModelPool, BaseModelPoolSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::ResourceExt as _;
 
-use super::Observed;
+use super::{Observed, gpu};
 use crate::shared::meta::Owner;
 use crate::shared::pods::Basis;
 use crate::shared::revision::{Rendering, Source};
@@ -52,13 +52,15 @@ pub fn validate(pool: &BaseModelPool, observed: &Observed, settings: &Settings) 
         (None, Some(image)) => Model::Image(image.clone()),
         (None, None) => return Err(Refusal::permanent("NoModelSource", "spec.model.source is empty: set persistentVolumeClaim or image")),
     };
+    gpu::room(spec)?;
     let shaping = BaseModelPoolSpec { replicas: None, sharing: Sharing::default(), ..spec.clone() };
     let rendering = Rendering::of(&Source::of(pool, shaping), &observed.revisions);
+    let image = rendering.image().map_or_else(|| gpu::image(spec, settings), Ok)?;
     Ok(Validated {
         config: BaseConfig { name: pool.name_any(), dtype: spec.dtype, engine: spec.engine.clone() },
         model,
         replicas: spec.replicas,
         shared: sharing::selector(&spec.sharing.namespaces),
-        basis: Basis::new(owner, &spec.server, rendering, settings),
+        basis: Basis { image, ..Basis::new(owner, &spec.server, rendering, settings) },
     })
 }

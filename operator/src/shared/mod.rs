@@ -5,7 +5,6 @@ pub mod kstatus;
 pub mod meta;
 pub mod network_policy;
 pub mod pods;
-pub mod quantity;
 pub mod revision;
 pub mod rollout;
 pub mod said;
@@ -49,6 +48,8 @@ pub type Outcome<V, A> = Result<(V, A), Refusal>;
 pub struct Settings {
     /// Worker image of pods that are rendered today and whose object names none.
     pub worker_image: String,
+    /// The one that is built for CUDA, for pools that ask for a GPU.
+    pub worker_cuda_image: Option<String>,
     /// User, and group of written volumes, of pods; none where the cluster picks them.
     pub pod_user: Option<i64>,
     /// What pods that are rendered today get beside what their objects say.
@@ -61,6 +62,6 @@ impl Default for Settings {
     fn default() -> Self {
         // As distroless images call their user "nonroot".
         let worker_image = concat!("ghcr.io/carry-on/worker:", env!("CARGO_PKG_VERSION")).to_owned();
-        Self { worker_image, pod_user: Some(65_532), pod_defaults: PodDefaults::default(), peers: None }
+        Self { worker_image, worker_cuda_image: None, pod_user: Some(65_532), pod_defaults: PodDefaults::default(), peers: None }
     }
 }

@@ -6,19 +6,19 @@ mod volumes;
 use std::collections::BTreeMap;
 
 use carryon_crds::common::{LocalReference, PodTemplate, Resources};
-use carryon_crds::names;
+use carryon_crds::{names, quantity};
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, ContainerPort, LocalObjectReference, PodSecurityContext, PodSpec, PodTemplateSpec, ResourceClaim,
+    Capabilities, Container, ContainerPort, EnvVar, LocalObjectReference, PodSecurityContext, PodSpec, PodTemplateSpec, ResourceClaim,
     ResourceRequirements, SeccompProfile, SecurityContext, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use self::lifetime::{Lifetime, progress_deadline};
 pub use self::volumes::{Mount, MountSource, inside};
+use super::Settings;
 use super::meta::Owner;
 use super::network_policy::Peers;
 use super::revision::Rendering;
-use super::{Settings, quantity};
 
 /// What the pods of an object are made from, whatever their role.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,10 +38,11 @@ pub struct Basis {
 }
 
 impl Basis {
-    /// Of the pods of `owner`.
+    /// Of the pods of `owner`, with the worker image that they were rendered with, or today's.
     pub fn new(owner: Owner, template: &PodTemplate, rendering: Rendering, settings: &Settings) -> Self {
-        let (image, user, peers) = (rendering.image(settings), settings.pod_user, settings.peers.clone());
-        Self { owner, template: settings.pod_defaults.fill(template), image, user, peers, rendering }
+        let image = rendering.image().unwrap_or_else(|| settings.worker_image.clone());
+        let (template, user, peers) = (settings.pod_defaults.fill(template), settings.pod_user, settings.peers.clone());
+        Self { owner, template, image, user, peers, rendering }
     }
 }
 
@@ -53,6 +54,8 @@ pub struct Role<'a> {
     pub subcommand: &'static str,
     /// Arguments beside `--config`, `--listen` and `--threads`.
     pub args: Vec<(&'static str, String)>,
+    /// Environment variables, for templates that do not name them.
+    pub env: Vec<EnvVar>,
     /// Port of the one listener.
     pub port: i32,
     /// Volumes beside configuration and `/tmp`. Those that are written to belong to a group of the user's number.
@@ -116,6 +119,7 @@ fn worker(role: &Role<'_>, mounts: Vec<VolumeMount>) -> Container {
     role.args.iter().for_each(|(name, value)| argument(name, value.clone()));
     role.lifetime.drain(template).into_iter().for_each(|seconds| argument("--drain-seconds", seconds.to_string()));
     threads(&template.resources).into_iter().for_each(|count| argument("--threads", count.to_string()));
+    let unnamed = role.env.iter().filter(|own| template.env.iter().all(|named| named.name != own.name));
     Container {
         name: owner.component.to_owned(),
         image: template.image.clone().or_else(|| Some(image.clone())),
@@ -132,7 +136,7 @@ fn worker(role: &Role<'_>, mounts: Vec<VolumeMount>) -> Container {
         termination_message_path: Some(names::TERMINATION_LOG.to_owned()),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         volume_mounts: Some([mounts, template.volume_mounts.clone()].concat()),
-        env: filled(template.env.clone()),
+        env: filled(unnamed.chain(&template.env).cloned().collect()),
         ..Container::default()
     }
 }

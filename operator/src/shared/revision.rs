@@ -17,7 +17,6 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::Settings;
 use super::meta::Owner;
 
 /// Member of a ControllerRevision's data. One text takes a fraction of the memory that its members would.
@@ -76,10 +75,9 @@ impl Rendering {
         Self { source: serde_json::to_string(source).expect("a spec is JSON"), standing }
     }
 
-    /// The worker image of pods whose spec names none: the one they were rendered with, or today's.
-    pub fn image(&self, settings: &Settings) -> String {
-        let image = self.standing.as_ref().and_then(|standing| standing.pods.template.spec.as_ref()?.containers.first()?.image.clone());
-        image.unwrap_or_else(|| settings.worker_image.clone())
+    /// The worker image that the pods were rendered with; none when they are to be rendered today.
+    pub fn image(&self) -> Option<String> {
+        self.standing.as_ref()?.pods.template.spec.as_ref()?.containers.first()?.image.clone()
     }
 
     /// What was rendered before, or today's `template` with this configuration, for the child called `child`.

@@ -4,7 +4,7 @@ use carryon_crds::condition::types::{FAILED, NO_NODE_FITS, READY, STALLED};
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob};
 use carryon_tests::cluster::hollow::Fate;
 use carryon_tests::example;
-use carryon_tests::operator::Operator;
+use carryon_tests::operator::{CUDA_IMAGE, Operator};
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::api::{DeleteParams, ObjectMeta, PostParams};
@@ -68,6 +68,7 @@ fn a_pool_that_no_node_could_hold_says_so_with_the_figures_until_one_comes() {
     let pool = world.until::<BaseModelPool>("large", "smollm2", NO_NODE_FITS, "True", "InsufficientCapacity");
     assert_eq!(pool.message(NO_NODE_FITS), "no node is large enough for a pod: gpu-1 has 2 of 4 nvidia.com/gpu");
     world.until::<BaseModelPool>("large", "smollm2", STALLED, "False", "Unschedulable");
+    assert_eq!(world.get::<BaseModelPool>("large", "smollm2").status.unwrap().worker_image.as_deref(), Some(CUDA_IMAGE));
     world.cluster.add_extended_resource("gpu-1", "nvidia.com/gpu", 8);
     world.until_is::<BaseModelPool>("large", "smollm2", "may fit", &|pool| pool.message(NO_NODE_FITS).is_empty());
     world.no_refused_writes();

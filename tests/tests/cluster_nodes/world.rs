@@ -84,7 +84,9 @@ impl World {
         let nodes = self.cluster.kubectl(&["get", "nodes", "--output", addresses]);
         let block = |address: &str| json!({ "ipBlock": { "cidr": format!("{address}/{}", if address.contains(':') { 128 } else { 32 }) } });
         let scrapers = format!("networkPolicies.scrapers={}", json!(nodes.split_whitespace().map(block).collect::<Vec<_>>()));
-        let arguments = [&["--set-json", &scrapers][..], arguments].concat();
+        // Its nodes' GPUs are none: the one image has to do for both.
+        let cuda = "workerImage.cuda.repository=localhost/carry-on/worker,workerImage.cuda.tag=test";
+        let arguments = [&["--set-json", &scrapers, "--set", cuda][..], arguments].concat();
         self.install_chart(&repository().join("charts/carry-on"), command, release, &arguments);
     }
 

@@ -46,6 +46,15 @@ fn a_truncated_gguf_file_is_named_with_what_is_missing() {
 }
 
 #[test]
+fn a_device_that_the_worker_is_not_built_for_is_refused_by_name() {
+    let local = Local::new("device");
+    let config = write_config(&local.data(), r#"{"name": "p", "dtype": "bfloat16", "engine": {"device": "cuda:1"}}"#);
+    let output = worker(&["base", "--config", &config, "--model", "/nowhere/model.gguf", "--listen", "127.0.0.1:0"]);
+    assert_eq!(output.status.code(), Some(78), "{}", text(&output));
+    assert!(text(&output).contains("engine.device is cuda:1, and this worker is built without CUDA"), "{}", text(&output));
+}
+
+#[test]
 fn another_artifact_than_the_one_asked_for_is_refused_by_file_and_digest() {
     let local = Local::new("artifact");
     fs::copy(repository().join("tests/oracles/fixtures/head_gated.safetensors"), local.data().join("head.safetensors")).unwrap();

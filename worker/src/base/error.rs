@@ -4,6 +4,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use carryon_crds::pool::Device;
+use carryon_crds::quantity::Bytes;
 use carryon_crds::wire::ExitCode;
 
 use crate::kernel::DeviceError;
@@ -20,6 +22,20 @@ pub enum BaseError {
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
+    },
+    /// The worker cannot compute where it should.
+    #[error("engine.device is {device}, and this worker is built without CUDA: start the image for CUDA, or say auto or cpu")]
+    WithoutCuda {
+        /// Where.
+        device: Device,
+    },
+    /// Keys and values would take all memory.
+    #[error("engine.kvCacheMemory: {wanted} and the weights do not fit into the pod's memory: {limit}")]
+    KvCacheTooLarge {
+        /// What they should have.
+        wanted: Bytes,
+        /// What there is.
+        limit: Bytes,
     },
     /// The checkpoint cannot be used.
     #[error("failed to load the model: {0}")]
@@ -79,9 +95,8 @@ impl BaseError {
     /// The exit code of this failure.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Configuration { .. } | Self::Model(ModelError::Unsupported { .. }) | Self::Tokenizer { .. } | Self::Template { .. } => {
-                ExitCode::Configuration
-            }
+            Self::Configuration { .. } | Self::WithoutCuda { .. } | Self::KvCacheTooLarge { .. } => ExitCode::Configuration,
+            Self::Model(ModelError::Unsupported { .. }) | Self::Tokenizer { .. } | Self::Template { .. } => ExitCode::Configuration,
             Self::Model(ModelError::Invalid { .. }) | Self::Damaged { .. } => ExitCode::Data,
             Self::Model(ModelError::Read { .. } | ModelError::Device(_))
             | Self::File { .. }

@@ -13,14 +13,6 @@ pub fn available() -> u64 {
     limits.chain(machine).min().unwrap_or(0)
 }
 
-/// Share of the memory that keys and values may take when the configuration does not say: a quarter.
-const KV_CACHE_SHARE: u64 = 4;
-
-/// Bytes for keys and values in a pod with `memory` bytes: what was asked for, or [`KV_CACHE_SHARE`] of it.
-pub fn kv_cache_bytes(asked: Option<u64>, memory: u64) -> u64 {
-    asked.unwrap_or(memory / KV_CACHE_SHARE)
-}
-
 fn total(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
@@ -36,6 +28,5 @@ mod tests {
         assert_eq!(total("MemFree: 1 kB\n"), None);
         let machine = total(&fs::read_to_string("/proc/meminfo").unwrap()).unwrap();
         assert!((1..=machine).contains(&available()));
-        assert_eq!((kv_cache_bytes(Some(7), 100), kv_cache_bytes(None, 100)), (7, 25));
     }
 }

@@ -11,6 +11,7 @@ mod load;
 mod memory;
 pub mod metrics;
 pub mod pages;
+mod placement;
 pub mod queue;
 pub mod registry;
 pub mod routes;
@@ -33,6 +34,7 @@ use device::{Device, Ended, EngineLimits};
 pub use error::BaseError;
 use load::Loaded;
 use metrics::Metrics;
+pub use placement::Placement;
 use registry::{Fit, LoadedHead, Registry};
 use routes::{Pool, Ready};
 use uploads::Uploads;
@@ -47,11 +49,13 @@ use crate::kernel::{Backend, Cpu, Threads};
 /// A configuration or checkpoint that cannot be used, an address that cannot be listened on, or the end of the device thread.
 pub fn run(args: &BaseArgs) -> Result<ExitCode, BaseError> {
     let config = configuration(&args.config)?;
+    let placement = Placement::new(args, &config.engine, cfg!(feature = "cuda"))?;
+    tracing::info!("computes on {}", placement.device);
     let runtime = tokio::runtime::Runtime::new().map_err(BaseError::Serve)?;
     let outcome = runtime.block_on(async {
         let listener = TcpListener::bind(args.listen).await.map_err(|source| BaseError::Listen { address: args.listen, source })?;
         let drain = Duration::from_secs(args.drain_seconds);
-        serve(listener, config, args.model.clone(), args.threads, drain, told_to_end().map_err(BaseError::Serve)?).await
+        serve(listener, config, args.model.clone(), placement, drain, told_to_end().map_err(BaseError::Serve)?).await
     });
     // A model that is still being loaded must not hold up the end.
     runtime.shutdown_background();
@@ -66,21 +70,21 @@ pub async fn serve(
     listener: TcpListener,
     config: BaseConfig,
     model: PathBuf,
-    threads: Option<usize>,
+    placement: Placement,
     drain: Duration,
     end: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), BaseError> {
     let metrics = Arc::new(Metrics::new().map_err(|error| BaseError::Serve(std::io::Error::other(error)))?);
     let instance = format!("{:032x}", rand::random::<u128>());
     // One of the largest requests at a time, or many small ones.
-    let (bodies, uploads) = (Bodies::new(MAX_REQUEST_BYTES as usize), Uploads::new(memory::available()));
+    let (bodies, uploads) = (Bodies::new(MAX_REQUEST_BYTES as usize), Uploads::new(memory::available().min(placement.memory_limit.unwrap_or(u64::MAX))));
     let pool = Arc::new(Pool { instance, metrics, bodies, uploads, ready: OnceLock::new(), draining: AtomicBool::new(false) });
     tracing::info!("pool {:?} listens on {}", config.name, listener.local_addr().map_err(BaseError::Serve)?);
 
     let (ending, mut ended) = watch::channel(false);
     let loading = {
         let pool = pool.clone();
-        tokio::task::spawn_blocking(move || load(&pool, &config, &model, threads))
+        tokio::task::spawn_blocking(move || load(&pool, &config, &model, &placement))
     };
     let told = async move { drop(ended.wait_for(|ending| *ending).await) };
     let server = tokio::spawn(http::serve(listener, routes::router(pool.clone()), Silence::default(), told));
@@ -108,14 +112,21 @@ pub async fn serve(
 }
 
 /// Loads the model, starts the device thread, declares the pod ready. What it returns fails when the thread panics.
-fn load(pool: &Pool, config: &BaseConfig, path: &Path, threads: Option<usize>) -> Result<Ended, BaseError> {
+fn load(pool: &Pool, config: &BaseConfig, path: &Path, placement: &Placement) -> Result<Ended, BaseError> {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = Threads::new(threads.unwrap_or_else(cores));
-    start(pool, config, path, Cpu::new(threads.clone()), threads)
+    let threads = Threads::new(placement.threads.unwrap_or_else(cores));
+    start(pool, config, path, placement, Cpu::new(threads.clone()), threads)
 }
 
 /// The same on the device `backend`; `host` works for it on the CPU.
-fn start<B: Backend>(pool: &Pool, config: &BaseConfig, path: &Path, backend: B, host: Arc<Threads>) -> Result<Ended, BaseError> {
+fn start<B: Backend>(
+    pool: &Pool,
+    config: &BaseConfig,
+    path: &Path,
+    placement: &Placement,
+    backend: B,
+    host: Arc<Threads>,
+) -> Result<Ended, BaseError> {
     let start = Instant::now();
     let Loaded { description, model, tokenizer } = load::load(path, config, &pool.instance, backend, pool.uploads.memory())?;
     let registry = Arc::new(Registry::new(head_memory(pool.uploads.memory())));
@@ -123,7 +134,7 @@ fn start<B: Backend>(pool: &Pool, config: &BaseConfig, path: &Path, backend: B, 
         max_model_len: description.limits.max_model_len as usize,
         max_num_seqs: config.engine.max_num_seqs as usize,
         max_num_batched_tokens: config.engine.max_num_batched_tokens as usize,
-        kv_cache_bytes: memory::kv_cache_bytes(None, pool.uploads.memory()),
+        kv_cache_bytes: placement.kv_cache(pool.uploads.memory()),
     };
     let (device, ended) = Device::start(model.clone(), host, &limits, registry.clone(), pool.metrics.clone())?;
     tracing::info!(

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use carryon_crds::common::Taps;
 use carryon_crds::job::Task;
-use carryon_crds::pool::{Dtype, Engine};
+use carryon_crds::pool::{Device, Dtype, Engine};
 use carryon_crds::wire::{BaseConfig, BaseReference, HeadShape, ModelDescription};
-use carryon_worker::base::{self, BaseError};
+use carryon_worker::base::{self, BaseError, Placement};
 use carryon_worker::exchange::wire::{GenerateEvent, GenerateRequest};
 use carryon_worker::exchange::{ClientError, Endpoint, PoolClient};
 use carryon_worker::head::{Artifact, Runner, init};
@@ -23,7 +23,8 @@ use crate::common::engine::{Pages, cpu, head_outputs};
 use crate::common::tiny::{Random, Tiny};
 
 /// Small enough that long sequences need several batches.
-pub const ENGINE: Engine = Engine { max_model_len: 256, max_num_seqs: 4, max_num_batched_tokens: 32 };
+pub const ENGINE: Engine =
+    Engine { device: Device::Cpu, kv_cache_memory: None, max_model_len: 256, max_num_seqs: 4, max_num_batched_tokens: 32 };
 
 pub struct Pool {
     pub url: String,
@@ -64,7 +65,7 @@ impl Pool {
         let config = BaseConfig { name: "test".to_owned(), dtype, engine };
         let path_of_server: PathBuf = path.to_owned();
         let server =
-            tokio::spawn(base::serve(listener, config, path_of_server, Some(2), Duration::from_secs(25), async move { drop(told.await) }));
+            tokio::spawn(base::serve(listener, config, path_of_server, Placement::cpu(2), Duration::from_secs(25), async move { drop(told.await) }));
         let client = PoolClient::connect(std::slice::from_ref(&url), Duration::from_secs(60)).unwrap();
         let description = client.describe().await.unwrap();
         let engine = crate::common::engine::load(path, dtype, 1);
