@@ -12,7 +12,7 @@ pub mod metrics;
 pub mod queue;
 pub mod registry;
 pub mod routes;
-mod sampling;
+pub mod sampling;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};

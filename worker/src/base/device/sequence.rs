@@ -7,7 +7,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::base::queue::Demand;
 use crate::base::registry::LoadedHead;
-use crate::base::sampling::{Sampler, logprobs};
+use crate::base::sampling::{Row, Sampler, logprobs};
 use crate::exchange::wire::{ErrorCode, FinishReason, GenerateEvent, TokenLogprob, Usage, WireError};
 use crate::head::HeadKv;
 use crate::model::Kv;
@@ -123,20 +123,24 @@ impl Sequence {
 
     /// Takes the logits of `position`: scores the prompt's next token, or chooses one.
     pub fn take_logits(&mut self, position: usize, logits: &[f32]) {
+        if self.finished {
+            return;
+        }
+        let Some(row) = Row::read(logits) else { return self.fail(ErrorCode::HeadNotFinite, "the logits are not finite") };
         let Purpose::Answer(answer) = &mut self.purpose else { return };
         if position + 1 < self.prompt {
-            let scored = logprobs(logits, self.tokens[position + 1], answer.prompt_logprobs.unwrap_or(0) as usize);
+            let scored = logprobs(&row, self.tokens[position + 1], answer.prompt_logprobs.unwrap_or(0) as usize);
             answer.scored.push(Some(scored));
             return;
         }
         self.finish_prompt();
         let Purpose::Answer(answer) = &mut self.purpose else { return };
-        let token = answer.sampler.sample(logits);
+        let token = answer.sampler.sample(&row);
         if answer.stop_token_ids.contains(&token) {
             return self.finish(FinishReason::Stop);
         }
         let event = match answer.logprobs {
-            Some(count) => logprobs(logits, token, count as usize),
+            Some(count) => logprobs(&row, token, count as usize),
             None => TokenLogprob { token, logprob: None, top: Vec::new() },
         };
         // A reader that went away is noticed before the next step.
