@@ -13,6 +13,7 @@ pub mod queue;
 pub mod registry;
 pub mod routes;
 pub mod sampling;
+pub mod schedule;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
