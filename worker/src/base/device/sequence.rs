@@ -197,3 +197,30 @@ impl Sequence {
         self.finished = true;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::Semaphore;
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+    use crate::exchange::wire::GenerateRequest;
+
+    #[test]
+    fn logits_that_are_not_finite_end_the_answer_once_and_with_an_error() {
+        for (prompt_logprobs, position) in [(None, 1), (Some(0), 0)] {
+            let (events, mut received) = unbounded_channel();
+            let sampler = Sampler::new(&GenerateRequest::greedy(vec![1, 2], 4));
+            let (stop_token_ids, scored) = (Vec::new(), Vec::new());
+            let answer = Answer { events, sampler, stop_token_ids, logprobs: None, prompt_logprobs, max_tokens: 4, scored };
+            let permit = Arc::new(Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap());
+            let (tokens, purpose) = (vec![1, 2], Purpose::Answer(Box::new(answer)));
+            let mut sequence =
+                Sequence { tokens, prompt: 2, done: 2, max_length: 16, kv: None, head: None, purpose, finished: false, permit };
+            (position..2).for_each(|position| sequence.take_logits(position, &[0.5, f32::NAN, 1.0]));
+            assert!(sequence.finished);
+            assert!(matches!(received.try_recv(), Ok(GenerateEvent::Error { error }) if error.code == ErrorCode::HeadNotFinite));
+            assert!(received.try_recv().is_err());
+        }
+    }
+}

@@ -1,4 +1,5 @@
 use super::*;
+use crate::kernel::Threads;
 
 fn row(logits: &[f32]) -> Row<'_> {
     Row::read(logits).unwrap()
@@ -215,6 +216,17 @@ fn a_row_that_is_not_finite_is_refused() {
         }
     }
     assert!(Row::read(&[f32::NEG_INFINITY; 3]).is_none() && Row::read(&[]).is_none());
+}
+
+#[test]
+fn rows_on_several_threads_give_the_tokens_of_one() {
+    let rows: Vec<_> = (0..9).map(|seed| noise(seed, 2000)).collect();
+    let tokens = |threads: usize| {
+        let mut samplers: Vec<_> = (0..9).map(|seed| (sampler(0.8, 0.9, seed, Sampling::default()), 0)).collect();
+        Threads::new(threads).for_each(&mut samplers, |index, (sampler, token)| *token = sampler.sample(&row(&rows[index])));
+        samplers.into_iter().map(|(_, token)| token).collect::<Vec<_>>()
+    };
+    assert_eq!(tokens(1), tokens(3));
 }
 
 #[test]
