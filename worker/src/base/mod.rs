@@ -15,7 +15,8 @@ mod placement;
 pub mod queue;
 pub mod registry;
 pub mod routes;
-mod sampling;
+pub mod sampling;
+pub mod schedule;
 pub mod uploads;
 
 use std::future::Future;
@@ -77,7 +78,8 @@ pub async fn serve(
     let metrics = Arc::new(Metrics::new().map_err(|error| BaseError::Serve(std::io::Error::other(error)))?);
     let instance = format!("{:032x}", rand::random::<u128>());
     // One of the largest requests at a time, or many small ones.
-    let (bodies, uploads) = (Bodies::new(MAX_REQUEST_BYTES as usize), Uploads::new(memory::available().min(placement.memory_limit.unwrap_or(u64::MAX))));
+    let (bodies, uploads) =
+        (Bodies::new(MAX_REQUEST_BYTES as usize), Uploads::new(memory::available().min(placement.memory_limit.unwrap_or(u64::MAX))));
     let pool = Arc::new(Pool { instance, metrics, bodies, uploads, ready: OnceLock::new(), draining: AtomicBool::new(false) });
     tracing::info!("pool {:?} listens on {}", config.name, listener.local_addr().map_err(BaseError::Serve)?);
 

@@ -41,7 +41,9 @@ impl Placement {
         };
         match (engine.kv_cache_memory, args.memory_limit.map(Bytes)) {
             (Some(wanted), Some(limit)) if wanted >= limit && device == Device::Cpu => Err(BaseError::KvCacheTooLarge { wanted, limit }),
-            (wanted, limit) => Ok(Self { device, kv_cache_bytes: wanted.map(u64::from), memory_limit: limit.map(u64::from), threads: args.threads }),
+            (wanted, limit) => {
+                Ok(Self { device, kv_cache_bytes: wanted.map(u64::from), memory_limit: limit.map(u64::from), threads: args.threads })
+            }
         }
     }
 

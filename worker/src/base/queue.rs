@@ -5,14 +5,7 @@
 
 use std::collections::VecDeque;
 
-/// A sequence that is being served: tokens it still has to run before it can go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Demand {
-    /// The rest of a prompt.
-    Prefill(usize),
-    /// The token sampled last.
-    Decode,
-}
+pub use super::schedule::{Demand, training_batch};
 
 /// Shares `budget` tokens out among sequences in order of arrival: each decoding sequence one first, so that no prompt
 /// stops an answer, then prompts in chunks. The result has one entry per sequence.
@@ -32,16 +25,6 @@ pub fn serving_batch(demands: &[Demand], budget: usize) -> Vec<usize> {
         }
     }
     grants
-}
-
-/// How many whole sequences from the front fit into `budget` tokens; at least one, which may be longer than the budget.
-pub fn training_batch(lengths: impl IntoIterator<Item = usize>, budget: usize) -> usize {
-    let mut tokens = 0;
-    let fits = |length| {
-        tokens += length;
-        tokens <= budget
-    };
-    lengths.into_iter().map(fits).take_while(|fits| *fits).count().max(1)
 }
 
 /// Served sequences, active and waiting, and training jobs, in order of arrival.
@@ -140,13 +123,6 @@ mod tests {
         ];
         for (demands, budget, expected) in cases {
             assert_eq!(serving_batch(demands, budget), expected, "{demands:?}");
-        }
-    }
-
-    #[test]
-    fn training_batches_are_whole_sequences_within_the_budget() {
-        for (lengths, expected) in [(&[5, 5, 5][..], 2), (&[11, 1], 1), (&[10], 1), (&[3, 3], 2), (&[], 1)] {
-            assert_eq!(training_batch(lengths.iter().copied(), 10), expected, "{lengths:?}");
         }
     }
 

@@ -60,7 +60,7 @@ async fn pool() -> (String, PoolClient) {
     let url = format!("http://{}", listener.local_addr().unwrap());
     let engine = Engine { max_model_len: 512, max_num_seqs: 4, max_num_batched_tokens: 128, ..Engine::default() };
     let config = BaseConfig { name: "real".into(), dtype: Dtype::Bfloat16, engine };
-    tokio::spawn(base::serve(listener, config, model_path(), Some(2), Duration::ZERO, std::future::pending()));
+    tokio::spawn(base::serve(listener, config, model_path(), base::Placement::cpu(2), Duration::ZERO, std::future::pending()));
     let client = PoolClient::connect(std::slice::from_ref(&url), Duration::from_secs(120)).unwrap();
     (url, client)
 }

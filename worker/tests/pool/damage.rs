@@ -15,8 +15,9 @@ use crate::harness::{ENGINE, checkpoint};
 async fn end(path: &Path) -> (String, ExitCode) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = BaseConfig { name: "test".to_owned(), dtype: Dtype::Float32, engine: ENGINE };
-    let error =
-        base::serve(listener, config, path.to_owned(), Some(1), std::time::Duration::ZERO, std::future::pending()).await.unwrap_err();
+    let error = base::serve(listener, config, path.to_owned(), base::Placement::cpu(1), std::time::Duration::ZERO, std::future::pending())
+        .await
+        .unwrap_err();
     (error.to_string(), error.exit_code())
 }
 

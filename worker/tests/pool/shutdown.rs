@@ -29,9 +29,16 @@ async fn answers_that_began_are_finished_before_the_end() {
 async fn a_pool_that_cannot_load_ends_with_a_named_error() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let config = BaseConfig { name: "test".to_owned(), dtype: Dtype::Float32, engine: ENGINE };
-    let error = base::serve(listener, config, "/nowhere/model.gguf".into(), Some(1), std::time::Duration::ZERO, std::future::pending())
-        .await
-        .unwrap_err();
+    let error = base::serve(
+        listener,
+        config,
+        "/nowhere/model.gguf".into(),
+        base::Placement::cpu(1),
+        std::time::Duration::ZERO,
+        std::future::pending(),
+    )
+    .await
+    .unwrap_err();
     assert!(error.to_string().contains("/nowhere/model.gguf"), "{error}");
     assert_eq!(error.exit_code(), ExitCode::Retryable);
 }

@@ -26,9 +26,16 @@ async fn a_template_that_cannot_be_used_is_the_pool_s_error_and_final() {
         settings(folder.path(), template.into());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let config = BaseConfig { name: "test".to_owned(), dtype: Dtype::Float32, engine: ENGINE };
-        let error = base::serve(listener, config, folder.path().to_owned(), Some(1), std::time::Duration::ZERO, std::future::pending())
-            .await
-            .unwrap_err();
+        let error = base::serve(
+            listener,
+            config,
+            folder.path().to_owned(),
+            base::Placement::cpu(1),
+            std::time::Duration::ZERO,
+            std::future::pending(),
+        )
+        .await
+        .unwrap_err();
         let expect = format!("failed to load the chat template of {:?}: {reason}", folder.path());
         assert!(error.to_string().starts_with(&expect), "{error}");
         assert_eq!(error.exit_code(), ExitCode::Configuration);

@@ -8,7 +8,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::base::pages::{BlockHash, Chain, Lease};
 use crate::base::queue::Demand;
 use crate::base::registry::LoadedHead;
-use crate::base::sampling::{Sampler, logprobs};
+use crate::base::sampling::{Row, Sampler, logprobs};
 use crate::exchange::wire::{ErrorCode, FinishReason, GenerateEvent, TokenLogprob, Usage, WireError};
 use crate::kernel::{PAGE, PageTable};
 
@@ -176,20 +176,24 @@ impl Sequence {
 
     /// Takes the logits of `position` (none where they are not wanted) and the likeliest token: scores the prompt's next token, or chooses one.
     pub fn take_logits(&mut self, position: usize, logits: &[f32], likeliest: u32) {
+        let row = if self.wants_logits(position) { Row::read(logits) } else { None };
         let Purpose::Answer(answer) = &mut self.purpose else { return };
         if position + 1 < self.prompt {
-            let scored = logprobs(logits, self.tokens[position + 1], answer.prompt_logprobs.unwrap_or(0) as usize);
-            answer.scored.push(Some(scored));
+            let scored = |row: &Row<'_>| logprobs(row, self.tokens[position + 1], answer.prompt_logprobs.unwrap_or(0) as usize);
+            answer.scored.push(row.as_ref().map(scored));
             return;
         }
         self.finish_prompt();
         let Purpose::Answer(answer) = &mut self.purpose else { return };
-        let token = if answer.sampler.is_greedy() { likeliest } else { answer.sampler.sample(logits) };
+        let token = match &row {
+            Some(row) => answer.sampler.sample(row),
+            None => likeliest,
+        };
         if answer.stop_token_ids.contains(&token) {
             return self.finish(FinishReason::Stop);
         }
-        let event = match answer.logprobs {
-            Some(count) => logprobs(logits, token, count as usize),
+        let event = match row.zip(answer.logprobs) {
+            Some((row, count)) => logprobs(&row, token, count as usize),
             None => TokenLogprob { token, logprob: None, top: Vec::new() },
         };
         // A reader that went away is noticed before the next step.

@@ -1,0 +1,150 @@
+//! What the device does next, and for how long: pure, without device and clock. Whoever runs it measures, and tells what it measured.
+//!
+//! Serving goes before training, a loss before a capture, and each in turn among its own. Everything is bounded in time by what steps and slices were
+//! measured to cost, so that three promises hold together:
+//!
+//! - an answer's next token comes after at most one step ([`STEP_SECONDS`], or twice the time that the answers alone take) and half as long again of
+//!   training;
+//! - training work that waits gets a third of the time ([`TRAINING_SHARE`]), captures a quarter of that of losses ([`CAPTURE_SHARE`]);
+//! - what comes in while the device is at something is seen after one slice ([`MOST_SLICE`]) or step ([`PROMPT_SECONDS`]).
+//!
+//! ```text
+//! loop: refresh, then turn() → Serve: grants(), run a step, served()
+//!                              Train: lane().take() for a start, run a slice, trained(); lane().end() after a batch's last
+//!                              Idle:  wait for what comes
+//! ```
+
+mod cost;
+mod serving;
+mod share;
+#[cfg(test)]
+mod simulation;
+mod training;
+
+pub use cost::{Cost, Pace, Tokens};
+pub use serving::{Demand, PROMPT_SECONDS, STEP_SECONDS, Serving};
+use share::Share;
+pub use training::{Kind, Lane, Trainer, Work, training_batch};
+
+/// Least share of the time that training gets while it waits. What is promised is a quarter of its speed alone; slices work a little slower than whole
+/// batches. An answer takes half as long again beside it.
+pub const TRAINING_SHARE: f64 = 1.0 / 3.0;
+/// Least share of the time of both that captures get beside losses: trainers who never stop asking for losses must not keep another from its states.
+pub const CAPTURE_SHARE: f64 = 0.25;
+/// Shortest slice beside answers: below it, starting and stopping costs more than the work. What is owed is saved up until then.
+pub const LEAST_SLICE: f64 = 0.004;
+/// Longest slice: how long a request that finds a device that only trains waits for it.
+pub const MOST_SLICE: f64 = 0.05;
+
+/// What the device does next.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Turn {
+    /// A step of the active sequences.
+    Serve,
+    /// A slice of about this many seconds of a job of a lane.
+    Train(Kind, Work, f64),
+    /// Nothing can run.
+    Idle,
+}
+
+/// Served sequences and training jobs, what they cost, and who is owed time.
+#[derive(Debug)]
+pub struct Schedule<S, T> {
+    /// Sequences that are served.
+    pub serving: Serving<S>,
+    losses: Lane<T>,
+    captures: Lane<T>,
+    cost: Cost,
+    max_tokens: usize,
+    training_share: Share,
+    capture_share: Share,
+    /// Seconds that training may run until the next step.
+    allowance: f64,
+    /// What could run when the turn was chosen: it alone has a claim.
+    waiting: Waiting,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Waiting {
+    sequences: bool,
+    loss: bool,
+    capture: bool,
+}
+
+impl<S, T> Schedule<S, T> {
+    /// An empty schedule: at most `max_active` sequences run together, at most `max_tokens` tokens in a step.
+    pub fn new(max_active: usize, max_tokens: usize) -> Self {
+        Self {
+            serving: Serving::new(max_active),
+            losses: Lane::default(),
+            captures: Lane::default(),
+            cost: Cost::default(),
+            max_tokens,
+            training_share: Share::new(TRAINING_SHARE),
+            capture_share: Share::new(CAPTURE_SHARE),
+            allowance: 0.0,
+            waiting: Waiting::default(),
+        }
+    }
+
+    /// Jobs of one kind: they are added, taken when it is their turn, and ended here.
+    pub fn lane(&mut self, kind: Kind) -> &mut Lane<T> {
+        match kind {
+            Kind::Loss => &mut self.losses,
+            Kind::Capture => &mut self.captures,
+        }
+    }
+
+    /// Chooses what runs next. `ready` says whether a job can run now: its reader may be slow.
+    pub fn turn(&mut self, ready: impl Fn(&T) -> bool) -> Turn {
+        let (loss, capture) = (self.losses.work(&ready), self.captures.work(&ready));
+        let sequences = self.serving.lengths().0 > 0;
+        self.waiting = Waiting { sequences, loss: loss.is_some(), capture: capture.is_some() };
+        if capture.is_none() {
+            self.capture_share.reset();
+        }
+        if loss.is_none() && capture.is_none() {
+            self.training_share.reset();
+            return if sequences { Turn::Serve } else { Turn::Idle };
+        }
+        let due = self.training_share.owed().min(self.allowance);
+        if sequences && due < LEAST_SLICE {
+            return Turn::Serve;
+        }
+        let seconds = if sequences { due.min(MOST_SLICE) } else { MOST_SLICE };
+        // A loss that has begun is finished: it is short, and somebody waits.
+        let capture_first = self.capture_share.owed() >= LEAST_SLICE && !self.losses.is_running();
+        match (loss, capture) {
+            (Some(_), Some(work)) if capture_first => Turn::Train(Kind::Capture, work, seconds.min(self.capture_share.owed())),
+            (Some(work), _) => Turn::Train(Kind::Loss, work, seconds),
+            (None, Some(work)) => Turn::Train(Kind::Capture, work, seconds),
+            (None, None) => Turn::Idle,
+        }
+    }
+
+    /// Shares out the tokens of a step, one entry per active sequence.
+    pub fn grants(&mut self, demands: &[Demand]) -> Vec<usize> {
+        self.serving.grants(demands, &self.cost, self.max_tokens)
+    }
+
+    /// A step has run.
+    pub fn served(&mut self, tokens: Tokens, seconds: f64) {
+        // A step that took longer than it should is paid for in the turns after several steps.
+        self.allowance = self.training_share.part_of(seconds.min(self.cost.step(tokens)).max(STEP_SECONDS));
+        self.cost.learn(tokens, seconds);
+        if self.waiting.loss || self.waiting.capture {
+            self.training_share.wait(seconds);
+        }
+    }
+
+    /// A slice has run.
+    pub fn trained(&mut self, kind: Kind, seconds: f64) {
+        self.allowance -= seconds;
+        self.training_share.run(seconds, self.waiting.sequences);
+        match kind {
+            Kind::Loss if self.waiting.capture => self.capture_share.wait(seconds),
+            Kind::Loss => {}
+            Kind::Capture => self.capture_share.run(seconds, self.waiting.loss),
+        }
+    }
+}
