@@ -71,6 +71,9 @@ pub struct ServeConfig {
     /// Origins whose web pages may use the API; `*` is every origin.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allowed_origins: Vec<String>,
+    /// Namespace of the deployment: its requests share with each other what the pool has computed of their prompts, and with no other's.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub namespace: String,
 }
 
 /// A head that a gateway serves.

@@ -73,5 +73,6 @@ fn config(deployment: &CarryOnDeployment, heads: &[Entry]) -> Result<ServeConfig
         served_model_name: entry.model_name.clone(),
         digest: served.head.digest.clone(),
     });
-    Ok(ServeConfig { heads: heads.collect(), allowed_origins: deployment.spec.api.allowed_origins.clone(), base_model_name })
+    let (namespace, allowed_origins) = (deployment.namespace().unwrap_or_default(), deployment.spec.api.allowed_origins.clone());
+    Ok(ServeConfig { heads: heads.collect(), allowed_origins, base_model_name, namespace })
 }

@@ -21,7 +21,9 @@ impl Bench {
         let mut digests = Vec::new();
         for seed in 0..count {
             let head = self.head(seed)?;
-            self.client.put_head_everywhere(&head.digest, head.to_bytes().into(), EXPIRY).await?;
+            for pod in self.client.endpoints().await? {
+                self.client.put_head(&pod, &head.digest, head.to_bytes(), EXPIRY).await?;
+            }
             digests.push(head.digest);
         }
         Ok(digests)

@@ -52,8 +52,14 @@ pub(super) struct Gateway {
 
 impl Gateway {
     /// Waits for the pool, verifies that it runs the base of every head, and has its pods take them.
-    /// `patience`: how long a request waits for a pool that is away.
-    pub(super) async fn connect(models: Arc<Models>, pool: &[String], patience: Duration, metrics: Metrics) -> Result<Self, ServeError> {
+    /// It speaks for `namespace`. `patience`: how long a request waits for a pool that is away.
+    pub(super) async fn connect(
+        models: Arc<Models>,
+        pool: &[String],
+        namespace: &str,
+        patience: Duration,
+        metrics: Metrics,
+    ) -> Result<Self, ServeError> {
         let client = PoolClient::connect(pool, START_PATIENCE)?;
         let model = patiently(|| client.describe()).await?;
         for Head { name, artifact } in models.heads() {
@@ -74,7 +80,7 @@ impl Gateway {
             }
             None => None,
         };
-        let client = PoolClient::connect(pool, BUSY_PATIENCE)?.bound_to(&model.identity, None);
+        let client = PoolClient::connect(pool, BUSY_PATIENCE)?.bound_to(&model.identity, None).speaking_for(namespace);
         let keeper = Keeper::new(client.clone(), models, metrics.clone());
         keeper.start().await?;
         let tokenizer = Arc::new(Tokenizer::from_json(&json)?);

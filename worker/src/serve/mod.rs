@@ -214,7 +214,7 @@ pub async fn serve(listener: TcpListener, settings: Settings, told_to_stop: impl
     tokio::select! {
         // It ends when it is told to.
         () = &mut server => return Ok(()),
-        error = keep(&app, &pool, patience, renewal) => return Err(error),
+        error = keep(&app, &pool, &config.namespace, patience, renewal) => return Err(error),
         () = told_to_stop => tracing::info!("stopping: answers that have begun may end"),
     }
     drop(stop);
@@ -225,9 +225,9 @@ pub async fn serve(listener: TcpListener, settings: Settings, told_to_stop: impl
 }
 
 /// Makes the app ready and keeps the heads in the pool; returns only when that is impossible.
-async fn keep(app: &App, pool: &[String], patience: Duration, renewal: Duration) -> ServeError {
+async fn keep(app: &App, pool: &[String], namespace: &str, patience: Duration, renewal: Duration) -> ServeError {
     app.keys_usable().await;
-    let gateway = match Gateway::connect(app.models.clone(), pool, patience, app.metrics.clone()).await {
+    let gateway = match Gateway::connect(app.models.clone(), pool, namespace, patience, app.metrics.clone()).await {
         Ok(gateway) => app.gateway.get_or_init(|| Arc::new(gateway)),
         Err(error) => return error,
     };

@@ -104,7 +104,7 @@ pub(super) mod tests {
         let head =
             |(entry, name): (usize, &&str)| ServeHead { name: format!("h{entry}"), served_model_name: (*name).into(), digest: "d".into() };
         let heads = names.iter().enumerate().map(head).collect();
-        let config = ServeConfig { base_model_name: base.into(), heads, allowed_origins: vec![] };
+        let config = ServeConfig { base_model_name: base.into(), heads, allowed_origins: vec![], namespace: "team".to_owned() };
         Models::read(&config, &vec!["/nowhere".into(); folders]).unwrap_err()
     }
 

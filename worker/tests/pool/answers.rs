@@ -159,6 +159,7 @@ async fn answers_to_one_prompt_run_it_once_and_are_those_of_sequences_alone() {
         ..head.map_or_else(|| GenerateRequest::greedy(prompt.to_vec(), longest), |head| with_head(prompt.to_vec(), longest, head))
     };
     let run = async || pool.metric("carryon_tokens_total{class=\"serving\"}").await;
+    pool.answer(&GenerateRequest::greedy(vec![1], 1)).await;
     for (own, prompt) in [(Some(&head), tokens(65, 49_152, 5)), (None, tokens(65, 49_152, 6))] {
         pool.push(&head).await;
         let requests: Vec<_> = (0..3).map(|seed| asked(&prompt, own, seed, [3, 1, 2][seed as usize])).collect();

@@ -29,7 +29,8 @@ impl Process {
     /// A gateway of the head in `folder`, as `large`.
     pub fn gateway(pool: &Self, head: &Path, digest: &str) -> Self {
         let served = ServeHead { name: "large".to_owned(), served_model_name: "large".to_owned(), digest: digest.to_owned() };
-        let config = ServeConfig { base_model_name: "base".to_owned(), heads: vec![served], allowed_origins: vec![] };
+        let config =
+            ServeConfig { base_model_name: "base".to_owned(), heads: vec![served], allowed_origins: vec![], namespace: "team".to_owned() };
         Self::start(tempfile::tempdir().unwrap(), "serve", &serde_json::to_vec(&config).unwrap(), |command, _| {
             command.args(["--pool", &pool.url, "--head"]).arg(head);
         })

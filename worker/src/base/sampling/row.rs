@@ -1,7 +1,7 @@
 //! A row of logits, of which most is passed over: the maxima of its blocks say where the likely tokens are.
 
 use super::weight::{BLOCK, Cut, Weight, cut, total};
-use crate::kernel::vectorised;
+use crate::kernel::cpu::vectorised;
 
 /// Maxima of a block: logit i counts for maximum i mod 16.
 const LANES: usize = 16;

@@ -48,6 +48,7 @@ pub struct PoolClient {
     patience: Duration,
     identity: Option<String>,
     numerics: Option<Arc<Wanted>>,
+    namespace: Option<String>,
 }
 
 impl PoolClient {
@@ -62,7 +63,7 @@ impl PoolClient {
         let unusable = |cause: reqwest::Error| ClientError::Address { url: urls.join(","), reason: cause.to_string() };
         let connections = Connections::new(silence).map_err(unusable)?;
         let resolver = Arc::new(endpoints::Resolver::new(urls)?);
-        Ok(Self { connections, resolver, next: Arc::default(), patience, identity: None, numerics: None })
+        Ok(Self { connections, resolver, next: Arc::default(), patience, identity: None, numerics: None, namespace: None })
     }
 
     /// This client, bound to a base: a pool with another identity refuses. With `numerics`, only pods that compute in this way are asked; where
@@ -71,6 +72,11 @@ impl PoolClient {
         self.identity = Some(identity.digest());
         self.numerics = numerics.map(|numerics| Arc::new(Wanted::new(numerics)));
         self
+    }
+
+    /// This client, speaking for a namespace: its requests share with each other what a pod has computed of their prompts.
+    pub fn speaking_for(self, namespace: &str) -> Self {
+        Self { namespace: Some(namespace.to_owned()), ..self }
     }
 
     /// Takes note of how a pod computes, before it is asked for anything.
@@ -135,7 +141,8 @@ impl PoolClient {
         endpoint: Option<&Endpoint>,
         request: &GenerateRequest,
     ) -> Result<impl Stream<Item = Result<GenerateEvent, ClientError>> + Send + 'static, ClientError> {
-        let call = Call::json("/v1/generate", request);
+        let mut call = Call::json("/v1/generate", request);
+        call.headers.extend(self.namespace.clone().map(|namespace| (wire::NAMESPACE_HEADER, namespace)));
         let answer = self.ask(endpoint, &call).await?;
         match request.sampling.asked() {
             Some(member) if !answer.headers().contains_key(wire::SAMPLING_HEADER) => {
