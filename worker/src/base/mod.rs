@@ -25,13 +25,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use carryon_crds::pool::Device;
 use carryon_crds::wire::limits::{MAX_REQUEST_BYTES, head_memory};
 use carryon_crds::wire::{BaseConfig, ExitCode};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 pub use args::BaseArgs;
-use device::{Device, Ended, EngineLimits};
+use device::{Ended, EngineLimits};
 pub use error::BaseError;
 use load::Loaded;
 use metrics::Metrics;
@@ -42,6 +43,7 @@ use uploads::Uploads;
 
 use crate::head::Runner;
 use crate::http::{self, Bodies, Silence};
+use crate::kernel::candle::CandleDevice;
 use crate::kernel::{Backend, Cpu, Threads};
 
 /// Serves until SIGTERM or SIGINT, then drains. Blocks; must not be called inside a Tokio runtime.
@@ -117,7 +119,16 @@ pub async fn serve(
 fn load(pool: &Pool, config: &BaseConfig, path: &Path, placement: &Placement) -> Result<Ended, BaseError> {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let threads = Threads::new(placement.threads.unwrap_or_else(cores));
-    start(pool, config, path, placement, Cpu::new(threads.clone()), threads)
+    let cuda = match placement.device {
+        Device::Cpu => None,
+        Device::Cuda(ordinal) => Some(CandleDevice::cuda(ordinal.into())?),
+        // A node without a GPU is no error here.
+        Device::Auto => CandleDevice::cuda(0).inspect_err(|error| tracing::info!("no CUDA device: {error}")).ok(),
+    };
+    match cuda {
+        Some(device) => start(pool, config, path, placement, device, threads),
+        None => start(pool, config, path, placement, Cpu::new(threads.clone()), threads),
+    }
 }
 
 /// The same on the device `backend`; `host` works for it on the CPU.
@@ -136,9 +147,9 @@ fn start<B: Backend>(
         max_model_len: description.limits.max_model_len as usize,
         max_num_seqs: config.engine.max_num_seqs as usize,
         max_num_batched_tokens: config.engine.max_num_batched_tokens as usize,
-        kv_cache_bytes: placement.kv_cache(pool.uploads.memory()),
+        kv_cache_bytes: placement.kv_cache(pool.uploads.memory(), model.backend.free_memory()),
     };
-    let (device, ended) = Device::start(model.clone(), host, &limits, registry.clone(), pool.metrics.clone())?;
+    let (device, ended) = device::Device::start(model.clone(), host, &limits, registry.clone(), pool.metrics.clone())?;
     tracing::info!(
         "loaded {:?} ({}) in {:.1} s: {} layers, width {}; {} MiB for keys and values",
         description.name,

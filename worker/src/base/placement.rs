@@ -47,12 +47,10 @@ impl Placement {
         }
     }
 
-    /// Bytes of keys and values, with `free` bytes on the device once the weights are there.
-    pub fn kv_cache(&self, free: u64) -> u64 {
-        let share = match self.device {
-            Device::Cuda(_) => free / 100 * HUNDREDTHS_OF_DEVICE,
-            Device::Auto | Device::Cpu => free.min(self.memory_limit.unwrap_or(free) / PART_OF_LIMIT),
-        };
+    /// Bytes of keys and values for a process that may use `memory` bytes, or with `device` bytes free on a device that has memory of its own,
+    /// once the weights are there.
+    pub fn kv_cache(&self, memory: u64, device: Option<u64>) -> u64 {
+        let share = device.map_or(memory / PART_OF_LIMIT, |free| free / 100 * HUNDREDTHS_OF_DEVICE);
         self.kv_cache_bytes.unwrap_or(share)
     }
 }
@@ -98,15 +96,13 @@ mod tests {
     #[test]
     fn keys_and_values_have_what_the_configuration_says_or_a_share() {
         let limited = "--memory-limit 8000";
-        for (line, engine, free, bytes) in [
-            (limited, "{}", 5000, 2000),
-            (limited, "{}", 1000, 1000),
-            ("", "{}", 5000, 1250),
-            ("--device cuda --memory-limit 8000", "{}", 5000, 4000),
-            (limited, r#"{"kvCacheMemory": 7000}"#, 5000, 7000),
-            ("--device cuda --memory-limit 8000", r#"{"kvCacheMemory": 9000}"#, 5000, 9000),
+        for (engine, device, bytes) in [
+            ("{}", None, 2000),
+            ("{}", Some(5000), 4000),
+            (r#"{"kvCacheMemory": 7000}"#, None, 7000),
+            (r#"{"kvCacheMemory": 7000}"#, Some(5000), 7000),
         ] {
-            assert_eq!(placement(line, engine, line.contains("cuda")).unwrap().kv_cache(free), bytes, "{line} {engine} {free}");
+            assert_eq!(placement(limited, engine, false).unwrap().kv_cache(8000, device), bytes, "{engine} {device:?}");
         }
         let error = placement(limited, r#"{"kvCacheMemory": "8k"}"#, false).unwrap_err();
         assert_eq!(error, "engine.kvCacheMemory: 8000 and the weights do not fit into the pod's memory: 8000");

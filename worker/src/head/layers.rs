@@ -176,7 +176,8 @@ impl HeadAttention {
         let spans: Vec<_> = lengths.iter().zip(&tables).map(|(length, pages)| Span { rows: *length, length: *length, pages }).collect();
         pages.append(threads, 0, qkv, stride, width, &spans);
         let mut out = vec![0.0; qkv.len() / 3];
-        cpu::attend(threads, &pages, 0, self.attention(), qkv, stride, &spans, bytemuck::cast_slice_mut(&mut out));
+        let queries = cpu::Queries { values: qkv, stride };
+        cpu::attend(threads, &pages, 0, self.attention(), queries, &spans, bytemuck::cast_slice_mut(&mut out));
         out
     }
 }

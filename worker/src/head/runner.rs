@@ -45,6 +45,9 @@ enum Last<B: Backend> {
     },
 }
 
+/// Output projection, and the gate's weight and bias.
+type Projections<'a, B> = (&'a <B as Backend>::Matrix, Option<&'a (<B as Backend>::Matrix, <B as Backend>::Vector)>);
+
 /// Why a head cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunnerError {
@@ -192,8 +195,8 @@ impl<B: Backend> Runner<B> {
         Ok(logits)
     }
 
-    /// Output projection, and the gate's weight and bias; none for a classifier.
-    fn causal(&self) -> Option<(&B::Matrix, Option<&(B::Matrix, B::Vector)>)> {
+    /// None for a classifier.
+    fn causal(&self) -> Option<Projections<'_, B>> {
         match &self.last {
             Last::Causal { output, gate } => Some((output, gate.as_ref())),
             Last::Classifier { .. } => None,

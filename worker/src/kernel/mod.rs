@@ -54,6 +54,9 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// The same device for work beside the device thread, which must not take that thread's cores.
     fn beside(&self) -> Self;
 
+    /// Bytes that are free on a device with memory of its own.
+    fn free_memory(&self) -> Option<u64>;
+
     /// A weight of `n` outputs and `k` inputs, rounded to `dtype`.
     fn matrix(&self, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Self::Matrix>;
 

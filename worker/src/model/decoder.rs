@@ -43,6 +43,15 @@ pub struct Capture {
     pub rows: Option<Vec<u32>>,
 }
 
+/// How a pass is run.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan<'a> {
+    /// Rows of a layer that are run together at most.
+    pub piece_rows: usize,
+    /// What is read.
+    pub captures: &'a [Capture],
+}
+
 /// What is made of the states: index of the capture, the first of the rows that they belong to, and the states, rounded once to the pool's number
 /// type. A pass that runs in pieces calls it once for each.
 pub type States<'a, B> = &'a mut dyn FnMut(usize, usize, <B as Backend>::Rows) -> Result<()>;
@@ -97,15 +106,14 @@ impl<B: Backend> Decoder<B> {
         model: &Model<B>,
         arena: &mut Arena<B>,
         slots: &mut [Slot<'_>],
-        piece_rows: usize,
-        captures: &[Capture],
+        plan: Plan<'_>,
         states: States<'_, B>,
         pause: Pause<'_>,
     ) -> Result<ControlFlow<()>> {
         let mut scratch = self.spare.lock().map_or_else(|_| Scratch::default(), |mut spare| spare.pop().unwrap_or_default());
-        let pieces = pieces(slots, piece_rows);
+        let pieces = pieces(slots, plan.piece_rows);
         scratch.pieces.resize_with(scratch.pieces.len().max(pieces.len()), Buffers::default);
-        let mut pass = Pass { decoder: self, model, arena, slots, captures };
+        let mut pass = Pass { decoder: self, model, arena, slots, captures: plan.captures };
         let flow = pass.layers(&pieces, &mut scratch, states, pause)?;
         if let Ok(mut spare) = self.spare.lock() {
             spare.push(scratch);

@@ -25,7 +25,7 @@ use crate::kernel::{Arena, Backend, PageLayout, Result};
 use checkpoint::Checkpoint;
 pub use config::ModelConfig;
 use decoder::Decoder;
-pub use decoder::{Capture, Pause, Slot, States, Tap};
+pub use decoder::{Capture, Pause, Plan, Slot, States, Tap};
 pub use error::ModelError;
 pub use lm_head::LmHead;
 use weights::Weights;
@@ -84,7 +84,7 @@ impl<B: Backend> Model<B> {
         PageLayout { layers: 1, ..self.page_layout() }
     }
 
-    /// Runs the tokens of all slots through the decoder, a layer at a time in pieces of at most `piece_rows` rows, and hands what is captured to
+    /// Runs the tokens of all slots through the decoder, a layer at a time in pieces as `plan` says, and hands what is captured to
     /// `states`. `pause` is called between two pieces: it may run another pass meanwhile, on other pages. When it breaks, the pass ends and what
     /// the slots' pages hold is of no meaning any more.
     ///
@@ -97,12 +97,11 @@ impl<B: Backend> Model<B> {
         &self,
         arena: &mut Arena<B>,
         slots: &mut [Slot<'_>],
-        piece_rows: usize,
-        captures: &[Capture],
+        plan: Plan<'_>,
         states: States<'_, B>,
         pause: Pause<'_>,
     ) -> Result<ControlFlow<()>> {
-        self.decoder.run(self, arena, slots, piece_rows, captures, states, pause)
+        self.decoder.run(self, arena, slots, plan, states, pause)
     }
 
     /// Runs the tokens of all slots in one piece; one entry for each capture.
@@ -118,7 +117,7 @@ impl<B: Backend> Model<B> {
             found[index] = rows;
             Ok(())
         };
-        let flow = self.run(arena, slots, usize::MAX, captures, &mut keep, &mut || Ok(ControlFlow::Continue(())))?;
+        let flow = self.run(arena, slots, Plan { piece_rows: usize::MAX, captures }, &mut keep, &mut || Ok(ControlFlow::Continue(())))?;
         debug_assert!(flow.is_continue(), "nobody breaks");
         Ok(found)
     }

@@ -8,7 +8,7 @@ use carryon_crds::common::Taps;
 use carryon_crds::pool::Dtype;
 use carryon_worker::head::{HeadSlot, Runner};
 use carryon_worker::kernel::{Arena, Backend, Cpu, PageLayout, PageTable, Threads, pages_for};
-use carryon_worker::model::{Capture, Model, Slot, Tap};
+use carryon_worker::model::{Capture, Model, Plan, Slot, Tap};
 
 /// Our own kernels on this many threads.
 pub fn cpu(threads: usize) -> Cpu {
@@ -92,7 +92,10 @@ impl<B: Backend> Engine<B> {
             found[index].extend_from_slice(&self.model.backend.read(&rows)?);
             Ok(())
         };
-        let flow = self.model.run(&mut pages.arena, &mut slots, rows, &captures(taps), &mut keep, &mut || Ok(pause())).unwrap();
+        let flow = self
+            .model
+            .run(&mut pages.arena, &mut slots, Plan { piece_rows: rows, captures: &captures(taps) }, &mut keep, &mut || Ok(pause()))
+            .unwrap();
         flow.is_continue().then_some(found)
     }
 

@@ -17,16 +17,19 @@ pub struct Group {
     pub taps: Vec<Tap>,
 }
 
+/// Place of a sequence, and its head.
+type Member<'a> = (usize, &'a Arc<LoadedHead>);
+
 /// Deals sequences with heads to groups.
-pub fn groups<'a, B: Backend>(heads: impl Iterator<Item = (usize, &'a Arc<LoadedHead>)>) -> Vec<Group> {
-    let mut groups: Vec<(&LoadedHead, Vec<(usize, &Arc<LoadedHead>)>)> = Vec::new();
+pub fn groups<'a, B: Backend>(heads: impl Iterator<Item = Member<'a>>) -> Vec<Group> {
+    let mut groups: Vec<(&LoadedHead, Vec<Member<'_>>)> = Vec::new();
     for (place, head) in heads {
         match groups.iter_mut().find(|(first, _)| first.runner::<B>().runs_with(head.runner())) {
             Some((_, members)) => members.push((place, head)),
             None => groups.push((head, vec![(place, head)])),
         }
     }
-    let group = |(first, mut members): (&LoadedHead, Vec<(usize, &Arc<LoadedHead>)>)| {
+    let group = |(first, mut members): (&LoadedHead, Vec<Member<'_>>)| {
         members.sort_by_key(|(_, head)| Arc::as_ptr(head));
         Group { members: members.into_iter().map(|(place, _)| place).collect(), taps: Tap::all(&first.shape.taps).collect() }
     };

@@ -14,7 +14,7 @@ use crate::exchange::states::{from_bytes, number_bytes};
 use crate::exchange::{LossRequest, LossResponse, SequenceStates};
 use crate::head::loss::{self, LossWeights};
 use crate::kernel::{Arena, Backend, PageTable, Result, pages_for};
-use crate::model::{Capture, LmHead, Model, Pause, Slot, Tap};
+use crate::model::{Capture, LmHead, Model, Pause, Plan, Slot, Tap};
 
 /// Rows of a layer between which served sequences get a step.
 pub const PIECE_ROWS: usize = 192;
@@ -123,7 +123,7 @@ pub fn capture<B: Backend>(
         pieces[index].push(model.backend.read_bytes(&rows, model.dtype)?);
         Ok(())
     };
-    let flow = model.run(arena, &mut slots, PIECE_ROWS, &captures, &mut keep, pause)?;
+    let flow = model.run(arena, &mut slots, Plan { piece_rows: PIECE_ROWS, captures: &captures }, &mut keep, pause)?;
     (0..taken).for_each(|page| arena.give(&model.backend, page));
     if flow.is_break() {
         return Ok(None);

@@ -4,6 +4,8 @@
 //! own bf16 product rounds its result, so products of bf16 numbers go through [`gemm`].
 
 mod attention;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod gemm;
 mod pages;
 
@@ -52,6 +54,14 @@ impl CandleDevice {
     /// candle's `device`.
     pub fn new(device: Device) -> Self {
         Self { device }
+    }
+
+    /// The CUDA device of this number.
+    ///
+    /// # Errors
+    /// There is none, or the worker is built without CUDA.
+    pub fn cuda(ordinal: usize) -> Result<Self> {
+        Ok(Self::new(Device::new_cuda(ordinal)?))
     }
 
     fn indices(&self, values: &[u32]) -> Candle<Tensor> {
@@ -119,14 +129,15 @@ impl Backend for CandleDevice {
 
     fn name(&self, dtype: Dtype) -> (String, String) {
         let number = number_type(dtype).as_str();
-        match &self.device {
-            Device::Cpu => ("cpu".to_owned(), format!("candle_{number}")),
-            _ => gemm::name(&self.device, number),
-        }
+        gemm::name(&self.device, number)
     }
 
     fn beside(&self) -> Self {
         self.clone()
+    }
+
+    fn free_memory(&self) -> Option<u64> {
+        gemm::free_memory(&self.device)
     }
 
     fn matrix(&self, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Matrix> {

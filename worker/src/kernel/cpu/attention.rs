@@ -10,8 +10,16 @@ use super::threads::{Disjoint, Threads};
 use super::tile::{self, COLUMNS, OUTPUT, ROWS, Right};
 use crate::kernel::{Attention, PAGE, Span};
 
-/// Attention of rotated queries, rows `stride` floats apart with `heads · head_dim` values each, those of all spans concatenated.
-/// `output` gets packed rows in the pages' number type: [`words`]`(dtype, heads · head_dim)` each.
+/// Rotated queries: rows `stride` floats apart with `heads · head_dim` values each, those of all spans concatenated.
+#[derive(Clone, Copy)]
+pub struct Queries<'a> {
+    /// The rows.
+    pub values: &'a [f32],
+    /// Floats from one to the next.
+    pub stride: usize,
+}
+
+/// Attention of queries to the pages of their spans. `output` gets packed rows in the pages' number type: [`words`]`(dtype, heads · head_dim)` each.
 ///
 /// The order of every sum is fixed by absolute positions: scores are chains over the head's values, the softmax sums lane by lane from a
 /// multiple of 32, the values are one chain over positions. Neighbours in a tile only add exact zeros.
@@ -20,8 +28,7 @@ pub fn attend(
     pages: &Pages,
     layer: usize,
     attention: Attention,
-    queries: &[f32],
-    stride: usize,
+    queries: Queries<'_>,
     spans: &[Span<'_>],
     output: &mut [u32],
 ) {
@@ -38,7 +45,7 @@ pub fn attend(
         first_row += span.rows;
     }
     let width = attention.heads * layout.head_dim;
-    assert!(first_row == 0 || queries.len() >= (first_row - 1) * stride + width, "too few queries");
+    assert!(first_row == 0 || queries.values.len() >= (first_row - 1) * queries.stride + width, "too few queries");
     assert_eq!(output.len(), first_row * words(layout.dtype, width), "output has not {first_row} rows");
     let output = Disjoint::new(output);
     // Several tiles a block keep the cost of handing out small; the longest come first.
@@ -46,7 +53,7 @@ pub fn attend(
     threads.run_blocks(count.div_ceil(per_block), |block| {
         SCRATCH.with_borrow_mut(|scratch| {
             for index in block * per_block..((block + 1) * per_block).min(count) {
-                tasks[count - 1 - index].run(queries, stride, scratch, &output);
+                tasks[count - 1 - index].run(queries, scratch, &output);
             }
         });
     });
@@ -85,8 +92,8 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    fn run(&self, queries: &[f32], stride: usize, scratch: &mut Scratch, output: &Disjoint<'_, u32>) {
-        self.pack_queries(queries, stride, scratch);
+    fn run(&self, queries: Queries<'_>, scratch: &mut Scratch, output: &Disjoint<'_, u32>) {
+        self.pack_queries(queries, scratch);
         let blocks = self.visible(0).start / PAGE..self.visible(self.queries - 1).end.div_ceil(PAGE);
         self.score(blocks.clone(), scratch);
         let sums = self.weigh(blocks.clone(), scratch);
@@ -105,14 +112,14 @@ impl Tile<'_> {
         (self.head * self.group + query % self.group, self.first_row + query / self.group)
     }
 
-    fn pack_queries(&self, queries: &[f32], stride: usize, scratch: &mut Scratch) {
+    fn pack_queries(&self, queries: Queries<'_>, scratch: &mut Scratch) {
         let (dtype, head_dim) = (self.pages.layout().dtype, self.pages.layout().head_dim);
         let steps = words(dtype, head_dim);
         scratch.queries.resize(ROWS * steps, 0);
         scratch.scaled.resize(head_dim, 0.0);
         for query in 0..self.queries {
             let (head, row) = self.place(query);
-            scratch.scaled.copy_from_slice(&queries[row * stride + head * head_dim..][..head_dim]);
+            scratch.scaled.copy_from_slice(&queries.values[row * queries.stride + head * head_dim..][..head_dim]);
             scale(&mut scratch.scaled, self.attention.scale);
             pack_row(dtype, &scratch.scaled, &mut scratch.queries[query * steps..][..steps]);
         }

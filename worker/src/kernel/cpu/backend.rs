@@ -86,6 +86,10 @@ impl Backend for Cpu {
         Self::new(Threads::new(1))
     }
 
+    fn free_memory(&self) -> Option<u64> {
+        None
+    }
+
     fn matrix(&self, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Panels> {
         Ok(Panels::from_rows(n, k, dtype, &self.threads, fill))
     }
@@ -227,7 +231,8 @@ impl Backend for Cpu {
     ) -> Result<()> {
         let stride = words(pages.layout().dtype, attention.heads * pages.layout().head_dim);
         let count = spans.iter().map(|span| span.rows).sum();
-        super::attend(&self.threads, pages, layer, attention, &rows.values, rows.width, spans, out.shape(count, stride));
+        let queries = super::Queries { values: &rows.values, stride: rows.width };
+        super::attend(&self.threads, pages, layer, attention, queries, spans, out.shape(count, stride));
         Ok(())
     }
 

@@ -14,7 +14,7 @@ mod rows;
 mod threads;
 mod tile;
 
-pub use attention::attend;
+pub use attention::{Queries, attend};
 pub use backend::{Cpu, PackedRows, Rows};
 pub use isa::name;
 pub(crate) use isa::vectorised;
