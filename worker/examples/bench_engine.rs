@@ -99,7 +99,7 @@ fn bench_sampling(size: &str, vocab_size: usize, repeats: usize) {
         |index: u32| f64::from((index.wrapping_mul(2_654_435_761) ^ 0x5bd1_e995).wrapping_mul(0x85eb_ca6b) >> 8) / f64::from(1 << 24);
     let normal = |index: u32| (-2.0 * (uniform(2 * index) + 1e-9).ln()).sqrt() * (std::f64::consts::TAU * uniform(2 * index + 1)).cos();
     let logits: Vec<f32> = (0..vocab_size as u32).map(|index| 3.0 * normal(index) as f32).collect();
-    let mut print_row = |name: &str, run: &mut dyn FnMut()| print(&format!("{name}_{size}"), best(repeats, 20, run) * 1e6, "µs");
+    let print_row = |name: &str, run: &mut dyn FnMut()| print(&format!("{name}_{size}"), best(repeats, 20, run) * 1e6, "µs");
     let sampling = |top_k, min_p| Sampling { top_k, min_p, ..Sampling::default() };
     for (name, temperature, top_p, sampling) in [
         ("sample_greedy", 0.0, 1.0, sampling(0, 0.0)),

@@ -351,13 +351,14 @@ mod tests {
         let layout = book.layout(100);
         let mut lease = book.admit(&[], book.need(&[layout], 6 * PAGE)).unwrap();
         assert_eq!(book.admit(&[], 500), None);
-        let small = book.admit(&[], 400).unwrap();
+        let mut small = book.admit(&[], 400).unwrap();
         let pages: Vec<_> = (0..6).map(|_| book.take(layout, &mut lease)).collect();
         assert_eq!((book.taken(), book.admit(&[], 1)), (600, None));
         pages.iter().for_each(|page| book.give(*page));
         assert_eq!(book.freed(), pages.into_iter().map(Freed::Page).collect::<Vec<_>>());
         assert!(book.admit(&[], 600).is_some());
-        drop(small);
+        book.end(&mut small);
+        assert!(book.admit(&[], 400).is_some());
     }
 
     #[test]
@@ -367,7 +368,7 @@ mod tests {
         let long = chain("a", 0..96);
         fill(&mut book, layout, &long);
         assert_eq!(book.known(long.names(), None), Known { blocks: 3, head_blocks: 0 });
-        let other = book.admit(&long.names()[..2], 100).unwrap();
+        let mut other = book.admit(&long.names()[..2], 100).unwrap();
         book.leave(long.names());
         assert_eq!(book.taken(), 300);
         // Three are in use or promised: two more pages are there, and a third is that of the block that nobody uses.
@@ -376,8 +377,7 @@ mod tests {
         book.take(layout, &mut lease);
         book.take(layout, &mut lease);
         assert_eq!(book.freed(), []);
-        drop(other);
-        book.promised -= 100;
+        book.end(&mut other);
         let mut last = book.admit(&[], 100).unwrap();
         book.take(layout, &mut last);
         assert_eq!(book.known(long.names(), None).blocks, 2, "the last of the chain has gone");
