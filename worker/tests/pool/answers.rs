@@ -193,6 +193,12 @@ async fn answers_to_one_prompt_run_it_once_and_are_those_of_sequences_alone() {
     for (request, answer) in mixed.iter().zip(together) {
         assert_eq!(answer, pool.answer(request).await);
     }
+    // Who scores a prompt shares no block of it; who comes meanwhile goes on from all of its pages.
+    let prompt = tokens(100, 49_152, 9);
+    let scoring = GenerateRequest { prompt_logprobs: Some(0), ..GenerateRequest::greedy(prompt.clone(), 2) };
+    let later = GenerateRequest::greedy(prompt.clone(), 2);
+    let (_, answer) = futures::join!(pool.answer(&scoring), pool.answer(&later));
+    assert_eq!(answer, pool.greedy(&prompt, 2, None));
     // Whoever runs the prompt may go away before it has run.
     let request = asked(&tokens(65, 49_152, 8), None, 1, 2);
     let gone = tokio::time::timeout(std::time::Duration::from_millis(20), pool.events(&request));

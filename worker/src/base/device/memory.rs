@@ -128,13 +128,14 @@ impl<B: Backend> Memory<B> {
         Ok(())
     }
 
-    /// Lets a sequence go on from what another has computed of the same prompt: its last page is copied, all before it are shared already.
-    pub fn copy_last_page(&mut self, own: &mut Sequence, other: &Sequence) -> Result<()> {
+    /// Lets a sequence go on from what another has computed of the same prompt: the pages that they do not share are copied.
+    pub fn copy_prompt(&mut self, own: &mut Sequence, other: &Sequence) -> Result<()> {
         let known = own.prompt - 1;
         if pages_for(known) > own.shared {
             self.grow(own, known - own.done)?;
-            let page = pages_for(known) - 1;
-            self.arenas[BASE].copy(&self.backend, other.table.pages[page], own.table.pages[page])?;
+            for page in own.shared..pages_for(known) {
+                self.arenas[BASE].copy(&self.backend, other.table.pages[page], own.table.pages[page])?;
+            }
             if let (Some(own), Some(other)) = (&mut own.head, &other.head) {
                 let layout = self.head_layout(&own.head)?;
                 for page in own.table.length / PAGE..pages_for(known) {

@@ -31,7 +31,7 @@ pub fn hand_over<B: Backend>(memory: &mut Memory<B>, sequences: &mut [Sequence])
         }
         memory.look_again(own)?;
         if let Some(other) = earlier.iter().find(|other| other.done >= other.prompt && same_prompt(own, other)) {
-            memory.copy_last_page(own, other)?;
+            memory.copy_prompt(own, other)?;
         }
     }
     Ok(())
