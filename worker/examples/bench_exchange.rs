@@ -3,7 +3,6 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -14,7 +13,7 @@ use carryon_worker::base::routes::states_body;
 use carryon_worker::exchange::wire::HiddenStatesRequest;
 use carryon_worker::exchange::{PoolClient, SequenceStates};
 use futures::StreamExt as _;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 const SEQUENCES: usize = 64;
 const TOKENS: usize = 256;
@@ -43,14 +42,11 @@ fn precomputed() -> Vec<SequenceStates> {
 async fn serve(states: Vec<SequenceStates>) -> anyhow::Result<String> {
     let handler = async move || {
         let (out, received) = mpsc::unbounded_channel();
-        let room = Arc::new(Semaphore::new(SEQUENCES));
-        for sequence in states.clone() {
-            if let Ok(permit) = room.clone().try_acquire_owned() {
-                // The receiver lives below.
-                let _ = out.send((sequence, permit));
-            }
+        for piece in states.iter().flat_map(|sequence| sequence.clone().encode(&taps(), HIDDEN_SIZE)) {
+            // The receiver lives below.
+            let _ = out.send((piece, None));
         }
-        states_body(received, taps(), HIDDEN_SIZE, || {})
+        states_body(received, || {})
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}", listener.local_addr()?);

@@ -60,6 +60,13 @@ pub struct TrainConfig {
     pub checkpoint: Checkpoint,
 }
 
+impl TrainConfig {
+    /// The job as others name it, `NAMESPACE/NAME`.
+    pub fn job(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
 /// `carryon-worker serve --config FILE --pool URL --head DIR [--head DIR…] --listen ADDRESS`: a folder for each head, in their order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -13,6 +13,11 @@ pub fn available() -> u64 {
     limits.chain(machine).min().unwrap_or(0)
 }
 
+/// Bytes of hidden states that trainers have not taken yet, in a process that may use `memory`.
+pub fn states(memory: u64) -> u64 {
+    (memory / 16).max(64 << 20)
+}
+
 fn total(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)

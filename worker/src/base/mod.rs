@@ -12,7 +12,6 @@ mod memory;
 pub mod metrics;
 pub mod pages;
 mod placement;
-pub mod queue;
 pub mod registry;
 pub mod routes;
 pub mod sampling;
@@ -148,6 +147,7 @@ fn start<B: Backend>(
         max_num_seqs: config.engine.max_num_seqs as usize,
         max_num_batched_tokens: config.engine.max_num_batched_tokens as usize,
         kv_cache_bytes: placement.kv_cache(pool.uploads.memory(), model.backend.free_memory()),
+        states_bytes: memory::states(pool.uploads.memory()),
     };
     let (device, ended) = device::Device::start(model.clone(), host, &limits, registry.clone(), pool.metrics.clone())?;
     tracing::info!(
@@ -173,7 +173,6 @@ fn start<B: Backend>(
         device,
         registry,
         fit,
-        reader_tokens: 2 * config.engine.max_num_batched_tokens as usize,
         description,
     };
     // Set once, here.

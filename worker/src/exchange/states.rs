@@ -6,8 +6,9 @@ use carryon_crds::pool::Dtype;
 use half::bf16;
 use half::slice::HalfFloatSliceExt as _;
 
-use super::frames::{self, Frame, FrameError, Outgoing};
+use super::frames::{Frame, FrameError};
 use super::wire::tap_names;
+use crate::tensor_file;
 
 /// Bytes of one number.
 pub fn number_bytes(dtype: Dtype) -> usize {
@@ -85,12 +86,17 @@ impl SequenceStates {
         self.taps.iter().map(Bytes::len).sum()
     }
 
-    /// The sequence as pieces of a safetensors file: tensors named by [`tap_names`], its index in the metadata.
+    /// What precedes the rows of all taps in a safetensors file: tensors named by [`tap_names`], the sequence's index in the metadata.
+    pub fn header(index: usize, tokens: usize, dtype: Dtype, taps: &Taps, hidden_size: usize) -> Bytes {
+        let (names, shape) = (tap_names(taps), [tokens, hidden_size]);
+        let tensors = names.iter().map(|name| (name.as_str(), wire_dtype(dtype), &shape[..]));
+        tensor_file::header(&[("index", &index.to_string())], tensors).into()
+    }
+
+    /// The sequence as pieces of a safetensors file.
     pub fn encode(self, taps: &Taps, hidden_size: usize) -> Vec<Bytes> {
-        let dtype = wire_dtype(self.dtype);
-        let shape = vec![self.tokens, hidden_size];
-        let tensors = tap_names(taps).into_iter().zip(self.taps).map(|(name, data)| Outgoing { name, dtype, shape: shape.clone(), data });
-        frames::encode(&[("index", &self.index.to_string())], tensors.collect())
+        let header = Self::header(self.index, self.tokens, self.dtype, taps, hidden_size);
+        std::iter::once(header).chain(self.taps).collect()
     }
 
     /// Reads what [`Self::encode`] wrote; `lengths` are the tokens of each sequence of the request.

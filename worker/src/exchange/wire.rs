@@ -33,6 +33,8 @@ pub const EXPIRY_HEADER: &str = "x-carryon-expiry-seconds";
 pub const SAMPLING_HEADER: &str = "x-carryon-sampling";
 /// Request of `POST /v1/generate`: the namespace of the client. Requests of one namespace share what the pool has computed of their prompts.
 pub const NAMESPACE_HEADER: &str = "x-carryon-namespace";
+/// The job, `NAMESPACE/NAME`, that a trainer asks for: jobs take turns, however many requests each has open.
+pub const JOB_HEADER: &str = "x-carryon-job";
 /// Media type of safetensors bodies.
 pub const SAFETENSORS: &str = "application/vnd.safetensors";
 /// Media type of newline-delimited JSON.

@@ -13,6 +13,7 @@ use hyper::server::conn::http1::Builder;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -26,13 +27,15 @@ pub struct Silence {
     pub first: Duration,
     /// From the end of an answer until the next header has come.
     pub next: Duration,
+    /// For which a client takes nothing of an answer that is there: what it does not take is kept for it, and there is a bound to that.
+    pub taking: Duration,
 }
 
 impl Default for Silence {
     /// As Go's servers are told to wait for a header, and as nginx keeps idle connections: longer than the 60 seconds for which load balancers
-    /// keep theirs, lest they use one that has just been closed.
+    /// keep theirs, lest they use one that has just been closed. A trainer may evaluate or save for a while before it reads on.
     fn default() -> Self {
-        Self { first: Duration::from_secs(10), next: Duration::from_secs(75) }
+        Self { first: Duration::from_secs(10), next: Duration::from_secs(75), taking: Duration::from_secs(600) }
     }
 }
 
@@ -60,6 +63,8 @@ pub async fn serve(mut listener: TcpListener, router: Router, silence: Silence, 
 async fn keep(stream: TcpStream, service: TowerToHyperService<Router>, silence: Silence, mut ended: watch::Receiver<bool>) {
     // Without it an answer only waits longer for its last packet.
     drop(stream.set_nodelay(true));
+    // The kernel alone knows what was taken; where it cannot tell, nothing is bounded.
+    let _ = set_tcp_user_timeout(&stream, silence.taking.as_millis() as u32);
     let asked = AtomicBool::new(false);
     let service = service_fn(|request: Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);
@@ -132,13 +137,13 @@ mod tests {
         let stream = move || std::future::ready(Body::from_stream(stream.lock().unwrap().take().unwrap()));
         let router = Router::new().route("/", get(async || "short")).route("/stream", get(stream));
         // An answer that lasts longer than all who are silent, on either server.
-        let (address, _end, _server) = start(router.clone(), Silence { first: SOON, next: NEVER }).await;
+        let (address, _end, _server) = start(router.clone(), Silence { first: SOON, next: NEVER, taking: NEVER }).await;
         let long = connect(address, "GET /stream HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
         pieces.send("first ".into()).unwrap();
         for sent in ["", "G", "GET / HTTP/1.1\r\nhost: "] {
             assert_eq!(until_closed(connect(address, sent).await).await, "", "{sent:?}");
         }
-        let (address, _end, _server) = start(router, Silence { first: NEVER, next: SOON }).await;
+        let (address, _end, _server) = start(router, Silence { first: NEVER, next: SOON, taking: NEVER }).await;
         for sent in ["", "GET / HTTP/1.1\r\n"] {
             let text = until_closed(connect(address, &format!("GET / HTTP/1.1\r\nhost: x\r\n\r\n{sent}")).await).await;
             assert!(text.ends_with("short"), "{sent:?}: {text:?}");
@@ -147,6 +152,25 @@ mod tests {
         drop(pieces);
         let text = until_closed(long).await;
         assert!(text.contains("first ") && text.contains("last") && text.ends_with("0\r\n\r\n"), "{text:?}");
+    }
+
+    #[tokio::test]
+    async fn who_takes_nothing_of_an_answer_is_disconnected() {
+        let (gone, told) = oneshot::channel::<()>();
+        let gone = Arc::new(Mutex::new(Some(gone)));
+        // More than any socket's buffers hold; the sender goes with the body.
+        let endless = move || {
+            let gone = gone.lock().unwrap().take();
+            let pieces = futures::stream::repeat_with(move || {
+                let _ = &gone;
+                Ok::<_, std::convert::Infallible>(Bytes::from_static(&[0; 65536]))
+            });
+            std::future::ready(Body::from_stream(pieces))
+        };
+        let silence = Silence { taking: SOON, ..Silence::default() };
+        let (address, _end, _server) = start(Router::new().route("/", get(endless)), silence).await;
+        let _reader = connect(address, "GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        assert!(tokio::time::timeout(Duration::from_secs(60), told).await.is_ok());
     }
 
     #[tokio::test]

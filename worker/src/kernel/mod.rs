@@ -57,6 +57,9 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// Bytes that are free on a device with memory of its own.
     fn free_memory(&self) -> Option<u64>;
 
+    /// Waits until the device has done all that it was told.
+    fn finish(&self) -> Result<()>;
+
     /// A weight of `n` outputs and `k` inputs, rounded to `dtype`.
     fn matrix(&self, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Self::Matrix>;
 

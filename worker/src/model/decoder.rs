@@ -56,8 +56,8 @@ pub struct Plan<'a> {
 /// type. A pass that runs in pieces calls it once for each.
 pub type States<'a, B> = &'a mut dyn FnMut(usize, usize, <B as Backend>::Rows) -> Result<()>;
 
-/// Called between two pieces of a layer; when it breaks, the pass ends unfinished.
-pub type Pause<'a> = &'a mut dyn FnMut() -> Result<ControlFlow<()>>;
+/// Called between two pieces of a layer with the rows of the one that has run; when it breaks, the pass ends unfinished.
+pub type Pause<'a> = &'a mut dyn FnMut(usize) -> Result<ControlFlow<()>>;
 
 /// Constants of the pass, and its spare buffers.
 pub struct Decoder<B: Backend> {
@@ -160,13 +160,14 @@ impl<B: Backend> Pass<'_, '_, B> {
             self.embed(piece, buffers)?;
             self.tap(Tap::Layer(0), piece, buffers, states)?;
         }
-        let mut begun = false;
+        let mut ran = None;
         for (index, layer) in self.model.weights.layers.iter().enumerate() {
             for (piece, buffers) in pieces.iter().zip(&mut *buffers) {
-                if begun && pause()?.is_break() {
+                if let Some(rows) = ran.replace(piece.rows)
+                    && pause(rows)?.is_break()
+                {
                     return Ok(ControlFlow::Break(()));
                 }
-                begun = true;
                 self.attention(index, layer, piece, buffers, query_key_value, context)?;
                 self.feed_forward(layer, piece, buffers, gated)?;
                 self.tap(Tap::Layer(index as u32 + 1), piece, buffers, states)?;

@@ -117,7 +117,7 @@ impl<B: Backend> Model<B> {
             found[index] = rows;
             Ok(())
         };
-        let flow = self.run(arena, slots, Plan { piece_rows: usize::MAX, captures }, &mut keep, &mut || Ok(ControlFlow::Continue(())))?;
+        let flow = self.run(arena, slots, Plan { piece_rows: usize::MAX, captures }, &mut keep, &mut |_| Ok(ControlFlow::Continue(())))?;
         debug_assert!(flow.is_continue(), "nobody breaks");
         Ok(found)
     }

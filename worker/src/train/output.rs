@@ -146,7 +146,7 @@ pub fn write(
         end_token_ids: base.eos_token_ids.clone(),
         parameters: parameters::count(&artifact.shape),
         lineage: Lineage {
-            job: format!("{}/{}", inputs.config.namespace, inputs.config.name),
+            job: inputs.config.job(),
             train_data: inputs.train.digest.clone(),
             evaluation_data: inputs.evaluation.as_ref().map(|files| files.digest.clone()),
             seed: inputs.config.training.seed,

@@ -33,12 +33,12 @@ pub struct Base {
 }
 
 impl Base {
-    /// Waits for the pool and fetches description and tokenizer.
+    /// Waits for the pool and fetches description and tokenizer, for a job (`NAMESPACE/NAME`).
     ///
     /// # Errors
     /// The pool does not answer in time; tokenizer or template cannot be used.
-    pub async fn connect(urls: &[String]) -> Result<Self, TrainError> {
-        let client = PoolClient::connect(urls, PATIENCE).map_err(pool_error)?;
+    pub async fn connect(urls: &[String], job: &str) -> Result<Self, TrainError> {
+        let client = PoolClient::connect(urls, PATIENCE).map_err(pool_error)?.asking_for(job);
         let first = client.describe().await.map_err(pool_error)?;
         let mut pods = client.describe_each().await.map_err(pool_error)?;
         pods.retain(|(_, pod)| pod.identity == first.identity);

@@ -108,7 +108,8 @@ fn train_alone(
     places.remove_temporaries()?;
     let threads = Threads::new(args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)));
     console.phase(Phase::Connecting, 0, "");
-    let mut base = handle.block_on(stop.race(Base::connect(&args.pool))).unwrap_or(Err(TrainError::Stopped { step: 0 }))?;
+    let mut base =
+        handle.block_on(stop.race(Base::connect(&args.pool, &inputs.config.job()))).unwrap_or(Err(TrainError::Stopped { step: 0 }))?;
     let described = &base.description;
     console.note(&format!(
         "base {} · width {} · {} layers · {}",

@@ -94,7 +94,7 @@ impl<B: Backend> Engine<B> {
         };
         let flow = self
             .model
-            .run(&mut pages.arena, &mut slots, Plan { piece_rows: rows, captures: &captures(taps) }, &mut keep, &mut || Ok(pause()))
+            .run(&mut pages.arena, &mut slots, Plan { piece_rows: rows, captures: &captures(taps) }, &mut keep, &mut |_| Ok(pause()))
             .unwrap();
         flow.is_continue().then_some(found)
     }

@@ -59,14 +59,24 @@ impl Pool {
     }
 
     pub async fn start(path: &Path, dtype: Dtype, engine: Engine) -> Self {
+        Self::placed(path, dtype, engine, Placement::cpu(2)).await
+    }
+
+    pub async fn placed(path: &Path, dtype: Dtype, engine: Engine, placement: Placement) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (end, told) = oneshot::channel::<()>();
         let config = BaseConfig { name: "test".to_owned(), dtype, engine };
         let path_of_server: PathBuf = path.to_owned();
-        let server = tokio::spawn(base::serve(listener, config, path_of_server, Placement::cpu(2), Duration::from_secs(25), async move {
-            drop(told.await)
-        }));
+        let server =
+            tokio::spawn(base::serve(
+                listener,
+                config,
+                path_of_server,
+                placement,
+                Duration::from_secs(25),
+                async move { drop(told.await) },
+            ));
         let client = PoolClient::connect(std::slice::from_ref(&url), Duration::from_secs(60)).unwrap();
         let description = client.describe().await.unwrap();
         let engine = crate::common::engine::load(path, dtype, 1);

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use axum::{Json, Router};
@@ -12,7 +12,7 @@ use bytes::Bytes;
 use carryon_crds::common::Taps;
 use carryon_crds::pool::Dtype;
 use carryon_worker::exchange::states::to_bytes;
-use carryon_worker::exchange::wire::{GenerateRequest, HiddenStatesRequest};
+use carryon_worker::exchange::wire::{GenerateRequest, HiddenStatesRequest, JOB_HEADER};
 use carryon_worker::exchange::{ClientError, PoolClient, SequenceStates};
 use futures::{StreamExt as _, stream};
 
@@ -49,7 +49,8 @@ async fn serve(router: Router) -> PoolClient {
 async fn only_the_missing_sequences_are_asked_for_again() {
     let asked: Arc<Mutex<Vec<Vec<Vec<u32>>>>> = Arc::default();
     let log = asked.clone();
-    let handler = async move |Json(request): Json<HiddenStatesRequest>| {
+    let handler = async move |headers: HeaderMap, Json(request): Json<HiddenStatesRequest>| {
+        assert_eq!(headers[JOB_HEADER], "team/one", "jobs take turns");
         let call = {
             let mut log = log.lock().unwrap();
             log.push(request.sequences.clone());
@@ -65,7 +66,7 @@ async fn only_the_missing_sequences_are_asked_for_again() {
             _ => (0..request.sequences.len()).flat_map(frame).collect::<Vec<u8>>().into_response(),
         }
     };
-    let client = serve(Router::new().route("/v1/hidden-states", post(handler))).await;
+    let client = serve(Router::new().route("/v1/hidden-states", post(handler))).await.asking_for("team/one");
     let sequences = vec![vec![1, 1, 1], vec![2, 2], vec![3], vec![4, 4]];
     let request = HiddenStatesRequest { sequences: sequences.clone(), taps: taps() };
     let mut found: Vec<_> = client.hidden_states(request).map(Result::unwrap).collect().await;

@@ -18,3 +18,4 @@ mod silent;
 mod templates;
 mod trainers;
 mod versions;
+mod windows;

@@ -5,16 +5,18 @@ use std::time::{Duration, Instant};
 use carryon_crds::common::Taps;
 use carryon_crds::job::Task;
 use carryon_crds::pool::{Dtype, Engine};
+use carryon_worker::base::Placement;
 use carryon_worker::exchange::wire::{
-    ErrorBody, ErrorCode, GenerateRequest, HiddenStatesRequest, IDENTITY_HEADER, INSTANCE_HEADER, NUMERICS_HEADER,
+    ClassifyRequest, ErrorBody, ErrorCode, GenerateRequest, HiddenStatesRequest, IDENTITY_HEADER, INSTANCE_HEADER, NUMERICS_HEADER,
 };
 use carryon_worker::exchange::{ClientError, PoolClient};
 use carryon_worker::head::Artifact;
+use carryon_worker::kernel::PageLayout;
 use futures::StreamExt as _;
 use serde_json::json;
 
 use crate::common::tokens;
-use crate::harness::{ENGINE, Pool, bytes_of, with_head};
+use crate::harness::{ENGINE, Pool, bytes_of, checkpoint, with_head};
 
 async fn refused(pool: &Pool, path: &str, body: serde_json::Value) -> (u16, ErrorCode, String) {
     let response = reqwest::Client::new().post(format!("{}{path}", pool.url)).body(body.to_string()).send().await.unwrap();
@@ -146,6 +148,52 @@ async fn a_full_queue_is_busy_until_a_place_is_free() {
         assert_eq!(refused.json::<ErrorBody>().await.unwrap().error.code, ErrorCode::Busy);
     }
     // A patient client asks again until a place is free.
+    assert_eq!(pool.answer(&GenerateRequest::greedy(tokens(4, 101, 1), 2)).await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_waits_than_memory_that_it_can_wait_for() {
+    let folder = checkpoint(7);
+    let page = PageLayout { layers: 3, heads: 2, head_dim: 10, dtype: Dtype::Float32 }.bytes() as u64;
+    let (engine, placement) = (Engine { max_num_seqs: 16, ..ENGINE }, Placement { kv_cache_bytes: Some(8 * page), ..Placement::cpu(2) });
+    let pool = Pool::placed(folder.path(), Dtype::Float32, engine, placement).await;
+    // Each takes all the memory there is; there are 64 places.
+    let http = reqwest::Client::new();
+    let long = json!({"prompt": [1, 2], "max_tokens": 250}).to_string();
+    let asked = (0..30).map(|_| http.post(format!("{}/v1/generate", pool.url)).body(long.clone()).send());
+    let (mut served, mut busy) = (0, 0);
+    for answer in futures::future::join_all(asked).await.into_iter().map(Result::unwrap) {
+        if answer.status() == 429 {
+            assert_eq!(answer.headers()["retry-after"], "1");
+            assert!(answer.json::<ErrorBody>().await.unwrap().error.message.contains("more memory"));
+            busy += 1;
+        } else {
+            // Who was admitted comes to its end.
+            assert_eq!(answer.text().await.unwrap().lines().count(), 251);
+            served += 1;
+        }
+    }
+    assert!(served >= 5 && busy > 0, "{served} served, {busy} refused");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_classification_takes_a_place_for_each_sequence() {
+    let pool = Pool::tiny(Dtype::Float32, Engine { max_num_batched_tokens: 2048, ..ENGINE }).await;
+    let head = pool.head(6, Task::Classification);
+    pool.push(&head).await;
+    // More than there are places: it takes them all, and is served.
+    let request = ClassifyRequest { sequences: vec![tokens(100, 101, 3); 300], head: head.digest.clone() };
+    let client = pool.client.clone();
+    let classified = tokio::spawn(async move { client.classify(None, &request).await.unwrap().scores.len() });
+    let http = reqwest::Client::new();
+    let one = json!({"prompt": [1, 2], "max_tokens": 1}).to_string();
+    let mut refused = 0;
+    while !classified.is_finished() {
+        let answer = http.post(format!("{}/v1/generate", pool.url)).body(one.clone()).send().await.unwrap();
+        refused += usize::from(answer.status() == 429);
+    }
+    assert_eq!(classified.await.unwrap(), 300);
+    assert!(refused > 0);
     assert_eq!(pool.answer(&GenerateRequest::greedy(tokens(4, 101, 1), 2)).await.len(), 2);
 }
 

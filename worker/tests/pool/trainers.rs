@@ -1,5 +1,6 @@
 use carryon_crds::common::Taps;
 use carryon_crds::pool::{Dtype, Engine};
+use carryon_worker::base::Placement;
 use carryon_worker::exchange::states::{from_bytes, to_bytes};
 use carryon_worker::exchange::wire::HiddenStatesRequest;
 use carryon_worker::exchange::{LossRequest, SequenceStates};
@@ -8,7 +9,7 @@ use carryon_worker::kernel::Backend as _;
 use futures::StreamExt as _;
 
 use crate::common::{model_path, tiny::Random, tokens};
-use crate::harness::{ENGINE, Pool};
+use crate::harness::{ENGINE, Pool, checkpoint};
 
 async fn fetch(pool: &Pool, sequences: &[Vec<u32>], taps: &Taps) -> Vec<SequenceStates> {
     let request = HiddenStatesRequest { sequences: sequences.to_vec(), taps: taps.clone() };
@@ -88,14 +89,18 @@ async fn the_lm_head_that_is_handed_out_is_the_models() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_is_slow_or_gone_does_not_stop_the_pool() {
-    // States of thirteen megabytes: more than sockets hold.
-    let pool = Pool::tiny(Dtype::Float32, Engine { max_num_batched_tokens: 1024, ..ENGINE }).await;
+    // States of 38 megabytes: more than sockets hold beside a reader's part of the least room, 16 MiB.
+    let folder = checkpoint(7);
+    let (engine, placement) =
+        (Engine { max_num_batched_tokens: 4096, ..ENGINE }, Placement { memory_limit: Some(1 << 30), ..Placement::cpu(2) });
+    let pool = Pool::placed(folder.path(), Dtype::Float32, engine, placement).await;
     let taps = Taps { layers: vec![0, 1, 2, 3], final_norm: true };
-    let sequences: Vec<_> = (0..400).map(|seed| tokens(40, 101, seed)).collect();
+    let sequences: Vec<_> = (0..400).map(|seed| tokens(120, 101, seed)).collect();
     let mut slow = Box::pin(pool.client.hidden_states(HiddenStatesRequest { sequences: sequences.clone(), taps: taps.clone() }));
     let first = slow.next().await.unwrap().unwrap();
-    assert_eq!(first.tokens, 40);
-    // Others are served meanwhile.
+    assert_eq!(first.tokens, 120);
+    // Not all of them were computed, and others are served meanwhile.
+    assert!(pool.metric("carryon_tokens_total{class=\"training\"}").await < 48_000.0);
     assert_eq!(fetch(&pool, &sequences[..3], &taps).await.len(), 3);
     // It goes on when it reads on, and loses nothing.
     let rest: Vec<_> = slow.map(|states| states.unwrap().index).collect().await;

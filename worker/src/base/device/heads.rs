@@ -62,7 +62,7 @@ pub fn run<B: Backend, T>(
 
 /// Computes the heads' own keys and values of blocks that others have computed of the base, from the tap rows kept with them.
 pub fn catch_up<B: Backend>(model: &Model<B>, memory: &mut Memory<B>, sequences: &mut [Sequence]) -> Result<()> {
-    let mut sequences: Vec<&mut Sequence> = sequences.iter_mut().filter(|sequence| sequence.lease.is_some()).collect();
+    let mut sequences: Vec<&mut Sequence> = sequences.iter_mut().collect();
     let known = |sequence: &Sequence| sequence.head.as_ref().map_or(sequence.shared, |own| own.table.length / PAGE);
     let behind = sequences.iter().enumerate().filter(|(_, sequence)| known(sequence) < sequence.shared);
     let groups = groups::<B>(behind.filter_map(|(place, sequence)| Some((place, &sequence.head.as_ref()?.head))));

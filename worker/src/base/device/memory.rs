@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use super::sequence::{HeadUse, Sequence};
 use crate::base::pages::{BlockHash, Book, Freed, HeadKey, Page};
 use crate::base::registry::LoadedHead;
-use crate::kernel::{Arena, Backend, PAGE, PageLayout, Result, pages_for};
+use crate::kernel::{Arena, Backend, PAGE, PageLayout, PageTable, Result, pages_for};
 use crate::model::{Model, Tap};
 
 /// Memory for keys and values.
@@ -14,6 +14,8 @@ pub struct Memory<B: Backend> {
     book: Book,
     layouts: Vec<PageLayout>,
     arenas: Vec<Arena<B>>,
+    /// Positions that a position of the base sees at most.
+    window: Option<usize>,
     taps: HashMap<BlockHash, HashMap<Tap, B::Packed>>,
 }
 
@@ -24,7 +26,8 @@ impl<B: Backend> Memory<B> {
     /// Room for `budget` bytes.
     pub fn new(model: &Model<B>, budget: u64) -> Result<Self> {
         let (backend, book) = (model.backend.clone(), Book::new(budget));
-        let mut memory = Self { backend, book, layouts: Vec::new(), arenas: Vec::new(), taps: HashMap::new() };
+        let window = model.config.sliding_window;
+        let mut memory = Self { backend, book, layouts: Vec::new(), arenas: Vec::new(), window, taps: HashMap::new() };
         memory.layout(model.page_layout())?;
         Ok(memory)
     }
@@ -62,11 +65,10 @@ impl<B: Backend> Memory<B> {
         &mut self.arenas[BASE]
     }
 
-    /// Whether a sequence could ever be admitted; else what it needs, in bytes.
-    pub fn fits(&mut self, sequence: &Sequence) -> Result<std::result::Result<(), u64>> {
+    /// Bytes of all that a sequence may come to.
+    pub fn need(&mut self, sequence: &Sequence) -> Result<u64> {
         let head = sequence.head.as_ref().map(|own| self.head_layout(&own.head)).transpose()?;
-        let need = self.book.need(&[BASE], sequence.limit()) + head.map_or(0, |head| self.book.need(&[head], sequence.limit()));
-        Ok(if need <= self.book.budget() { Ok(()) } else { Err(need) })
+        Ok(self.book.need(&[BASE], sequence.limit()) + head.map_or(0, |head| self.book.need(&[head], sequence.limit())))
     }
 
     /// Promises a sequence all that it may need beside what is known of its beginning. False where it has to wait.
@@ -192,21 +194,51 @@ impl<B: Backend> Memory<B> {
         self.taps.get(hash)?.get(&tap)
     }
 
+    /// Gives back what no later position of a sequence sees: its own pages, and the use of blocks. What was promised stays so: it is for positions
+    /// that are to come.
+    pub fn trim(&mut self, sequence: &mut Sequence) {
+        let base = out_of_sight(self.window, sequence.table.length);
+        let head = sequence.head.as_ref().map_or(usize::MAX, |own| out_of_sight(Some(own.head.shape.window as usize), own.table.length));
+        // A block has pages of both.
+        let blocks = base.min(head).min(sequence.shared);
+        if sequence.gone < blocks {
+            self.book.leave(&sequence.chain.names()[sequence.gone..blocks]);
+            sequence.gone = blocks;
+        }
+        if sequence.is_shareable() {
+            return;
+        }
+        self.give(BASE, &sequence.table.pages[sequence.gone.min(base)..base]);
+        sequence.gone = sequence.gone.max(base);
+        if let Some(own) = &mut sequence.head {
+            self.give_of_head(&own.head, &own.table.pages[own.gone..head]);
+            own.gone = head;
+        }
+        self.apply_freed();
+    }
+
+    fn give(&mut self, layout: usize, pages: &[u32]) {
+        pages.iter().for_each(|number| self.book.give(Page { layout, number: *number }));
+    }
+
+    fn give_of_head(&mut self, head: &LoadedHead, pages: &[u32]) {
+        // The arena is known: a sequence was admitted to it.
+        if let Some(layout) = self.layouts.iter().position(|known| *known == head.runner::<B>().page_layout()) {
+            self.give(layout, pages);
+        }
+    }
+
     /// Gives back all that a sequence has.
     pub fn release(&mut self, sequence: &mut Sequence) {
         if let Some(own) = &mut sequence.head {
-            let own_pages = own.table.pages.drain(..).skip(own.shared);
-            // The arena is known: the sequence was admitted to it.
-            if let Some(layout) = self.layouts.iter().position(|known| *known == own.head.runner::<B>().page_layout()) {
-                own_pages.for_each(|number| self.book.give(Page { layout, number }));
-            }
-            (own.shared, own.table.length) = (0, 0);
+            self.give_of_head(&own.head, &own.table.pages[own.shared.max(own.gone)..]);
+            own.table = PageTable::default();
+            (own.shared, own.gone) = (0, 0);
         }
-        for number in sequence.table.pages.drain(..).skip(sequence.shared) {
-            self.book.give(Page { layout: BASE, number });
-        }
-        self.book.leave(&sequence.chain.names()[..sequence.shared]);
-        (sequence.shared, sequence.table.length) = (0, 0);
+        self.give(BASE, &sequence.table.pages[sequence.shared.max(sequence.gone)..]);
+        self.book.leave(&sequence.chain.names()[sequence.gone.min(sequence.shared)..sequence.shared]);
+        sequence.table = PageTable::default();
+        (sequence.shared, sequence.gone) = (0, 0);
         if let Some(mut lease) = sequence.lease.take() {
             self.book.end(&mut lease);
         }
@@ -221,4 +253,9 @@ impl<B: Backend> Memory<B> {
             }
         }
     }
+}
+
+/// Pages at the beginning of `length` positions that the next position does not see.
+fn out_of_sight(window: Option<usize>, length: usize) -> usize {
+    window.map_or(0, |window| (length + 1).saturating_sub(window) / PAGE)
 }

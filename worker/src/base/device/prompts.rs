@@ -26,11 +26,12 @@ pub fn hand_over<B: Backend>(memory: &mut Memory<B>, sequences: &mut [Sequence])
     for place in 1..sequences.len() {
         let (earlier, later) = sequences.split_at_mut(place);
         let own = &mut later[0];
-        if own.has_begun() || own.lease.is_none() || !own.is_shareable() {
+        if own.has_begun() || !own.is_shareable() {
             continue;
         }
         memory.look_again(own)?;
-        if let Some(other) = earlier.iter().find(|other| other.done >= other.prompt && same_prompt(own, other)) {
+        let has_all = |other: &Sequence| other.done >= other.prompt && other.gone <= own.shared;
+        if let Some(other) = earlier.iter().find(|other| has_all(other) && same_prompt(own, other)) {
             memory.copy_prompt(own, other)?;
         }
     }

@@ -6,9 +6,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::base::pages::{BlockHash, Chain, Lease};
-use crate::base::queue::Demand;
 use crate::base::registry::LoadedHead;
 use crate::base::sampling::{Row, Sampler, logprobs};
+use crate::base::schedule::Demand;
 use crate::exchange::wire::{ErrorCode, FinishReason, GenerateEvent, TokenLogprob, Usage, WireError};
 use crate::kernel::{PAGE, PageTable};
 
@@ -25,12 +25,14 @@ pub struct HeadUse {
     pub table: PageTable,
     /// Pages of the table, from the first on, that belong to blocks.
     pub shared: usize,
+    /// Pages of the table, from the first on, that no later position sees: they were given back.
+    pub gone: usize,
 }
 
 impl HeadUse {
     /// `head` at the beginning of a sequence.
     pub fn new(head: Arc<LoadedHead>, alpha: f64) -> Self {
-        Self { head, alpha, table: PageTable::default(), shared: 0 }
+        Self { head, alpha, table: PageTable::default(), shared: 0, gone: 0 }
     }
 }
 
@@ -83,6 +85,10 @@ pub struct Sequence {
     pub chain: Chain,
     /// Pages of the table, from the first on, that belong to blocks.
     pub shared: usize,
+    /// Pages of the table, from the first on, that no later position sees: they were given back.
+    pub gone: usize,
+    /// Bytes of all keys and values that it may come to.
+    pub need: u64,
     /// What it may still take; none before it is admitted.
     pub lease: Option<Lease>,
     /// Its head.
@@ -108,7 +114,22 @@ impl Sequence {
         let mut chain = Chain::new(namespace);
         chain.extend(&tokens);
         let (prompt, table) = (tokens.len(), PageTable::default());
-        Self { prompt, tokens, done: 0, max_length, table, chain, shared: 0, lease: None, head, purpose, finished: false, permit }
+        Self {
+            prompt,
+            tokens,
+            done: 0,
+            max_length,
+            table,
+            chain,
+            shared: 0,
+            gone: 0,
+            need: 0,
+            lease: None,
+            head,
+            purpose,
+            finished: false,
+            permit,
+        }
     }
 
     /// Positions that it may come to.

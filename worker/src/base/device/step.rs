@@ -9,7 +9,7 @@ use super::heads::{self, Group};
 use super::prompts;
 use super::sequence::{Purpose, Sequence};
 use crate::base::metrics::Class;
-use crate::base::queue::{Demand, serving_batch};
+use crate::base::schedule::Demand;
 use crate::exchange::states::number_bytes;
 use crate::exchange::wire::ErrorCode;
 use crate::head::Runner;
@@ -33,18 +33,20 @@ struct BlockRows {
     first: usize,
 }
 
-/// Runs up to `budget` tokens of `sequences`. **Invariant** what ran is counted before anybody hears of it.
-pub fn step<B: Backend>(engine: &mut Engine<B>, sequences: &mut [Sequence], budget: usize) -> Result<()> {
-    heads::catch_up(&engine.model, &mut engine.memory, sequences)?;
-    let demand = |place: usize| match sequences[place].lease.is_none() || prompts::waits(sequences, place) {
+/// What each sequence needs to go on.
+pub fn demands(sequences: &[Sequence]) -> Vec<Demand> {
+    let demand = |place: usize| match prompts::waits(sequences, place) {
         true => Demand::Prefill(0),
         false => sequences[place].demand(),
     };
-    let demands: Vec<_> = (0..sequences.len()).map(demand).collect();
-    let grants = serving_batch(&demands, budget);
+    (0..sequences.len()).map(demand).collect()
+}
+
+/// Runs so many tokens of each sequence. **Invariant** what ran is counted before anybody hears of it.
+pub fn step<B: Backend>(engine: &mut Engine<B>, sequences: &mut [Sequence], grants: &[usize]) -> Result<()> {
     let mut parts: Vec<&mut Sequence> = Vec::new();
     let mut rows: Vec<Range<usize>> = Vec::new();
-    for (sequence, granted) in sequences.iter_mut().zip(grants).filter(|(_, granted)| *granted > 0) {
+    for (sequence, granted) in sequences.iter_mut().zip(grants.iter().copied()).filter(|(_, granted)| *granted > 0) {
         let start = rows.last().map_or(0, |rows| rows.end);
         engine.memory.grow(sequence, granted)?;
         parts.push(sequence);
@@ -84,6 +86,7 @@ fn run<B: Backend>(engine: &mut Engine<B>, parts: &mut [&mut Sequence], rows: &[
     for part in parts.iter_mut() {
         part.end_scoring();
         engine.memory.settle(part)?;
+        engine.memory.trim(part);
     }
     let kept: Vec<(Tap, B::Rows)> = kept_taps.into_iter().zip(states).collect();
     keep(engine, parts, &blocks, &kept)

@@ -27,11 +27,11 @@ use crate::exchange::wire::{
 /// `POST /v1/generate`. What fails before the first event is a refusal; later, the last event.
 pub(super) async fn generate(State(pool): State<Arc<Pool>>, request: Request) -> Result<Response, Refusal> {
     let ready = pool.ready()?;
-    drop(ready.device.serving_place()?);
+    drop(ready.device.serving_places(1)?);
     let namespace = namespace(&request);
     let request: GenerateRequest = body::json(&pool, request, ready.description.limits.max_model_len).await?;
     check::generate(&request, &ready.description)?;
-    let permit = ready.device.serving_place()?;
+    let permit = ready.device.serving_places(1)?;
     let (events, mut received) = unbounded_channel();
     ready.device.submit(Job::Serve(vec![sequence(ready, request, &namespace, events, permit)?]))?;
     let first = match received.recv().await {
@@ -99,10 +99,10 @@ fn namespace(request: &Request) -> String {
 /// `POST /v1/classify`.
 pub(super) async fn classify(State(pool): State<Arc<Pool>>, request: Request) -> Result<Json<ClassifyResponse>, Refusal> {
     let ready = pool.ready()?;
-    drop(ready.device.serving_place()?);
+    drop(ready.device.serving_places(1)?);
     let request: ClassifyRequest = body::json(&pool, request, ready.description.limits.max_request_tokens).await?;
     check::sequences(&request.sequences, &ready.description)?;
-    let permit = Arc::new(ready.device.serving_place()?);
+    let permit = Arc::new(ready.device.serving_places(request.sequences.len())?);
     let head = ready.registry.get(&request.head, Instant::now())?;
     expect_task(&head, Task::Classification)?;
     let (scores, mut received) = unbounded_channel();

@@ -46,8 +46,6 @@ pub struct Ready {
     pub registry: Arc<Registry>,
     /// What heads must fit.
     pub fit: Fit,
-    /// Tokens of states that a reader may be behind.
-    pub reader_tokens: usize,
 }
 
 /// A pool pod, from its first moment on.

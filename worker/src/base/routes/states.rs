@@ -1,23 +1,24 @@
 //! What trainers ask for: hidden states, losses, the LM head.
 
-use std::sync::Arc;
-use std::vec;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher as _;
+use std::sync::{Arc, LazyLock};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
-use carryon_crds::common::Taps;
 use futures::{Stream, StreamExt as _, stream};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 use super::{Pool, Refusal, body, check};
-use crate::base::device::{Job, LossJob, StatesJob, StatesOut, TrainingJob};
+use crate::base::device::{Job, LossJob, StatesJob, StatesOut};
+use crate::base::schedule::Trainer;
 use crate::exchange::loss::LossRequest;
-use crate::exchange::states::wire_dtype;
-use crate::exchange::wire::{ErrorCode, HiddenStatesRequest, SAFETENSORS};
+use crate::exchange::states::{number_bytes, wire_dtype};
+use crate::exchange::wire::{ErrorCode, HiddenStatesRequest, JOB_HEADER, SAFETENSORS, tap_names};
 use crate::tensor_file;
 
 /// Rows of the LM head that are unpacked at a time.
@@ -27,44 +28,41 @@ const LM_HEAD_ROWS: usize = 512;
 pub(super) async fn hidden_states(State(pool): State<Arc<Pool>>, request: Request) -> Result<Response, Refusal> {
     let ready = pool.ready()?;
     drop(ready.device.training_place()?);
+    let trainer = trainer(&request);
     let HiddenStatesRequest { sequences, taps } = body::json(&pool, request, ready.description.limits.max_request_tokens).await?;
     check::taps(&taps, &ready.description)?;
     check::sequences(&sequences, &ready.description)?;
     let permit = ready.device.training_place()?;
     let (out, states) = unbounded_channel();
-    let room = Arc::new(Semaphore::new(ready.reader_tokens));
+    let number = number_bytes(ready.description.numerics.dtype);
+    let room = ready.device.room(tap_names(&taps).len() * ready.description.hidden_size as usize * number);
     let sequences = sequences.into_iter().enumerate().collect();
-    let job = StatesJob { sequences, taps: taps.clone(), out, room, capacity: ready.reader_tokens, permit };
-    ready.device.submit(Job::Train(TrainingJob::States(job)))?;
+    ready.device.submit(Job::States(trainer, StatesJob { sequences, taps, out, room, permit }))?;
     let device = ready.device.clone();
-    let taken = move || drop(device.submit(Job::Wake));
-    Ok(safetensors(states_body(states, taps, ready.description.hidden_size as usize, taken)))
+    Ok(safetensors(states_body(states, move || drop(device.submit(Job::Wake)))))
 }
 
-/// The frames of `states` as a body; `taken` is called after each frame was passed on and its room given back, and when the body goes.
-pub fn states_body(states: UnboundedReceiver<StatesOut>, taps: Taps, hidden_size: usize, taken: impl Fn() + Send + 'static) -> Body {
-    Body::from_stream(pieces(states, taps, hidden_size, taken).map(Ok::<_, std::convert::Infallible>))
+/// Whose turn a request takes: its job's; a request that names none has turns of its own.
+fn trainer(request: &Request) -> Trainer {
+    static NAMES: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    request.headers().get(JOB_HEADER).map_or_else(rand::random, |job| NAMES.hash_one(job.as_bytes()))
 }
 
-fn pieces(
-    states: UnboundedReceiver<StatesOut>,
-    taps: Taps,
-    hidden_size: usize,
-    taken: impl Fn() + Send + 'static,
-) -> impl Stream<Item = Bytes> + Send {
-    let nothing: (vec::IntoIter<Bytes>, Option<OwnedSemaphorePermit>) = (Vec::new().into_iter(), None);
-    let reader = Reader { states, taken };
-    stream::unfold((reader, nothing, taps), move |(mut reader, (mut frame, mut room), taps)| async move {
-        loop {
-            if let Some(piece) = frame.next() {
-                return Some((piece, (reader, (frame, room), taps)));
-            }
-            if room.take().is_some() {
-                (reader.taken)();
-            }
-            let (sequence, permit) = reader.states.recv().await?;
-            (frame, room) = (sequence.encode(&taps, hidden_size).into_iter(), Some(permit));
+/// The pieces of `states` as a body; `taken` is called after each piece that brought room was passed on and its room given back, and when the body
+/// goes.
+pub fn states_body(states: UnboundedReceiver<StatesOut>, taken: impl Fn() + Send + 'static) -> Body {
+    Body::from_stream(pieces(states, taken).map(Ok::<_, std::convert::Infallible>))
+}
+
+fn pieces(states: UnboundedReceiver<StatesOut>, taken: impl Fn() + Send + 'static) -> impl Stream<Item = Bytes> + Send {
+    stream::unfold((Reader { states, taken }, None), |(mut reader, room)| async move {
+        // The room of the piece before: that piece was passed on.
+        if room.is_some() {
+            drop(room);
+            (reader.taken)();
         }
+        let (piece, room) = reader.states.recv().await?;
+        Some((piece, (reader, room)))
     })
 }
 
@@ -85,6 +83,7 @@ impl<F: Fn()> Drop for Reader<F> {
 pub(super) async fn loss(State(pool): State<Arc<Pool>>, request: Request) -> Result<Response, Refusal> {
     let ready = pool.ready()?;
     drop(ready.device.training_place()?);
+    let trainer = trainer(&request);
     let bytes = pool.bodies.read(request, ready.description.limits.max_body_bytes as usize).await?;
     let hidden_size = ready.description.hidden_size as usize;
     let invalid = |error: crate::exchange::frames::FrameError| Refusal::new(ErrorCode::InvalidRequest, error.to_string());
@@ -92,7 +91,7 @@ pub(super) async fn loss(State(pool): State<Arc<Pool>>, request: Request) -> Res
     check::loss(&request, &ready.description)?;
     let permit = ready.device.training_place()?;
     let (reply, answer) = oneshot::channel();
-    ready.device.submit(Job::Train(TrainingJob::Loss(LossJob { request, reply, permit })))?;
+    ready.device.submit(Job::Loss(trainer, LossJob { request, reply, permit }))?;
     let answer = answer.await.map_err(|_| Refusal::new(ErrorCode::Internal, "the device dropped the loss"))?;
     let pieces = answer.encode(hidden_size).into_iter().map(Ok::<_, std::convert::Infallible>);
     Ok(safetensors(Body::from_stream(stream::iter(pieces))))
@@ -124,7 +123,7 @@ mod tests {
     fn a_reader_that_goes_away_wakes_the_device_after_it_has_gone() {
         let (out, states) = unbounded_channel();
         let (tell, told) = std::sync::mpsc::channel();
-        let body = states_body(states, Taps { layers: vec![1], final_norm: false }, 4, move || tell.send(out.is_closed()).unwrap());
+        let body = states_body(states, move || tell.send(out.is_closed()).unwrap());
         assert!(told.try_recv().is_err());
         drop(body);
         assert_eq!(told.try_iter().collect::<Vec<_>>(), [true]);

@@ -1,5 +1,7 @@
 //! What steps and slices cost, learnt from those that ran.
 
+use super::serving::Demand;
+
 /// How far one step moves what is known.
 const LEARNING: f64 = 0.25;
 /// Most by which one step may take longer than expected: one that the machine held up says little.
@@ -14,6 +16,20 @@ pub struct Tokens {
     pub prefill: usize,
     /// One of each sequence that decodes.
     pub decode: usize,
+}
+
+impl Tokens {
+    /// Those that a step runs when each sequence runs what it was granted of its demand.
+    pub fn of(demands: &[Demand], grants: &[usize]) -> Self {
+        let mut tokens = Self::default();
+        for (demand, granted) in demands.iter().zip(grants) {
+            match demand {
+                Demand::Decode => tokens.decode += granted,
+                Demand::Prefill(_) => tokens.prefill += granted,
+            }
+        }
+        tokens
+    }
 }
 
 /// Seconds of a serving step: a fixed part (the weights are read once), and one for each token.

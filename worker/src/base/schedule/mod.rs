@@ -10,9 +10,11 @@
 //!
 //! ```text
 //! loop: refresh, then turn() → Serve: grants(), run a step, served()
-//!                              Train: lane().take() for a start, run a slice, trained(); lane().end() after a batch's last
+//!                              Train: take() from its lane for a start, run so many rows, trained(); end() after a batch's last
 //!                              Idle:  wait for what comes
 //! ```
+//!
+//! A capture that has begun holds on between two of its slices while steps and losses run.
 
 mod cost;
 mod serving;
@@ -21,9 +23,11 @@ mod share;
 mod simulation;
 mod training;
 
-pub use cost::{Cost, Pace, Tokens};
-pub use serving::{Demand, PROMPT_SECONDS, STEP_SECONDS, Serving};
+use cost::{Cost, Pace};
 use share::Share;
+
+pub use cost::Tokens;
+pub use serving::{Demand, PROMPT_SECONDS, STEP_SECONDS, Serving};
 pub use training::{Kind, Lane, Trainer, Work, training_batch};
 
 /// Least share of the time that training gets while it waits. What is promised is a quarter of its speed alone; slices work a little slower than whole
@@ -35,26 +39,36 @@ pub const CAPTURE_SHARE: f64 = 0.25;
 pub const LEAST_SLICE: f64 = 0.004;
 /// Longest slice: how long a request that finds a device that only trains waits for it.
 pub const MOST_SLICE: f64 = 0.05;
+/// Seconds of a piece of a layer, between two of which a capture can hold on: no slice is shorter, and products of fewer rows are slower.
+const PIECE: f64 = 2.0 * LEAST_SLICE;
+/// Fewest rows of a piece, whatever they take.
+const LEAST_PIECE: usize = 32;
+/// Fewest rows of a loss in a slice.
+const LEAST_LOSS: usize = 8;
 
 /// What the device does next.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
     /// A step of the active sequences.
     Serve,
-    /// A slice of about this many seconds of a job of a lane.
-    Train(Kind, Work, f64),
+    /// So many rows of a job of a lane: of a loss, or of a layer.
+    Train(Kind, Work, usize),
     /// Nothing can run.
     Idle,
 }
 
 /// Served sequences and training jobs, what they cost, and who is owed time.
 #[derive(Debug)]
-pub struct Schedule<S, T> {
+pub struct Schedule<S, L, C> {
     /// Sequences that are served.
     pub serving: Serving<S>,
-    losses: Lane<T>,
-    captures: Lane<T>,
+    /// Losses that trainers wait for.
+    pub losses: Lane<L>,
+    /// Hidden states that trainers ask for ahead of their use.
+    pub captures: Lane<C>,
     cost: Cost,
+    loss_pace: Pace,
+    capture_pace: Pace,
     max_tokens: usize,
     training_share: Share,
     capture_share: Share,
@@ -71,7 +85,7 @@ struct Waiting {
     capture: bool,
 }
 
-impl<S, T> Schedule<S, T> {
+impl<S, L, C> Schedule<S, L, C> {
     /// An empty schedule: at most `max_active` sequences run together, at most `max_tokens` tokens in a step.
     pub fn new(max_active: usize, max_tokens: usize) -> Self {
         Self {
@@ -79,6 +93,8 @@ impl<S, T> Schedule<S, T> {
             losses: Lane::default(),
             captures: Lane::default(),
             cost: Cost::default(),
+            loss_pace: Pace::default(),
+            capture_pace: Pace::default(),
             max_tokens,
             training_share: Share::new(TRAINING_SHARE),
             capture_share: Share::new(CAPTURE_SHARE),
@@ -87,17 +103,19 @@ impl<S, T> Schedule<S, T> {
         }
     }
 
-    /// Jobs of one kind: they are added, taken when it is their turn, and ended here.
-    pub fn lane(&mut self, kind: Kind) -> &mut Lane<T> {
-        match kind {
-            Kind::Loss => &mut self.losses,
-            Kind::Capture => &mut self.captures,
-        }
+    /// Tokens of a step at most.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
     }
 
-    /// Chooses what runs next. `ready` says whether a job can run now: its reader may be slow.
-    pub fn turn(&mut self, ready: impl Fn(&T) -> bool) -> Turn {
-        let (loss, capture) = (self.losses.work(&ready), self.captures.work(&ready));
+    /// Rows of a piece of a layer, for the capture that begins now.
+    pub fn piece_rows(&self) -> usize {
+        self.capture_pace.rows(PIECE, LEAST_PIECE)
+    }
+
+    /// Chooses what runs next. `ready` says whether a capture can begin now: its reader may be slow.
+    pub fn turn(&mut self, ready: impl Fn(&C) -> bool) -> Turn {
+        let (loss, capture) = (self.losses.work(|_| true), self.captures.work(ready));
         let sequences = self.serving.lengths().0 > 0;
         self.waiting = Waiting { sequences, loss: loss.is_some(), capture: capture.is_some() };
         if capture.is_none() {
@@ -115,11 +133,20 @@ impl<S, T> Schedule<S, T> {
         // A loss that has begun is finished: it is short, and somebody waits.
         let capture_first = self.capture_share.owed() >= LEAST_SLICE && !self.losses.is_running();
         match (loss, capture) {
-            (Some(_), Some(work)) if capture_first => Turn::Train(Kind::Capture, work, seconds.min(self.capture_share.owed())),
-            (Some(work), _) => Turn::Train(Kind::Loss, work, seconds),
-            (None, Some(work)) => Turn::Train(Kind::Capture, work, seconds),
+            (Some(_), Some(work)) if capture_first => self.slice(Kind::Capture, work, seconds.min(self.capture_share.owed())),
+            (Some(work), _) => self.slice(Kind::Loss, work, seconds),
+            (None, Some(work)) => self.slice(Kind::Capture, work, seconds),
             (None, None) => Turn::Idle,
         }
+    }
+
+    /// The rows that take `seconds`.
+    fn slice(&self, kind: Kind, work: Work, seconds: f64) -> Turn {
+        let rows = match kind {
+            Kind::Loss => self.loss_pace.rows(seconds, LEAST_LOSS),
+            Kind::Capture => self.capture_pace.rows(seconds, LEAST_PIECE),
+        };
+        Turn::Train(kind, work, rows)
     }
 
     /// Shares out the tokens of a step, one entry per active sequence.
@@ -137,8 +164,12 @@ impl<S, T> Schedule<S, T> {
         }
     }
 
-    /// A slice has run.
-    pub fn trained(&mut self, kind: Kind, seconds: f64) {
+    /// A slice of `rows` has run.
+    pub fn trained(&mut self, kind: Kind, rows: usize, seconds: f64) {
+        match kind {
+            Kind::Loss => self.loss_pace.learn(rows, seconds),
+            Kind::Capture => self.capture_pace.learn(rows, seconds),
+        }
         self.allowance -= seconds;
         self.training_share.run(seconds, self.waiting.sequences);
         match kind {

@@ -46,16 +46,26 @@ impl<S> Serving<S> {
         self.waiting.push_back(sequence);
     }
 
-    /// Drops what nobody waits for any more, and lets waiting sequences in as long as `fits` says so (and reserves what they need). The first
+    /// Drops what nobody waits for any more, and lets waiting sequences in as long as `admit` says so (and reserves what they need). The first
     /// that does not fit keeps those behind it out, else a large one would wait for ever.
-    pub fn refresh(&mut self, wanted: impl Fn(&S) -> bool, mut fits: impl FnMut(&S) -> bool) {
+    ///
+    /// # Errors
+    /// Those of `admit`.
+    pub fn refresh<E>(&mut self, wanted: impl Fn(&S) -> bool, mut admit: impl FnMut(&mut S) -> Result<bool, E>) -> Result<(), E> {
         self.retain(&wanted);
         self.waiting.retain(&wanted);
         while self.active.len() < self.max_active
-            && let Some(sequence) = self.waiting.pop_front_if(|sequence| fits(sequence))
+            && let Some(first) = self.waiting.front_mut()
+            && admit(first)?
         {
-            self.active.push(sequence);
+            self.active.extend(self.waiting.pop_front());
         }
+        Ok(())
+    }
+
+    /// The sequences that wait.
+    pub fn waiting(&self) -> impl Iterator<Item = &S> {
+        self.waiting.iter()
     }
 
     /// The active sequences, in order of arrival.
@@ -119,7 +129,7 @@ mod tests {
     fn serving(active: usize) -> Serving<usize> {
         let mut serving = Serving::new(active);
         (0..active).for_each(|sequence| serving.push(sequence));
-        serving.refresh(|_| true, |_| true);
+        serving.refresh(|_| true, |_| Ok::<_, ()>(true)).unwrap();
         serving
     }
 
@@ -187,14 +197,17 @@ mod tests {
             serving.push(pages);
         }
         let mut free = 5;
-        let mut fits = |pages: &usize| {
+        let admit = |pages: &mut usize| {
             let fits = *pages <= free;
             free -= if fits { *pages } else { 0 };
-            fits
+            Ok::<_, ()>(fits)
         };
-        serving.refresh(|_| true, &mut fits);
+        serving.refresh(|_| true, admit).unwrap();
         assert_eq!((serving.active().to_vec(), serving.lengths()), (vec![2], (1, 3)));
-        serving.refresh(|pages| *pages != 2, |_| true);
+        serving.refresh(|pages| *pages != 2, |_| Ok::<_, ()>(true)).unwrap();
         assert_eq!((serving.active().to_vec(), serving.lengths()), (vec![6, 1, 1], (3, 0)));
+        serving.push(7);
+        assert_eq!(serving.refresh(|pages| *pages != 1, |_| Err("lost")), Err("lost"));
+        assert_eq!(serving.waiting().collect::<Vec<_>>(), [&7]);
     }
 }

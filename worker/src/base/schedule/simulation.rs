@@ -49,24 +49,30 @@ fn losses(trainer: Trainer, pause: f64) -> Request {
     Request { kind: Kind::Loss, batch: 0.3, batches: 1, pause, ..captures(trainer) }
 }
 
+fn lane(schedule: &mut Schedule<usize, (usize, usize), (usize, usize)>, kind: Kind) -> &mut Lane<(usize, usize)> {
+    match kind {
+        Kind::Loss => &mut schedule.losses,
+        Kind::Capture => &mut schedule.captures,
+    }
+}
+
 struct World {
     now: f64,
     device: Device,
     random: ChaCha8Rng,
-    pace: Pace,
     clients: Vec<Client>,
     requests: Vec<Request>,
     /// Request, batches left, seconds left of the batch: of a loss and a capture that run.
     running: [Option<(usize, usize, f64)>; 2],
     arrived: (Vec<bool>, Vec<bool>),
-    schedule: Schedule<usize, (usize, usize)>,
+    schedule: Schedule<usize, (usize, usize), (usize, usize)>,
 }
 
 impl World {
     fn new(device: Device, max_tokens: usize, clients: Vec<Client>, requests: Vec<Request>) -> Self {
         let arrived = (vec![false; clients.len()], vec![false; requests.len()]);
         let (random, schedule) = (ChaCha8Rng::seed_from_u64(1), Schedule::new(64, max_tokens));
-        Self { now: 0.0, device, random, pace: Pace::default(), clients, requests, running: [None; 2], arrived, schedule }
+        Self { now: 0.0, device, random, clients, requests, running: [None; 2], arrived, schedule }
     }
 
     fn run(mut self, end: f64) -> Self {
@@ -74,7 +80,7 @@ impl World {
             self.arrive();
             match self.schedule.turn(|_| true) {
                 Turn::Serve => self.serve(),
-                Turn::Train(kind, work, seconds) => self.train(kind, work, seconds),
+                Turn::Train(kind, work, rows) => self.train(kind, work, rows),
                 Turn::Idle => self.now += 0.001,
             }
         }
@@ -89,11 +95,12 @@ impl World {
         }
         for (index, request) in self.requests.iter().enumerate() {
             if request.arrival <= self.now && !std::mem::replace(&mut self.arrived.1[index], true) {
-                self.schedule.lane(request.kind).push(request.trainer, (index, request.batches));
+                lane(&mut self.schedule, request.kind).push(request.trainer, (index, request.batches));
             }
         }
         let clients = &self.clients;
-        self.schedule.serving.refresh(|index| clients[*index].tokens.len() < clients[*index].answer, |_| true);
+        let wanted = |index: &usize| clients[*index].tokens.len() < clients[*index].answer;
+        self.schedule.serving.refresh(wanted, |_| Ok::<_, ()>(true)).unwrap();
     }
 
     /// What takes `seconds` on the average takes a tenth more or less.
@@ -111,13 +118,7 @@ impl World {
         };
         let demands: Vec<_> = active.iter().map(demand).collect();
         let grants = self.schedule.grants(&demands);
-        let mut tokens = Tokens::default();
-        for (demand, granted) in demands.iter().zip(&grants) {
-            match demand {
-                Demand::Decode => tokens.decode += granted,
-                Demand::Prefill(_) => tokens.prefill += granted,
-            }
-        }
+        let tokens = Tokens::of(&demands, &grants);
         assert!(tokens.prefill + tokens.decode > 0, "a step that runs nothing");
         let [fixed, prefill, decode] = self.device;
         let seconds = self.pass(fixed + prefill * tokens.prefill as f64 + decode * tokens.decode as f64);
@@ -133,23 +134,22 @@ impl World {
         self.schedule.served(tokens, seconds);
     }
 
-    fn train(&mut self, kind: Kind, work: Work, seconds: f64) {
+    fn train(&mut self, kind: Kind, work: Work, rows: usize) {
         if let Work::Start(place) = work {
-            let (request, batches) = self.schedule.lane(kind).take(place).unwrap();
+            let (request, batches) = lane(&mut self.schedule, kind).take(place).unwrap();
             self.running[kind as usize] = Some((request, batches - 1, self.requests[request].batch));
         }
         let (index, batches, left) = self.running[kind as usize].unwrap();
-        let rows = self.pace.rows(seconds, 8).min((left / ROW).ceil() as usize);
+        let rows = rows.min((left / ROW).ceil() as usize);
         let seconds = self.pass(rows as f64 * ROW);
-        self.pace.learn(rows, seconds);
-        self.schedule.trained(kind, seconds);
+        self.schedule.trained(kind, rows, seconds);
         let request = &mut self.requests[index];
         request.ran += seconds;
         let left = left - rows as f64 * ROW;
         self.running[kind as usize] = Some((index, batches, left));
         if left < ROW / 2.0 {
             self.running[kind as usize] = None;
-            self.schedule.lane(kind).end((batches > 0).then_some((index, batches)));
+            lane(&mut self.schedule, kind).end((batches > 0).then_some((index, batches)));
             if batches == 0 {
                 request.slowest = request.slowest.max(self.now - request.arrival);
                 (request.arrival, self.arrived.1[index]) = (self.now + request.pause, false);
@@ -259,10 +259,12 @@ fn a_loss_goes_before_captures_which_keep_a_quarter_beside_losses_without_end() 
 
 #[test]
 fn what_was_held_up_is_made_up_for_little_by_little() {
-    let mut schedule: Schedule<(), ()> = Schedule::new(4, 2048);
+    let mut schedule: Schedule<(), (), ()> = Schedule::new(4, 2048);
     schedule.serving.push(());
-    schedule.serving.refresh(|()| true, |()| true);
-    schedule.lane(Kind::Capture).push(1, ());
+    schedule.serving.refresh(|()| true, |()| Ok::<_, ()>(true)).unwrap();
+    schedule.captures.push(1, ());
+    // A million rows a second.
+    schedule.trained(Kind::Capture, 1_000_000, 1.0);
     // Runs steps until training has a turn, and that for as long as it lasts; returns the number of steps, and the seconds of training.
     let mut round = |step: f64, slice: Option<f64>| {
         let (mut steps, mut trained) = (0, 0.0);
@@ -273,18 +275,20 @@ fn what_was_held_up_is_made_up_for_little_by_little() {
                     steps += 1;
                     schedule.served(Tokens { prefill: 0, decode: 1 }, step);
                 }
-                Turn::Train(kind, work, seconds) => {
+                Turn::Train(kind, work, rows) => {
                     if let Work::Start(place) = work {
-                        schedule.lane(kind).take(place);
+                        schedule.captures.take(place);
                     }
-                    trained += slice.unwrap_or(seconds);
-                    schedule.trained(kind, slice.unwrap_or(seconds));
+                    let seconds = rows as f64 / 1e6;
+                    let (rows, seconds) = slice.map_or((rows, seconds), |seconds| ((seconds * 1e6) as usize, seconds));
+                    trained += seconds;
+                    schedule.trained(kind, rows, seconds);
                 }
                 Turn::Idle => unreachable!(),
             }
         }
     };
-    let near = |found: (usize, f64), steps: usize, trained: f64| assert!(found.0 == steps && (found.1 - trained).abs() < 1e-6, "{found:?}");
+    let near = |found: (usize, f64), steps: usize, trained: f64| assert!(found.0 == steps && (found.1 - trained).abs() < 1e-5, "{found:?}");
     near(round(0.02, None), 1, 0.01);
     near(round(0.003, None), 3, 0.0045);
     // A slice that took half a second is paid for by the next second of steps.

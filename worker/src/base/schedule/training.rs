@@ -20,7 +20,7 @@ pub enum Work {
     Continue,
 }
 
-/// Who asks: requests with equal numbers are one trainer's. While requests do not say who sends them, each counts as a trainer of its own.
+/// Who asks: requests with equal numbers are one trainer's.
 pub type Trainer = u64;
 
 /// Jobs of one kind, in order of arrival; their trainers take turns.

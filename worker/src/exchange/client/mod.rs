@@ -49,6 +49,7 @@ pub struct PoolClient {
     identity: Option<String>,
     numerics: Option<Arc<Wanted>>,
     namespace: Option<String>,
+    job: Option<String>,
 }
 
 impl PoolClient {
@@ -63,7 +64,7 @@ impl PoolClient {
         let unusable = |cause: reqwest::Error| ClientError::Address { url: urls.join(","), reason: cause.to_string() };
         let connections = Connections::new(silence).map_err(unusable)?;
         let resolver = Arc::new(endpoints::Resolver::new(urls)?);
-        Ok(Self { connections, resolver, next: Arc::default(), patience, identity: None, numerics: None, namespace: None })
+        Ok(Self { connections, resolver, next: Arc::default(), patience, identity: None, numerics: None, namespace: None, job: None })
     }
 
     /// This client, bound to a base: a pool with another identity refuses. With `numerics`, only pods that compute in this way are asked; where
@@ -77,6 +78,11 @@ impl PoolClient {
     /// This client, speaking for a namespace: its requests share with each other what a pod has computed of their prompts.
     pub fn speaking_for(self, namespace: &str) -> Self {
         Self { namespace: Some(namespace.to_owned()), ..self }
+    }
+
+    /// This client, asking for a job (`NAMESPACE/NAME`): jobs take turns at a pod.
+    pub fn asking_for(self, job: &str) -> Self {
+        Self { job: Some(job.to_owned()), ..self }
     }
 
     /// Takes note of how a pod computes, before it is asked for anything.
@@ -129,9 +135,14 @@ impl PoolClient {
 
     /// Losses, and gradients if asked for.
     pub async fn loss(&self, request: &LossRequest) -> Result<LossResponse, ClientError> {
-        let call = Call::post("/v1/loss", wire::SAFETENSORS, Payload::Pieces(request.encode()));
+        let mut call = Call::post("/v1/loss", wire::SAFETENSORS, Payload::Pieces(request.encode()));
+        call.headers.extend(self.job_header());
         let (endpoint, bytes) = self.ask_bytes(&call).await?;
         LossResponse::decode(bytes, request).map_err(|cause| ClientError::frame(&endpoint, &call.what(), &cause))
+    }
+
+    fn job_header(&self) -> Option<(&'static str, String)> {
+        self.job.clone().map(|job| (wire::JOB_HEADER, job))
     }
 
     /// Starts a continuation at `endpoint`, or at the next pod. What can be known before the first token is an error

@@ -140,6 +140,10 @@ impl Backend for CandleDevice {
         gemm::free_memory(&self.device)
     }
 
+    fn finish(&self) -> Result<()> {
+        Ok(self.device.synchronize()?)
+    }
+
     fn matrix(&self, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Matrix> {
         Ok(Matrix(match dtype {
             Dtype::Bfloat16 => Tensor::from_vec(filled(n, k, fill, bf16::from_f32), (n, k), &self.device)?,

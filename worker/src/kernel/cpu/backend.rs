@@ -90,6 +90,10 @@ impl Backend for Cpu {
         None
     }
 
+    fn finish(&self) -> Result<()> {
+        Ok(())
+    }
+
     fn matrix(&self, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Panels> {
         Ok(Panels::from_rows(n, k, dtype, &self.threads, fill))
     }

@@ -1,0 +1,75 @@
+//! Losses and gradients for trainers, a slice at a time.
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use crate::exchange::states::{from_bytes, number_bytes};
+use crate::exchange::{LossRequest, LossResponse};
+use crate::head::loss::{self, LossWeights, TILE};
+use crate::kernel::{Backend, Result};
+use crate::model::LmHead;
+
+/// Losses and gradients of rows.
+pub struct LossJob {
+    /// Rows, outputs of the head, targets.
+    pub request: LossRequest,
+    /// Who waits.
+    pub reply: oneshot::Sender<LossResponse>,
+    /// Its place in the bounded queue.
+    pub permit: OwnedSemaphorePermit,
+}
+
+impl LossJob {
+    /// Whether somebody still waits for it.
+    pub fn is_wanted(&self) -> bool {
+        !self.reply.is_closed()
+    }
+
+    /// Rows in all.
+    pub fn rows(&self) -> usize {
+        self.request.targets.len()
+    }
+}
+
+/// Losses that have begun.
+pub struct LossRun {
+    job: LossJob,
+    answer: LossResponse,
+}
+
+impl LossRun {
+    /// `job`, of which nothing has run.
+    pub fn new(job: LossJob) -> Self {
+        let answer = LossResponse { loss: Vec::new(), gradient: job.request.gradient.then(Vec::new) };
+        Self { job, answer }
+    }
+
+    /// Whether nothing more has to run: all rows have, or nobody waits any more.
+    pub fn is_over(&self) -> bool {
+        self.answer.loss.len() == self.job.rows() || !self.job.is_wanted()
+    }
+
+    /// Runs the next rows, at most `most`; returns how many.
+    pub fn slice<B: Backend>(&mut self, backend: &B, lm_head: &LmHead<B>, most: usize) -> Result<usize> {
+        let (request, done) = (&self.job.request, self.answer.loss.len());
+        let (width, number) = (request.hidden_size, number_bytes(request.dtype));
+        let rows = done..(done + most.min(TILE)).min(self.job.rows());
+        let values = rows.start * width..rows.end * width;
+        let mut x = vec![0.0; values.len()];
+        from_bytes(&request.x[values.start * number..values.end * number], request.dtype, &mut x);
+        let backward = request.gradient.then(|| lm_head.backward());
+        let weights = LossWeights { forward: lm_head.forward(), backward, dtype: lm_head.dtype() };
+        let delta = request.delta.as_ref().map(|delta| (&delta[values], 1.0));
+        let output = loss::lm_loss(backend, &weights, &x, delta, &request.targets[rows.clone()])?;
+        self.answer.loss.extend(output.loss);
+        if let Some(gradient) = &mut self.answer.gradient {
+            gradient.extend(output.gradient);
+        }
+        Ok(rows.len())
+    }
+
+    /// Answers whoever waits.
+    pub fn reply(self) {
+        // A reader that went away needs no answer.
+        let _ = self.job.reply.send(self.answer);
+    }
+}
