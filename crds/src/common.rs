@@ -155,17 +155,44 @@ pub struct Scheduling {
     pub resource_claims: Vec<PodResourceClaim>,
 }
 
-/// Where hidden states are read from the base model: outputs of decoder layers and the final norm.
+/// Where hidden states are read from the base model, by name or by number: outputs of decoder layers and the final norm.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("size(self.layers) > 0 || self.final", "at least one tap is needed: name layers, or set final"))]
 #[x_kube(validation = ("self.layers.all(l, self.layers.exists_one(m, m == l))", "layers must not repeat"))]
-pub struct Taps {
+#[x_kube(validation = ("!has(self.preset) || (size(self.layers) == 0 && self.final)", "a preset names all taps: leave layers and final out"))]
+pub struct TapSelection {
+    /// Taps that fit the base, whatever its depth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preset: Option<TapPreset>,
     /// Layer indices; 0 is the embedding output, n the output of the n-th decoder layer.
     #[serde(default)]
     #[schemars(length(max = limits::MAX_TAP_LAYERS), inner(range(min = 0, max = 1024)))]
     pub layers: Vec<u32>,
     /// Also tap the state after the final norm: what the LM head sees.
+    #[serde(rename = "final", default = "yes")]
+    pub final_norm: bool,
+}
+
+/// Taps by name. Of n decoder layers:
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TapPreset {
+    /// n/3, 2n/3, 5n/6, n - 2 and the final norm.
+    #[default]
+    Balanced,
+    /// 5n/6, n - 2 and the final norm.
+    Late,
+    /// The final norm alone.
+    Final,
+}
+
+/// Where hidden states are read: outputs of decoder layers and the final norm.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taps {
+    /// Layer indices; 0 is the embedding output, n the output of the n-th decoder layer.
+    #[serde(default)]
+    pub layers: Vec<u32>,
+    /// Also the state after the final norm.
     #[serde(rename = "final", default = "yes")]
     pub final_norm: bool,
 }
@@ -176,9 +203,14 @@ impl Taps {
         self.layers.len() + usize::from(self.final_norm)
     }
 
-    /// Four depths of a model of `layers` decoder layers (one third, two thirds, five sixths, all but two) plus `final`.
-    pub fn default_for(layers: u32) -> Self {
-        let mut depths = vec![layers / 3, layers * 2 / 3, layers * 5 / 6, layers.saturating_sub(2)];
+    /// Those of a model of `layers` decoder layers that a preset names.
+    pub fn of(preset: TapPreset, layers: u32) -> Self {
+        let late = [layers * 5 / 6, layers.saturating_sub(2)];
+        let mut depths = match preset {
+            TapPreset::Balanced => [layers / 3, layers * 2 / 3].into_iter().chain(late).collect(),
+            TapPreset::Late => late.to_vec(),
+            TapPreset::Final => Vec::new(),
+        };
         depths.sort_unstable();
         depths.dedup();
         Self { layers: depths, final_norm: true }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub use self::data::{Data, DataFormat, Overlong, Split, Targets};
 pub use self::status::{ArtifactStatus, AttemptResult, AttemptStatus, CarryOnJobStatus, ProgressStatus};
 pub use self::training::{Checkpoint, Evaluation, LossPlace, Optimizer, Training};
-use crate::common::{ClaimPath, PodTemplate, Taps};
+use crate::common::{ClaimPath, PodTemplate, TapSelection};
 use crate::wire::limits;
 
 /// Desired state of a training job.
@@ -153,9 +153,9 @@ pub struct JobPool {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub namespace: Option<String>,
-    /// Taps; when absent, four depths plus `final`.
+    /// Taps; those of the preset Balanced when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub taps: Option<Taps>,
+    pub taps: Option<TapSelection>,
 }
 
 /// What the head learns.

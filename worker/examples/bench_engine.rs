@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use carryon_crds::common::Taps;
+use carryon_crds::common::{TapPreset, Taps};
 use carryon_crds::pool::Dtype;
 use carryon_worker::base::sampling::{Row, Sampler, logprobs};
 use carryon_worker::exchange::wire::{GenerateRequest, Sampling};
@@ -123,7 +123,7 @@ fn bench_model(path: &str, options: &Options, threads: Arc<Threads>) -> Result<(
     let tokens: Vec<u32> =
         (0..2048u32).map(|index| index.wrapping_mul(2_654_435_761) >> 8).map(|value| value % model.config.vocab_size as u32).collect();
     let captures = |taps: Vec<Tap>| taps.into_iter().map(|tap| Capture { tap, rows: None }).collect::<Vec<_>>();
-    let taps = captures(Tap::all(&Taps::default_for(model.config.num_hidden_layers as u32)).collect());
+    let taps = captures(Tap::all(&Taps::of(TapPreset::Balanced, model.config.num_hidden_layers as u32)).collect());
     let final_only = captures(vec![Tap::Final]);
     let failed = |error: carryon_worker::kernel::DeviceError| error.to_string();
     for (name, sequences, length, taps) in [("hidden_states_8x256", 8, 256, &taps), ("prefill_512", 1, 512, &final_only)] {

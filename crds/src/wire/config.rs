@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::common::Taps;
+use crate::common::{TapPreset, TapSelection, Taps};
 use crate::job::{Checkpoint, DataFormat, Evaluation, HeadSpec, Overlong, Split, Targets, Task, Training};
 use crate::pool::{Dtype, Engine};
 
@@ -30,9 +30,9 @@ pub struct TrainConfig {
     pub namespace: String,
     /// What the head learns.
     pub task: Task,
-    /// Taps; four depths plus `final` when absent.
+    /// Taps; those of the preset Balanced when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub taps: Option<Taps>,
+    pub taps: Option<TapChoice>,
     /// Shape of the head.
     pub head: HeadSpec,
     /// What a line of the data holds.
@@ -60,7 +60,41 @@ pub struct TrainConfig {
     pub checkpoint: Checkpoint,
 }
 
+/// Taps as a trainer is told them. A preset stands where a map is expected by trainers that know none: they refuse it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TapChoice {
+    /// By name.
+    Preset(TapPreset),
+    /// By number.
+    Layers(Taps),
+}
+
+impl TapChoice {
+    /// What a trainer is told of a job's taps; nothing of what is the default.
+    pub fn of(selection: &TapSelection) -> Option<Self> {
+        match selection.preset {
+            Some(TapPreset::Balanced) => None,
+            Some(preset) => Some(Self::Preset(preset)),
+            None => Some(Self::Layers(Taps { layers: selection.layers.clone(), final_norm: selection.final_norm })),
+        }
+    }
+}
+
 impl TrainConfig {
+    /// The taps in a base of `layers` decoder layers, ascending.
+    pub fn taps_of(&self, layers: u32) -> Taps {
+        match &self.taps {
+            None => Taps::of(TapPreset::Balanced, layers),
+            Some(TapChoice::Preset(preset)) => Taps::of(*preset, layers),
+            Some(TapChoice::Layers(taps)) => {
+                let mut taps = taps.clone();
+                taps.layers.sort_unstable();
+                taps
+            }
+        }
+    }
+
     /// The job as others name it, `NAMESPACE/NAME`.
     pub fn job(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
@@ -97,4 +131,24 @@ pub struct ServeHead {
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_preset_is_told_as_trainers_of_before_cannot_misread_it() {
+        let told = |selection: &str| {
+            let selection: TapSelection = serde_json::from_str(selection).unwrap_or_else(|error| panic!("{selection}: {error}"));
+            serde_json::to_value(TapChoice::of(&selection)).unwrap_or_default()
+        };
+        assert_eq!(told(r#"{"preset": "Balanced"}"#), serde_json::Value::Null);
+        assert_eq!(told(r#"{"preset": "Late"}"#), serde_json::json!("Late"));
+        assert!(serde_json::from_value::<Taps>(told(r#"{"preset": "Final"}"#)).is_err());
+        assert_eq!(told(r#"{"layers": [4, 1]}"#), serde_json::json!({"layers": [4, 1], "final": true}));
+        for text in [r#""Late""#, r#"{"layers":[1],"final":false}"#] {
+            assert_eq!(serde_json::to_string(&serde_json::from_str::<TapChoice>(text).ok()).ok().as_deref(), Some(text));
+        }
+    }
 }

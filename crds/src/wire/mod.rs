@@ -7,7 +7,7 @@ pub mod limits;
 pub mod model;
 pub mod progress;
 
-pub use config::{BaseConfig, ServeConfig, ServeHead, TrainConfig};
+pub use config::{BaseConfig, ServeConfig, ServeHead, TapChoice, TrainConfig};
 pub use gateway::{GatewayStatus, KeyState};
 pub use head::{BaseReference, HeadManifest, HeadShape};
 pub use model::{Identity, Limits, ModelDescription, Numerics};

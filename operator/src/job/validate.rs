@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use carryon_crds::common::{ClaimPath, DataSource};
 use carryon_crds::job::Split;
 use carryon_crds::pool::ModelStatus;
-use carryon_crds::wire::TrainConfig;
+use carryon_crds::wire::{TapChoice, TrainConfig};
 use carryon_crds::{BaseModelPool, CarryOnJob};
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -68,7 +68,7 @@ pub fn validate(job: &CarryOnJob, observed: &Observed, settings: &Settings, now:
             name: owner.name.clone(),
             namespace: owner.namespace.clone(),
             task: spec.task,
-            taps: pool.taps.clone(),
+            taps: pool.taps.as_ref().and_then(TapChoice::of),
             head: spec.head.clone(),
             format: spec.data.format,
             split: spec.data.split.clone(),

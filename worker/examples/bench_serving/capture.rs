@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::pin::pin;
 use std::time::Instant;
 
-use carryon_crds::common::Taps;
+use carryon_crds::common::{TapPreset, Taps};
 use carryon_worker::exchange::wire::HiddenStatesRequest;
 use futures::StreamExt as _;
 use futures::future::try_join_all;
@@ -76,7 +76,7 @@ async fn capture(bench: &Bench) -> anyhow::Result<f64> {
 
 /// Asks again and again, for other sequences each time, and says when each answer was complete.
 async fn ask(bench: Bench, trainer: u32, done: UnboundedSender<Instant>) -> anyhow::Result<()> {
-    let taps = Taps::default_for(bench.model.num_hidden_layers);
+    let taps = Taps::of(TapPreset::Balanced, bench.model.num_hidden_layers);
     for first in (trainer << 16..).step_by(BATCH) {
         let sequences = (first..).take(BATCH).map(|seed| bench.tokens(seed, LENGTH)).collect();
         let mut states = pin!(bench.client.hidden_states(HiddenStatesRequest { sequences, taps: taps.clone() }));

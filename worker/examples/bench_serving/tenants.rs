@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use carryon_crds::common::Taps;
+use carryon_crds::common::{TapPreset, Taps};
 use carryon_crds::job::Task;
 use carryon_crds::wire::HeadShape;
 use carryon_crds::wire::head::{BaseReference, FORMAT_VERSION, feed_forward};
@@ -45,7 +45,7 @@ impl Bench {
         HeadShape {
             format_version: FORMAT_VERSION,
             task: Task::CausalLM,
-            taps: Taps::default_for(self.model.num_hidden_layers),
+            taps: Taps::of(TapPreset::Balanced, self.model.num_hidden_layers),
             hidden_size: self.model.hidden_size,
             width: WIDTH,
             blocks: 1,

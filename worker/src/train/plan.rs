@@ -67,8 +67,7 @@ fn digest(config: &TrainConfig, train: &str, evaluation: Option<&str>) -> String
 /// A layer the base does not have.
 pub fn taps(config: &TrainConfig, base: &ModelDescription) -> Result<Taps, TrainError> {
     let layers = base.num_hidden_layers;
-    let mut taps = config.taps.clone().unwrap_or_else(|| Taps::default_for(layers));
-    taps.layers.sort_unstable();
+    let taps = config.taps_of(layers);
     match taps.layers.iter().find(|&&layer| layer > layers) {
         Some(layer) => Err(TrainError::Configuration(format!("taps.layers: {layer} is beyond layer {layers}, the last of {}", base.name))),
         None => Ok(taps),
@@ -177,8 +176,9 @@ pub fn order(config: &TrainConfig, data: &DataSet) -> (Order, u64) {
 
 #[cfg(test)]
 mod tests {
+    use carryon_crds::common::TapPreset;
     use carryon_crds::job::{Checkpoint, HeadSpec, Split};
-    use carryon_crds::wire::Limits;
+    use carryon_crds::wire::{Limits, TapChoice};
 
     use super::*;
     use crate::train::checkpoint::tests::{identity, numerics};
@@ -234,9 +234,13 @@ mod tests {
     fn taps_default_to_four_depths_and_final_and_come_sorted() {
         assert_eq!(taps(&config(), &base()).unwrap().layers, [10, 20, 25, 28]);
         let mut config = config();
-        config.taps = Some(Taps { layers: vec![30, 3], final_norm: false });
+        config.taps = Some(TapChoice::Layers(Taps { layers: vec![30, 3], final_norm: false }));
         assert_eq!(taps(&config, &base()).unwrap().layers, [3, 30]);
-        config.taps = Some(Taps { layers: vec![31], final_norm: false });
+        for (preset, layers) in [(TapPreset::Balanced, &[10, 20, 25, 28][..]), (TapPreset::Late, &[25, 28]), (TapPreset::Final, &[])] {
+            config.taps = Some(TapChoice::Preset(preset));
+            assert_eq!(taps(&config, &base()).unwrap(), Taps { layers: layers.to_vec(), final_norm: true });
+        }
+        config.taps = Some(TapChoice::Layers(Taps { layers: vec![31], final_norm: false }));
         assert_eq!(taps(&config, &base()).unwrap_err().to_string(), "taps.layers: 31 is beyond layer 30, the last of tiny");
     }
 

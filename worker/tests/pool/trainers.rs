@@ -1,4 +1,4 @@
-use carryon_crds::common::Taps;
+use carryon_crds::common::{TapPreset, Taps};
 use carryon_crds::pool::{Dtype, Engine};
 use carryon_worker::base::Placement;
 use carryon_worker::exchange::states::{from_bytes, to_bytes};
@@ -41,7 +41,7 @@ async fn hidden_states_are_the_models_bits() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hidden_states_of_the_real_model_are_its_bits() {
     let pool = Pool::start(&model_path(), Dtype::Bfloat16, Engine::default()).await;
-    let taps = Taps::default_for(30);
+    let taps = Taps::of(TapPreset::Balanced, 30);
     let sequences = [tokens(24, 49_152, 1), tokens(9, 49_152, 2)];
     for (sequence, states) in sequences.iter().zip(fetch(&pool, &sequences, &taps).await) {
         for (rows, tap) in pool.states(sequence, &taps).iter().zip(0..) {

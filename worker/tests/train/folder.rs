@@ -7,7 +7,7 @@ use std::process::Command;
 
 use carryon_crds::common::Taps;
 use carryon_crds::job::Optimizer;
-use carryon_crds::wire::{ExitCode, Identity, Progress};
+use carryon_crds::wire::{ExitCode, Identity, Progress, TapChoice};
 use carryon_worker::head::artifact;
 use carryon_worker::train::room;
 
@@ -92,7 +92,7 @@ fn a_start_that_is_refused_takes_nothing_away() {
 #[test]
 fn two_jobs_of_one_name_and_folder_run_one_after_the_other_and_leave_both_heads() {
     let (pool, shared, mut other) = (ToyPool::start(), Job::chat(), Job::chat());
-    other.config.taps = Some(Taps { layers: vec![1, 3], final_norm: false });
+    other.config.taps = Some(TapChoice::Layers(Taps { layers: vec![1, 3], final_norm: false }));
     pool.hold_after(AMID);
     let mut first = Trainer::start(&shared, &pool);
     first.until("step 1/8");
@@ -162,7 +162,7 @@ impl Drop for Volume {
 /// A job that keeps two small checkpoints and could cache twenty times as much.
 fn small() -> Job {
     let mut job = Job::chat();
-    job.config.taps = Some(Taps { layers: vec![0, 1, 2, 3], final_norm: true });
+    job.config.taps = Some(TapChoice::Layers(Taps { layers: vec![0, 1, 2, 3], final_norm: true }));
     job.config.checkpoint.save_total_limit = 2;
     job
 }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use carryon_crds::common::Taps;
 use carryon_crds::job::{DataFormat, Evaluation, HeadSpec, LossPlace, Split, Task, Training};
 use carryon_crds::names::artifact_folder;
-use carryon_crds::wire::{ExitCode, TerminationMessage, TrainConfig};
+use carryon_crds::wire::{ExitCode, TapChoice, TerminationMessage, TrainConfig};
 use carryon_worker::head::artifact;
 use carryon_worker::train::metrics::{self, Line, StepLine};
 use carryon_worker::train::stop::Stop;
@@ -43,7 +43,7 @@ impl Job {
             name: "job".to_owned(),
             namespace: "default".to_owned(),
             task: Task::CausalLM,
-            taps: Some(Taps { layers: vec![0, 2], final_norm: true }),
+            taps: Some(TapChoice::Layers(Taps { layers: vec![0, 2], final_norm: true })),
             head: HeadSpec { width: 8, blocks: 1, attention_heads: 2, ..HeadSpec::default() },
             format: DataFormat::Auto,
             split: Split { train: vec!["train.jsonl".to_owned()], evaluation: vec!["held-out.jsonl".to_owned()] },
@@ -380,7 +380,7 @@ fn wrong_data_and_configuration_are_permanent_and_named() {
     assert!(message.ends_with("train.jsonl\" line 14: field `messages` is a number, not an array"), "{message}");
     assert_eq!(code, ExitCode::Data);
     fs::write(job.path("data/train.jsonl"), text).unwrap();
-    job.config.taps = Some(Taps { layers: vec![9], final_norm: true });
+    job.config.taps = Some(TapChoice::Layers(Taps { layers: vec![9], final_norm: true }));
     let (message, code) = refusal(job.run(&pool));
     assert_eq!((message.as_str(), code), ("taps.layers: 9 is beyond layer 3, the last of toy", ExitCode::Configuration));
 }
