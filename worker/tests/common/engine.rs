@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use carryon_crds::common::Taps;
 use carryon_crds::pool::Dtype;
 use carryon_worker::head::{HeadSlot, Runner};
+use carryon_worker::kernel::candle::CandleDevice;
 use carryon_worker::kernel::{Arena, Backend, Cpu, PageLayout, PageTable, Threads, pages_for};
 use carryon_worker::model::{Capture, Model, Plan, Slot, Tap};
 
@@ -15,9 +16,13 @@ pub fn cpu(threads: usize) -> Cpu {
     Cpu::new(Threads::new(threads))
 }
 
-/// candle on its CPU device.
-pub fn candle() -> carryon_worker::kernel::candle::CandleDevice {
-    carryon_worker::kernel::candle::CandleDevice::new(candle_core::Device::Cpu)
+/// candle on its CPU device, or where `CARRYON_CANDLE_DEVICE` says `cuda` (`make gpu-check`) on the first GPU.
+pub fn candle() -> CandleDevice {
+    match std::env::var("CARRYON_CANDLE_DEVICE").as_deref() {
+        Err(_) | Ok("cpu") => CandleDevice::new(candle_core::Device::Cpu),
+        Ok("cuda") => CandleDevice::cuda(0).unwrap(),
+        Ok(other) => panic!("CARRYON_CANDLE_DEVICE is {other:?}: cpu or cuda"),
+    }
 }
 
 /// Pages that are handed out one after the other.
