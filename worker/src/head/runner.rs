@@ -219,14 +219,16 @@ impl<B: Backend> Runner<B> {
         let (mut angles, mut qkv) = (B::Rows::default(), B::Rows::default());
         let (mut context, mut gated) = (B::Packed::default(), B::Packed::default());
         backend.angles(attention.rotation(), &positions, &mut angles)?;
+        let mut spans = Vec::with_capacity(slots.len());
+        for HeadSlot { rows, table, .. } in &*slots {
+            spans.push(Span { rows: *rows, length: table.length + *rows, pages: &table.pages });
+        }
+        let places = backend.places(attention.attention(), &spans)?;
         for index in 0..shape.blocks as usize {
             let qkv_parts = parts(slots, |runner| (&runner.blocks[index].qkv, Some(&runner.blocks[index].input_norm)));
             backend.product(Left::Normed(&u, epsilon), &qkv_parts, Sink::Store(&mut qkv))?;
             backend.rotate(&mut qkv, 2 * attention.width, &angles)?;
-            let span = |slot: &'_ HeadSlot<'_, B>| (slot.rows, slot.table.length + slot.rows);
-            let spans: Vec<_> =
-                slots.iter().map(|slot| Span { rows: span(slot).0, length: span(slot).1, pages: &slot.table.pages }).collect();
-            arena.attend(backend, index, attention.attention(), &qkv, &spans, &mut context)?;
+            arena.attend(backend, index, &qkv, &places, &mut context)?;
             backend.product(Left::Packed(&context), &parts(slots, |runner| (&runner.blocks[index].o, None)), Sink::Add(&mut u))?;
             let wide = parts(slots, |runner| (&runner.blocks[index].gate_up, Some(&runner.blocks[index].post_attention_norm)));
             backend.product(Left::Normed(&u, epsilon), &wide, Sink::SwiGlu(&mut gated))?;

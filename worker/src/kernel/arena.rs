@@ -1,6 +1,6 @@
 //! Keys and values of sequences: an arena of pages, and what says which of them are whose.
 
-use super::{Attention, Backend, PAGE, PageLayout, Result, Span};
+use super::{Backend, PAGE, PageLayout, Result};
 
 /// Where the keys and values of one sequence lie.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,17 +62,9 @@ impl<B: Backend> Arena<B> {
     ///
     /// # Errors
     /// The device failed.
-    pub fn attend(
-        &mut self,
-        backend: &B,
-        layer: usize,
-        attention: Attention,
-        rows: &B::Rows,
-        spans: &[Span<'_>],
-        out: &mut B::Packed,
-    ) -> Result<()> {
+    pub fn attend(&mut self, backend: &B, layer: usize, rows: &B::Rows, places: &B::Places, out: &mut B::Packed) -> Result<()> {
         let layer = layer.min(self.layout.layers - 1);
-        backend.append(&mut self.pages, layer, rows, attention.heads * self.layout.head_dim, spans)?;
-        backend.attend(&self.pages, layer, attention, rows, spans, out)
+        backend.append(&mut self.pages, layer, rows, places)?;
+        backend.attend(&self.pages, layer, rows, places, out)
     }
 }

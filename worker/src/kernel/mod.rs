@@ -47,6 +47,8 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     type Vector: Send + Sync;
     /// Keys and values of many sequences, in pages of [`PAGE`] positions.
     type Pages: Send;
+    /// Where the rows of a pass lie in them.
+    type Places: Send + Sync;
 
     /// Device and kernel for numbers of `dtype`, as [`carryon_crds::wire::Numerics`] names them: two names may mean two roundings.
     fn name(&self, dtype: Dtype) -> (String, String);
@@ -100,7 +102,7 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// them all, and where many heads of one shape run together each takes its own.
     fn product(&self, left: Left<'_, Self>, right: &[Part<'_, Self>], sink: Sink<'_, Self>) -> Result<()>;
 
-    /// Cosines, then sines, of each position: rows × 2 · pairs.
+    /// Cosines and sines of each position, as [`Self::rotate`] wants them.
     fn angles(&self, rotation: &Rotation, positions: &[u32], out: &mut Self::Rows) -> Result<()>;
 
     /// Rotates the first `columns` values of every row, head by head: value i of a head's first half pairs with value i of its second half.
@@ -118,20 +120,15 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// Page `page` is not used any more.
     fn give_page(&self, pages: &mut Self::Pages, page: u32);
 
-    /// Writes keys and values of the spans' rows into their pages. A row holds the keys of all heads from `column` on, then the values.
-    fn append(&self, pages: &mut Self::Pages, layer: usize, rows: &Self::Rows, column: usize, spans: &[Span<'_>]) -> Result<()>;
+    /// What the device has to know of the rows of a pass, the same for all layers.
+    fn places(&self, attention: Attention, spans: &[Span<'_>]) -> Result<Self::Places>;
 
-    /// Causal attention of the spans' rows, whose first values are the (rotated) queries: `out` gets `heads · head_dim` values a row, rounded to
-    /// the number type of the pages.
-    fn attend(
-        &self,
-        pages: &Self::Pages,
-        layer: usize,
-        attention: Attention,
-        rows: &Self::Rows,
-        spans: &[Span<'_>],
-        out: &mut Self::Packed,
-    ) -> Result<()>;
+    /// Writes keys and values of the rows into their pages. A row holds the queries, then the keys of all heads, then the values.
+    fn append(&self, pages: &mut Self::Pages, layer: usize, rows: &Self::Rows, places: &Self::Places) -> Result<()>;
+
+    /// Causal attention of the rows, whose first values are the (rotated) queries: `out` gets `heads · head_dim` values a row, rounded to the number
+    /// type of the pages.
+    fn attend(&self, pages: &Self::Pages, layer: usize, rows: &Self::Rows, places: &Self::Places, out: &mut Self::Packed) -> Result<()>;
 
     /// The one rounding: a copy of some rows (all when `which` is none), put through RMSNorm where a weight and ε are given, rounded to `dtype`.
     fn tap(&self, rows: &Self::Rows, which: Option<&[u32]>, norm: Option<(&Self::Vector, f32)>, dtype: Dtype) -> Result<Self::Rows>;

@@ -81,8 +81,10 @@ struct Scratch<B: Backend> {
 struct Buffers<B: Backend> {
     /// Residual stream, rows × D.
     residual: B::Rows,
-    /// Cosines, then sines, of each row's position.
+    /// Of each row's position.
     angles: B::Rows,
+    /// Where its keys and values lie.
+    places: Option<B::Places>,
 }
 
 /// Some rows of a pass, which go through a layer together.
@@ -188,6 +190,9 @@ impl<B: Backend> Pass<'_, '_, B> {
             positions.extend((length - rows..*length).map(|position| position as u32));
         }
         self.model.backend.embed(self.model.weights.embedding(), &tokens, &mut buffers.residual)?;
+        let span = |(slot, rows, length): &(usize, usize, usize)| Span { rows: *rows, length: *length, pages: &self.slots[*slot].kv.pages };
+        let spans: Vec<_> = piece.spans.iter().map(span).collect();
+        buffers.places = Some(self.model.backend.places(self.decoder.attention, &spans)?);
         self.model.backend.angles(&self.decoder.rotation, &positions, &mut buffers.angles)
     }
 
@@ -206,9 +211,9 @@ impl<B: Backend> Pass<'_, '_, B> {
         let part = Part { rows: piece.rows, matrix: &layer.query_key_value, norm: Some(&layer.input_norm) };
         backend.product(Left::Normed(&buffers.residual, config.rms_norm_eps), &[part], Sink::Store(query_key_value))?;
         backend.rotate(query_key_value, queries + keys, &buffers.angles)?;
-        let span = |(slot, rows, length): &(usize, usize, usize)| Span { rows: *rows, length: *length, pages: &self.slots[*slot].kv.pages };
-        let spans: Vec<_> = piece.spans.iter().map(span).collect();
-        self.arena.attend(backend, index, self.decoder.attention, query_key_value, &spans, context)?;
+        if let Some(places) = &buffers.places {
+            self.arena.attend(backend, index, query_key_value, places, context)?;
+        }
         let part = Part { rows: piece.rows, matrix: &layer.output, norm: None };
         backend.product(Left::Packed(context), &[part], Sink::Add(&mut buffers.residual))
     }
@@ -244,6 +249,6 @@ impl<B: Backend> Default for Scratch<B> {
 
 impl<B: Backend> Default for Buffers<B> {
     fn default() -> Self {
-        Self { residual: B::Rows::default(), angles: B::Rows::default() }
+        Self { residual: B::Rows::default(), angles: B::Rows::default(), places: None }
     }
 }

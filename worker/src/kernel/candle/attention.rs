@@ -1,108 +1,95 @@
 //! Attention over pages: keys and values are gathered by their rows. Prompts go a tile of queries at a time, sequences that decode go together.
 
-use candle_core::{D, Tensor};
+use candle_core::{DType, Tensor};
+use candle_nn::ops::softmax_last_dim;
 
-use super::pages::{Pages, row_of};
-use super::{Candle, CandleDevice, gemm, number_type};
-use crate::kernel::{Attention, PAGE, Span};
+use super::pages::Pages;
+use super::places::{Part, Places};
+use super::{Candle, gemm, number_type};
+use crate::kernel::Attention;
 
 /// Queries of a tile: bounds scores at tile · heads · positions.
 const TILE: usize = 256;
+/// Added to the scores of what a query does not see: its weight becomes 0.
+const UNSEEN: f64 = 1e30;
 
 /// See [`crate::kernel::Backend::attend`].
-pub fn attend(
-    backend: &CandleDevice,
-    pages: &Pages,
-    layer: usize,
-    attention: Attention,
-    rows: &Tensor,
-    spans: &[Span<'_>],
-) -> Candle<Tensor> {
+pub fn attend(pages: &Pages, layer: usize, rows: &Tensor, places: &Places) -> Candle<Tensor> {
+    let attention = places.attention;
     let width = attention.heads * pages.layout().head_dim;
     // Rounded once, after they are scaled, as the keys are.
     let queries = (rows.narrow(1, 0, width)? * f64::from(attention.scale))?.to_dtype(number_type(pages.layout().dtype))?;
-    let mut parts = Vec::new();
-    let mut first = 0;
-    for spans in spans.chunk_by(|one, next| one.rows == 1 && next.rows == 1) {
-        let count = spans.iter().map(|span| span.rows).sum();
-        let queries = queries.narrow(0, first, count)?;
-        parts.push(match spans {
-            [span] => prompt(backend, pages, layer, attention, &queries, span)?,
-            _ => decode(backend, pages, layer, attention, &queries, spans)?,
-        });
-        first += count;
+    let (mut parts, mut first) = (Vec::with_capacity(places.parts.len()), 0);
+    for part in &places.parts {
+        let (Part::Prompt { rows, keys, .. } | Part::Decode { rows, keys, .. }) = part;
+        let queries = queries.narrow(0, first, *rows)?;
+        let read = pages.gather(layer, keys)?;
+        match part {
+            Part::Prompt { positions, .. } => prompt(pages, attention, &queries, &read, positions, &mut parts)?,
+            Part::Decode { mask, .. } => parts.push(decode(pages, attention, &queries, &read, mask)?),
+        }
+        first += rows;
     }
-    Tensor::cat(&parts, 0)
+    joined(parts)
 }
 
-/// The first position that a query at `position` sees.
-fn first_seen(attention: Attention, position: usize) -> usize {
-    attention.window.map_or(0, |window| (position + 1).saturating_sub(window))
+fn joined(mut parts: Vec<Tensor>) -> Candle<Tensor> {
+    if parts.len() == 1 { Ok(parts.remove(0)) } else { Tensor::cat(&parts, 0) }
 }
 
-/// One sequence's rows, [`TILE`] at a time.
-fn prompt(backend: &CandleDevice, pages: &Pages, layer: usize, attention: Attention, queries: &Tensor, span: &Span<'_>) -> Candle<Tensor> {
-    let mut parts = Vec::new();
-    for first in (0..span.rows).step_by(TILE) {
-        let count = TILE.min(span.rows - first);
-        let start = span.length - span.rows + first;
-        let (begin, end) = (first_seen(attention, start), start + count);
-        let keys: Vec<u32> = (begin..end).map(|position| row_of(span, position)).collect();
-        let [keys, values] = pages.gather(layer, &backend.indices(&keys)?)?;
-        let sees = |query: usize| {
-            let seen = first_seen(attention, start + query)..start + query + 1;
-            (begin..end).map(move |key| if seen.contains(&key) { 0.0 } else { f32::NEG_INFINITY })
-        };
-        let mask = Tensor::from_vec((0..count).flat_map(sees).collect::<Vec<f32>>(), (1, 1, count, end - begin), &backend.device)?;
-        let queries = queries.narrow(0, first, count)?.unsqueeze(0)?;
-        parts.push(sdpa(pages, attention, &queries, &keys.unsqueeze(0)?, &values.unsqueeze(0)?, &mask)?.squeeze(0)?);
-    }
-    Tensor::cat(&parts, 0)
-}
-
-/// One row of each sequence, all together: shorter ones see nothing in the places that longer ones have more.
-fn decode(
-    backend: &CandleDevice,
+/// The rows of one sequence, [`TILE`] at a time, to keys and values of positions whose last are theirs.
+fn prompt(
     pages: &Pages,
-    layer: usize,
     attention: Attention,
     queries: &Tensor,
-    spans: &[Span<'_>],
-) -> Candle<Tensor> {
-    let begin = |span: &Span<'_>| first_seen(attention, span.length - 1) / PAGE * PAGE;
-    let longest = spans.iter().map(|span| span.length - begin(span)).max().unwrap_or(1);
-    let (mut rows, mut mask) = (Vec::with_capacity(spans.len() * longest), Vec::with_capacity(spans.len() * longest));
-    for span in spans {
-        let first = first_seen(attention, span.length - 1);
-        for position in begin(span)..begin(span) + longest {
-            let seen = (first..span.length).contains(&position);
-            rows.push(row_of(span, position.min(span.length - 1)));
-            mask.push(if seen { 0.0 } else { f32::NEG_INFINITY });
-        }
+    read: &[Tensor; 2],
+    positions: &Tensor,
+    parts: &mut Vec<Tensor>,
+) -> Candle<()> {
+    let (rows, known) = (queries.dims()[0], positions.dims()[0]);
+    for first in (0..rows).step_by(TILE) {
+        let count = TILE.min(rows - first);
+        let (start, end) = (known - rows + first, known - rows + first + count);
+        let begin = attention.window.map_or(0, |window| (start + 1).saturating_sub(window));
+        let [keys, values] = [0, 1].map(|part| read[part].narrow(0, begin, end - begin)?.transpose(0, 1));
+        let mask = mask(attention, &positions.narrow(0, begin, end - begin)?, &positions.narrow(0, start, count)?)?;
+        let queries = queries.narrow(0, first, count)?.unsqueeze(0)?;
+        parts.push(sdpa(pages, attention, &queries, &keys?.contiguous()?, &values?.contiguous()?, &mask)?.squeeze(0)?);
     }
-    let [keys, values] = pages.gather(layer, &backend.indices(&rows)?)?;
-    let shape = (spans.len(), longest, pages.layout().heads, pages.layout().head_dim);
-    let mask = Tensor::from_vec(mask, (spans.len(), 1, 1, longest), &backend.device)?;
-    let attended = sdpa(pages, attention, &queries.unsqueeze(1)?, &keys.reshape(shape)?, &values.reshape(shape)?, &mask)?;
-    attended.squeeze(1)
+    Ok(())
 }
 
-/// Attention of sequences × rows × (heads · head_dim) to sequences × positions × key/value heads × head_dim, with a mask that is added to the scores.
+/// What is added to the scores, 1 × 1 × queries × keys. It is as large as a head's scores, so it is made again for each layer.
+fn mask(attention: Attention, keys: &Tensor, queries: &Tensor) -> Candle<Tensor> {
+    let (keys, queries) = (keys.unsqueeze(0)?, queries.unsqueeze(1)?);
+    let mut seen = keys.broadcast_le(&queries)?.to_dtype(DType::F32)?;
+    if let Some(window) = attention.window {
+        seen = (seen * keys.broadcast_gt(&(queries - window as f64)?)?.to_dtype(DType::F32)?)?;
+    }
+    seen.affine(UNSEEN, -UNSEEN)?.unsqueeze(0)?.unsqueeze(0)
+}
+
+/// One row of each sequence, all together, to as many positions of each.
+fn decode(pages: &Pages, attention: Attention, queries: &Tensor, read: &[Tensor; 2], mask: &Tensor) -> Candle<Tensor> {
+    let (heads, head_dim) = (pages.layout().heads, pages.layout().head_dim);
+    let (sequences, _, _, longest) = mask.dims4()?;
+    let apart = |rows: &Tensor| {
+        let rows = rows.reshape((sequences, longest, heads, head_dim))?.transpose(1, 2)?;
+        rows.contiguous()?.reshape((sequences * heads, longest, head_dim))
+    };
+    sdpa(pages, attention, &queries.unsqueeze(1)?, &apart(&read[0])?, &apart(&read[1])?, mask)?.squeeze(1)
+}
+
+/// Attention of sequences × rows × (heads · head_dim) to (sequences · key/value heads) × positions × head_dim, with what is added to the scores.
 fn sdpa(pages: &Pages, attention: Attention, queries: &Tensor, keys: &Tensor, values: &Tensor, mask: &Tensor) -> Candle<Tensor> {
     let (sequences, rows, width) = queries.dims3()?;
-    let (heads, head_dim) = (pages.layout().heads, pages.layout().head_dim);
-    let group = attention.heads / heads;
-    let positions = keys.dims()[1];
+    let (batch, positions, head_dim) = keys.dims3()?;
+    let (heads, group) = (pages.layout().heads, attention.heads / pages.layout().heads);
     // One batch for each sequence and key/value head; the queries of its group lie together.
-    let batch = sequences * heads;
     let queries = queries.reshape((sequences, rows, heads, group, head_dim))?.permute((0, 2, 3, 1, 4))?;
     let queries = queries.contiguous()?.reshape((batch, group * rows, head_dim))?;
-    let keys = keys.transpose(1, 2)?.contiguous()?.reshape((batch, positions, head_dim))?;
-    let scores = gemm::multiply(&queries, &keys)?.reshape((sequences, attention.heads, rows, positions))?.broadcast_add(mask)?;
-    let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
-    let sums = weights.sum_keepdim(D::Minus1)?;
-    let weights = weights.to_dtype(values.dtype())?.reshape((batch, group * rows, positions))?;
-    let values = values.permute((0, 2, 3, 1))?.contiguous()?.reshape((batch, head_dim, positions))?;
-    let context = gemm::multiply(&weights, &values)?.reshape((sequences, attention.heads, rows, head_dim))?.broadcast_div(&sums)?;
-    context.transpose(1, 2)?.reshape((sequences, rows, width))?.to_dtype(number_type(pages.layout().dtype))
+    let scores = gemm::multiply(&queries, keys)?.reshape((sequences, attention.heads, rows, positions))?;
+    let weights = softmax_last_dim(&scores.broadcast_add(mask)?)?.to_dtype(values.dtype())?.reshape((batch, group * rows, positions))?;
+    let context = gemm::multiply(&weights, &values.t()?)?.to_dtype(number_type(pages.layout().dtype))?;
+    context.reshape((sequences, attention.heads, rows, head_dim))?.transpose(1, 2)?.reshape((sequences, rows, width))
 }

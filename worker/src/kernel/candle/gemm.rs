@@ -4,7 +4,8 @@ use candle_core::{DType, Device, Tensor};
 
 use super::Candle;
 
-/// `left · rightᵀ`: (batch ×) m × k, contiguous, and (batch ×) n × k of one number type; the result is f32.
+/// `left · rightᵀ`: (batch ×) m × k, contiguous, and (batch ×) n × k of one number type, which may be the transpose of what is contiguous; the result
+/// is f32.
 pub fn multiply(left: &Tensor, right: &Tensor) -> Candle<Tensor> {
     #[cfg(feature = "cuda")]
     if left.device().is_cuda() && left.dtype() == DType::BF16 {

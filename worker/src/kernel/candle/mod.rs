@@ -8,6 +8,7 @@ mod attention;
 mod cuda;
 mod gemm;
 mod pages;
+mod places;
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -21,6 +22,7 @@ use half::bf16;
 
 use super::{Attention, Backend, Fill, Left, PageLayout, Part, Result, Rotation, Sink, Span};
 pub use pages::Pages;
+pub use places::Places;
 
 type Candle<T> = candle_core::Result<T>;
 
@@ -68,12 +70,6 @@ impl CandleDevice {
         Tensor::from_slice(values, values.len(), &self.device)
     }
 
-    /// Writes `rows` over the rows `at` of `target`, in place.
-    fn scatter(&self, target: &Tensor, at: &[u32], rows: &Tensor) -> Candle<()> {
-        let at = self.indices(at)?.unsqueeze(1)?.broadcast_as(rows.shape())?.contiguous()?;
-        target.scatter_set(&at, rows, 0)
-    }
-
     /// `left · rightᵀ` in f32: m × k, rounded to the number type of n × k.
     fn multiply(&self, left: &Tensor, right: &Tensor) -> Candle<Tensor> {
         gemm::multiply(&left.to_dtype(right.dtype())?.contiguous()?, right)
@@ -86,6 +82,11 @@ fn number_type(dtype: Dtype) -> DType {
         Dtype::Bfloat16 => DType::BF16,
         Dtype::Float32 => DType::F32,
     }
+}
+
+/// Writes `rows` over the rows `at` of `target`, in place.
+fn scatter(target: &Tensor, at: &Tensor, rows: &Tensor) -> Candle<()> {
+    target.scatter_set(&at.unsqueeze(1)?.broadcast_as(rows.shape())?.contiguous()?, rows, 0)
 }
 
 fn round(rows: Tensor, dtype: Dtype) -> Candle<Tensor> {
@@ -126,6 +127,7 @@ impl Backend for CandleDevice {
     type Matrix = Matrix;
     type Vector = Tensor;
     type Pages = Pages;
+    type Places = Places;
 
     fn name(&self, dtype: Dtype) -> (String, String) {
         let number = number_type(dtype).as_str();
@@ -222,22 +224,21 @@ impl Backend for CandleDevice {
     fn angles(&self, rotation: &Rotation, positions: &[u32], out: &mut Rows) -> Result<()> {
         let pairs = rotation.pairs();
         let mut values = vec![0.0; positions.len() * 2 * pairs];
-        for (position, row) in positions.iter().zip(values.chunks_exact_mut(2 * pairs)) {
-            let (cosine, sine) = row.split_at_mut(pairs);
+        // All cosines, then all sines: each half is contiguous, as what reads it wants.
+        let (cosines, sines) = values.split_at_mut(positions.len() * pairs);
+        for (position, (cosine, sine)) in positions.iter().zip(cosines.chunks_exact_mut(pairs).zip(sines.chunks_exact_mut(pairs))) {
             rotation.at(*position as usize, cosine, sine);
         }
-        *out = self.write(&values, 2 * pairs)?;
+        *out = self.write(&values, pairs)?;
         Ok(())
     }
 
     fn rotate(&self, rows: &mut Rows, columns: usize, angles: &Rows) -> Result<()> {
         let (values, angles) = (rows.tensor()?, angles.tensor()?);
-        let ((count, width), pairs) = (values.dims2()?, angles.dims()[1] / 2);
+        let (count, pairs) = (values.dims()[0], angles.dims()[1]);
         let heads = values.narrow(1, 0, columns)?.contiguous()?.reshape((1, count, columns / (2 * pairs), 2 * pairs))?;
-        let (cosine, sine) = (angles.narrow(1, 0, pairs)?.contiguous()?, angles.narrow(1, pairs, pairs)?.contiguous()?);
-        let rotated = rope_thd(&heads, &cosine, &sine)?.reshape((count, columns))?;
-        *rows = Tensor::cat(&[&rotated, &values.narrow(1, columns, width - columns)?], 1)?.into();
-        Ok(())
+        let rotated = rope_thd(&heads, &angles.narrow(0, 0, count)?, &angles.narrow(0, count, count)?)?;
+        Ok(values.slice_set(&rotated.reshape((count, columns))?, 1, 0)?)
     }
 
     fn pages(&self, layout: PageLayout, count: usize) -> Result<Pages> {
@@ -255,12 +256,17 @@ impl Backend for CandleDevice {
     /// Arenas do not shrink: the page is used again.
     fn give_page(&self, _pages: &mut Pages, _page: u32) {}
 
-    fn append(&self, pages: &mut Pages, layer: usize, rows: &Rows, column: usize, spans: &[Span<'_>]) -> Result<()> {
-        Ok(pages.append(self, layer, &rows.tensor()?.narrow(1, column, 2 * pages.width())?, spans)?)
+    fn places(&self, attention: Attention, spans: &[Span<'_>]) -> Result<Places> {
+        Ok(Places::new(self, attention, spans)?)
     }
 
-    fn attend(&self, pages: &Pages, layer: usize, attention: Attention, rows: &Rows, spans: &[Span<'_>], out: &mut Rows) -> Result<()> {
-        *out = attention::attend(self, pages, layer, attention, rows.tensor()?, spans)?.into();
+    fn append(&self, pages: &mut Pages, layer: usize, rows: &Rows, places: &Places) -> Result<()> {
+        let column = places.attention.heads * pages.layout().head_dim;
+        Ok(pages.append(layer, &rows.tensor()?.narrow(1, column, 2 * pages.width())?, places)?)
+    }
+
+    fn attend(&self, pages: &Pages, layer: usize, rows: &Rows, places: &Places, out: &mut Rows) -> Result<()> {
+        *out = attention::attend(pages, layer, rows.tensor()?, places)?.into();
         Ok(())
     }
 
@@ -300,8 +306,9 @@ impl Backend for CandleDevice {
 
     fn combine(&self, y: &mut Rows, at: &[u32], alpha: &[f32], delta: &Rows, dtype: Dtype) -> Result<()> {
         let (y, alpha) = (y.tensor()?, Tensor::from_slice(alpha, (alpha.len(), 1), &self.device)?);
-        let sum = (y.index_select(&self.indices(at)?, 0)? + delta.tensor()?.broadcast_mul(&alpha)?)?;
-        Ok(self.scatter(y, at, &round(sum, dtype)?)?)
+        let at = self.indices(at)?;
+        let sum = (y.index_select(&at, 0)? + delta.tensor()?.broadcast_mul(&alpha)?)?;
+        Ok(scatter(y, &at, &round(sum, dtype)?)?)
     }
 
     fn greedy(&self, logits: &Rows) -> Result<Vec<Option<u32>>> {

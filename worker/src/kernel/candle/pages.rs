@@ -2,7 +2,8 @@
 
 use candle_core::{Device, Tensor};
 
-use super::{Candle, CandleDevice, number_type};
+use super::places::Places;
+use super::{Candle, number_type, scatter};
 use crate::kernel::{PAGE, PageLayout, Span};
 
 /// An arena that grows by a quarter when a page beyond its end is taken, and never shrinks. Position `i` of page `p` is row `32 p + i`.
@@ -57,24 +58,15 @@ impl Pages {
         Ok(())
     }
 
-    /// Writes rows `[keys | values]`. What follows a span's last row in a page that it begins is zero: it may hold what is no number.
-    pub(super) fn append(&self, backend: &CandleDevice, layer: usize, rows: &Tensor, spans: &[Span<'_>]) -> Candle<()> {
-        let (mut written, mut cleared) = (Vec::new(), Vec::new());
-        for span in spans {
-            let start = span.length - span.rows;
-            written.extend((start..span.length).map(|position| row_of(span, position)));
-            if span.length.next_multiple_of(PAGE) - PAGE >= start {
-                cleared.extend((span.length..span.length.next_multiple_of(PAGE)).map(|position| row_of(span, position)));
-            }
-        }
-        written.extend_from_slice(&cleared);
+    /// Writes rows `[keys | values]`, and clears what has to be.
+    pub(super) fn append(&self, layer: usize, rows: &Tensor, places: &Places) -> Candle<()> {
         for (part, target) in self.layers[layer].iter().enumerate() {
             let values = rows.narrow(1, part * self.width(), self.width())?.to_dtype(target.dtype())?.contiguous()?;
-            let values = match cleared.len() {
+            let values = match places.cleared {
                 0 => values,
                 zeros => Tensor::cat(&[&values, &Tensor::zeros((zeros, self.width()), values.dtype(), &self.device)?], 0)?,
             };
-            backend.scatter(target, &written, &values)?;
+            scatter(target, &places.written, &values)?;
         }
         Ok(())
     }

@@ -39,6 +39,19 @@ pub struct PackedRows {
     stride: usize,
 }
 
+/// The spans of a pass.
+#[derive(Clone, Debug)]
+pub struct Places {
+    attention: Attention,
+    spans: Vec<(usize, usize, Vec<u32>)>,
+}
+
+impl Places {
+    fn spans(&self) -> Vec<Span<'_>> {
+        self.spans.iter().map(|(rows, length, pages)| Span { rows: *rows, length: *length, pages }).collect()
+    }
+}
+
 impl Rows {
     /// Takes the shape rows × width; what it holds then is of no meaning.
     fn shape(&mut self, rows: usize, width: usize) -> &mut [f32] {
@@ -77,6 +90,7 @@ impl Backend for Cpu {
     type Matrix = Panels;
     type Vector = Vec<f32>;
     type Pages = Pages;
+    type Places = Places;
 
     fn name(&self, dtype: Dtype) -> (String, String) {
         ("cpu".to_owned(), isa::name(dtype).to_owned())
@@ -219,24 +233,23 @@ impl Backend for Cpu {
         pages.give(page);
     }
 
-    fn append(&self, pages: &mut Pages, layer: usize, rows: &Rows, column: usize, spans: &[Span<'_>]) -> Result<()> {
-        pages.append(&self.threads, layer, &rows.values, rows.width, column, spans);
+    fn places(&self, attention: Attention, spans: &[Span<'_>]) -> Result<Places> {
+        let own = |span: &Span<'_>| (span.rows, span.length, span.pages.to_vec());
+        Ok(Places { attention, spans: spans.iter().map(own).collect() })
+    }
+
+    fn append(&self, pages: &mut Pages, layer: usize, rows: &Rows, places: &Places) -> Result<()> {
+        let column = places.attention.heads * pages.layout().head_dim;
+        pages.append(&self.threads, layer, &rows.values, rows.width, column, &places.spans());
         Ok(())
     }
 
-    fn attend(
-        &self,
-        pages: &Pages,
-        layer: usize,
-        attention: Attention,
-        rows: &Rows,
-        spans: &[Span<'_>],
-        out: &mut PackedRows,
-    ) -> Result<()> {
+    fn attend(&self, pages: &Pages, layer: usize, rows: &Rows, places: &Places, out: &mut PackedRows) -> Result<()> {
+        let (attention, spans) = (places.attention, places.spans());
         let stride = words(pages.layout().dtype, attention.heads * pages.layout().head_dim);
         let count = spans.iter().map(|span| span.rows).sum();
         let queries = super::Queries { values: &rows.values, stride: rows.width };
-        super::attend(&self.threads, pages, layer, attention, queries, spans, out.shape(count, stride));
+        super::attend(&self.threads, pages, layer, attention, queries, &spans, out.shape(count, stride));
         Ok(())
     }
 
