@@ -35,30 +35,34 @@ impl Encoding {
     }
 
     fn decode(self, bytes: &[u8], values: &mut [f32]) {
-        let half = |bytes: &[u8]| f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
-        let (per_block, block_bytes) = self.block();
-        for (block, values) in bytes.chunks_exact(block_bytes).zip(values.chunks_exact_mut(per_block)) {
-            match self {
-                Self::F32 => values[0] = f32::from_le_bytes([block[0], block[1], block[2], block[3]]),
-                Self::F16 => values[0] = half(block),
-                Self::Bf16 => values[0] = bf16::from_le_bytes([block[0], block[1]]).to_f32(),
-                Self::Q4_1 => {
-                    let (scale, minimum) = (half(block), half(&block[2..]));
-                    let (low, high) = values.split_at_mut(16);
-                    for ((byte, low), high) in block[4..].iter().zip(low).zip(high) {
-                        *low = f32::from(byte & 15) * scale + minimum;
-                        *high = f32::from(byte >> 4) * scale + minimum;
-                    }
+        match self {
+            Self::F32 => each(bytes, values, f32::from_le_bytes),
+            Self::F16 => each(bytes, values, |bytes| f16::from_le_bytes(bytes).to_f32()),
+            Self::Bf16 => each(bytes, values, |bytes| bf16::from_le_bytes(bytes).to_f32()),
+            Self::Q4_1 => blocks(bytes, values, |[a, b, c, d, bytes @ ..]: &[u8; 20], values| {
+                let (scale, minimum) = (f16::from_le_bytes([*a, *b]).to_f32(), f16::from_le_bytes([*c, *d]).to_f32());
+                let (low, high) = values.split_at_mut(16);
+                for ((byte, low), high) in bytes.iter().zip(low).zip(high) {
+                    *low = f32::from(byte & 15) * scale + minimum;
+                    *high = f32::from(byte >> 4) * scale + minimum;
                 }
-                Self::Q8_0 => {
-                    let scale = half(block);
-                    for (byte, value) in block[2..].iter().zip(values) {
-                        *value = f32::from(*byte as i8) * scale;
-                    }
-                }
-            }
+            }),
+            Self::Q8_0 => blocks(bytes, values, |[a, b, bytes @ ..]: &[u8; 34], values| {
+                let scale = f16::from_le_bytes([*a, *b]).to_f32();
+                values.iter_mut().zip(bytes).for_each(|(value, byte)| *value = f32::from(*byte as i8) * scale);
+            }),
         }
     }
+}
+
+/// Values of `N` bytes each.
+fn each<const N: usize>(bytes: &[u8], values: &mut [f32], value: impl Fn([u8; N]) -> f32) {
+    values.iter_mut().zip(bytes.as_chunks().0).for_each(|(target, bytes)| *target = value(*bytes));
+}
+
+/// Blocks of `N` bytes and 32 values each.
+fn blocks<const N: usize>(bytes: &[u8], values: &mut [f32], decode: impl Fn(&[u8; N], &mut [f32; 32])) {
+    bytes.as_chunks().0.iter().zip(values.as_chunks_mut().0).for_each(|(bytes, values)| decode(bytes, values));
 }
 
 /// A matrix (or vector: one row) of a checkpoint.

@@ -32,14 +32,12 @@ impl Panels {
         let steps = words(dtype, k);
         let mut panels = Self::zeros(n, k, dtype);
         threads.for_rows(&mut panels.words, steps * COLUMNS, 1, |panel, words| {
-            let (mut row, mut packed) = (vec![0.0; k], vec![0; steps]);
-            for column in 0..COLUMNS.min(n - panel * COLUMNS) {
-                fill(panel * COLUMNS + column, &mut row);
-                pack_row(dtype, &row, &mut packed);
-                for (step, word) in packed.iter().enumerate() {
-                    words[step * COLUMNS + column] = *word;
-                }
+            let (mut row, mut packed) = (vec![0.0; k], vec![0; steps * COLUMNS]);
+            for (row_of_n, packed) in (panel * COLUMNS..n).zip(packed.chunks_exact_mut(steps)) {
+                fill(row_of_n, &mut row);
+                pack_row(dtype, &row, packed);
             }
+            interleave(&packed, steps, words);
         });
         panels
     }
@@ -128,6 +126,18 @@ impl Panels {
     pub(super) fn panel(&self, index: usize) -> &[u32] {
         let length = self.steps() * COLUMNS;
         &self.words[index * length..][..length]
+    }
+}
+
+/// Writes the words of 32 rows step by step: a cache line of each row at a time, so that what is written meanwhile stays in the first-level cache.
+fn interleave(rows: &[u32], steps: usize, words: &mut [u32]) {
+    const LINE: usize = 16;
+    for (line, words) in words.chunks_mut(LINE * COLUMNS).enumerate() {
+        for (column, row) in rows.chunks_exact(steps).enumerate() {
+            for (word, target) in row[line * LINE..].iter().zip(words.chunks_exact_mut(COLUMNS)) {
+                target[column] = *word;
+            }
+        }
     }
 }
 
