@@ -131,13 +131,13 @@ impl Tile<'_> {
         let steps = words(dtype, self.pages.layout().head_dim);
         let left = tile::Left { words: &scratch.queries, stride: steps, rows: self.queries };
         let together = tile::panels_together(self.queries);
-        let mut output = [0.0; OUTPUT];
         scratch.scores.resize(ROWS * keys, 0.0);
         for first in blocks.clone().step_by(together) {
             let count = together.min(blocks.end - first);
             let keys_of = |panel: usize| self.pages.keys(self.span.pages[first + panel], self.layer, self.head);
-            let parts: [&[u32]; 4] = std::array::from_fn(|panel| if panel < count { keys_of(panel) } else { &[] });
-            tile::multiply(dtype, left, Right { parts: &parts[..count], panels: count, steps }, &mut output);
+            let panels: [&[u32]; 4] = std::array::from_fn(|panel| if panel < count { keys_of(panel) } else { &[] });
+            let mut output = [0.0; OUTPUT];
+            tile::multiply(dtype, left, Right { panels: &panels[..count], steps }, &mut output);
             for (panel, tile) in output.chunks_exact(self.queries * COLUMNS).take(count).enumerate() {
                 for (query, scores) in tile.chunks_exact(COLUMNS).enumerate() {
                     scratch.scores[query * keys + (first + panel - blocks.start) * PAGE..][..PAGE].copy_from_slice(scores);
@@ -164,13 +164,15 @@ impl Tile<'_> {
 
     fn sum_values(&self, blocks: Range<usize>, sums: &[f32; ROWS], scratch: &Scratch, target: &Disjoint<'_, u32>) {
         let (dtype, head_dim) = (self.pages.layout().dtype, self.pages.layout().head_dim);
-        let left = tile::Left { words: &scratch.weights, stride: words(dtype, blocks.len() * PAGE), rows: self.queries };
+        let (stride, steps) = (words(dtype, blocks.len() * PAGE), words(dtype, PAGE));
         let width = words(dtype, self.attention.heads * head_dim);
-        let mut output = [0.0; OUTPUT];
         for panel in 0..head_dim.div_ceil(COLUMNS) {
-            let values = |page: &u32| self.pages.values(*page, self.layer, self.head, panel);
-            let parts: Vec<&[u32]> = self.span.pages[blocks.clone()].iter().map(values).collect();
-            tile::multiply(dtype, left, Right { parts: &parts, panels: 1, steps: words(dtype, PAGE) }, &mut output);
+            let mut output = [0.0; OUTPUT];
+            for (index, page) in self.span.pages[blocks.clone()].iter().enumerate() {
+                let left = tile::Left { words: &scratch.weights[index * steps..], stride, rows: self.queries };
+                let values = self.pages.values(*page, self.layer, self.head, panel);
+                tile::multiply(dtype, left, Right { panels: &[values], steps }, &mut output);
+            }
             let columns = COLUMNS.min(head_dim - panel * COLUMNS);
             for (query, values) in output.chunks_exact_mut(COLUMNS).take(self.queries).enumerate() {
                 scale(&mut values[..columns], 1.0 / sums[query]);

@@ -14,6 +14,8 @@ use super::tile::{self, COLUMNS, OUTPUT, ROWS};
 
 /// Rows of a block: its packed left side stays in a core's second-level cache while all panels pass by.
 const BLOCK_ROWS: usize = 8 * ROWS;
+/// Steps of a panel that many rows walk before the next: 32 KiB.
+const STEPS: usize = 256;
 /// Gate and up outputs alternate in runs of this many: half a panel each.
 pub(super) const RUN: usize = COLUMNS / 2;
 
@@ -122,68 +124,64 @@ fn multiply_block(
     panels: Range<usize>,
     write: impl Fn(usize, usize, usize, &[f32]),
 ) {
-    if right.dtype() == Dtype::Bfloat16 && m > ROWS && !tile::multiplies_bf16() {
-        return multiply_widened(left, stride, m, right, panels, write);
+    if m > ROWS {
+        return multiply_many(left, stride, m, right, panels, write);
     }
     let together = tile::panels_together(m);
     for first in panels.clone().step_by(together) {
         let count = together.min(panels.end - first);
-        let parts: [&[u32]; 4] = std::array::from_fn(|panel| if panel < count { right.panel(first + panel) } else { &[] });
-        let right_side = tile::Right { parts: &parts[..count], panels: count, steps: right.steps() };
-        multiply_panels(right.dtype(), left, stride, m, right_side, |row, panel, rows, tile| {
-            write(row, (first + panel) * COLUMNS, rows, tile);
-        });
+        let walked: [&[u32]; 4] = std::array::from_fn(|panel| if panel < count { right.panel(first + panel) } else { &[] });
+        let mut output = [0.0; OUTPUT];
+        let right_side = tile::Right { panels: &walked[..count], steps: right.steps() };
+        tile::multiply(right.dtype(), tile::Left { words: left, stride, rows: m }, right_side, &mut output);
+        for (panel, tile) in output.chunks(m * COLUMNS).take(count).enumerate() {
+            write(0, (first + panel) * COLUMNS, m, tile);
+        }
     }
 }
 
-/// bf16 values are f32 values, and their products have the same chain: for many rows one that knows no bf16 is faster with them spread out first.
-fn multiply_widened(
-    left: &[u32],
-    stride: usize,
-    m: usize,
-    right: &Panels,
-    panels: Range<usize>,
-    write: impl Fn(usize, usize, usize, &[f32]),
-) {
-    WIDE.with_borrow_mut(|(wide, wide_panel)| {
-        wide.resize(2 * stride * m, 0);
-        widen(&left[..stride * m], 1, wide);
+/// Many rows: all of them walk some steps of a panel before the next, so that what is read again and again lies in the nearest caches.
+///
+/// bf16 values are f32 values, and their products have the same chain: where a machine knows no bf16 both sides are spread out first.
+fn multiply_many(left: &[u32], stride: usize, m: usize, right: &Panels, panels: Range<usize>, write: impl Fn(usize, usize, usize, &[f32])) {
+    let wide = right.dtype() == Dtype::Bfloat16 && !tile::multiplies_bf16();
+    let (dtype, words) = if wide { (Dtype::Float32, 2) } else { (right.dtype(), 1) };
+    MANY.with_borrow_mut(|(wide_left, wide_panel, sums)| {
+        let left = if wide { spread(&left[..stride * m], 1, wide_left) } else { left };
+        let parts = (words * right.steps() / STEPS).max(1);
         for panel in panels {
-            let narrow = right.panel(panel);
-            wide_panel.resize(2 * narrow.len(), 0);
-            widen(narrow, COLUMNS, wide_panel);
-            let right = tile::Right { parts: &[wide_panel], panels: 1, steps: 2 * right.steps() };
-            multiply_panels(Dtype::Float32, wide, 2 * stride, m, right, |row, _, rows, tile| write(row, panel * COLUMNS, rows, tile));
+            sums.clear();
+            sums.resize(m * COLUMNS, 0.0);
+            for part in 0..parts {
+                let steps = share(right.steps(), parts, part)..share(right.steps(), parts, part + 1);
+                let narrow = &right.panel(panel)[steps.start * COLUMNS..steps.end * COLUMNS];
+                let panel = if wide { spread(narrow, COLUMNS, wide_panel) } else { narrow };
+                let right = tile::Right { panels: &[panel], steps: words * steps.len() };
+                for (index, sums) in sums.chunks_mut(ROWS * COLUMNS).enumerate() {
+                    let first = words * (index * ROWS * stride + steps.start);
+                    let left = tile::Left { words: &left[first..], stride: words * stride, rows: sums.len() / COLUMNS };
+                    tile::multiply(dtype, left, right, sums);
+                }
+            }
+            for (index, sums) in sums.chunks(ROWS * COLUMNS).enumerate() {
+                write(index * ROWS, panel * COLUMNS, sums.len() / COLUMNS, sums);
+            }
         }
     });
 }
 
-/// All rows times the panels, which no more rows than [`tile::panels_together`] allows may walk together.
-fn multiply_panels(
-    dtype: Dtype,
-    left: &[u32],
-    stride: usize,
-    m: usize,
-    right: tile::Right<'_>,
-    write: impl Fn(usize, usize, usize, &[f32]),
-) {
-    let mut output = [0.0; OUTPUT];
-    for row in (0..m).step_by(ROWS) {
-        let rows = ROWS.min(m - row);
-        // Only a block of few rows walks several panels at once; the last rows of a large one take them singly.
-        let left = tile::Left { words: &left[row * stride..], stride, rows };
-        tile::multiply(dtype, left, right, &mut output);
-        for (panel, tile) in output.chunks(rows * COLUMNS).take(right.panels).enumerate() {
-            write(row, panel, rows, tile);
-        }
-    }
+/// [`widen`] into a buffer of its own.
+fn spread<'a>(words: &[u32], run: usize, wide: &'a mut Vec<u32>) -> &'a [u32] {
+    wide.resize(2 * words.len(), 0);
+    widen(words, run, wide);
+    wide
 }
 
 thread_local! {
     /// The packed rows of the block at hand, and one row of f32.
     static SCRATCH: RefCell<(Vec<u32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
-    /// The rows of the block at hand and one panel, widened.
-    static WIDE: RefCell<(Vec<u32>, Vec<u32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+    /// The rows of the block at hand and part of a panel, spread out, and the sums of all rows.
+    static MANY: RefCell<(Vec<u32>, Vec<u32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new(), Vec::new())) };
 }
 
 /// Calls `run` with these rows of the left side, packed, and the words between them.
@@ -371,22 +369,18 @@ mod tests {
     }
 
     #[test]
-    fn widened_rows_have_the_same_products() {
-        let (m, n, k) = (40, 70, 33);
+    fn rows_have_the_same_products_alone_and_among_many() {
+        let (m, n) = (40, 70);
         let values = |count: usize| (0..count).map(|i| ((i * 7919 % 1009) as f32 - 500.0) / 300.0).collect::<Vec<f32>>();
-        let (weight, mut left) = (Panels::pack(&values(n * k), n, k, Dtype::Bfloat16), vec![0; m * words(Dtype::Bfloat16, k)]);
-        for (row, words) in values(m * k).chunks(k).zip(left.chunks_mut(words(Dtype::Bfloat16, k))) {
-            pack_row(Dtype::Bfloat16, row, words);
-        }
-        let [mut direct, mut widened] = [(); 2].map(|()| vec![0.0; m * n]);
-        let stride = weight.steps();
-        let part = Part { rows: m, panels: &weight, norm: &[] };
-        product(&Threads::new(1), Left::Packed(&left, stride), &[part], Sink::Store(&mut direct));
-        let mut sink = Sink::Store(&mut widened);
-        let target = Target::new(&mut sink, &weight);
-        multiply_widened(&left, stride, m, &weight, 0..weight.count(), |row, column, rows, tile| target.write(row, column, rows, tile));
-        for (direct, widened) in direct.iter().zip(&widened) {
-            assert!((direct - widened).abs() <= 1e-5 * direct.abs().max(1.0), "{direct} {widened}");
+        for (k, dtype) in [33, 2 * STEPS + 1, 5 * STEPS - 3].into_iter().flat_map(|k| [(k, Dtype::Float32), (k, Dtype::Bfloat16)]) {
+            let (weight, x, threads) = (Panels::pack(&values(n * k), n, k, dtype), values(m * k), Threads::new(1));
+            let mut many = vec![0.0; m * n];
+            matmul(&threads, &x, &weight, &mut many);
+            for (x, many) in x.chunks(k).zip(many.chunks(n)) {
+                let mut alone = vec![0.0; n];
+                matmul(&threads, x, &weight, &mut alone);
+                assert_eq!(alone, many, "{k} {dtype:?}");
+            }
         }
     }
 }
