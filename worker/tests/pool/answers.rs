@@ -3,11 +3,12 @@ use carryon_crds::job::Task;
 use carryon_crds::pool::{Dtype, Engine};
 use carryon_worker::exchange::ClientError;
 use carryon_worker::exchange::wire::{ClassifyRequest, ErrorCode, FinishReason, GenerateEvent, GenerateRequest, Sampling, Usage};
-use carryon_worker::head::Runner;
+use carryon_worker::head::{Artifact, Runner};
 use futures::StreamExt as _;
 use futures::future::join_all;
 
 use crate::common::engine::{class_logits, cpu};
+use crate::common::tiny::Tiny;
 use crate::common::{model_path, tokens};
 use crate::harness::{ENGINE, Pool, tokens_of, with_head};
 
@@ -84,6 +85,40 @@ async fn a_head_that_is_not_finite_fails_alone() {
     }
     assert_eq!(tokens_of(outcomes[0].as_ref().unwrap()), pool.greedy(&prompts[0], 20, None));
     assert_eq!(tokens_of(outcomes[2].as_ref().unwrap()), pool.greedy(&prompts[2], 20, Some((&good, 0.75))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_whose_finite_row_has_logits_that_are_not_fails_alone() {
+    let pool = Pool::tiny(Dtype::Bfloat16, ENGINE).await;
+    let (prompt, other, alpha) = (tokens(10, 101, 1), tokens(10, 101, 2), 64.0);
+    let finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
+    let overflows = |head: &Artifact| {
+        let rows = pool.rows(&prompt, Some((head, alpha)));
+        let last = &rows[rows.len() - rows.len() / prompt.len()..];
+        finite(last) && !finite(&pool.engine.logits(last))
+    };
+    // Its output goes along a row of the LM head.
+    let (_, lm_head) = Tiny::default().tensors().remove("lm_head.weight").unwrap();
+    let along = |power: i32| {
+        let mut head = pool.head(1, Task::CausalLM);
+        let width = head.shape.width as usize;
+        let output = head.weights.get_mut("output.weight").unwrap();
+        output.values.chunks_exact_mut(width).zip(&lm_head).for_each(|(row, value)| row.fill(value * 2f32.powi(power)));
+        Artifact::new(head.shape, head.base, head.weights).unwrap()
+    };
+    let huge = (100..128).map(along).find(overflows).expect("a row that is finite while its logits are not");
+    pool.push(&huge).await;
+    let greedy = GenerateRequest { alpha: Some(alpha), ..with_head(prompt.clone(), 20, &huge) };
+    let sampled = GenerateRequest { temperature: 1.0, logprobs: Some(2), ..greedy.clone() };
+    let base = GenerateRequest::greedy(other.clone(), 20);
+    let outcomes = join_all([&greedy, &sampled, &base].map(|request| pool.events(request))).await;
+    for outcome in &outcomes[..2] {
+        match outcome {
+            Err(ClientError::Refused { status: 500, error, .. }) => assert_eq!(error.code, ErrorCode::HeadNotFinite),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(tokens_of(outcomes[2].as_ref().unwrap()), pool.greedy(&other, 20, None));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -94,8 +94,14 @@ impl Pool {
 
     /// Logits of every position, with a head run over the whole sequence at once.
     pub fn logits(&self, tokens: &[u32], head: Option<(&Artifact, f64)>) -> Vec<Vec<f32>> {
+        let y = self.rows(tokens, head);
+        self.engine.logits(&y).chunks_exact(self.description.vocab_size as usize).map(<[f32]>::to_vec).collect()
+    }
+
+    /// What the LM head sees, T × D: final states, and what a head adds to them.
+    pub fn rows(&self, tokens: &[u32], head: Option<(&Artifact, f64)>) -> Vec<f32> {
         let x = self.states(tokens, &Taps { layers: vec![], final_norm: true }).remove(0);
-        let y = match head {
+        match head {
             Some((artifact, alpha)) => {
                 let taps = self.states(tokens, &artifact.shape.taps);
                 let taps: Vec<&[f32]> = taps.iter().map(Vec::as_slice).collect();
@@ -110,8 +116,7 @@ impl Pool {
                 cpu.read(&y).unwrap().into_owned()
             }
             None => x,
-        };
-        self.engine.logits(&y).chunks_exact(self.description.vocab_size as usize).map(<[f32]>::to_vec).collect()
+        }
     }
 
     /// The greedy continuation, every token from a forward pass over all before it.
