@@ -39,8 +39,8 @@ pub const CAPTURE_SHARE: f64 = 0.25;
 pub const LEAST_SLICE: f64 = 0.004;
 /// Longest slice: how long a request that finds a device that only trains waits for it.
 pub const MOST_SLICE: f64 = 0.05;
-/// Seconds of a piece of a layer, between two of which a capture can hold on: no slice is shorter, and products of fewer rows are slower.
-const PIECE: f64 = 2.0 * LEAST_SLICE;
+/// Seconds of a piece of a layer, between two of which a capture can hold on: a slice is longer than it should be by half of one.
+const PIECE: f64 = LEAST_SLICE;
 /// Fewest rows of a piece, whatever they take.
 const LEAST_PIECE: usize = 32;
 /// Fewest rows of a loss in a slice.
