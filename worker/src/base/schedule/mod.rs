@@ -39,8 +39,10 @@ pub const CAPTURE_SHARE: f64 = 0.25;
 pub const LEAST_SLICE: f64 = 0.004;
 /// Longest slice: how long a request that finds a device that only trains waits for it.
 pub const MOST_SLICE: f64 = 0.05;
-/// Seconds of a piece of a layer, between two of which a capture can hold on: a slice is longer than it should be by half of one.
+/// Seconds of a piece of a layer, between two of which a capture can hold on: a slice is longer than it should be by half of one. Products of fewer
+/// rows are slower, so pieces are longer where nobody waits as the capture begins.
 const PIECE: f64 = LEAST_SLICE;
+const PIECE_ALONE: f64 = MOST_SLICE / 4.0;
 /// Fewest rows of a piece, whatever they take.
 const LEAST_PIECE: usize = 32;
 /// Fewest rows of a loss in a slice.
@@ -110,7 +112,7 @@ impl<S, L, C> Schedule<S, L, C> {
 
     /// Rows of a piece of a layer, for the capture that begins now.
     pub fn piece_rows(&self) -> usize {
-        self.capture_pace.rows(PIECE, LEAST_PIECE)
+        self.capture_pace.rows(if self.waiting.sequences { PIECE } else { PIECE_ALONE }, LEAST_PIECE)
     }
 
     /// Chooses what runs next. `ready` says whether a capture can begin now: its reader may be slow.
