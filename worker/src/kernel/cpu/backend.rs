@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use carryon_crds::pool::Dtype;
 
+use super::buffers::{PackedRows, Places, Rows};
 use super::operand::{pack_row, round_bf16, unpack_row, words};
 use super::pages::Pages;
 use super::panels::Panels;
@@ -22,59 +23,6 @@ const BLOCK_ROWS: usize = 32;
 #[derive(Clone)]
 pub struct Cpu {
     threads: Arc<Threads>,
-}
-
-/// Rows of f32.
-#[derive(Clone, Debug, Default)]
-pub struct Rows {
-    values: Vec<f32>,
-    width: usize,
-}
-
-/// Rows of packed words.
-#[derive(Clone, Debug, Default)]
-pub struct PackedRows {
-    words: Vec<u32>,
-    /// Words of a row.
-    stride: usize,
-}
-
-/// The spans of a pass.
-#[derive(Clone, Debug)]
-pub struct Places {
-    attention: Attention,
-    spans: Vec<(usize, usize, Vec<u32>)>,
-}
-
-impl Places {
-    fn spans(&self) -> Vec<Span<'_>> {
-        self.spans.iter().map(|(rows, length, pages)| Span { rows: *rows, length: *length, pages }).collect()
-    }
-}
-
-impl Rows {
-    /// Takes the shape rows × width; what it holds then is of no meaning.
-    fn shape(&mut self, rows: usize, width: usize) -> &mut [f32] {
-        self.values.resize(rows * width, 0.0);
-        self.width = width;
-        &mut self.values
-    }
-
-    fn count(&self) -> usize {
-        self.values.len().checked_div(self.width).unwrap_or(0)
-    }
-
-    fn row(&self, row: usize) -> &[f32] {
-        &self.values[row * self.width..][..self.width]
-    }
-}
-
-impl PackedRows {
-    fn shape(&mut self, rows: usize, stride: usize) -> &mut [u32] {
-        self.words.resize(rows * stride, 0);
-        self.stride = stride;
-        &mut self.words
-    }
 }
 
 impl Cpu {
@@ -234,8 +182,7 @@ impl Backend for Cpu {
     }
 
     fn places(&self, attention: Attention, spans: &[Span<'_>]) -> Result<Places> {
-        let own = |span: &Span<'_>| (span.rows, span.length, span.pages.to_vec());
-        Ok(Places { attention, spans: spans.iter().map(own).collect() })
+        Ok(Places::new(attention, spans))
     }
 
     fn append(&self, pages: &mut Pages, layer: usize, rows: &Rows, places: &Places) -> Result<()> {

@@ -4,6 +4,7 @@
 
 mod attention;
 mod backend;
+mod buffers;
 pub(crate) mod isa;
 mod loss;
 mod operand;
@@ -15,7 +16,8 @@ mod threads;
 mod tile;
 
 pub use attention::{Queries, attend};
-pub use backend::{Cpu, PackedRows, Rows};
+pub use backend::Cpu;
+pub use buffers::{PackedRows, Places, Rows};
 pub use isa::name;
 pub(crate) use isa::vectorised;
 pub use operand::{pack_row, round_bf16, unpack_row, words};
