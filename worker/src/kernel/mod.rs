@@ -220,6 +220,11 @@ pub struct Attention {
     pub window: Option<usize>,
 }
 
+/// The first position that the one at `position` sees in a window; all from the first on without one.
+pub fn first_seen(window: Option<usize>, position: usize) -> usize {
+    window.map_or(0, |window| (position + 1).saturating_sub(window))
+}
+
 /// The rows of one sequence in a pass: the last of the positions that it has.
 #[derive(Clone, Copy, Debug)]
 pub struct Span<'a> {

@@ -4,7 +4,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::exchange::states::{from_bytes, number_bytes};
 use crate::exchange::{LossRequest, LossResponse};
-use crate::head::loss::{self, LossWeights, TILE};
+use crate::head::loss::{self, LossWeights};
 use crate::kernel::{Backend, Result};
 use crate::model::LmHead;
 
@@ -52,7 +52,7 @@ impl LossRun {
     pub fn slice<B: Backend>(&mut self, backend: &B, lm_head: &LmHead<B>, most: usize) -> Result<usize> {
         let (request, done) = (&self.job.request, self.answer.loss.len());
         let (width, number) = (request.hidden_size, number_bytes(request.dtype));
-        let rows = done..(done + most.min(TILE)).min(self.job.rows());
+        let rows = done..(done + most).min(self.job.rows());
         let values = rows.start * width..rows.end * width;
         let mut x = vec![0.0; values.len()];
         from_bytes(&request.x[values.start * number..values.end * number], request.dtype, &mut x);

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use super::sequence::{HeadUse, Sequence};
 use crate::base::pages::{BlockHash, Book, Freed, HeadKey, Page};
 use crate::base::registry::LoadedHead;
-use crate::kernel::{Arena, Backend, PAGE, PageLayout, PageTable, Result, pages_for};
+use crate::kernel::{Arena, Backend, PAGE, PageLayout, PageTable, Result, first_seen, pages_for};
 use crate::model::{Model, Tap};
 
 /// Memory for keys and values.
@@ -257,5 +257,5 @@ impl<B: Backend> Memory<B> {
 
 /// Pages at the beginning of `length` positions that the next position does not see.
 fn out_of_sight(window: Option<usize>, length: usize) -> usize {
-    window.map_or(0, |window| (length + 1).saturating_sub(window) / PAGE)
+    first_seen(window, length) / PAGE
 }

@@ -5,8 +5,8 @@ use candle_nn::ops::softmax_last_dim;
 
 use super::pages::Pages;
 use super::places::{Part, Places};
-use super::{Candle, gemm, number_type};
-use crate::kernel::Attention;
+use super::{Candle, gemm, joined, number_type};
+use crate::kernel::{Attention, first_seen};
 
 /// Queries of a tile: bounds scores at tile · heads · positions.
 const TILE: usize = 256;
@@ -33,10 +33,6 @@ pub fn attend(pages: &Pages, layer: usize, rows: &Tensor, places: &Places) -> Ca
     joined(parts)
 }
 
-fn joined(mut parts: Vec<Tensor>) -> Candle<Tensor> {
-    if parts.len() == 1 { Ok(parts.remove(0)) } else { Tensor::cat(&parts, 0) }
-}
-
 /// The rows of one sequence, [`TILE`] at a time, to keys and values of positions whose last are theirs.
 fn prompt(
     pages: &Pages,
@@ -50,7 +46,7 @@ fn prompt(
     for first in (0..rows).step_by(TILE) {
         let count = TILE.min(rows - first);
         let (start, end) = (known - rows + first, known - rows + first + count);
-        let begin = attention.window.map_or(0, |window| (start + 1).saturating_sub(window));
+        let begin = first_seen(attention.window, start);
         let [keys, values] = [0, 1].map(|part| read[part].narrow(0, begin, end - begin)?.transpose(0, 1));
         let mask = mask(attention, &positions.narrow(0, begin, end - begin)?, &positions.narrow(0, start, count)?)?;
         let queries = queries.narrow(0, first, count)?.unsqueeze(0)?;

@@ -84,6 +84,11 @@ fn number_type(dtype: Dtype) -> DType {
     }
 }
 
+/// These rows, one part after the other; a single part is not copied.
+fn joined(mut parts: Vec<Tensor>) -> Candle<Tensor> {
+    if parts.len() == 1 { Ok(parts.remove(0)) } else { Tensor::cat(&parts, 0) }
+}
+
 /// Writes `rows` over the rows `at` of `target`, in place.
 fn scatter(target: &Tensor, at: &Tensor, rows: &Tensor) -> Candle<()> {
     target.scatter_set(&at.unsqueeze(1)?.broadcast_as(rows.shape())?.contiguous()?, rows, 0)
@@ -212,7 +217,7 @@ impl Backend for CandleDevice {
             products.push(self.multiply(&values, &matrix.0)?);
         }
         let Some(part) = right.first().filter(|_| !products.is_empty()) else { return Ok(()) };
-        let product = if products.len() == 1 { products.remove(0) } else { Tensor::cat(&products, 0)? };
+        let product = joined(products)?;
         match sink {
             Sink::Store(out) => *out = product.into(),
             Sink::Add(out) => *out = (out.tensor()? + product)?.into(),

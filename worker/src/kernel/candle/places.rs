@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::pages::row_of;
 use super::{Candle, CandleDevice};
-use crate::kernel::{Attention, PAGE, Span};
+use crate::kernel::{Attention, PAGE, Span, first_seen};
 
 /// What [`super::attention`] and the pages need of a pass.
 #[derive(Clone, Debug)]
@@ -50,13 +50,8 @@ impl Places {
     }
 }
 
-/// The first position that a query at `position` sees.
-pub(super) fn first_seen(attention: Attention, position: usize) -> usize {
-    attention.window.map_or(0, |window| (position + 1).saturating_sub(window))
-}
-
 fn prompt(backend: &CandleDevice, attention: Attention, span: &Span<'_>) -> Candle<Part> {
-    let seen = first_seen(attention, span.length - span.rows)..span.length;
+    let seen = first_seen(attention.window, span.length - span.rows)..span.length;
     let keys: Vec<u32> = seen.clone().map(|position| row_of(span, position)).collect();
     let positions: Vec<f32> = seen.map(|position| position as f32).collect();
     Ok(Part::Prompt {
@@ -67,11 +62,11 @@ fn prompt(backend: &CandleDevice, attention: Attention, span: &Span<'_>) -> Cand
 }
 
 fn decode(backend: &CandleDevice, attention: Attention, spans: &[Span<'_>]) -> Candle<Part> {
-    let begin = |span: &Span<'_>| first_seen(attention, span.length - 1) / PAGE * PAGE;
+    let begin = |span: &Span<'_>| first_seen(attention.window, span.length - 1) / PAGE * PAGE;
     let longest = spans.iter().map(|span| span.length - begin(span)).max().unwrap_or(1);
     let (mut keys, mut mask) = (Vec::with_capacity(spans.len() * longest), Vec::with_capacity(spans.len() * longest));
     for span in spans {
-        let first = first_seen(attention, span.length - 1);
+        let first = first_seen(attention.window, span.length - 1);
         for position in begin(span)..begin(span) + longest {
             let seen = (first..span.length).contains(&position);
             keys.push(row_of(span, position.min(span.length - 1)));

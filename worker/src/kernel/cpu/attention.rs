@@ -8,7 +8,7 @@ use super::pages::Pages;
 use super::rows::{exponentials, scale};
 use super::threads::{Disjoint, Threads};
 use super::tile::{self, COLUMNS, OUTPUT, ROWS, Right};
-use crate::kernel::{Attention, PAGE, Span};
+use crate::kernel::{Attention, PAGE, Span, first_seen};
 
 /// Rotated queries: rows `stride` floats apart with `heads · head_dim` values each, those of all spans concatenated.
 #[derive(Clone, Copy)]
@@ -103,7 +103,7 @@ impl Tile<'_> {
     /// The positions that a query sees.
     fn visible(&self, query: usize) -> Range<usize> {
         let end = self.span.length - self.span.rows + (self.first + query) / self.group + 1;
-        self.attention.window.map_or(0, |window| end.saturating_sub(window))..end
+        first_seen(self.attention.window, end - 1)..end
     }
 
     /// Index of a query's head in the row, and its row among all spans' rows.
