@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use carryon_crds::common::{TapPreset, Taps};
 use carryon_crds::pool::Dtype;
-use carryon_worker::base::sampling::{Row, Sampler, logprobs};
-use carryon_worker::exchange::wire::{GenerateRequest, Sampling};
+use carryon_worker::base::sampling::{Row, Sampler, Sight, logprob_blocks, logprobs};
+use carryon_worker::exchange::wire::{GenerateRequest, Sampling, TokenLogprob};
 use carryon_worker::kernel::cpu::{Left, Panels, Part, Sink, pack_row, product, words};
-use carryon_worker::kernel::{Arena, Cpu, PageTable, Threads, pages_for};
+use carryon_worker::kernel::{Arena, Backend, Cpu, DeviceError, PageTable, Threads, pages_for};
 use carryon_worker::model::{Capture, Model, Slot, Tap};
 
 const SHAPES: [(usize, usize, usize); 7] =
@@ -72,7 +72,7 @@ fn main() -> Result<(), String> {
         bench_matrix(WIDE, Dtype::Bfloat16, "bf16", options.repeats, &threads);
     }
     for (name, vocab_size) in [("49k", 49_152), ("152k", 152_064)] {
-        bench_sampling(name, vocab_size, options.repeats);
+        bench_sampling(name, vocab_size, options.repeats).map_err(|error| error.to_string())?;
     }
     match &options.model {
         Some(path) => bench_model(path, &options, threads),
@@ -94,11 +94,13 @@ fn bench_matrix((m, n, k): (usize, usize, usize), dtype: Dtype, name: &str, repe
 
 /// Microseconds that one row of logits takes on one thread. They are normally distributed with deviation 3, so that some ten thousand tokens
 /// carry the probability; `flat` draws at a temperature at which all do.
-fn bench_sampling(size: &str, vocab_size: usize, repeats: usize) {
+fn bench_sampling(size: &str, vocab_size: usize, repeats: usize) -> Result<(), DeviceError> {
     let uniform =
         |index: u32| f64::from((index.wrapping_mul(2_654_435_761) ^ 0x5bd1_e995).wrapping_mul(0x85eb_ca6b) >> 8) / f64::from(1 << 24);
     let normal = |index: u32| (-2.0 * (uniform(2 * index) + 1e-9).ln()).sqrt() * (std::f64::consts::TAU * uniform(2 * index + 1)).cos();
     let logits: Vec<f32> = (0..vocab_size as u32).map(|index| 3.0 * normal(index) as f32).collect();
+    let cpu = Cpu::new(Threads::new(1));
+    let rows = cpu.write(&logits, vocab_size)?;
     let print_row = |name: &str, run: &mut dyn FnMut()| print(&format!("{name}_{size}"), best(repeats, 20, run) * 1e6, "µs");
     let sampling = |top_k, min_p| Sampling { top_k, min_p, ..Sampling::default() };
     for (name, temperature, top_p, sampling) in [
@@ -111,9 +113,46 @@ fn bench_sampling(size: &str, vocab_size: usize, repeats: usize) {
     ] {
         let request = GenerateRequest { temperature, top_p, seed: Some(1), sampling, ..GenerateRequest::greedy(vec![0], 1) };
         let mut sampler = Sampler::new(&request);
-        print_row(name, &mut || _ = std::hint::black_box(Row::read(&logits).map(|row| sampler.sample(&row))));
+        print_row(name, &mut || _ = std::hint::black_box(choose(&cpu, &rows, &mut sampler)));
     }
-    print_row("logprobs", &mut || _ = std::hint::black_box(Row::read(&logits).map(|row| logprobs(&row, 0, 20))));
+    print_row("logprobs", &mut || _ = std::hint::black_box(alternatives(&cpu, &rows)));
+    Ok(())
+}
+
+fn alternatives(cpu: &Cpu, rows: &<Cpu as Backend>::Rows) -> Result<TokenLogprob, DeviceError> {
+    let outline = cpu.outline(rows, &[(0, 1.0)])?;
+    let sight = Sight::new(&outline, 0, 1, 1.0);
+    let mut blocks = logprob_blocks(&sight, Some(0), 20);
+    blocks.sort_unstable();
+    blocks.dedup();
+    look(cpu, rows, sight, &blocks, |row| logprobs(row, 0, 20))
+}
+
+fn look<T>(
+    cpu: &Cpu,
+    rows: &<Cpu as Backend>::Rows,
+    sight: Sight<'_>,
+    blocks: &[u32],
+    then: impl FnOnce(&Row<'_>) -> T,
+) -> Result<T, DeviceError> {
+    let which: Vec<_> = blocks.iter().map(|block| (0, *block)).collect();
+    let total = sight.total();
+    Ok(then(&Row::new(sight, total, blocks, &cpu.blocks(rows, &which)?)))
+}
+
+/// A token from the few blocks that tell, and from all when they do not.
+fn choose(cpu: &Cpu, rows: &<Cpu as Backend>::Rows, sampler: &mut Sampler) -> Result<Option<u32>, DeviceError> {
+    if sampler.is_greedy() {
+        return Ok(cpu.greedy(rows)?[0]);
+    }
+    let outline = cpu.outline(rows, &[(0, sampler.temperature())])?;
+    let sight = Sight::new(&outline, 0, 1, sampler.temperature());
+    let few = sampler.blocks(&sight);
+    let mut sample = |blocks: &[u32]| look(cpu, rows, sight.clone(), blocks, |row| sampler.sample(row));
+    Ok(match sample(&few)? {
+        None => sample(&sight.all())?,
+        found => found,
+    })
 }
 
 fn bench_model(path: &str, options: &Options, threads: Arc<Threads>) -> Result<(), String> {

@@ -24,6 +24,9 @@ pub use rotation::Rotation;
 /// Positions of a page of keys and values.
 pub const PAGE: usize = 32;
 
+/// Logits that an [`Outline`] sums up in one number.
+pub const LOGIT_BLOCK: usize = 128;
+
 /// A device that did not do what it was told: out of memory, a lost driver. Nothing that was on it can be relied on afterwards.
 #[derive(Debug, thiserror::Error)]
 #[error("the device failed: {0}")]
@@ -148,6 +151,12 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// The likeliest token of every row of logits; none where a logit is not finite.
     fn greedy(&self, logits: &Self::Rows) -> Result<Vec<Option<u32>>>;
 
+    /// Rows of finite logits as they look from afar, each at a temperature above 0.
+    fn outline(&self, logits: &Self::Rows, looks: &[(u32, f32)]) -> Result<Outline>;
+
+    /// Blocks of [`LOGIT_BLOCK`] logits to the host: a row and a block of it each. A row's last block is filled up with -∞.
+    fn blocks(&self, logits: &Self::Rows, which: &[(u32, u32)]) -> Result<Vec<f32>>;
+
     /// Loss `logsumexp(W y) - (W y)[target]` of each row, in nats, and where `backward` (Wᵀ) is given its derivative by `y`:
     /// `(softmax(W y) - onehot(target)) · W`, the bracket rounded to the matrix's number type. Holds rows × V floats meanwhile.
     fn losses(
@@ -187,6 +196,15 @@ pub enum Sink<'a, B: Backend> {
     Add(&'a mut B::Rows),
     /// Becomes `silu(gate) · up` of a matrix made by [`Backend::gate_up`], rounded.
     SwiGlu(&'a mut B::Packed),
+}
+
+/// Rows of logits from afar, enough to say where their likely tokens are: ⌈V / [`LOGIT_BLOCK`]⌉ numbers for each look, one look after the other.
+#[derive(Clone, Debug, Default)]
+pub struct Outline {
+    /// The largest logit of each block.
+    pub maxima: Vec<f32>,
+    /// Σ e^((logit - largest of the row) / temperature) of each block.
+    pub weights: Vec<f32>,
 }
 
 /// What a page holds.

@@ -6,6 +6,7 @@ mod artifact;
 #[path = "../common/mod.rs"]
 mod common;
 mod fixtures;
+mod logits;
 mod loss;
 mod training;
 

@@ -3,6 +3,7 @@
 //! Routes hand it jobs and get their results through channels. Places are bounded by semaphores that a job holds until
 //! it ends: a full door is refused at once. **Invariant** the thread never waits for a reader.
 
+mod answers;
 mod engine;
 mod heads;
 mod loss;

@@ -7,7 +7,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::base::pages::{BlockHash, Chain, Lease};
 use crate::base::registry::LoadedHead;
-use crate::base::sampling::{Row, Sampler, logprobs};
+use crate::base::sampling::{Row, Sampler, Sight, logprob_blocks, logprobs};
 use crate::base::schedule::Demand;
 use crate::exchange::wire::{ErrorCode, FinishReason, GenerateEvent, TokenLogprob, Usage, WireError};
 use crate::kernel::{PAGE, PageTable};
@@ -155,12 +155,28 @@ impl Sequence {
         self.done > self.shared * PAGE
     }
 
-    /// Whether the logits of `position` are looked at, and not the likeliest token alone.
-    pub fn wants_logits(&self, position: usize) -> bool {
+    /// The temperature at which the logits of `position` are looked at; none where the likeliest token is enough.
+    pub fn looks_at(&self, position: usize) -> Option<f32> {
         match &self.purpose {
-            Purpose::Answer(answer) => position + 1 < self.prompt || answer.logprobs.is_some() || !answer.sampler.is_greedy(),
-            Purpose::Classify { .. } => false,
+            Purpose::Answer(_) if position + 1 < self.prompt => Some(1.0),
+            Purpose::Answer(answer) => (answer.logprobs.is_some() || !answer.sampler.is_greedy()).then(|| answer.sampler.temperature()),
+            Purpose::Classify { .. } => None,
         }
+    }
+
+    /// The blocks of the logits of `position` that it wants to have, ascending.
+    pub fn wanted_blocks(&self, position: usize, sight: &Sight<'_>) -> Vec<u32> {
+        let Purpose::Answer(answer) = &self.purpose else { return Vec::new() };
+        let mut blocks = if position + 1 < self.prompt {
+            logprob_blocks(sight, Some(self.tokens[position + 1]), answer.prompt_logprobs.unwrap_or(0) as usize)
+        } else {
+            let mut blocks = answer.sampler.blocks(sight);
+            blocks.extend(logprob_blocks(sight, None, answer.logprobs.unwrap_or(0) as usize));
+            blocks
+        };
+        blocks.sort_unstable();
+        blocks.dedup();
+        blocks
     }
 
     /// What the sequence needs to go on.
@@ -195,28 +211,31 @@ impl Sequence {
         }
     }
 
-    /// Takes the logits of `position` (none where they are not wanted) and the likeliest token: scores the prompt's next token, or chooses one.
-    pub fn take_logits(&mut self, position: usize, logits: &[f32], likeliest: u32) {
-        let row = if self.wants_logits(position) { Row::read(logits) } else { None };
-        let Purpose::Answer(answer) = &mut self.purpose else { return };
+    /// Takes the likeliest token of `position`, or the row where it is looked at: scores the prompt's next token, or chooses one. False when more of
+    /// the row has to be there.
+    pub fn take_logits(&mut self, position: usize, row: Option<&Row<'_>>, likeliest: u32) -> bool {
+        let Purpose::Answer(answer) = &mut self.purpose else { return true };
         if position + 1 < self.prompt {
             let scored = |row: &Row<'_>| logprobs(row, self.tokens[position + 1], answer.prompt_logprobs.unwrap_or(0) as usize);
-            answer.scored.push(row.as_ref().map(scored));
-            return;
+            answer.scored.push(row.map(scored));
+            return true;
         }
-        self.finish_prompt();
-        let Purpose::Answer(answer) = &mut self.purpose else { return };
-        let token = match &row {
-            Some(row) => answer.sampler.sample(row),
-            None => likeliest,
+        let Some(token) = row.map_or(Some(likeliest), |row| answer.sampler.sample(row)) else { return false };
+        let event = match row.zip(answer.logprobs) {
+            Some((row, count)) => logprobs(row, token, count as usize),
+            None => TokenLogprob { token, logprob: None, top: Vec::new() },
         };
+        self.finish_prompt();
+        self.go_on_with(event);
+        true
+    }
+
+    fn go_on_with(&mut self, event: TokenLogprob) {
+        let Purpose::Answer(answer) = &mut self.purpose else { return };
+        let token = event.token;
         if answer.stop_token_ids.contains(&token) {
             return self.finish(FinishReason::Stop);
         }
-        let event = match row.zip(answer.logprobs) {
-            Some((row, count)) => logprobs(&row, token, count as usize),
-            None => TokenLogprob { token, logprob: None, top: Vec::new() },
-        };
         // A reader that went away is noticed before the next step.
         let _ = answer.events.send(GenerateEvent::Token(event));
         self.tokens.push(token);

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Instant;
 
+use super::answers::{LogitRow, answer, logit_rows};
 use super::engine::Engine;
 use super::heads::{self, Group};
 use super::prompts;
@@ -11,20 +12,9 @@ use super::sequence::{Purpose, Sequence};
 use crate::base::metrics::Class;
 use crate::base::schedule::Demand;
 use crate::exchange::states::number_bytes;
-use crate::exchange::wire::ErrorCode;
 use crate::head::Runner;
 use crate::kernel::{Backend, PAGE, Result};
 use crate::model::{Capture, Slot, Tap};
-
-/// Rows whose logits exist at the same time.
-const LOGIT_ROWS: usize = 32;
-
-/// A row of the LM head: place of the sequence in the step, position in the sequence.
-#[derive(Clone, Copy)]
-struct LogitRow {
-    place: usize,
-    position: usize,
-}
 
 /// Rows of the step that are kept with a block: place of the sequence, block of it, first row.
 struct BlockRows {
@@ -160,48 +150,6 @@ fn classify<B: Backend>(parts: &mut [&mut Sequence], group: &Group, counts: &[us
                 part.fail_by_head();
             }
         }
-    }
-    Ok(())
-}
-
-/// Rows whose logits are needed, in the order of sequences and positions.
-fn logit_rows(parts: &[&mut Sequence], rows: &[Range<usize>]) -> Vec<LogitRow> {
-    let own = |(place, (part, rows)): (usize, (&&mut Sequence, &Range<usize>))| {
-        part.logit_positions(rows.len()).map(move |position| LogitRow { place, position })
-    };
-    parts.iter().zip(rows).enumerate().flat_map(own).collect()
-}
-
-/// Lets every sequence take the logits of its rows. One whose logits are no numbers fails alone.
-fn answer<B: Backend>(engine: &Engine<B>, parts: &mut [&mut Sequence], wanted: &[LogitRow], y: &B::Rows) -> Result<()> {
-    let backend = &engine.model.backend;
-    for (index, chunk) in wanted.chunks(LOGIT_ROWS).enumerate() {
-        let first = (index * LOGIT_ROWS) as u32;
-        let own: Vec<u32> = (first..first + chunk.len() as u32).collect();
-        let logits = engine.model.lm_head().logits(backend, &backend.tap(y, Some(&own), None, engine.model.dtype)?)?;
-        let likeliest = backend.greedy(&logits)?;
-        let looked_at = chunk.iter().any(|row| parts[row.place].wants_logits(row.position));
-        let values = if looked_at { backend.read(&logits)? } else { Default::default() };
-        let vocabulary = engine.model.lm_head().vocab_size();
-        let mut work: Vec<(&mut Sequence, Vec<(usize, usize)>)> = Vec::new();
-        for (place, part) in parts.iter_mut().enumerate() {
-            let rows: Vec<_> =
-                chunk.iter().enumerate().filter(|(_, row)| row.place == place).map(|(row, own)| (row, own.position)).collect();
-            if !rows.is_empty() {
-                work.push((part, rows));
-            }
-        }
-        engine.host.for_each(&mut work, |_, (sequence, rows)| {
-            for (row, position) in rows.iter() {
-                let logits = values.get(row * vocabulary..(row + 1) * vocabulary).unwrap_or_default();
-                match likeliest[*row] {
-                    _ if sequence.finished => {}
-                    Some(likeliest) => sequence.take_logits(*position, logits, likeliest),
-                    None if sequence.head.is_some() => sequence.fail_by_head(),
-                    None => sequence.fail(ErrorCode::Internal, "the base computed a number that is not finite"),
-                }
-            }
-        });
     }
     Ok(())
 }

@@ -1,83 +1,165 @@
-//! A row of logits, of which most is passed over: the maxima of its blocks say where the likely tokens are.
+//! What is seen of a row of logits: of every block its maximum and weight, of few the logits themselves.
 
-use super::weight::{BLOCK, Cut, Weight, cut, total};
-use crate::kernel::cpu::vectorised;
+use std::borrow::Cow;
 
-/// Maxima of a block: logit i counts for maximum i mod 16.
-const LANES: usize = 16;
+use super::weight::{Cut, cut, pick_block, pick_within, sum};
+use crate::kernel::cpu::{Weight, outline, vectorised};
+use crate::kernel::{LOGIT_BLOCK, Outline};
+
 /// Logits that are compared at once.
 const GROUP: usize = 32;
 /// Logits from which the weight of the unlikely ones is judged.
 const SAMPLE: usize = 512;
 
-/// The logits of one position, none of them NaN and the largest finite.
-pub struct Row<'a> {
-    logits: &'a [f32],
+/// The logits of one position from afar.
+#[derive(Clone)]
+pub struct Sight<'a> {
     /// The largest logit of each block.
-    maxima: Vec<f32>,
+    maxima: Cow<'a, [f32]>,
+    /// What each block weighs at `temperature`.
+    weights: Cow<'a, [f32]>,
+    temperature: f32,
     largest: f32,
 }
 
-impl<'a> Row<'a> {
-    /// None when the logits say nothing: one is NaN, or the largest is infinite.
-    pub fn read(logits: &'a [f32]) -> Option<Self> {
-        let mut maxima = vec![f32::NEG_INFINITY; logits.len().div_ceil(BLOCK)];
-        let strange = block_maxima(logits, &mut maxima);
-        let largest = maxima.iter().copied().fold(f32::NEG_INFINITY, larger);
-        (!strange && largest.is_finite()).then_some(Self { logits, maxima, largest })
+impl<'a> Sight<'a> {
+    /// Look number `index` of `count`, at a temperature above 0.
+    pub fn new(outline: &'a Outline, index: usize, count: usize, temperature: f32) -> Self {
+        let blocks = outline.maxima.len() / count;
+        let own = index * blocks..(index + 1) * blocks;
+        Self::of(Cow::Borrowed(&outline.maxima[own.clone()]), Cow::Borrowed(&outline.weights[own]), temperature)
     }
 
-    pub(super) fn logits(&self) -> &'a [f32] {
-        self.logits
+    fn of(maxima: Cow<'a, [f32]>, weights: Cow<'a, [f32]>, temperature: f32) -> Self {
+        let largest = maxima.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        Self { maxima, weights, temperature, largest }
+    }
+
+    /// The weights of tokens.
+    pub(super) fn weight(&self) -> Weight {
+        Weight::new(self.largest, self.temperature)
+    }
+
+    /// What all tokens weigh together.
+    pub fn total(&self) -> f64 {
+        sum(&self.weights)
+    }
+
+    /// All blocks.
+    pub fn all(&self) -> Vec<u32> {
+        (0..self.maxima.len() as u32).collect()
+    }
+
+    /// The blocks that hold a logit of at least `floor`.
+    pub(super) fn reaching(&self, floor: f32) -> Vec<u32> {
+        self.all().into_iter().filter(|block| self.maxima[*block as usize] >= floor).collect()
+    }
+
+    /// Where the running sum of the weights exceeds `share` of their total: a block, and what is left for it.
+    pub(super) fn pick(&self, share: f64) -> (usize, f64) {
+        pick_block(&self.weights, share)
     }
 
     pub(super) fn largest(&self) -> f32 {
         self.largest
     }
 
-    /// The first token that has the largest logit.
-    pub(super) fn likeliest(&self) -> u32 {
-        let block = self.maxima.iter().position(|maximum| *maximum == self.largest).unwrap_or_default();
-        let blocks = &self.logits[block * BLOCK..];
-        (block * BLOCK + blocks.iter().position(|logit| *logit == self.largest).unwrap_or_default()) as u32
-    }
-
     /// A logit that at least `count` tokens reach, close to the largest such: `count` blocks have maxima that do.
     pub(super) fn reached_by(&self, count: usize) -> f32 {
         match (1..=self.maxima.len()).contains(&count) {
-            true => *self.maxima.clone().select_nth_unstable_by(count - 1, |one, other| other.total_cmp(one)).1,
+            true => *self.maxima.to_vec().select_nth_unstable_by(count - 1, |one, other| other.total_cmp(one)).1,
             false => f32::MIN,
         }
     }
 
-    /// The tokens whose logits are at least `floor`.
-    pub(super) fn at_least(&self, floor: f32) -> Candidates {
-        // A token that cannot come is no candidate, whatever the floor.
-        let floor = floor.max(f32::MIN);
-        let mut candidates = Candidates { ids: Vec::new(), logits: Vec::new() };
-        for (block, logits) in self.logits.chunks(BLOCK).enumerate().filter(|(block, _)| self.maxima[*block] >= floor) {
-            append(&mut candidates, block * BLOCK, logits, floor);
-        }
-        candidates
+    /// A logit that the likeliest tokens with `share` of the weight of all probably reach: the maximum of the heaviest block beyond those that have
+    /// more than that share together. What stays below in them may weigh half of the rest.
+    pub(super) fn nucleus(&self, share: f32) -> f32 {
+        let mut blocks: Vec<(f32, f32)> = self.maxima.iter().copied().zip(self.weights.iter().copied()).collect();
+        blocks.sort_unstable_by(|(one, _), (other, _)| other.total_cmp(one));
+        let mut left = self.total() * (1.0 + f64::from(share)) / 2.0;
+        let within = |(_, weight): &&(f32, f32)| {
+            left -= f64::from(*weight);
+            left > 0.0
+        };
+        let count = blocks.iter().take_while(within).count();
+        blocks.get(count + 1).map_or(f32::MIN, |(maximum, _)| *maximum)
+    }
+}
+
+/// The logits of one position, none of them NaN and the largest finite: those of some blocks.
+pub struct Row<'a> {
+    pub(super) sight: Sight<'a>,
+    /// Σ e^(logit - largest).
+    normaliser: f64,
+    /// Blocks that are here, ascending.
+    blocks: Cow<'a, [u32]>,
+    /// Their logits, one after the other.
+    logits: Cow<'a, [f32]>,
+}
+
+impl<'a> Row<'a> {
+    /// `blocks` of the row, ascending, with their `logits`. `normaliser` is what all tokens weigh at temperature 1.
+    pub fn new(sight: Sight<'a>, normaliser: f64, blocks: &'a [u32], logits: &'a [f32]) -> Self {
+        Self { sight, normaliser, blocks: Cow::Borrowed(blocks), logits: Cow::Borrowed(logits) }
     }
 
-    /// The fewest of the likeliest tokens that have `share` of the weight of all.
-    pub(super) fn nucleus(&self, weight: Weight, share: f32) -> Candidates {
-        let all = total(self.logits, weight);
-        let (target, tail) = (f64::from(share) * all, (1.0 - f64::from(share)) * all);
-        // Tokens that weigh less than an equal part of the tail weigh less than it together. Half of it: sums are rounded.
-        let proven = weight.logit((tail / self.logits.len() as f64 / 2.0) as f32);
-        let likely = self.above_tail(weight, tail * 0.75);
-        for floor in [likely, likely.midpoint(proven)] {
-            let mut candidates = self.at_least(floor);
-            if total(&candidates.logits, weight) >= target {
-                candidates.keep_weight(weight, target);
-                return candidates;
-            }
-        }
-        let mut candidates = self.at_least(proven);
-        candidates.keep_weight(weight, target);
-        candidates
+    /// A row of which everything is here; none when the largest logit is infinite. Log probabilities have no meaning in it.
+    pub(super) fn whole(logits: Vec<f32>, temperature: f32) -> Option<Self> {
+        let blocks = logits.len().div_ceil(LOGIT_BLOCK);
+        let (mut maxima, mut weights) = (vec![0.0; blocks], vec![0.0; blocks]);
+        outline(&logits, temperature, &mut maxima, &mut weights);
+        let sight = Sight::of(maxima.into(), weights.into(), temperature);
+        let blocks = sight.all().into();
+        sight.largest.is_finite().then_some(Self { normaliser: sight.total(), sight, blocks, logits: logits.into() })
+    }
+
+    /// All logits, if they are here.
+    pub(super) fn all(&self) -> Option<&[f32]> {
+        (self.blocks.len() == self.sight.maxima.len()).then_some(&self.logits)
+    }
+
+    /// The blocks that are here: number, logits.
+    fn blocks(&self) -> impl Iterator<Item = (usize, &[f32])> {
+        self.blocks.iter().map(|block| *block as usize).zip(self.logits.chunks(LOGIT_BLOCK))
+    }
+
+    fn block(&self, number: usize) -> Option<&[f32]> {
+        let place = self.blocks.binary_search(&(number as u32)).ok()?;
+        self.logits.chunks(LOGIT_BLOCK).nth(place)
+    }
+
+    /// The first token that has the largest logit.
+    pub(super) fn likeliest(&self) -> Option<u32> {
+        let first =
+            |(block, logits): (usize, &[f32])| Some(block * LOGIT_BLOCK + logits.iter().position(|logit| *logit == self.sight.largest)?);
+        self.blocks().find_map(first).map(|token| token as u32)
+    }
+
+    /// The first token at which the running sum of the weights exceeds `share` (below 1) of their total.
+    pub(super) fn pick(&self, share: f64) -> Option<u32> {
+        let (block, left) = self.sight.pick(share);
+        Some((block * LOGIT_BLOCK + pick_within(self.block(block)?, self.sight.weight(), left)) as u32)
+    }
+
+    /// The log probability of a token, if it is here.
+    pub(super) fn logprob(&self, token: u32) -> Option<f32> {
+        let logits = self.block(token as usize / LOGIT_BLOCK)?;
+        logits.get(token as usize % LOGIT_BLOCK).map(|logit| self.logprob_of(*logit))
+    }
+
+    pub(super) fn logprob_of(&self, logit: f32) -> f32 {
+        (f64::from(logit - self.sight.largest) - self.normaliser.ln()) as f32
+    }
+
+    /// Logits that the likeliest tokens with `share` of the weight of all reach, from probably to certainly; of a whole row.
+    pub(super) fn nucleus(&self, share: f32) -> [f32; 3] {
+        let weight = self.sight.weight();
+        let rest = (1.0 - f64::from(share)) * self.sight.total();
+        // Tokens that weigh less than an equal part of the rest weigh less than it together. Half of it: sums are rounded.
+        let certain = weight.logit((rest / self.logits.len() as f64 / 2.0) as f32);
+        let likely = self.above_tail(weight, rest * 0.75);
+        [likely, likely.midpoint(certain), certain]
     }
 
     /// A logit below which the tokens weigh about `tail` together, as far as some of them tell.
@@ -90,43 +172,18 @@ impl<'a> Row<'a> {
             left -= f64::from(weight.of(*logit));
             left < 0.0
         };
-        sample.into_iter().find(beyond).unwrap_or(self.largest)
+        sample.into_iter().find(beyond).unwrap_or(self.sight.largest)
     }
-}
 
-#[inline(always)]
-fn larger(one: f32, other: f32) -> f32 {
-    if other > one { other } else { one }
-}
-
-vectorised! {
-    /// Writes the maximum of each block, passing NaN over; returns whether there was one.
-    fn block_maxima(logits: &[f32], maxima: &mut [f32]) -> bool {
-        let mut strange = [0u32; LANES];
-        for (block, maximum) in logits.chunks(BLOCK).zip(maxima) {
-            let mut lanes = [f32::NEG_INFINITY; LANES];
-            let groups = block.chunks_exact(LANES);
-            let rest = groups.remainder();
-            for group in groups {
-                for ((lane, strange), logit) in lanes.iter_mut().zip(&mut strange).zip(group) {
-                    *lane = larger(*lane, *logit);
-                    *strange |= u32::from(logit.is_nan());
-                }
-            }
-            for ((lane, strange), logit) in lanes.iter_mut().zip(&mut strange).zip(rest) {
-                *lane = larger(*lane, *logit);
-                *strange |= u32::from(logit.is_nan());
-            }
-            let mut width = LANES;
-            while width > 1 {
-                width /= 2;
-                for lane in 0..width {
-                    lanes[lane] = larger(lanes[lane], lanes[lane + width]);
-                }
-            }
-            *maximum = lanes[0];
+    /// The tokens whose logits are at least `floor`, which all of them are here.
+    pub(super) fn at_least(&self, floor: f32) -> Candidates {
+        // A token that cannot come is no candidate, whatever the floor.
+        let floor = floor.max(f32::MIN);
+        let mut candidates = Candidates { ids: Vec::new(), logits: Vec::new() };
+        for (block, logits) in self.blocks().filter(|(block, _)| self.sight.maxima[*block] >= floor) {
+            append(&mut candidates, block * LOGIT_BLOCK, logits, floor);
         }
-        strange != [0; LANES]
+        candidates
     }
 }
 

@@ -1,8 +1,26 @@
 use super::*;
 use crate::kernel::Threads;
 
-fn row(logits: &[f32]) -> Row<'_> {
-    Row::read(logits).unwrap()
+/// A row of which everything is there.
+fn row(logits: &[f32]) -> Row<'static> {
+    at(logits, 1.0)
+}
+
+fn at(logits: &[f32], temperature: f32) -> Row<'static> {
+    Row::whole(logits.to_vec(), temperature).unwrap()
+}
+
+/// Lets a sampler see of a row what it wants to see, and everything if that is too little: the token, and in how many goes.
+fn sampled(sampler: &mut Sampler, logits: &[f32]) -> (u32, usize) {
+    let whole = at(logits, sampler.temperature());
+    let blocks = sampler.blocks(&whole.sight);
+    let chunk = |block: &u32| logits.chunks(LOGIT_BLOCK).nth(*block as usize).unwrap().to_vec();
+    let values: Vec<f32> = blocks.iter().flat_map(chunk).collect();
+    let few = Row::new(whole.sight.clone(), 1.0, &blocks, &values);
+    match sampler.sample(&few) {
+        Some(token) => (token, 1),
+        None => (sampler.sample(&whole).unwrap(), 2),
+    }
 }
 
 fn sampler(temperature: f32, top_p: f32, seed: u64, sampling: Sampling) -> Sampler {
@@ -11,7 +29,7 @@ fn sampler(temperature: f32, top_p: f32, seed: u64, sampling: Sampling) -> Sampl
 
 /// All tokens that come when one draws often.
 fn drawn(mut sampler: Sampler, logits: &[f32]) -> Vec<u32> {
-    let mut seen: Vec<_> = (0..500).map(|_| sampler.sample(&row(logits))).collect();
+    let mut seen: Vec<_> = (0..500).map(|_| sampled(&mut sampler, logits).0).collect();
     seen.sort_unstable();
     seen.dedup();
     seen
@@ -19,7 +37,7 @@ fn drawn(mut sampler: Sampler, logits: &[f32]) -> Vec<u32> {
 
 #[test]
 fn greedy_takes_the_first_of_the_largest() {
-    assert_eq!(sampler(0.0, 1.0, 0, Sampling::default()).sample(&row(&[0.5, 2.0, 2.0, -1.0])), 1);
+    assert_eq!(sampled(&mut sampler(0.0, 1.0, 0, Sampling::default()), &[0.5, 2.0, 2.0, -1.0]).0, 1);
 }
 
 #[test]
@@ -27,7 +45,7 @@ fn equal_seeds_give_equal_tokens_and_frequencies_follow_the_probabilities() {
     let logits = [0.7f32.ln(), 0.2f32.ln(), 0.1f32.ln()];
     let draw = |seed| {
         let mut sampler = sampler(1.0, 1.0, seed, Sampling::default());
-        (0..4000).map(|_| sampler.sample(&row(&logits))).collect::<Vec<_>>()
+        (0..4000).map(|_| sampled(&mut sampler, &logits).0).collect::<Vec<_>>()
     };
     assert_eq!(draw(7), draw(7));
     assert_ne!(draw(7), draw(8));
@@ -106,7 +124,7 @@ fn a_penalty_counts_what_was_drawn_and_greedy_heeds_it() {
     let logits = [3.0, 2.5, 2.0, 1.0];
     let greedy = |sampling| {
         let mut sampler = sampler(0.0, 1.0, 0, sampling);
-        (0..6).map(|_| sampler.sample(&row(&logits))).collect::<Vec<_>>()
+        (0..6).map(|_| sampled(&mut sampler, &logits).0).collect::<Vec<_>>()
     };
     assert_eq!(greedy(Sampling::default()), [0; 6]);
     assert_eq!(greedy(Sampling { presence_penalty: 0.75, ..Sampling::default() }), [0, 1, 0, 0, 0, 0]);
@@ -119,7 +137,7 @@ fn a_penalty_counts_what_was_drawn_and_greedy_heeds_it() {
 #[test]
 fn a_low_temperature_is_nearly_greedy() {
     let mut sampler = sampler(0.01, 1.0, 3, Sampling::default());
-    assert!((0..200).all(|_| sampler.sample(&row(&[1.0, 2.0, 1.5])) == 1));
+    assert!((0..200).all(|_| sampled(&mut sampler, &[1.0, 2.0, 1.5]).0 == 1));
 }
 
 #[test]
@@ -173,9 +191,9 @@ fn selection_leaves_what_a_sort_leaves_and_draws_the_same_token() {
                 let sampling = Sampling { min_p, top_k, ..Sampling::default() };
                 let expected = sorted_and_filtered(&logits, temperature, top_p, &sampling);
                 let case = format!("{seed} {top_p} {min_p} {top_k}");
-                let (row, mut sampler) = (row(&logits), sampler(temperature, top_p, seed, sampling));
-                if top_p < 1.0 || min_p > 0.0 || top_k > 0 {
-                    let Candidates { ids, logits } = sampler.candidates(&row, Weight::new(row.largest(), temperature));
+                let (row, mut sampler) = (at(&logits, temperature), sampler(temperature, top_p, seed, sampling));
+                if sampler.is_filtering() {
+                    let Candidates { ids, logits } = sampler.candidates(&row).unwrap();
                     let found: Vec<_> = ids.into_iter().zip(logits).filter(|(_, logit)| logit.is_finite()).map(|(id, _)| id).collect();
                     let same = found.iter().eq(expected.iter().map(|(id, _)| id));
                     assert!(same, "{case}: {} instead of {} tokens", found.len(), expected.len());
@@ -186,7 +204,10 @@ fn selection_leaves_what_a_sort_leaves_and_draws_the_same_token() {
                     left -= weight;
                     left < 0.0
                 });
-                assert_eq!(Some(sampler.sample(&row)), drawn.map(|(id, _)| *id), "{case}");
+                let mut other = sampler.clone();
+                assert_eq!(sampler.sample(&row), drawn.map(|(id, _)| *id), "{case}");
+                assert_eq!(Some(sampled(&mut other, &logits).0), drawn.map(|(id, _)| *id), "{case}, of few blocks");
+                assert_eq!(sampler.random, other.random, "{case}: one draw per token");
             }
         }
     }
@@ -206,16 +227,32 @@ fn log_probabilities_are_those_of_f64() {
     }
 }
 
+// Logits as language models have them: a few likely tokens, and a long tail far below.
 #[test]
-fn a_row_that_is_not_finite_is_refused() {
-    for place in [0, 15, 16, 63, 64, 99] {
-        for value in [f32::NAN, f32::INFINITY] {
-            let mut logits = [0.5; 100];
-            logits[place] = value;
-            assert!(Row::read(&logits).is_none(), "{value} at {place}");
-        }
+fn a_token_is_chosen_from_few_blocks_of_a_large_vocabulary() {
+    let mut logits = noise(11, 150_000);
+    logits.iter_mut().for_each(|logit| *logit = *logit / 4.0 - 10.0);
+    for (place, logit) in [(17, 9.0), (90_000, 8.5), (90_001, 8.0), (149_999, 6.0)] {
+        logits[place] = logit;
     }
-    assert!(Row::read(&[f32::NEG_INFINITY; 3]).is_none() && Row::read(&[]).is_none());
+    let whole = row(&logits);
+    for (temperature, top_p, min_p, top_k, most) in
+        [(0.0, 1.0, 0.0, 0, 1), (1.0, 1.0, 0.0, 0, 1), (0.7, 0.9, 0.0, 0, 3), (1.0, 1.0, 0.05, 0, 3), (1.0, 0.9, 0.0, 20, 30)]
+    {
+        let mut sampler = sampler(temperature, top_p, 5, Sampling { min_p, top_k, ..Sampling::default() });
+        let count = sampler.blocks(&at(&logits, sampler.temperature()).sight).len();
+        assert!((1..=most).contains(&count), "{count} blocks at {temperature} {top_p} {min_p} {top_k}");
+        assert!((0..200).all(|_| sampled(&mut sampler, &logits).1 == 1), "{temperature} {top_p} {min_p} {top_k}");
+    }
+    assert_eq!(logprob_blocks(&whole.sight, Some(90_000), 2).len(), 3);
+    let moved = Sampling { logit_bias: vec![(3, 1.0)], ..Sampling::default() };
+    assert_eq!(sampler(1.0, 1.0, 5, moved).blocks(&whole.sight).len(), 150_000usize.div_ceil(LOGIT_BLOCK));
+}
+
+#[test]
+fn a_row_whose_largest_logit_is_infinite_is_refused() {
+    assert!(Row::whole(vec![0.5, f32::INFINITY], 1.0).is_none());
+    assert!(Row::whole(vec![f32::NEG_INFINITY; 3], 1.0).is_none() && Row::whole(Vec::new(), 1.0).is_none());
 }
 
 #[test]
@@ -223,7 +260,7 @@ fn rows_on_several_threads_give_the_tokens_of_one() {
     let rows: Vec<_> = (0..9).map(|seed| noise(seed, 2000)).collect();
     let tokens = |threads: usize| {
         let mut samplers: Vec<_> = (0..9).map(|seed| (sampler(0.8, 0.9, seed, Sampling::default()), 0)).collect();
-        Threads::new(threads).for_each(&mut samplers, |index, (sampler, token)| *token = sampler.sample(&row(&rows[index])));
+        Threads::new(threads).for_each(&mut samplers, |index, (sampler, token)| *token = sampled(sampler, &rows[index]).0);
         samplers.into_iter().map(|(_, token)| token).collect::<Vec<_>>()
     };
     assert_eq!(tokens(1), tokens(3));

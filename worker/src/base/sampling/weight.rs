@@ -1,114 +1,65 @@
-//! What tokens weigh, summed over rows of logits: in f32 and blocks, in an order that does not depend on the instructions.
+//! What tokens weigh, summed over rows of logits: in f32 within a block, in f64 over the blocks.
 
-use crate::kernel::cpu::{exp, vectorised};
+use crate::kernel::LOGIT_BLOCK;
+use crate::kernel::cpu::{Weight, block_weights, folded, vectorised};
 
-/// Logits that are summed in f32; the sums of blocks are summed in f64.
-pub const BLOCK: usize = 128;
-/// Partial sums of a block: logit i goes to sum i mod 16.
-const LANES: usize = 16;
 /// Logits from which a pivot is taken.
 const PIVOTS: usize = 31;
-
-/// The weight e^((logit - largest) / temperature) of a token: the likeliest weighs 1.
-#[derive(Clone, Copy, Debug)]
-pub struct Weight {
-    largest: f32,
-    /// 1 / temperature, finite also for the lowest temperatures.
-    inverse: f32,
-}
-
-impl Weight {
-    /// At an infinite temperature every token weighs 1: weighing is counting.
-    pub const ONE: Self = Self { largest: 0.0, inverse: 0.0 };
-
-    /// Weights at a temperature above 0.
-    pub fn new(largest: f32, temperature: f32) -> Self {
-        Self { largest, inverse: (1.0 / temperature).min(f32::MAX) }
-    }
-
-    /// The logit of a token that weighs `weight`.
-    pub fn logit(self, weight: f32) -> f32 {
-        self.largest + weight.ln() / self.inverse
-    }
-
-    /// What a token of this logit weighs.
-    #[inline(always)]
-    pub fn of(self, logit: f32) -> f32 {
-        exp((logit - self.largest) * self.inverse)
-    }
-}
-
-/// Σ `value` over a block.
-#[inline(always)]
-fn sum(block: &[f32], value: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    let groups = block.chunks_exact(LANES);
-    let rest = groups.remainder();
-    for group in groups {
-        for (lane, logit) in lanes.iter_mut().zip(group) {
-            *lane += value(*logit);
-        }
-    }
-    for (lane, logit) in lanes.iter_mut().zip(rest) {
-        *lane += value(*logit);
-    }
-    let mut width = LANES;
-    while width > 1 {
-        width /= 2;
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
-        }
-    }
-    lanes[0]
-}
-
-vectorised! {
-    fn block_sums(logits: &[f32], weight: Weight, sums: &mut [f32]) {
-        for (block, out) in logits.chunks(BLOCK).zip(sums) {
-            *out = sum(block, |logit| weight.of(logit));
-        }
-    }
-}
 
 vectorised! {
     /// What the logits above `pivot` weigh together, and how many are equal to it.
     fn above_and_equal(logits: &[f32], weight: Weight, pivot: f32) -> (f64, f64) {
         let (mut above, mut equal) = (0.0, 0.0);
-        for block in logits.chunks(BLOCK) {
-            above += f64::from(sum(block, |logit| if logit > pivot { weight.of(logit) } else { 0.0 }));
-            equal += f64::from(sum(block, |logit| if logit == pivot { 1.0 } else { 0.0 }));
+        let plus = |one: f32, other: f32| one + other;
+        for block in logits.chunks(LOGIT_BLOCK) {
+            above += f64::from(folded(block, 0.0, |sum, logit| if logit > pivot { sum + weight.of(logit) } else { sum }, plus));
+            equal += f64::from(folded(block, 0.0, |sum, logit| if logit == pivot { sum + 1.0 } else { sum }, plus));
         }
         (above, equal)
     }
 }
 
-fn sums(logits: &[f32], weight: Weight) -> (Vec<f32>, f64) {
-    let mut sums = vec![0.0; logits.len().div_ceil(BLOCK)];
-    block_sums(logits, weight, &mut sums);
-    let total = sums.iter().copied().map(f64::from).sum();
-    (sums, total)
+fn weights(logits: &[f32], weight: Weight) -> Vec<f32> {
+    let mut weights = vec![0.0; logits.len().div_ceil(LOGIT_BLOCK)];
+    block_weights(logits, weight, &mut weights);
+    weights
+}
+
+/// Σ of what blocks weigh.
+pub fn sum(weights: &[f32]) -> f64 {
+    weights.iter().copied().map(f64::from).sum()
 }
 
 /// What all tokens weigh together.
 pub fn total(logits: &[f32], weight: Weight) -> f64 {
-    sums(logits, weight).1
+    sum(&weights(logits, weight))
 }
 
 /// The first token at which the running sum of the weights exceeds `share` (below 1) of their total.
 pub fn pick(logits: &[f32], weight: Weight, share: f64) -> usize {
-    let (sums, total) = sums(logits, weight);
-    let (mut left, mut chosen) = (share * total, (0, 0.0));
-    // Sums are rounded: when the last one is not exceeded, it is the last token that weighs anything.
-    for (block, sum) in sums.iter().enumerate().filter(|(_, sum)| **sum > 0.0) {
+    let (block, left) = pick_block(&weights(logits, weight), share);
+    let first = block * LOGIT_BLOCK;
+    first + pick_within(&logits[first..logits.len().min(first + LOGIT_BLOCK)], weight, left)
+}
+
+/// The first block at which the running sum of the weights exceeds `share` (below 1) of their total, and what of that is left for it.
+pub fn pick_block(weights: &[f32], share: f64) -> (usize, f64) {
+    let (mut left, mut chosen) = (share * sum(weights), (0, 0.0));
+    // Sums are rounded: when the last one is not exceeded, it is the last block that weighs anything.
+    for (block, weight) in weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
         chosen = (block, left);
-        left -= f64::from(*sum);
+        left -= f64::from(*weight);
         if left < 0.0 {
             break;
         }
     }
-    let (block, mut left) = chosen;
-    let mut last = block * BLOCK;
-    for (index, logit) in logits.iter().enumerate().skip(block * BLOCK).take(BLOCK) {
+    chosen
+}
+
+/// The first token of a block at which the running sum of the weights exceeds `left`, or the last that weighs anything.
+pub fn pick_within(block: &[f32], weight: Weight, mut left: f64) -> usize {
+    let mut last = 0;
+    for (index, logit) in block.iter().enumerate() {
         let own = f64::from(weight.of(*logit));
         last = if own > 0.0 { index } else { last };
         left -= own;

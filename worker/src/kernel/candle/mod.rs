@@ -20,7 +20,8 @@ use candle_nn::rotary_emb::rope_thd;
 use carryon_crds::pool::Dtype;
 use half::bf16;
 
-use super::{Attention, Backend, Fill, Left, PageLayout, Part, Result, Rotation, Sink, Span};
+use super::cpu::inverse;
+use super::{Attention, Backend, Fill, LOGIT_BLOCK, Left, Outline, PageLayout, Part, Result, Rotation, Sink, Span};
 pub use pages::Pages;
 pub use places::Places;
 
@@ -96,6 +97,18 @@ fn scatter(target: &Tensor, at: &Tensor, rows: &Tensor) -> Candle<()> {
 
 fn round(rows: Tensor, dtype: Dtype) -> Candle<Tensor> {
     rows.to_dtype(number_type(dtype))?.to_dtype(DType::F32)
+}
+
+/// Rows × V logits as rows × blocks × [`LOGIT_BLOCK`], the last block filled up with -∞.
+fn in_blocks(logits: &Tensor) -> Candle<Tensor> {
+    let (rows, vocabulary) = logits.dims2()?;
+    let blocks = vocabulary.div_ceil(LOGIT_BLOCK);
+    let missing = blocks * LOGIT_BLOCK - vocabulary;
+    let whole = match missing {
+        0 => logits.clone(),
+        _ => Tensor::cat(&[logits, &Tensor::full(f32::NEG_INFINITY, (rows, missing), logits.device())?], 1)?,
+    };
+    whole.reshape((rows, blocks, LOGIT_BLOCK))
 }
 
 fn bytes_of(tensor: &Tensor) -> Candle<Bytes> {
@@ -322,6 +335,23 @@ impl Backend for CandleDevice {
         let nothing = (logits * 0.0)?.sum(D::Minus1)?.to_vec1::<f32>()?;
         let likeliest = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
         Ok(likeliest.into_iter().zip(nothing).map(|(token, nothing)| (nothing == 0.0).then_some(token)).collect())
+    }
+
+    fn outline(&self, logits: &Rows, looks: &[(u32, f32)]) -> Result<Outline> {
+        let (rows, temperatures): (Vec<u32>, Vec<f32>) = looks.iter().map(|(row, temperature)| (row, inverse(*temperature))).unzip();
+        let logits = logits.tensor()?.index_select(&self.indices(&rows)?, 0)?;
+        let temperatures = Tensor::from_slice(&temperatures, (looks.len(), 1, 1), &self.device)?;
+        let maxima = in_blocks(&logits)?.max(D::Minus1)?;
+        let largest = maxima.max_keepdim(D::Minus1)?.unsqueeze(2)?;
+        let weights = in_blocks(&logits)?.broadcast_sub(&largest)?.broadcast_mul(&temperatures)?.exp()?.sum(D::Minus1)?;
+        Ok(Outline { maxima: maxima.flatten_all()?.to_vec1()?, weights: weights.flatten_all()?.to_vec1()? })
+    }
+
+    fn blocks(&self, logits: &Rows, which: &[(u32, u32)]) -> Result<Vec<f32>> {
+        let blocks = in_blocks(logits.tensor()?)?;
+        let count = blocks.dims()[1] as u32;
+        let which: Vec<u32> = which.iter().map(|(row, block)| row * count + block).collect();
+        Ok(blocks.flatten(0, 1)?.index_select(&self.indices(&which)?, 0)?.flatten_all()?.to_vec1()?)
     }
 
     fn losses(&self, y: &Rows, lm_head: &Matrix, backward: Option<&Matrix>, targets: &[u32]) -> Result<(Vec<f32>, Option<Rows>)> {

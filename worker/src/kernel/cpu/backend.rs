@@ -13,8 +13,8 @@ use super::pages::Pages;
 use super::panels::Panels;
 use super::product::{self, RUN};
 use super::rows::{exp, rms_norm, rope};
-use super::{Threads, isa, loss};
-use crate::kernel::{Attention, Backend, Fill, Left, PageLayout, Part, Result, Rotation, Sink, Span};
+use super::{Threads, isa, loss, outline};
+use crate::kernel::{Attention, Backend, Fill, LOGIT_BLOCK, Left, Outline, PageLayout, Part, Result, Rotation, Sink, Span};
 
 /// Rows of a block of the row operations.
 const BLOCK_ROWS: usize = 32;
@@ -264,6 +264,26 @@ impl Backend for Cpu {
         let mut found = vec![None; logits.count()];
         self.threads.for_each(&mut found, |row, found| *found = likeliest(logits.row(row)));
         Ok(found)
+    }
+
+    fn outline(&self, logits: &Rows, looks: &[(u32, f32)]) -> Result<Outline> {
+        let blocks = logits.width.div_ceil(LOGIT_BLOCK);
+        let mut found = Outline { maxima: vec![0.0; looks.len() * blocks], weights: vec![0.0; looks.len() * blocks] };
+        let mut parts: Vec<_> = found.maxima.chunks_mut(blocks).zip(found.weights.chunks_mut(blocks)).zip(looks).collect();
+        self.threads.for_each(&mut parts, |_, ((maxima, weights), (row, temperature))| {
+            outline::outline(logits.row(*row as usize), *temperature, maxima, weights);
+        });
+        Ok(found)
+    }
+
+    fn blocks(&self, logits: &Rows, which: &[(u32, u32)]) -> Result<Vec<f32>> {
+        let mut values = vec![f32::NEG_INFINITY; which.len() * LOGIT_BLOCK];
+        for (out, (row, block)) in values.chunks_exact_mut(LOGIT_BLOCK).zip(which) {
+            let rest = &logits.row(*row as usize)[*block as usize * LOGIT_BLOCK..];
+            let count = rest.len().min(LOGIT_BLOCK);
+            out[..count].copy_from_slice(&rest[..count]);
+        }
+        Ok(values)
     }
 
     fn losses(&self, y: &Rows, lm_head: &Panels, backward: Option<&Panels>, targets: &[u32]) -> Result<(Vec<f32>, Option<Rows>)> {
