@@ -31,6 +31,9 @@ struct Open<'a> {
     blocks: Vec<u32>,
 }
 
+/// An open row and the logits of its blocks.
+type Shown<'a, 'l> = (Open<'a>, &'l [f32]);
+
 /// Rows whose logits are needed, in the order of sequences and positions.
 pub fn logit_rows(parts: &[&mut Sequence], rows: &[Range<usize>]) -> Vec<LogitRow> {
     let own = |(place, (part, rows)): (usize, (&&mut Sequence, &Range<usize>))| {
@@ -104,7 +107,7 @@ fn hand_out<'a, B: Backend>(
     let which: Vec<(u32, u32)> = open.iter().flat_map(|open| open.blocks.iter().map(|block| (open.row, *block))).collect();
     let values = if which.is_empty() { Vec::new() } else { engine.model.backend.blocks(logits, &which)? };
     let mut rest = values.as_slice();
-    let mut work: Vec<(&mut Sequence, Vec<(Open<'a>, &[f32])>)> = Vec::new();
+    let mut work: Vec<(&mut Sequence, Vec<Shown<'a, '_>>)> = Vec::new();
     for (place, part) in parts.iter_mut().enumerate() {
         let count = open.iter().take_while(|open| open.own.place == place).count();
         let own: Vec<_> = open
