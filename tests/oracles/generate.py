@@ -10,6 +10,7 @@ import tempfile
 
 import torch
 
+import families
 import head
 import llama
 import text
@@ -25,7 +26,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         fresh = pathlib.Path(temporary)
         parts = [
-            llama.generate_tiny, llama.generate_smollm2, head.generate_heads, head.generate_optimizers, head.generate_training,
+            llama.generate_tiny, llama.generate_smollm2, families.generate_families, head.generate_heads, head.generate_optimizers, head.generate_training,
             text.generate_chat, text.generate_lessons, text.generate_tokens,
         ]
         for part in parts:

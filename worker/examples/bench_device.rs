@@ -112,7 +112,7 @@ impl Bench {
     fn capture(&self, count: usize, length: usize) -> anyhow::Result<()> {
         let (mut arena, tables) = self.sequences(count, length, true)?;
         let tokens = self.tokens(length);
-        let taps: Vec<_> = Tap::all(&Taps::of(TapPreset::Balanced, self.model.config.num_hidden_layers as u32))
+        let taps: Vec<_> = Tap::all(&Taps::of(TapPreset::Balanced, self.model.config.layers.len() as u32))
             .map(|tap| Capture { tap, rows: None })
             .collect();
         let seconds = self.best(|| {

@@ -162,7 +162,7 @@ fn bench_model(path: &str, options: &Options, threads: Arc<Threads>) -> Result<(
     let tokens: Vec<u32> =
         (0..2048u32).map(|index| index.wrapping_mul(2_654_435_761) >> 8).map(|value| value % model.config.vocab_size as u32).collect();
     let captures = |taps: Vec<Tap>| taps.into_iter().map(|tap| Capture { tap, rows: None }).collect::<Vec<_>>();
-    let taps = captures(Tap::all(&Taps::of(TapPreset::Balanced, model.config.num_hidden_layers as u32)).collect());
+    let taps = captures(Tap::all(&Taps::of(TapPreset::Balanced, model.config.layers.len() as u32)).collect());
     let final_only = captures(vec![Tap::Final]);
     let failed = |error: carryon_worker::kernel::DeviceError| error.to_string();
     for (name, sequences, length, taps) in [("hidden_states_8x256", 8, 256, &taps), ("prefill_512", 1, 512, &final_only)] {

@@ -73,7 +73,7 @@ fn gguf_errors_name_key_and_tensor() {
     for (from, to, expected) in [
         (&b"llama.block_count"[..], &b"llama.block_c0unt"[..], "llama.block_count: key is missing"),
         (b"blk.1.ffn_up", b"blk.1.ffn_pu", "blk.1.ffn_up.weight: tensor is missing"),
-        (b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0qwen2", "general.architecture: `qwen2` is not supported"),
+        (b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0mamba", "general.architecture: `mamba` is not supported; supported are"),
         (b"GGUF\x03", b"GGUF\x09", "GGUF version 9 is not supported"),
         (b"GGUF", b"GGML", "not a GGUF file"),
         (
@@ -323,25 +323,29 @@ fn tensors_that_the_decoder_does_not_use_are_refused_by_name() {
 
 /// The factors of positions that llama.cpp reads (`LLM_KV_ROPE_SCALING_FACTOR` and the key before it).
 #[test]
-fn a_gguf_that_scales_positions_is_refused_however_it_says_so() {
+fn a_gguf_that_scales_positions_is_understood_however_it_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("scaled.gguf");
     let kind = |kind: &str| entry(b"llama.rope.scaling.type", 8, &[&(kind.len() as u64).to_le_bytes(), kind.as_bytes()]);
     let factor = |key: &str, factor: f32| entry(key.as_bytes(), 6, &[&factor.to_le_bytes()]);
     let [new, old] = ["llama.rope.scaling.factor", "llama.rope.scale_linear"];
-    for (entries, refused) in [
-        (vec![factor(new, 4.0)], Some("llama.rope.scaling.factor: 4 is not supported")),
-        (vec![factor(old, 0.5)], Some("llama.rope.scale_linear: 0.5 is not supported")),
-        (vec![kind("linear"), factor(new, 1.0)], Some("llama.rope.scaling.type: `linear` is not supported")),
-        (vec![factor(new, 1.0), factor(old, 0.0)], None),
-        (vec![kind("none"), factor(new, 4.0)], None),
+    let frequencies = |entries: &[Vec<u8>]| {
+        fs::write(&path, Tiny::default().gguf_with(entries)).unwrap();
+        let model = Model::load(&path, Dtype::Float32, cpu(1)).unwrap();
+        model.config.layers[0].attention.rotation.as_ref().unwrap().rotation().frequencies
+    };
+    let plain = frequencies(&[]);
+    for (entries, divisor) in [
+        (vec![factor(new, 4.0)], 4.0),
+        (vec![factor(old, 0.5)], 0.5),
+        (vec![kind("linear"), factor(new, 8.0)], 8.0),
+        (vec![factor(new, 1.0), factor(old, 0.0)], 1.0),
+        (vec![kind("none"), factor(new, 4.0)], 1.0),
     ] {
-        fs::write(&path, Tiny::default().gguf_with(&entries)).unwrap();
-        match refused {
-            Some(expected) => assert!(error(&path).ends_with(expected), "{}", error(&path)),
-            None => drop(digest(&path)),
-        }
+        assert_eq!(frequencies(&entries), plain.iter().map(|frequency| frequency / divisor).collect::<Vec<f32>>());
     }
+    fs::write(&path, Tiny::default().gguf_with(&[kind("other")])).unwrap();
+    assert!(error(&path).ends_with("rope_type: `other` is not supported"), "{}", error(&path));
 }
 
 /// transformers ignores them: what rotation is said twice, and an LM head beside the embedding that it is.
@@ -387,13 +391,17 @@ fn configurations_beyond_the_decoder_are_refused_by_field() {
     let tiny = Tiny::default();
     tiny.write(folder.path());
     for (field, value, expected) in [
-        ("model_type", serde_json::json!("qwen2"), "model_type: `qwen2` is not supported"),
-        ("rope_scaling", serde_json::json!({"rope_type": "yarn", "factor": 4.0}), "rope_scaling: \"yarn\" is not supported"),
+        ("model_type", serde_json::json!("mamba"), "model_type: `mamba` is not supported; supported are gemma2, "),
+        ("rope_scaling", serde_json::json!({"rope_type": "proportional"}), "rope_type: `proportional` is not supported"),
+        ("rope_scaling", serde_json::json!({"rope_type": "linear"}), "factor: key is missing"),
+        ("rope_scaling", serde_json::json!({"rope_type": "linear", "factor": 0.0}), "rope_scaling: a frequency would be no finite number"),
+        ("partial_rotary_factor", serde_json::json!(0.05), "rotary_dim: 0 of 10 is not supported"),
         ("quantization_config", serde_json::json!({"quant_method": "awq"}), "quantization_config"),
-        ("attention_bias", serde_json::json!(true), "attention_bias: true is not supported"),
+        ("attention_bias", serde_json::json!(true), "model.layers.0.self_attn.q_proj.bias: tensor is missing"),
         ("hidden_act", serde_json::json!("gelu"), "hidden_act: `gelu` is not supported"),
         ("num_hidden_layers", serde_json::json!(4), "model.layers.3"),
         ("num_hidden_layers", serde_json::json!(0), "num_hidden_layers: 0 is not between"),
+        ("num_hidden_layers", serde_json::json!(1u64 << 40), "num_hidden_layers: 1099511627776 is not between"),
         ("vocab_size", serde_json::json!(u64::MAX), "vocab_size"),
         ("hidden_size", serde_json::json!(41), "shape"),
         ("num_key_value_heads", serde_json::json!(4), "num_key_value_heads: 6 query heads are no multiple of 4"),

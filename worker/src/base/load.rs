@@ -76,7 +76,7 @@ pub fn load<B: Backend>(path: &Path, config: &BaseConfig, instance: &str, backen
         identity,
         numerics: numerics(&model),
         hidden_size: model.config.hidden_size as u32,
-        num_hidden_layers: model.config.num_hidden_layers as u32,
+        num_hidden_layers: model.config.layers.len() as u32,
         vocab_size: model.config.vocab_size as u32,
         eos_token_ids: words.eos_token_ids,
         bos_token: words.bos_token,

@@ -37,7 +37,7 @@ use load::Loaded;
 use metrics::Metrics;
 pub use placement::Placement;
 use registry::{Fit, LoadedHead, Registry};
-use routes::{Pool, Ready};
+use routes::{Pool, ReadRows, Ready};
 use uploads::Uploads;
 
 use crate::head::Runner;
@@ -166,15 +166,11 @@ fn start<B: Backend>(
         layers: description.num_hidden_layers,
         pack: Box::new(move |artifact| Ok(LoadedHead::new(&artifact.digest, Runner::new(artifact, beside.clone())?))),
     };
-    let ready = Ready {
-        identity: description.identity.digest(),
-        tokenizer: tokenizer.into(),
-        lm_head: Box::new(move |rows| model.backend.read_matrix(model.lm_head().forward(), rows)),
-        device,
-        registry,
-        fit,
-        description,
+    let lm_head: Option<ReadRows> = match model.lm_head().softcap() {
+        Some(_) => None,
+        None => Some(Box::new(move |rows| model.backend.read_matrix(model.lm_head().forward(), rows))),
     };
+    let ready = Ready { identity: description.identity.digest(), tokenizer: tokenizer.into(), lm_head, device, registry, fit, description };
     // Set once, here.
     let _ = pool.ready.set(ready);
     Ok(ended)

@@ -137,7 +137,7 @@ impl HeadAttention {
     }
 
     pub fn attention(&self) -> Attention {
-        Attention { heads: self.heads, scale: self.scale(), window: Some(self.window) }
+        Attention { heads: self.heads, scale: self.scale(), window: Some(self.window), softcap: None }
     }
 
     pub fn angles(&self, positions: std::ops::Range<usize>) -> Angles {
@@ -153,7 +153,7 @@ impl HeadAttention {
     pub fn rotate(&self, angles: &Angles, position: usize, rows: &mut [f32]) {
         for (offset, row) in rows.chunks_exact_mut(3 * self.width).enumerate() {
             let (cosine, sine) = angles.at(position + offset);
-            cpu::rope(&mut row[..2 * self.width], cosine, sine);
+            cpu::rope(&mut row[..2 * self.width], self.head_dim(), cosine, sine);
         }
     }
 

@@ -24,6 +24,8 @@ pub struct LossWeights<'a, B: Backend> {
     pub backward: Option<&'a B::Matrix>,
     /// The pool's number type.
     pub dtype: Dtype,
+    /// Bound of the logits, see [`Backend::losses`].
+    pub softcap: Option<f32>,
 }
 
 /// Loss of `y = x̂ + α · output` against `targets`, all below V. `x` is `[rows, D]`, rounded to the pool's number type; `output`, if any, is what a head
@@ -49,7 +51,7 @@ pub fn lm_loss<B: Backend>(
             let delta = backend.write(&output[first..][..rows * width], width)?;
             backend.combine(&mut y, &at, &vec![alpha; rows], &delta, weights.dtype)?;
         }
-        let (loss, gradient) = backend.losses(&y, weights.forward, weights.backward, targets)?;
+        let (loss, gradient) = backend.losses(&y, weights.forward, weights.backward, targets, weights.softcap)?;
         whole.loss.extend(loss);
         if let Some(gradient) = gradient {
             whole.gradient.extend_from_slice(&backend.read(&gradient)?);

@@ -9,7 +9,7 @@ use carryon_crds::wire::HeadShape;
 use super::artifact::Artifact;
 use super::layers::{self, HeadAttention};
 use super::parameters::{self, ShapeError, Weights};
-use crate::kernel::{Arena, Backend, DeviceError, Left, PageLayout, PageTable, Part, Result, Sink, Span};
+use crate::kernel::{Activation, Arena, Backend, DeviceError, Left, PageLayout, PageTable, Part, Result, Sink, Span};
 
 /// A head ready to run. On a CPU every row's bits depend on its own sequence alone: not on batch, chunks, threads or other heads.
 pub struct Runner<B: Backend> {
@@ -227,11 +227,11 @@ impl<B: Backend> Runner<B> {
         for index in 0..shape.blocks as usize {
             let qkv_parts = parts(slots, |runner| (&runner.blocks[index].qkv, Some(&runner.blocks[index].input_norm)));
             backend.product(Left::Normed(&u, epsilon), &qkv_parts, Sink::Store(&mut qkv))?;
-            backend.rotate(&mut qkv, 2 * attention.width, &angles)?;
+            backend.rotate(&mut qkv, 2 * attention.width, attention.head_dim(), &angles)?;
             arena.attend(backend, index, &qkv, &places, &mut context)?;
             backend.product(Left::Packed(&context), &parts(slots, |runner| (&runner.blocks[index].o, None)), Sink::Add(&mut u))?;
             let wide = parts(slots, |runner| (&runner.blocks[index].gate_up, Some(&runner.blocks[index].post_attention_norm)));
-            backend.product(Left::Normed(&u, epsilon), &wide, Sink::SwiGlu(&mut gated))?;
+            backend.product(Left::Normed(&u, epsilon), &wide, Sink::Gated(&mut gated, Activation::Silu))?;
             backend.product(Left::Packed(&gated), &parts(slots, |runner| (&runner.blocks[index].down, None)), Sink::Add(&mut u))?;
         }
         slots.iter_mut().for_each(|slot| slot.table.length += slot.rows);

@@ -68,7 +68,7 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// A weight of `n` outputs and `k` inputs, rounded to `dtype`.
     fn matrix(&self, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Self::Matrix>;
 
-    /// Gate and up projection in one, for [`Sink::SwiGlu`]: rows `0..width` that `fill` is asked for are the gate's, the next `width` up's.
+    /// Gate and up projection in one, for [`Sink::Gated`]: rows `0..width` that `fill` is asked for are the gate's, the next `width` up's.
     fn gate_up(&self, width: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Self::Matrix>;
 
     /// The transpose, for products that go backward.
@@ -98,8 +98,8 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// Copies rows of a matrix to the host, in the matrix's number type.
     fn read_matrix(&self, matrix: &Self::Matrix, rows: Range<usize>) -> Result<Bytes>;
 
-    /// Rows of `table` (V × D), one for each token.
-    fn embed(&self, table: &Self::Matrix, tokens: &[u32], out: &mut Self::Rows) -> Result<()>;
+    /// Rows of `table` (V × D), one for each token, times `scale`.
+    fn embed(&self, table: &Self::Matrix, tokens: &[u32], scale: f32, out: &mut Self::Rows) -> Result<()>;
 
     /// The product of rows with packed weights, `left · rightᵀ`. The rows of the left side are dealt to `right` in order: usually one part takes
     /// them all, and where many heads of one shape run together each takes its own.
@@ -108,8 +108,21 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// Cosines and sines of each position, as [`Self::rotate`] wants them.
     fn angles(&self, rotation: &Rotation, positions: &[u32], out: &mut Self::Rows) -> Result<()>;
 
-    /// Rotates the first `columns` values of every row, head by head: value i of a head's first half pairs with value i of its second half.
-    fn rotate(&self, rows: &mut Self::Rows, columns: usize, angles: &Self::Rows) -> Result<()>;
+    /// Rotates the heads of `head_dim` values that are the first `columns` of every row. Of each head as many values as there are angles are rotated,
+    /// the first ones: value i of their first half pairs with value i of their second half.
+    fn rotate(&self, rows: &mut Self::Rows, columns: usize, head_dim: usize, angles: &Self::Rows) -> Result<()>;
+
+    /// Adds a bias to every row.
+    fn add_bias(&self, rows: &mut Self::Rows, bias: &Self::Vector) -> Result<()>;
+
+    /// Puts some columns of every row through RMSNorm with this ε, in place, as many at a time as the weight has values.
+    fn norm_columns(&self, rows: &mut Self::Rows, columns: Range<usize>, weight: &Self::Vector, epsilon: f32) -> Result<()>;
+
+    /// Adds rows that are put through RMSNorm with this ε: `target += norm(rows)`.
+    fn add_normed(&self, target: &mut Self::Rows, rows: &Self::Rows, weight: &Self::Vector, epsilon: f32) -> Result<()>;
+
+    /// Bounds logits: `cap · tanh(logit / cap)`, in place.
+    fn softcap(&self, logits: &mut Self::Rows, cap: f32) -> Result<()>;
 
     /// An arena of pages; a page is taken before its first use and given back after its last.
     fn pages(&self, layout: PageLayout, count: usize) -> Result<Self::Pages>;
@@ -158,13 +171,15 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     fn blocks(&self, logits: &Self::Rows, which: &[(u32, u32)]) -> Result<Vec<f32>>;
 
     /// Loss `logsumexp(W y) - (W y)[target]` of each row, in nats, and where `backward` (Wᵀ) is given its derivative by `y`:
-    /// `(softmax(W y) - onehot(target)) · W`, the bracket rounded to the matrix's number type. Holds rows × V floats meanwhile.
+    /// `(softmax(W y) - onehot(target)) · W`, the bracket rounded to the matrix's number type. Holds rows × V floats meanwhile. With a `softcap` c the
+    /// logits are `c · tanh(W y / c)`, and the bracket is multiplied by 1 - (logit / c)².
     fn losses(
         &self,
         y: &Self::Rows,
         lm_head: &Self::Matrix,
         backward: Option<&Self::Matrix>,
         targets: &[u32],
+        softcap: Option<f32>,
     ) -> Result<(Vec<f32>, Option<Self::Rows>)>;
 }
 
@@ -194,8 +209,17 @@ pub enum Sink<'a, B: Backend> {
     Store(&'a mut B::Rows),
     /// The product is added to it.
     Add(&'a mut B::Rows),
-    /// Becomes `silu(gate) · up` of a matrix made by [`Backend::gate_up`], rounded.
-    SwiGlu(&'a mut B::Packed),
+    /// Becomes `activation(gate) · up` of a matrix made by [`Backend::gate_up`], rounded.
+    Gated(&'a mut B::Packed, Activation),
+}
+
+/// What a gate goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x · sigmoid(x).
+    Silu,
+    /// GELU with its tanh formula: x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))).
+    GeluTanh,
 }
 
 /// Rows of logits from afar, enough to say where their likely tokens are: ⌈V / [`LOGIT_BLOCK`]⌉ numbers for each look, one look after the other.
@@ -228,7 +252,7 @@ impl PageLayout {
 }
 
 /// How queries see keys.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Attention {
     /// Query heads; a multiple of the pages' heads.
     pub heads: usize,
@@ -236,6 +260,8 @@ pub struct Attention {
     pub scale: f32,
     /// Positions each position sees at most, itself included; all before it when absent.
     pub window: Option<usize>,
+    /// Bound of the scores, which become `softcap · tanh(score / softcap)`; none when absent.
+    pub softcap: Option<f32>,
 }
 
 /// The first position that the one at `position` sees in a window; all from the first on without one.

@@ -5,17 +5,19 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::config::ModelConfig;
+use super::config::{self, Keys, ModelConfig, Scaling};
 use super::digest::DigestBeside;
 use super::error::ModelError;
 use super::gguf::Gguf;
 use super::safetensors::Folder;
 use super::tensor::Tensor;
+use super::weights::TensorName;
 
 /// Ends of the names of tensors that only repeat what the configuration says of the rotation. transformers and vLLM pass them over too.
 const ROTATION: [&str; 3] = ["rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached"];
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const LM_HEAD: &str = "lm_head.weight";
+const FREQUENCIES: &str = "rope_freqs.weight";
 
 /// Where weights come from.
 pub struct Checkpoint {
@@ -44,22 +46,52 @@ impl Checkpoint {
     /// Architecture and sizes.
     pub fn config(&self) -> Result<ModelConfig, ModelError> {
         match &self.files {
-            Files::Gguf(gguf) => ModelConfig::from_gguf(gguf),
-            Files::Folder(path, _) => ModelConfig::from_json_file(&path.join("config.json")),
+            Files::Gguf(gguf) => {
+                let mut config = ModelConfig::read(&Keys::gguf(gguf)?)?;
+                if gguf.tensor_names().any(|name| name == FREQUENCIES) {
+                    self.scale_rotations(&mut config)?;
+                }
+                Ok(config)
+            }
+            Files::Folder(path, _) => ModelConfig::read(&config::read_json(&path.join("config.json"))?),
         }
     }
 
-    /// Reads the tensor with Hugging Face's `name` and checks its shape; a vector is one row.
-    pub fn tensor(&self, name: &str, rows: usize, cols: usize, config: &ModelConfig) -> Result<Tensor, ModelError> {
-        let (tensor, path, own_name) = match &self.files {
-            Files::Gguf(gguf) => (gguf_tensor(gguf, name, config)?, gguf.path(), gguf_name(name)),
-            Files::Folder(path, folder) => (folder.tensor(name)?, path.as_path(), name.to_owned()),
+    /// GGUF files keep the divisors of Llama 3's frequencies as a tensor.
+    fn scale_rotations(&self, config: &mut ModelConfig) -> Result<(), ModelError> {
+        for rotation in config.layers.iter_mut().filter_map(|layer| layer.attention.rotation.as_mut()) {
+            let divisors = self.tensor(&[String::new(), FREQUENCIES.to_owned()], 1, rotation.dims / 2)?.vector();
+            if let Some(divisor) = divisors.iter().find(|divisor| !(divisor.is_finite() && **divisor > 0.0)) {
+                return Err(ModelError::invalid(self.path(), FREQUENCIES, format!("{divisor} is not a positive number")));
+            }
+            rotation.scaling = Scaling::Pairs(divisors.into_iter().map(f64::from).collect(), 1.0);
+        }
+        Ok(())
+    }
+
+    fn path(&self) -> &Path {
+        match &self.files {
+            Files::Gguf(gguf) => gguf.path(),
+            Files::Folder(path, _) => path,
+        }
+    }
+
+    /// Whether the tensors lie in a GGUF file.
+    pub fn is_gguf(&self) -> bool {
+        matches!(self.files, Files::Gguf(_))
+    }
+
+    /// Reads a tensor and checks its shape; a vector is one row.
+    pub fn tensor(&self, [safetensors, gguf]: &TensorName, rows: usize, cols: usize) -> Result<Tensor, ModelError> {
+        let (tensor, name) = match &self.files {
+            Files::Gguf(file) => (file.tensor(gguf)?, gguf),
+            Files::Folder(_, folder) => (folder.tensor(safetensors)?, safetensors),
         };
         if (tensor.rows, tensor.cols) != (rows, cols) {
             let problem = format!("shape {} x {} is not {rows} x {cols}", tensor.rows, tensor.cols);
-            return Err(ModelError::invalid(path, name, problem));
+            return Err(ModelError::invalid(self.path(), name, problem));
         }
-        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(own_name);
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone());
         Ok(tensor)
     }
 
@@ -107,52 +139,4 @@ fn refuse<'a>(left: Vec<&str>, file_of: impl Fn(&str) -> &'a Path) -> Result<(),
     let Some(name) = left.first() else { return Ok(()) };
     let others = if left.len() > 1 { format!(", nor {} others", left.len() - 1) } else { String::new() };
     Err(ModelError::invalid(file_of(name), *name, format!("a decoder of this configuration does not use this tensor{others}")))
-}
-
-/// Reads a tensor of the Llama architecture, whose queries and keys GGUF keeps interleaved.
-fn gguf_tensor(gguf: &Gguf, name: &str, config: &ModelConfig) -> Result<Tensor, ModelError> {
-    let tensor = gguf.tensor(&gguf_name(name))?;
-    let heads = match name {
-        _ if name.ends_with("q_proj.weight") => config.num_attention_heads,
-        _ if name.ends_with("k_proj.weight") => config.num_key_value_heads,
-        _ => return Ok(tensor),
-    };
-    if tensor.rows != heads * config.head_dim {
-        let problem = format!("{} rows are not {heads} heads of {}", tensor.rows, config.head_dim);
-        return Err(ModelError::invalid(gguf.path(), name, problem));
-    }
-    Ok(tensor.with_interleaved_heads(heads))
-}
-
-/// GGUF's name of a tensor: `model.layers.3.mlp.up_proj.weight` is `blk.3.ffn_up.weight`.
-fn gguf_name(name: &str) -> String {
-    let parts = [
-        ("model.layers.", "blk."),
-        ("model.embed_tokens", "token_embd"),
-        ("model.norm", "output_norm"),
-        ("lm_head", "output"),
-        ("post_attention_layernorm", "ffn_norm"),
-        ("input_layernorm", "attn_norm"),
-        ("self_attn.q_proj", "attn_q"),
-        ("self_attn.k_proj", "attn_k"),
-        ("self_attn.v_proj", "attn_v"),
-        ("self_attn.o_proj", "attn_output"),
-        ("mlp.gate_proj", "ffn_gate"),
-        ("mlp.up_proj", "ffn_up"),
-        ("mlp.down_proj", "ffn_down"),
-    ];
-    parts.iter().fold(name.to_owned(), |name, (theirs, ours)| name.replace(theirs, ours))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_those_of_gguf() {
-        assert_eq!(gguf_name("model.layers.3.mlp.up_proj.weight"), "blk.3.ffn_up.weight");
-        assert_eq!(gguf_name("model.layers.0.post_attention_layernorm.weight"), "blk.0.ffn_norm.weight");
-        assert_eq!(gguf_name("model.embed_tokens.weight"), "token_embd.weight");
-        assert_eq!(gguf_name("lm_head.weight"), "output.weight");
-    }
 }

@@ -4,9 +4,11 @@ use std::ops::ControlFlow;
 use std::sync::Mutex;
 
 use carryon_crds::common::Taps;
+use carryon_crds::pool::Dtype;
+use half::bf16;
 
 use super::Model;
-use super::config::ModelConfig;
+use super::config::{AttentionConfig, FeedForwardConfig, ModelConfig, RotationConfig};
 use super::weights::Layer;
 use crate::kernel::{Arena, Attention, Backend, Left, PageTable, Part, Result, Rotation, Sink, Span};
 
@@ -61,9 +63,18 @@ pub type Pause<'a> = &'a mut dyn FnMut(usize) -> Result<ControlFlow<()>>;
 
 /// Constants of the pass, and its spare buffers.
 pub struct Decoder<B: Backend> {
-    rotation: Rotation,
-    attention: Attention,
+    /// Ways in which layers attend.
+    ways: Vec<Way>,
+    /// The way of each layer.
+    way_of: Vec<usize>,
     spare: Mutex<Vec<Scratch<B>>>,
+}
+
+/// What layers have in common that see as far and rotate alike.
+#[derive(PartialEq)]
+struct Way {
+    attention: Attention,
+    rotation: Option<Rotation>,
 }
 
 /// The buffers of one forward pass, kept for the next: another pass may run between two pieces of one.
@@ -75,16 +86,16 @@ struct Scratch<B: Backend> {
     context: B::Packed,
     /// Output of gate and up.
     gated: B::Packed,
+    /// What is normed before it is added.
+    added: B::Rows,
 }
 
 /// The buffers of one piece.
 struct Buffers<B: Backend> {
     /// Residual stream, rows × D.
     residual: B::Rows,
-    /// Of each row's position.
-    angles: B::Rows,
-    /// Where its keys and values lie.
-    places: Option<B::Places>,
+    /// For each way, where keys and values lie, and the angles of each row's position.
+    ways: Vec<(B::Places, B::Rows)>,
 }
 
 /// Some rows of a pass, which go through a layer together.
@@ -97,9 +108,16 @@ struct Piece {
 
 impl<B: Backend> Decoder<B> {
     pub fn new(config: &ModelConfig) -> Self {
-        let attention =
-            Attention { heads: config.num_attention_heads, scale: 1.0 / (config.head_dim as f32).sqrt(), window: config.sliding_window };
-        Self { rotation: Rotation::new(config.rope_theta, config.head_dim), attention, spare: Mutex::default() }
+        let (mut ways, mut way_of): (Vec<Way>, Vec<usize>) = (Vec::new(), Vec::new());
+        for AttentionConfig { heads, scale, window, softcap, rotation, .. } in config.layers.iter().map(|layer| &layer.attention) {
+            let attention = Attention { heads: *heads, scale: *scale, window: *window, softcap: *softcap };
+            let way = Way { attention, rotation: rotation.as_ref().map(RotationConfig::rotation) };
+            way_of.push(ways.iter().position(|known| *known == way).unwrap_or_else(|| {
+                ways.push(way);
+                ways.len() - 1
+            }));
+        }
+        Self { ways, way_of, spare: Mutex::default() }
     }
 
     /// See [`Model::run`].
@@ -157,7 +175,7 @@ struct Pass<'a, 's, B: Backend> {
 
 impl<B: Backend> Pass<'_, '_, B> {
     fn layers(&mut self, pieces: &[Piece], scratch: &mut Scratch<B>, states: States<'_, B>, pause: Pause<'_>) -> Result<ControlFlow<()>> {
-        let Scratch { pieces: buffers, query_key_value, context, gated } = scratch;
+        let Scratch { pieces: buffers, query_key_value, context, gated, added } = scratch;
         for (piece, buffers) in pieces.iter().zip(&mut *buffers) {
             self.embed(piece, buffers)?;
             self.tap(Tap::Layer(0), piece, buffers, states)?;
@@ -170,8 +188,13 @@ impl<B: Backend> Pass<'_, '_, B> {
                 {
                     return Ok(ControlFlow::Break(()));
                 }
-                self.attention(index, layer, piece, buffers, query_key_value, context)?;
-                self.feed_forward(layer, piece, buffers, gated)?;
+                self.attend(index, layer, piece.rows, buffers, query_key_value, context)?;
+                self.add(&layer.output, context, layer.attention_norm.as_ref(), buffers, added)?;
+                if let Some(bias) = &layer.output_bias {
+                    self.model.backend.add_bias(&mut buffers.residual, bias)?;
+                }
+                self.gate(index, layer, piece.rows, buffers, gated)?;
+                self.add(&layer.down, gated, layer.down_norm.as_ref(), buffers, added)?;
                 self.tap(Tap::Layer(index as u32 + 1), piece, buffers, states)?;
             }
         }
@@ -181,7 +204,7 @@ impl<B: Backend> Pass<'_, '_, B> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Fills the residual stream and the angles.
+    /// Fills the residual stream, places and angles.
     fn embed(&self, piece: &Piece, buffers: &mut Buffers<B>) -> Result<()> {
         let (mut tokens, mut positions) = (Vec::with_capacity(piece.rows), Vec::with_capacity(piece.rows));
         for (slot, rows, length) in &piece.spans {
@@ -189,42 +212,78 @@ impl<B: Backend> Pass<'_, '_, B> {
             tokens.extend_from_slice(&slot.tokens[length - rows - slot.kv.length..length - slot.kv.length]);
             positions.extend((length - rows..*length).map(|position| position as u32));
         }
-        self.model.backend.embed(self.model.weights.embedding(), &tokens, &mut buffers.residual)?;
+        let (backend, scale) = (&self.model.backend, self.model.config.embedding_scale);
+        // A pool of bf16 scales by what bf16 holds, as the families that scale were trained.
+        let scale = if self.model.dtype == Dtype::Bfloat16 { bf16::from_f32(scale).to_f32() } else { scale };
+        backend.embed(self.model.weights.embedding(), &tokens, scale, &mut buffers.residual)?;
         let span = |(slot, rows, length): &(usize, usize, usize)| Span { rows: *rows, length: *length, pages: &self.slots[*slot].kv.pages };
         let spans: Vec<_> = piece.spans.iter().map(span).collect();
-        buffers.places = Some(self.model.backend.places(self.decoder.attention, &spans)?);
-        self.model.backend.angles(&self.decoder.rotation, &positions, &mut buffers.angles)
+        buffers.ways.clear();
+        for Way { attention, rotation } in &self.decoder.ways {
+            let mut angles = B::Rows::default();
+            if let Some(rotation) = rotation {
+                backend.angles(rotation, &positions, &mut angles)?;
+            }
+            buffers.ways.push((backend.places(*attention, &spans)?, angles));
+        }
+        Ok(())
     }
 
-    /// `residual += output(attention(norm(residual)))`.
-    fn attention(
+    /// `context = attention(norm(residual))`.
+    fn attend(
         &mut self,
         index: usize,
         layer: &Layer<B>,
-        piece: &Piece,
-        buffers: &mut Buffers<B>,
+        rows: usize,
+        buffers: &Buffers<B>,
         query_key_value: &mut B::Rows,
         context: &mut B::Packed,
     ) -> Result<()> {
-        let (backend, config) = (&self.model.backend, &self.model.config);
-        let (queries, keys) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
-        let part = Part { rows: piece.rows, matrix: &layer.query_key_value, norm: Some(&layer.input_norm) };
-        backend.product(Left::Normed(&buffers.residual, config.rms_norm_eps), &[part], Sink::Store(query_key_value))?;
-        backend.rotate(query_key_value, queries + keys, &buffers.angles)?;
-        if let Some(places) = &buffers.places {
-            self.arena.attend(backend, index, query_key_value, places, context)?;
+        let (backend, epsilon) = (&self.model.backend, self.model.config.rms_norm_eps);
+        let AttentionConfig { heads, key_value_heads, head_dim, .. } = &self.model.config.layers[index].attention;
+        let (queries, keys) = (heads * head_dim, key_value_heads * head_dim);
+        let part = Part { rows, matrix: &layer.query_key_value, norm: layer.input_norm.as_ref() };
+        backend.product(left(&buffers.residual, layer.input_norm.as_ref(), epsilon), &[part], Sink::Store(query_key_value))?;
+        if let Some(bias) = &layer.bias {
+            backend.add_bias(query_key_value, bias)?;
         }
-        let part = Part { rows: piece.rows, matrix: &layer.output, norm: None };
-        backend.product(Left::Packed(context), &[part], Sink::Add(&mut buffers.residual))
+        if let Some([of_queries, of_keys]) = &layer.query_key_norm {
+            backend.norm_columns(query_key_value, 0..queries, of_queries, epsilon)?;
+            backend.norm_columns(query_key_value, queries..queries + keys, of_keys, epsilon)?;
+        }
+        let way = self.decoder.way_of[index];
+        let (places, angles) = &buffers.ways[way];
+        if self.decoder.ways[way].rotation.is_some() {
+            backend.rotate(query_key_value, queries + keys, *head_dim, angles)?;
+        }
+        self.arena.attend(backend, index, query_key_value, places, context)
     }
 
-    /// `residual += down(silu(gate(norm(residual))) · up(norm(residual)))`.
-    fn feed_forward(&self, layer: &Layer<B>, piece: &Piece, buffers: &mut Buffers<B>, gated: &mut B::Packed) -> Result<()> {
+    /// `gated = activation(gate(norm(residual))) · up(norm(residual))`.
+    fn gate(&self, index: usize, layer: &Layer<B>, rows: usize, buffers: &Buffers<B>, gated: &mut B::Packed) -> Result<()> {
+        let FeedForwardConfig { activation, .. } = self.model.config.layers[index].feed_forward;
+        let norm = layer.feed_forward_norm.as_ref();
+        let part = Part { rows, matrix: &layer.gate_up, norm };
+        let left = left(&buffers.residual, norm, self.model.config.rms_norm_eps);
+        self.model.backend.product(left, &[part], Sink::Gated(gated, activation))
+    }
+
+    /// `residual += norm(matrix(packed))`, without the norm where there is none.
+    fn add(
+        &self,
+        matrix: &B::Matrix,
+        packed: &B::Packed,
+        norm: Option<&B::Vector>,
+        buffers: &mut Buffers<B>,
+        added: &mut B::Rows,
+    ) -> Result<()> {
         let backend = &self.model.backend;
-        let part = Part { rows: piece.rows, matrix: &layer.gate_up, norm: Some(&layer.feed_forward_norm) };
-        backend.product(Left::Normed(&buffers.residual, self.model.config.rms_norm_eps), &[part], Sink::SwiGlu(gated))?;
-        let part = Part { rows: piece.rows, matrix: &layer.down, norm: None };
-        backend.product(Left::Packed(gated), &[part], Sink::Add(&mut buffers.residual))
+        let part = [Part { rows: B::count(&buffers.residual), matrix, norm: None }];
+        let Some(norm) = norm else {
+            return backend.product(Left::Packed(packed), &part, Sink::Add(&mut buffers.residual));
+        };
+        backend.product(Left::Packed(packed), &part, Sink::Store(added))?;
+        backend.add_normed(&mut buffers.residual, added, norm, self.model.config.rms_norm_eps)
     }
 
     /// Hands the residual stream over where `tap` is captured.
@@ -241,14 +300,20 @@ impl<B: Backend> Pass<'_, '_, B> {
     }
 }
 
+/// Rows that go through a norm where there is one.
+fn left<'a, B: Backend>(rows: &'a B::Rows, norm: Option<&B::Vector>, epsilon: f32) -> Left<'a, B> {
+    if norm.is_some() { Left::Normed(rows, epsilon) } else { Left::Plain(rows) }
+}
+
 impl<B: Backend> Default for Scratch<B> {
     fn default() -> Self {
-        Self { pieces: Vec::new(), query_key_value: B::Rows::default(), context: B::Packed::default(), gated: B::Packed::default() }
+        let (context, gated) = (B::Packed::default(), B::Packed::default());
+        Self { pieces: Vec::new(), query_key_value: B::Rows::default(), context, gated, added: B::Rows::default() }
     }
 }
 
 impl<B: Backend> Default for Buffers<B> {
     fn default() -> Self {
-        Self { residual: B::Rows::default(), angles: B::Rows::default(), places: None }
+        Self { residual: B::Rows::default(), ways: Vec::new() }
     }
 }

@@ -9,12 +9,13 @@ pub struct LmHead<B: Backend> {
     forward: B::Matrix,
     backward: B::Matrix,
     dtype: Dtype,
+    softcap: Option<f32>,
 }
 
 impl<B: Backend> LmHead<B> {
-    pub(super) fn new(backend: &B, forward: B::Matrix, dtype: Dtype) -> Result<Self> {
+    pub(super) fn new(backend: &B, forward: B::Matrix, dtype: Dtype, softcap: Option<f32>) -> Result<Self> {
         let backward = backend.transposed(&forward)?;
-        Ok(Self { forward, backward, dtype })
+        Ok(Self { forward, backward, dtype, softcap })
     }
 
     /// W: the product with it is `states · Wᵀ`.
@@ -32,6 +33,11 @@ impl<B: Backend> LmHead<B> {
         self.dtype
     }
 
+    /// Bound c of the logits, which are `c · tanh(W y / c)`.
+    pub fn softcap(&self) -> Option<f32> {
+        self.softcap
+    }
+
     /// Size V of the vocabulary.
     pub fn vocab_size(&self) -> usize {
         B::shape(&self.forward).0
@@ -45,6 +51,9 @@ impl<B: Backend> LmHead<B> {
         let mut logits = B::Rows::default();
         let part = Part { rows: B::count(states), matrix: &self.forward, norm: None };
         backend.product(Left::Plain(states), &[part], Sink::Store(&mut logits))?;
+        if let Some(cap) = self.softcap {
+            backend.softcap(&mut logits, cap)?;
+        }
         Ok(logits)
     }
 }

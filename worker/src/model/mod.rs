@@ -8,6 +8,7 @@ mod config;
 mod decoder;
 mod digest;
 mod error;
+mod families;
 pub mod gguf;
 mod lm_head;
 mod read;
@@ -23,7 +24,7 @@ use carryon_crds::pool::Dtype;
 
 use crate::kernel::{Arena, Backend, PageLayout, Result};
 use checkpoint::Checkpoint;
-pub use config::ModelConfig;
+pub use config::{AttentionConfig, ModelConfig};
 use decoder::Decoder;
 pub use decoder::{Capture, Pause, Plan, Slot, States, Tap};
 pub use error::ModelError;
@@ -75,8 +76,8 @@ impl<B: Backend> Model<B> {
 
     /// What a page of keys and values holds: all layers, for sequences that are continued.
     pub fn page_layout(&self) -> PageLayout {
-        let ModelConfig { num_hidden_layers: layers, num_key_value_heads: heads, head_dim, .. } = self.config;
-        PageLayout { layers, heads, head_dim, dtype: self.dtype }
+        let AttentionConfig { key_value_heads: heads, head_dim, .. } = self.config.attention();
+        PageLayout { layers: self.config.layers.len(), heads: *heads, head_dim: *head_dim, dtype: self.dtype }
     }
 
     /// The same of one layer, enough for sequences that come in one pass and are not continued: each layer uses it in its turn.

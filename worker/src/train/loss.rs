@@ -108,7 +108,8 @@ impl Loss for LocalLoss {
         let mut x = vec![0.0; batch.targets.len() * batch.hidden_size];
         from_bytes(&batch.x, batch.dtype, &mut x);
         let alpha = self.alpha as f32;
-        let weights = LossWeights { forward: &self.forward, backward: gradient.then_some(&self.backward), dtype: self.dtype };
+        let weights =
+            LossWeights { forward: &self.forward, backward: gradient.then_some(&self.backward), dtype: self.dtype, softcap: None };
         let output = output.map(|output| (output, alpha));
         let mut measured = lm_loss(&self.cpu, &weights, &x, output, &batch.targets).map_err(device_error)?;
         measured.gradient.iter_mut().for_each(|gradient| *gradient *= alpha);

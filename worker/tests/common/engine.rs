@@ -68,7 +68,7 @@ impl<B: Backend> Engine<B> {
     }
 
     pub fn all_taps(&self) -> Taps {
-        Taps { layers: (0..=self.model.config.num_hidden_layers as u32).collect(), final_norm: true }
+        Taps { layers: (0..=self.model.config.layers.len() as u32).collect(), final_norm: true }
     }
 
     /// States of sequences that continue their tables: one entry per tap, the rows of all sequences one after the other.

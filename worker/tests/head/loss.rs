@@ -48,7 +48,7 @@ fn loss<B: Backend>(backend: &B, problem: &Problem, rows: std::ops::Range<usize>
     let fill = |row: usize, values: &mut [f32]| values.copy_from_slice(&problem.weight[row * D..][..D]);
     let forward = backend.matrix(V, D, dtype, &fill).unwrap();
     let backward = gradient.then(|| backend.transposed(&forward).unwrap());
-    let weights = LossWeights { forward: &forward, backward: backward.as_ref(), dtype };
+    let weights = LossWeights { forward: &forward, backward: backward.as_ref(), dtype, softcap: None };
     lm_loss(backend, &weights, &problem.y[rows.start * D..rows.end * D], None, &problem.targets[rows]).unwrap()
 }
 

@@ -4,6 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod families;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -103,7 +104,7 @@ fn decodes<B: Backend>(model: &Engine<B>, tokens: &[u32], whole: &[Vec<f32>], to
 fn check_tiny<B: Backend>(backend: B, dtype: Dtype, tolerance: f64) {
     let model = Engine::load(&fixtures().join("tiny_llama"), dtype, backend);
     let expected = Expected::read("tiny_llama_states.safetensors");
-    let (width, layers) = (model.model.config.hidden_size, model.model.config.num_hidden_layers);
+    let (width, layers) = (model.model.config.hidden_size, model.model.config.layers.len());
     for sequence in 0..4 {
         let found = states(&model, &expected.integers(&format!("{sequence}.tokens")));
         for (name, found) in tap_names(layers).zip(&found) {
@@ -130,7 +131,7 @@ fn tiny_llama_in_bf16_is_near_the_states_and_logits_of_transformers() {
 fn check_smollm2<B: Backend>(backend: B, dtype: Dtype, tolerance: f64) {
     let model = Engine::load(&smollm2(), dtype, backend);
     let expected = Expected::read("smollm2_states.safetensors");
-    let (width, layers) = (model.model.config.hidden_size, model.model.config.num_hidden_layers);
+    let (width, layers) = (model.model.config.hidden_size, model.model.config.layers.len());
     let rows: Vec<usize> = expected.integers("rows").into_iter().map(|row| row as usize).collect();
     let chosen = |state: &[f32]| rows.iter().flat_map(|row| state[row * width..][..width].to_vec()).collect::<Vec<f32>>();
     let found = states(&model, &expected.integers("tokens"));

@@ -63,7 +63,7 @@ async fn the_remote_loss_is_the_local_loss() {
         let targets = tokens(rows, 101, 4);
         let model = &pool.engine.model;
         let head = model.lm_head();
-        let weights = LossWeights { forward: head.forward(), backward: Some(head.backward()), dtype };
+        let weights = LossWeights { forward: head.forward(), backward: Some(head.backward()), dtype, softcap: None };
         for delta in [None, Some(delta)] {
             let output = delta.as_ref().map(|delta| (delta.as_slice(), 1.0));
             let local = lm_loss(&model.backend, &weights, &plain, output, &targets).unwrap();

@@ -57,7 +57,7 @@ impl LossRun {
         let mut x = vec![0.0; values.len()];
         from_bytes(&request.x[values.start * number..values.end * number], request.dtype, &mut x);
         let backward = request.gradient.then(|| lm_head.backward());
-        let weights = LossWeights { forward: lm_head.forward(), backward, dtype: lm_head.dtype() };
+        let weights = LossWeights { forward: lm_head.forward(), backward, dtype: lm_head.dtype(), softcap: lm_head.softcap() };
         let delta = request.delta.as_ref().map(|delta| (&delta[values], 1.0));
         let output = loss::lm_loss(backend, &weights, &x, delta, &request.targets[rows.clone()])?;
         self.answer.loss.extend(output.loss);

@@ -26,7 +26,7 @@ impl<B: Backend> Memory<B> {
     /// Room for `budget` bytes.
     pub fn new(model: &Model<B>, budget: u64) -> Result<Self> {
         let (backend, book) = (model.backend.clone(), Book::new(budget));
-        let window = model.config.sliding_window;
+        let window = model.config.window();
         let mut memory = Self { backend, book, layouts: Vec::new(), arenas: Vec::new(), window, taps: HashMap::new() };
         memory.layout(model.page_layout())?;
         Ok(memory)

@@ -38,8 +38,8 @@ pub struct Ready {
     pub identity: String,
     /// tokenizer.json.
     pub tokenizer: Bytes,
-    /// Reads rows of the LM head, in the pool's number type.
-    pub lm_head: Box<dyn Fn(Range<usize>) -> Result<Bytes, DeviceError> + Send + Sync>,
+    /// Reads rows of the LM head, in the pool's number type; none when logits are more than the product with it.
+    pub lm_head: Option<ReadRows>,
     /// The device thread.
     pub device: Device,
     /// Heads held.
@@ -47,6 +47,9 @@ pub struct Ready {
     /// What heads must fit.
     pub fit: Fit,
 }
+
+/// Reads rows of a matrix.
+pub type ReadRows = Box<dyn Fn(Range<usize>) -> Result<Bytes, DeviceError> + Send + Sync>;
 
 /// A pool pod, from its first moment on.
 pub struct Pool {

@@ -102,10 +102,14 @@ pub(super) async fn lm_head(State(pool): State<Arc<Pool>>) -> Result<Response, R
     let ready = pool.ready()?;
     let (rows, width) = (ready.description.vocab_size as usize, ready.description.hidden_size as usize);
     let dtype = wire_dtype(ready.description.numerics.dtype);
+    if ready.lm_head.is_none() {
+        let problem = "the logits of this model are bounded, which the LM head alone does not say: train with the loss Remote";
+        return Err(Refusal::new(ErrorCode::InvalidRequest, problem));
+    }
     let header = Bytes::from(tensor_file::header(&[], [("weight", dtype, &[rows, width][..])].into_iter()));
-    let unpack = move |start: usize| match pool.ready() {
-        Ok(ready) => (ready.lm_head)(start..(start + LM_HEAD_ROWS).min(rows)).map_err(std::io::Error::other),
-        Err(_) => Err(std::io::ErrorKind::NotConnected.into()),
+    let unpack = move |start: usize| match pool.ready().ok().and_then(|ready| ready.lm_head.as_ref()) {
+        Some(read) => read(start..(start + LM_HEAD_ROWS).min(rows)).map_err(std::io::Error::other),
+        None => Err(std::io::ErrorKind::NotConnected.into()),
     };
     let data = stream::iter((0..rows).step_by(LM_HEAD_ROWS)).map(unpack);
     Ok(safetensors(Body::from_stream(stream::iter([Ok(header)]).chain(data))))

@@ -83,7 +83,7 @@ impl CausalAttention {
                 }
                 let (cosine, sine) = self.angles.at(*position);
                 let back: Vec<f32> = sine.iter().map(|sine| -sine).collect();
-                cpu::rope(&mut row[..2 * width], cosine, &back);
+                cpu::rope(&mut row[..2 * width], d, cosine, &back);
             }
         });
         gradient

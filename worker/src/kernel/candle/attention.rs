@@ -5,7 +5,7 @@ use candle_nn::ops::softmax_last_dim;
 
 use super::pages::Pages;
 use super::places::{Part, Places};
-use super::{Candle, gemm, joined, number_type};
+use super::{Candle, capped, gemm, joined, number_type};
 use crate::kernel::{Attention, first_seen};
 
 /// Queries of a tile: bounds scores at tile · heads · positions.
@@ -84,7 +84,10 @@ fn sdpa(pages: &Pages, attention: Attention, queries: &Tensor, keys: &Tensor, va
     // One batch for each sequence and key/value head; the queries of its group lie together.
     let queries = queries.reshape((sequences, rows, heads, group, head_dim))?.permute((0, 2, 3, 1, 4))?;
     let queries = queries.contiguous()?.reshape((batch, group * rows, head_dim))?;
-    let scores = gemm::multiply(&queries, keys)?.reshape((sequences, attention.heads, rows, positions))?;
+    let mut scores = gemm::multiply(&queries, keys)?.reshape((sequences, attention.heads, rows, positions))?;
+    if let Some(cap) = attention.softcap {
+        scores = capped(&scores, cap)?;
+    }
     let weights = softmax_last_dim(&scores.broadcast_add(mask)?)?.to_dtype(values.dtype())?.reshape((batch, group * rows, positions))?;
     let context = gemm::multiply(&weights, &values.t()?)?.to_dtype(number_type(pages.layout().dtype))?;
     context.reshape((sequences, attention.heads, rows, head_dim))?.transpose(1, 2)?.reshape((sequences, rows, width))

@@ -21,7 +21,7 @@ use carryon_crds::pool::Dtype;
 use half::bf16;
 
 use super::cpu::inverse;
-use super::{Attention, Backend, Fill, LOGIT_BLOCK, Left, Outline, PageLayout, Part, Result, Rotation, Sink, Span};
+use super::{Activation, Attention, Backend, Fill, LOGIT_BLOCK, Left, Outline, PageLayout, Part, Result, Rotation, Sink, Span};
 pub use pages::Pages;
 pub use places::Places;
 
@@ -93,6 +93,11 @@ fn joined(mut parts: Vec<Tensor>) -> Candle<Tensor> {
 /// Writes `rows` over the rows `at` of `target`, in place.
 fn scatter(target: &Tensor, at: &Tensor, rows: &Tensor) -> Candle<()> {
     target.scatter_set(&at.unsqueeze(1)?.broadcast_as(rows.shape())?.contiguous()?, rows, 0)
+}
+
+/// `cap · tanh(x / cap)`.
+fn capped(values: &Tensor, cap: f32) -> Candle<Tensor> {
+    (values / f64::from(cap))?.tanh()? * f64::from(cap)
 }
 
 fn round(rows: Tensor, dtype: Dtype) -> Candle<Tensor> {
@@ -211,8 +216,9 @@ impl Backend for CandleDevice {
         Ok(bytes_of(&matrix.0.narrow(0, rows.start, rows.len())?)?)
     }
 
-    fn embed(&self, table: &Matrix, tokens: &[u32], out: &mut Rows) -> Result<()> {
-        *out = table.0.index_select(&self.indices(tokens)?, 0)?.to_dtype(DType::F32)?.into();
+    fn embed(&self, table: &Matrix, tokens: &[u32], scale: f32, out: &mut Rows) -> Result<()> {
+        let rows = table.0.index_select(&self.indices(tokens)?, 0)?.to_dtype(DType::F32)?;
+        *out = if scale == 1.0 { rows.into() } else { (rows * f64::from(scale))?.into() };
         Ok(())
     }
 
@@ -234,7 +240,16 @@ impl Backend for CandleDevice {
         match sink {
             Sink::Store(out) => *out = product.into(),
             Sink::Add(out) => *out = (out.tensor()? + product)?.into(),
-            Sink::SwiGlu(out) => *out = swiglu(&product)?.to_dtype(part.matrix.0.dtype())?.into(),
+            Sink::Gated(out, activation) => {
+                let gated = match activation {
+                    Activation::Silu => swiglu(&product)?,
+                    Activation::GeluTanh => {
+                        let halves = product.chunk(2, D::Minus1)?;
+                        (halves[0].gelu()? * &halves[1])?
+                    }
+                };
+                *out = gated.to_dtype(part.matrix.0.dtype())?.into();
+            }
         }
         Ok(())
     }
@@ -251,12 +266,39 @@ impl Backend for CandleDevice {
         Ok(())
     }
 
-    fn rotate(&self, rows: &mut Rows, columns: usize, angles: &Rows) -> Result<()> {
+    fn rotate(&self, rows: &mut Rows, columns: usize, head_dim: usize, angles: &Rows) -> Result<()> {
         let (values, angles) = (rows.tensor()?, angles.tensor()?);
         let (count, pairs) = (values.dims()[0], angles.dims()[1]);
-        let heads = values.narrow(1, 0, columns)?.contiguous()?.reshape((1, count, columns / (2 * pairs), 2 * pairs))?;
-        let rotated = rope_thd(&heads, &angles.narrow(0, 0, count)?, &angles.narrow(0, count, count)?)?;
-        Ok(values.slice_set(&rotated.reshape((count, columns))?, 1, 0)?)
+        let heads = values.narrow(1, 0, columns)?.reshape((1, count, columns / head_dim, head_dim))?;
+        let own = heads.narrow(3, 0, 2 * pairs)?.contiguous()?;
+        let mut rotated = rope_thd(&own, &angles.narrow(0, 0, count)?, &angles.narrow(0, count, count)?)?;
+        if 2 * pairs < head_dim {
+            rotated = Tensor::cat(&[rotated, heads.narrow(3, 2 * pairs, head_dim - 2 * pairs)?], 3)?;
+        }
+        Ok(values.slice_set(&rotated.reshape((count, columns))?.contiguous()?, 1, 0)?)
+    }
+
+    fn add_bias(&self, rows: &mut Rows, bias: &Tensor) -> Result<()> {
+        *rows = rows.tensor()?.broadcast_add(bias)?.into();
+        Ok(())
+    }
+
+    fn norm_columns(&self, rows: &mut Rows, columns: Range<usize>, weight: &Tensor, epsilon: f32) -> Result<()> {
+        let values = rows.tensor()?;
+        let (count, width) = (values.dims()[0], weight.elem_count());
+        let own = values.narrow(1, columns.start, columns.len())?.reshape((count, columns.len() / width, width))?;
+        let normed = rms_norm(&own.contiguous()?, weight, epsilon)?.reshape((count, columns.len()))?;
+        Ok(values.slice_set(&normed, 1, columns.start)?)
+    }
+
+    fn add_normed(&self, target: &mut Rows, rows: &Rows, weight: &Tensor, epsilon: f32) -> Result<()> {
+        *target = (target.tensor()? + rms_norm(rows.tensor()?, weight, epsilon)?)?.into();
+        Ok(())
+    }
+
+    fn softcap(&self, logits: &mut Rows, cap: f32) -> Result<()> {
+        *logits = capped(logits.tensor()?, cap)?.into();
+        Ok(())
     }
 
     fn pages(&self, layout: PageLayout, count: usize) -> Result<Pages> {
@@ -354,8 +396,16 @@ impl Backend for CandleDevice {
         Ok(blocks.flatten(0, 1)?.index_select(&self.indices(&which)?, 0)?.flatten_all()?.to_vec1()?)
     }
 
-    fn losses(&self, y: &Rows, lm_head: &Matrix, backward: Option<&Matrix>, targets: &[u32]) -> Result<(Vec<f32>, Option<Rows>)> {
-        let logits = self.multiply(y.tensor()?, &lm_head.0)?;
+    fn losses(
+        &self,
+        y: &Rows,
+        lm_head: &Matrix,
+        backward: Option<&Matrix>,
+        targets: &[u32],
+        softcap: Option<f32>,
+    ) -> Result<(Vec<f32>, Option<Rows>)> {
+        let plain = self.multiply(y.tensor()?, &lm_head.0)?;
+        let logits = softcap.map_or_else(|| Ok(plain.clone()), |cap| capped(&plain, cap))?;
         let target = self.indices(targets)?.unsqueeze(1)?;
         let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
         let exponentials = shifted.exp()?;
@@ -364,6 +414,10 @@ impl Backend for CandleDevice {
         let Some(backward) = backward else { return Ok((loss, None)) };
         let off =
             exponentials.broadcast_div(&sum)?.scatter_add(&target, &Tensor::ones(target.shape(), DType::F32, &self.device)?.neg()?, 1)?;
+        let off = match softcap {
+            Some(cap) => (off * (logits / f64::from(cap))?.sqr()?.affine(-1.0, 1.0)?)?,
+            None => off,
+        };
         Ok((loss, Some(self.multiply(&off, &backward.0)?.into())))
     }
 }

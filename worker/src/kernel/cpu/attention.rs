@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::operand::{pack_row, words};
 use super::pages::Pages;
-use super::rows::{exponentials, scale};
+use super::rows::{exponentials, scale, softcap};
 use super::threads::{Disjoint, Threads};
 use super::tile::{self, COLUMNS, OUTPUT, ROWS, Right};
 use crate::kernel::{Attention, PAGE, Span, first_seen};
@@ -154,6 +154,9 @@ impl Tile<'_> {
         let mut sums = [0.0; ROWS];
         for (query, row) in scratch.scores.chunks_exact_mut(keys).take(self.queries).enumerate() {
             let (start, end) = (self.visible(query).start - blocks.start * PAGE, self.visible(query).end - blocks.start * PAGE);
+            if let Some(cap) = self.attention.softcap {
+                softcap(&mut row[start..end], cap);
+            }
             row[..start].fill(f32::NEG_INFINITY);
             (_, sums[query]) = exponentials(&mut row[..end]);
             row[end..].fill(0.0);

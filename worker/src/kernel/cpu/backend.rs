@@ -12,7 +12,7 @@ use super::operand::{pack_row, round_bf16, unpack_row, words};
 use super::pages::Pages;
 use super::panels::Panels;
 use super::product::{self, RUN};
-use super::rows::{exp, rms_norm, rope};
+use super::rows::{add, add_normalised, exp, normalise_in_place, rms_norm, rope, softcap};
 use super::{Threads, isa, loss, outline};
 use crate::kernel::{Attention, Backend, Fill, LOGIT_BLOCK, Left, Outline, PageLayout, Part, Result, Rotation, Sink, Span};
 
@@ -29,6 +29,14 @@ impl Cpu {
     /// The CPU with these threads.
     pub fn new(threads: Arc<Threads>) -> Self {
         Self { threads }
+    }
+
+    /// Runs over rows in place, blocks of them on all threads.
+    fn each_row(&self, rows: &mut Rows, run: impl Fn(usize, &mut [f32]) + Sync) {
+        let width = rows.width;
+        self.threads.for_rows(&mut rows.values, width, BLOCK_ROWS, |first, block| {
+            block.chunks_exact_mut(width).enumerate().for_each(|(offset, row)| run(first + offset, row));
+        });
     }
 }
 
@@ -110,11 +118,12 @@ impl Backend for Cpu {
         Ok(to_bytes(&Threads::new(1), &values, matrix.dtype()))
     }
 
-    fn embed(&self, table: &Panels, tokens: &[u32], out: &mut Rows) -> Result<()> {
+    fn embed(&self, table: &Panels, tokens: &[u32], scale: f32, out: &mut Rows) -> Result<()> {
         let width = table.cols();
         self.threads.for_rows(out.shape(tokens.len(), width), width, BLOCK_ROWS, |first, block| {
             for (token, row) in tokens[first..].iter().zip(block.chunks_exact_mut(width)) {
                 table.row(*token as usize, row);
+                row.iter_mut().for_each(|value| *value *= scale);
             }
         });
         Ok(())
@@ -135,7 +144,7 @@ impl Backend for Cpu {
         let sink = match sink {
             Sink::Store(out) => product::Sink::Store(out.shape(rows, first.rows())),
             Sink::Add(out) => product::Sink::Add(&mut out.values),
-            Sink::SwiGlu(out) => product::Sink::SwiGlu(out.shape(rows, words(first.dtype(), first.rows() / 2))),
+            Sink::Gated(out, activation) => product::Sink::Gated(out.shape(rows, words(first.dtype(), first.rows() / 2)), activation),
         };
         product::product(&self.threads, left, &right, sink);
         Ok(())
@@ -152,14 +161,33 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn rotate(&self, rows: &mut Rows, columns: usize, angles: &Rows) -> Result<()> {
-        let width = rows.width;
-        self.threads.for_rows(&mut rows.values, width, BLOCK_ROWS, |first, block| {
-            for (offset, row) in block.chunks_exact_mut(width).enumerate() {
-                let (cosine, sine) = angles.row(first + offset).split_at(angles.width / 2);
-                rope(&mut row[..columns], cosine, sine);
-            }
+    fn rotate(&self, rows: &mut Rows, columns: usize, head_dim: usize, angles: &Rows) -> Result<()> {
+        self.each_row(rows, |index, row| {
+            let (cosine, sine) = angles.row(index).split_at(angles.width / 2);
+            rope(&mut row[..columns], head_dim, cosine, sine);
         });
+        Ok(())
+    }
+
+    fn add_bias(&self, rows: &mut Rows, bias: &Vec<f32>) -> Result<()> {
+        self.each_row(rows, |_, row| add(row, bias));
+        Ok(())
+    }
+
+    fn norm_columns(&self, rows: &mut Rows, columns: Range<usize>, weight: &Vec<f32>, epsilon: f32) -> Result<()> {
+        self.each_row(rows, |_, row| {
+            row[columns.clone()].chunks_exact_mut(weight.len()).for_each(|part| normalise_in_place(part, weight, epsilon));
+        });
+        Ok(())
+    }
+
+    fn add_normed(&self, target: &mut Rows, rows: &Rows, weight: &Vec<f32>, epsilon: f32) -> Result<()> {
+        self.each_row(target, |index, target| add_normalised(target, rows.row(index), weight, epsilon));
+        Ok(())
+    }
+
+    fn softcap(&self, logits: &mut Rows, cap: f32) -> Result<()> {
+        self.each_row(logits, |_, row| softcap(row, cap));
         Ok(())
     }
 
@@ -286,8 +314,15 @@ impl Backend for Cpu {
         Ok(values)
     }
 
-    fn losses(&self, y: &Rows, lm_head: &Panels, backward: Option<&Panels>, targets: &[u32]) -> Result<(Vec<f32>, Option<Rows>)> {
-        let (loss, gradient) = loss::losses(&self.threads, &y.values, lm_head, backward, targets);
+    fn losses(
+        &self,
+        y: &Rows,
+        lm_head: &Panels,
+        backward: Option<&Panels>,
+        targets: &[u32],
+        softcap: Option<f32>,
+    ) -> Result<(Vec<f32>, Option<Rows>)> {
+        let (loss, gradient) = loss::losses(&self.threads, &y.values, lm_head, backward, targets, softcap);
         Ok((loss, gradient.map(|values| Rows { values, width: y.width })))
     }
 }

@@ -1,4 +1,4 @@
-//! Products of activations with packed weights, fused with what comes before (norm, rounding) and after (residual, SwiGLU).
+//! Products of activations with packed weights, fused with what comes before (norm, rounding) and after (residual, gate).
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -8,9 +8,10 @@ use carryon_crds::pool::Dtype;
 use super::isa::vectorised;
 use super::operand::{pack_into, pack_row, widen, words};
 use super::panels::Panels;
-use super::rows::{normalise, silu};
+use super::rows::{gelu_tanh, normalise, silu};
 use super::threads::{Disjoint, Threads};
 use super::tile::{self, COLUMNS, OUTPUT, ROWS};
+use crate::kernel::Activation;
 
 /// Rows of a block: its packed left side stays in a core's second-level cache while all panels pass by.
 const BLOCK_ROWS: usize = 8 * ROWS;
@@ -49,8 +50,8 @@ pub enum Sink<'a> {
     Add(&'a mut [f32]),
     /// Overwrites packed rows of n values (a multiple of 32), rounded to the number type of the right side.
     Pack(&'a mut [u32]),
-    /// The right side holds 16 gate and 16 up outputs in turn; writes packed rows of `silu(gate) · up`, n / 2 values each.
-    SwiGlu(&'a mut [u32]),
+    /// The right side holds 16 gate and 16 up outputs in turn; writes packed rows of `activation(gate) · up`, n / 2 values each.
+    Gated(&'a mut [u32], Activation),
 }
 
 /// `out[m, n] = x[m, k] · w[n, k]ᵀ`; `out` is overwritten. In bf16 `x` is rounded first.
@@ -211,7 +212,7 @@ enum Target<'a> {
     Store(Disjoint<'a, f32>, usize),
     Add(Disjoint<'a, f32>, usize),
     Pack(Disjoint<'a, u32>, usize, Dtype),
-    SwiGlu(Disjoint<'a, u32>, usize, Dtype),
+    Gated(Disjoint<'a, u32>, usize, Dtype, Activation),
 }
 
 impl<'a> Target<'a> {
@@ -220,7 +221,9 @@ impl<'a> Target<'a> {
             Sink::Store(out) => Self::Store(Disjoint::new(out), right.rows()),
             Sink::Add(out) => Self::Add(Disjoint::new(out), right.rows()),
             Sink::Pack(out) => Self::Pack(Disjoint::new(out), words(right.dtype(), right.rows()), right.dtype()),
-            Sink::SwiGlu(out) => Self::SwiGlu(Disjoint::new(out), words(right.dtype(), right.rows() / 2), right.dtype()),
+            Sink::Gated(out, activation) => {
+                Self::Gated(Disjoint::new(out), words(right.dtype(), right.rows() / 2), right.dtype(), *activation)
+            }
         }
     }
 
@@ -231,7 +234,13 @@ impl<'a> Target<'a> {
             Self::Store(out, n) => store(out, row * n + column, *n, COLUMNS.min(n - column), tile),
             Self::Add(out, n) => accumulate(out, row * n + column, *n, COLUMNS.min(n - column), tile),
             Self::Pack(out, stride, dtype) => round(out, row * stride + words(*dtype, column), *stride, *dtype, tile),
-            Self::SwiGlu(out, stride, dtype) => gate(out, row * stride + words(*dtype, column / 2), *stride, *dtype, tile),
+            Self::Gated(out, stride, dtype, activation) => {
+                let start = row * stride + words(*dtype, column / 2);
+                match activation {
+                    Activation::Silu => gate_silu(out, start, *stride, *dtype, tile),
+                    Activation::GeluTanh => gate_gelu(out, start, *stride, *dtype, tile),
+                }
+            }
         }
     }
 }
@@ -264,15 +273,26 @@ vectorised! {
 }
 
 vectorised! {
-    fn gate(out: &Disjoint<'_, u32>, start: usize, stride: usize, dtype: Dtype, tile: &[f32]) {
-        for (row, sums) in tile.as_chunks::<COLUMNS>().0.iter().enumerate() {
-            let mut gated = [0.0; COLUMNS / 2];
-            for (index, gated) in gated.iter_mut().enumerate() {
-                *gated = silu(sums[index]) * sums[index + COLUMNS / 2];
-            }
-            // SAFETY: as in `store`.
-            pack_into(dtype, &gated, unsafe { out.slice(start + row * stride, words(dtype, COLUMNS / 2)) });
+    fn gate_silu(out: &Disjoint<'_, u32>, start: usize, stride: usize, dtype: Dtype, tile: &[f32]) {
+        gate(out, start, stride, dtype, tile, silu);
+    }
+}
+
+vectorised! {
+    fn gate_gelu(out: &Disjoint<'_, u32>, start: usize, stride: usize, dtype: Dtype, tile: &[f32]) {
+        gate(out, start, stride, dtype, tile, gelu_tanh);
+    }
+}
+
+#[inline(always)]
+fn gate(out: &Disjoint<'_, u32>, start: usize, stride: usize, dtype: Dtype, tile: &[f32], activation: impl Fn(f32) -> f32) {
+    for (row, sums) in tile.as_chunks::<COLUMNS>().0.iter().enumerate() {
+        let mut gated = [0.0; COLUMNS / 2];
+        for (index, gated) in gated.iter_mut().enumerate() {
+            *gated = activation(sums[index]) * sums[index + COLUMNS / 2];
         }
+        // SAFETY: as in `store`.
+        pack_into(dtype, &gated, unsafe { out.slice(start + row * stride, words(dtype, COLUMNS / 2)) });
     }
 }
 
@@ -307,7 +327,7 @@ fn check(left: &Left<'_>, right: &[Part<'_>], sink: &Sink<'_>) {
             assert!(n.is_multiple_of(COLUMNS), "{n} outputs do not fill their panels");
             assert_eq!(out.len(), m * words(dtype, n), "output is not {m} x {n}");
         }
-        Sink::SwiGlu(out) => {
+        Sink::Gated(out, _) => {
             assert_eq!(n % COLUMNS, 0, "gate and up do not fill their panels");
             assert_eq!(out.len(), m * words(dtype, n / 2), "output is not {m} x {}", n / 2);
         }

@@ -86,6 +86,37 @@ vectorised! {
     }
 }
 
+vectorised! {
+    /// RMSNorm of one row in place.
+    pub(super) fn normalise_in_place(row: &mut [f32], weight: &[f32], epsilon: f32) {
+        let squares = reduce(row, 0.0, |_, sum, value| value.mul_add(value, sum), |a, b| a + b);
+        let scale = 1.0 / (squares / row.len() as f32 + epsilon).sqrt();
+        for (value, weight) in row.iter_mut().zip(weight) {
+            *value = *value * scale * weight;
+        }
+    }
+}
+
+vectorised! {
+    /// `target += norm(x) · weight` for one row.
+    pub(super) fn add_normalised(target: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) {
+        let squares = reduce(x, 0.0, |_, sum, value| value.mul_add(value, sum), |a, b| a + b);
+        let scale = 1.0 / (squares / x.len() as f32 + epsilon).sqrt();
+        for ((target, value), weight) in target.iter_mut().zip(x).zip(weight) {
+            *target += value * scale * weight;
+        }
+    }
+}
+
+vectorised! {
+    /// `cap · tanh(x / cap)` of every value; NaN stays NaN.
+    pub(super) fn softcap(row: &mut [f32], cap: f32) {
+        for value in row {
+            *value = cap * (1.0 - 2.0 / (1.0 + exp(2.0 / cap * *value)));
+        }
+    }
+}
+
 /// RMSNorm of rows as long as `weight`: `out = x / sqrt(mean(x²) + ε) · weight`.
 pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
     for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
@@ -97,6 +128,13 @@ pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
 #[inline(always)]
 pub(super) fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
+}
+
+/// x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))), which is x · sigmoid of twice the bracket.
+#[inline(always)]
+pub(super) fn gelu_tanh(x: f32) -> f32 {
+    const TWICE: f32 = 1.595_769_1;
+    x / (1.0 + exp(-TWICE * (0.044_715 * x * x).mul_add(x, x)))
 }
 
 vectorised! {
@@ -136,12 +174,12 @@ pub fn softmax_row(row: &mut [f32]) -> f32 {
 }
 
 vectorised! {
-    /// Rotates every head of one row in place: value i of a head's first half pairs with value i of its second half.
-    pub fn rope(row: &mut [f32], cosine: &[f32], sine: &[f32]) {
+    /// Rotates the first values of every head of one row in place, two for each angle: value i of their first half pairs with value i of their second.
+    pub fn rope(row: &mut [f32], head_dim: usize, cosine: &[f32], sine: &[f32]) {
         let half = cosine.len();
         let sine = &sine[..half];
-        for head in row.chunks_exact_mut(2 * half) {
-            let (low, high) = head.split_at_mut(half);
+        for head in row.chunks_exact_mut(head_dim) {
+            let (low, high) = head[..2 * half].split_at_mut(half);
             for i in 0..half {
                 let (a, b) = (low[i], high[i]);
                 low[i] = a * cosine[i] - b * sine[i];
@@ -196,7 +234,7 @@ mod tests {
         let (mut cosine, mut sine) = ([0.0; 2], [0.0; 2]);
         rotation.at(3, &mut cosine, &mut sine);
         let mut head = [1.0, 2.0, 3.0, 4.0];
-        rope(&mut head, &cosine, &sine);
+        rope(&mut head, 4, &cosine, &sine);
         let (s, c) = 3f32.sin_cos();
         assert!((head[0] - (c - 3.0 * s)).abs() < 1e-6 && (head[2] - (3.0 * c + s)).abs() < 1e-6);
     }

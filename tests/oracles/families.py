@@ -1,0 +1,91 @@
+"""Hidden states and logits of the families that the decoder runs: tiny random checkpoints with every special case of theirs.
+
+What a family's own transformers class computes in f32. How far its bf16 is off, by the worst row of all taps, is printed: the tests allow that.
+"""
+
+import json
+import pathlib
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from common import difference, save, save_json
+from llama import states
+
+# Longer than the windows, than the context before a scaling, and than one page of keys and values is cut into.
+LENGTHS = [37, 3, 9]
+SIZES = dict(
+    vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+    max_position_embeddings=256, rms_norm_eps=1e-5, initializer_range=0.15, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+)
+
+
+def rope(kind: str, theta: float = 1000.0, **more) -> dict:
+    return {"rope_type": kind, "rope_theta": theta, **more}
+
+
+FAMILIES = {
+    "gemma2": ("Gemma2", dict(head_dim=16, sliding_window=8, query_pre_attn_scalar=24, attn_logit_softcapping=2.0, final_logit_softcapping=3.0,
+                              rope_parameters=rope("default"))),
+    "gemma3": ("Gemma3", dict(head_dim=16, sliding_window=8, query_pre_attn_scalar=12, layer_types=["sliding_attention", "full_attention"] * 2,
+                              num_hidden_layers=4, rope_parameters={"sliding_attention": rope("default", 50.0),
+                                                                    "full_attention": rope("linear", 5000.0, factor=4.0)})),
+    "glm4": ("Glm4", dict(head_dim=16, attention_bias=True, rope_parameters=rope("default", partial_rotary_factor=0.5))),
+    "llama3": ("Llama", dict(tie_word_embeddings=True, rope_parameters=rope(
+        "llama3", 500.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32))),
+    "llama_linear": ("Llama", dict(attention_bias=True, head_dim=12, rope_parameters=rope("linear", factor=2.0))),
+    "llama_dynamic": ("Llama", dict(num_key_value_heads=4, rope_parameters=rope("dynamic", factor=4.0))),
+    "mistral": ("Mistral", dict(sliding_window=8, rope_parameters=rope("default"))),
+    "olmo2": ("Olmo2", dict(rope_parameters=rope("default"))),
+    "phi3": ("Phi3", dict(sliding_window=12, original_max_position_embeddings=64, tie_word_embeddings=False, rope_parameters=rope(
+        "longrope", partial_rotary_factor=0.75, original_max_position_embeddings=64,
+        short_factor=[1.0, 1.5, 2.0], long_factor=[2.0, 3.0, 4.0]), hidden_size=32)),
+    "qwen2": ("Qwen2", dict(use_sliding_window=True, sliding_window=8, max_window_layers=1, tie_word_embeddings=True,
+                            rope_parameters=rope("default"))),
+    "qwen2_yarn": ("Qwen2", dict(rope_parameters=rope("yarn", factor=4.0, original_max_position_embeddings=16))),
+    "qwen3": ("Qwen3", dict(head_dim=16, rope_parameters=rope("default"))),
+    "smollm3": ("SmolLM3", dict(no_rope_layers=[1, 0, 1], tie_word_embeddings=True, rope_parameters=rope("default"))),
+}
+
+
+def random_model(family: str, changes: dict):
+    """Weights rounded to bf16, so that a pool of either dtype has the same ones."""
+    config_class = getattr(transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config")
+    torch.manual_seed(7)
+    model = getattr(transformers, f"{family}ForCausalLM")(config_class(**SIZES | changes)).eval()
+    model.config._attn_implementation = "eager"
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            low, high = (-0.5, 0.5) if family.startswith("Gemma") else (0.5, 1.5)
+            parameter.data.uniform_(low, high)
+        elif name.endswith("bias"):
+            parameter.data.uniform_(-0.5, 0.5)
+        parameter.data = parameter.data.bfloat16().float()
+    return model
+
+
+def generate_families(folder: pathlib.Path) -> None:
+    for name, (family, changes) in FAMILIES.items():
+        model = random_model(family, changes)
+        checkpoint = folder / "families" / name
+        model.save_pretrained(checkpoint)
+        config = json.loads((checkpoint / "config.json").read_text())
+        config.pop("transformers_version", None)
+        weights = load_file(checkpoint / "model.safetensors")
+        for path in checkpoint.iterdir():
+            path.unlink()
+        save_json(checkpoint / "config.json", config | {"dtype": "bfloat16"})
+        save_file({name: tensor.bfloat16() for name, tensor in weights.items()}, checkpoint / "model.safetensors", {"format": "pt"})
+        tensors, seen = {}, []
+        generator = torch.Generator().manual_seed(3)
+        for index, length in enumerate(LENGTHS):
+            tokens = torch.randint(3, SIZES["vocab_size"], (length,), generator=generator).tolist()
+            tensors[f"{index}.tokens"] = torch.tensor(tokens, dtype=torch.uint32)
+            own = states(model, tokens)
+            tensors |= {f"{index}.{tap}": tensor for tap, tensor in own.items()}
+            seen.append((tokens, own))
+        model = model.bfloat16()
+        off = max(difference(own[tap], tensor) for tokens, own in seen for tap, tensor in states(model, tokens).items())
+        save(checkpoint / "states.safetensors", tensors)
+        print(f"  {name}: bf16 of transformers is off by {off:.1e}")

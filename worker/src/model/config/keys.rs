@@ -1,0 +1,172 @@
+//! The members of a configuration under the names of `config.json`, wherever they come from.
+
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use crate::model::error::ModelError;
+use crate::model::gguf::{self, Gguf};
+
+/// Members of `config.json`, and what its GGUF key is called behind the architecture's name.
+const GGUF_NAMES: [(&str, &str); 14] = [
+    ("hidden_size", "embedding_length"),
+    ("intermediate_size", "feed_forward_length"),
+    ("num_hidden_layers", "block_count"),
+    ("num_attention_heads", "attention.head_count"),
+    ("num_key_value_heads", "attention.head_count_kv"),
+    ("head_dim", "attention.key_length"),
+    ("vocab_size", "vocab_size"),
+    ("max_position_embeddings", "context_length"),
+    ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+    ("rope_theta", "rope.freq_base"),
+    ("sliding_window", "attention.sliding_window"),
+    ("attn_logit_softcapping", "attn_logit_softcapping"),
+    ("final_logit_softcapping", "final_logit_softcapping"),
+    ("rotary_dim", "rope.dimension_count"),
+];
+
+/// Where the configuration stands.
+enum Origin {
+    Json,
+    /// Architecture.
+    Gguf(String),
+}
+
+/// The members of a configuration.
+pub struct Keys {
+    path: PathBuf,
+    values: Map<String, Value>,
+    origin: Origin,
+    name: Option<String>,
+}
+
+impl Keys {
+    /// The members of a `config.json`; a model without a name of its own has that of its folder.
+    pub fn json(path: &Path, values: Map<String, Value>, folder: Option<String>) -> Self {
+        Self { path: path.to_owned(), values, origin: Origin::Json, name: folder }
+    }
+
+    /// The metadata of a GGUF file, under the names of `config.json`.
+    ///
+    /// # Errors
+    /// When the architecture is missing, or a value is of another type than its key has.
+    pub fn gguf(gguf: &Gguf) -> Result<Self, ModelError> {
+        let path = gguf.path();
+        let missing = || ModelError::invalid(path, "general.architecture", "key is missing");
+        let architecture = gguf.text("general.architecture")?.ok_or_else(missing)?.to_owned();
+        let mut values = Map::new();
+        for (name, key) in GGUF_NAMES {
+            let value = match gguf.metadata.get(&format!("{architecture}.{key}")) {
+                Some(gguf::Value::Integer(value)) => json!(i64::try_from(*value).unwrap_or(i64::MAX)),
+                Some(gguf::Value::Float(value)) => json!(value),
+                Some(gguf::Value::Bool(value)) => json!(value),
+                Some(gguf::Value::String(value)) => json!(value),
+                Some(_) => json!([]),
+                None => continue,
+            };
+            values.insert(name.to_owned(), value);
+        }
+        values.insert("model_type".to_owned(), json!(architecture));
+        let has = |wanted: &str| gguf.tensor_names().any(|name| name == wanted);
+        values.insert("tie_word_embeddings".to_owned(), json!(!has("output.weight")));
+        values.extend(scaling(gguf, &architecture)?);
+        // For people alone: no reason to refuse a model.
+        let name = gguf.text("general.name").ok().flatten().map(str::to_owned);
+        Ok(Self { path: path.to_owned(), values, origin: Origin::Gguf(architecture), name })
+    }
+
+    /// Whether this is the metadata of a GGUF file.
+    pub fn is_gguf(&self) -> bool {
+        matches!(self.origin, Origin::Gguf(_))
+    }
+
+    /// The model's name, if it has one.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// A member, if it is there and not null.
+    ///
+    /// # Errors
+    /// When it is of another type.
+    pub fn optional<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, ModelError> {
+        match self.values.get(name).filter(|value| !value.is_null()) {
+            Some(value) => serde_json::from_value(value.clone()).map(Some).map_err(|error| self.invalid(name, error.to_string())),
+            None => Ok(None),
+        }
+    }
+
+    /// A member that has to be there.
+    ///
+    /// # Errors
+    /// When it is missing or of another type.
+    pub fn required<T: DeserializeOwned>(&self, name: &str) -> Result<T, ModelError> {
+        self.optional(name)?.ok_or_else(|| self.invalid(name, "key is missing"))
+    }
+
+    /// Refuses a member that is there and has another value than the one whose computation is done.
+    ///
+    /// # Errors
+    /// When that is so.
+    pub fn refuse_unless(&self, name: &str, done: &[Value]) -> Result<(), ModelError> {
+        match self.values.get(name).filter(|value| !value.is_null() && !done.contains(value)) {
+            Some(Value::String(found)) => Err(self.unsupported(name, format!("`{found}`"))),
+            Some(found) => Err(self.unsupported(name, found.to_string())),
+            None => Ok(()),
+        }
+    }
+
+    /// The members of the object at `name`, which keep their path.
+    ///
+    /// # Errors
+    /// When it is there and no object.
+    pub fn object(&self, name: &str) -> Result<Option<Self>, ModelError> {
+        let Some(values) = self.optional(name)? else { return Ok(None) };
+        let origin = match &self.origin {
+            Origin::Json => Origin::Json,
+            Origin::Gguf(architecture) => Origin::Gguf(architecture.clone()),
+        };
+        Ok(Some(Self { path: self.path.clone(), values, origin, name: self.name.clone() }))
+    }
+
+    /// An error at a member, under the file's own name for it.
+    pub fn invalid(&self, name: &str, problem: impl Into<String>) -> ModelError {
+        ModelError::invalid(&self.path, self.own_name(name), problem)
+    }
+
+    /// A member that asks for what is not done.
+    pub fn unsupported(&self, name: &str, found: impl Into<String>) -> ModelError {
+        ModelError::unsupported(&self.path, self.own_name(name), found)
+    }
+
+    fn own_name(&self, name: &str) -> String {
+        match &self.origin {
+            Origin::Gguf(_) if name == "model_type" => "general.architecture".to_owned(),
+            Origin::Gguf(architecture) => {
+                let known = GGUF_NAMES.iter().find(|(known, _)| *known == name);
+                known.map_or_else(|| name.to_owned(), |(_, key)| format!("{architecture}.{key}"))
+            }
+            Origin::Json => name.to_owned(),
+        }
+    }
+}
+
+/// Scaling of the rotation, as `rope_scaling`.
+fn scaling(gguf: &Gguf, architecture: &str) -> Result<Option<(String, Value)>, ModelError> {
+    let key = |name: &str| format!("{architecture}.rope.scaling.{name}");
+    let named = gguf.text(&key("type"))?;
+    let factor = gguf.float(&key("factor"))?;
+    let original = gguf.integer(&key("original_context_length"))?;
+    let scaling = match named {
+        Some("none") => return Ok(None),
+        Some(kind) => json!({"rope_type": kind, "factor": factor, "original_max_position_embeddings": original}),
+        // llama.cpp scales by them too where no type is named; the second is the name of old files.
+        None => {
+            let old = gguf.float(&format!("{architecture}.rope.scale_linear"))?;
+            let Some(factor) = factor.or(old).filter(|factor| ![0.0, 1.0].contains(factor)) else { return Ok(None) };
+            json!({"rope_type": "linear", "factor": factor})
+        }
+    };
+    Ok(Some(("rope_scaling".to_owned(), scaling)))
+}

@@ -1,0 +1,208 @@
+//! What a checkpoint says of its architecture: sizes and constants of a decoder, layer by layer.
+
+mod keys;
+mod rotation;
+
+use std::path::Path;
+
+use super::error::ModelError;
+use super::families::{self, Names};
+use crate::kernel::Activation;
+
+pub use keys::Keys;
+pub use rotation::{RotationConfig, Scaling};
+
+/// Largest value of any size in a configuration: far beyond what exists, small enough that products of two do not overflow.
+const MAX_SIZE: usize = 1 << 24;
+/// Most layers.
+const MAX_LAYERS: usize = 1 << 12;
+
+/// Sizes and constants of a decoder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// Name of the model.
+    pub name: String,
+    /// Family, e.g. `llama`.
+    pub model_type: String,
+    /// Width D of the hidden states.
+    pub hidden_size: usize,
+    /// Size V of the vocabulary.
+    pub vocab_size: usize,
+    /// Positions that the model can be asked for.
+    pub max_position_embeddings: usize,
+    /// ε of every RMSNorm.
+    pub rms_norm_eps: f32,
+    /// Whether the LM head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Factor of the embedding's rows.
+    pub embedding_scale: f32,
+    /// Bound c of the logits, which are `c · tanh(logit / c)`.
+    pub logit_softcap: Option<f32>,
+    /// Decoder layers.
+    pub layers: Vec<LayerConfig>,
+    /// What the checkpoint calls its tensors.
+    pub names: Names,
+}
+
+/// One decoder layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerConfig {
+    /// Its attention.
+    pub attention: AttentionConfig,
+    /// Its feed-forward layer.
+    pub feed_forward: FeedForwardConfig,
+    /// Where norms stand.
+    pub norms: Norms,
+}
+
+/// Attention whose query heads share keys and values in groups.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionConfig {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub key_value_heads: usize,
+    /// Values of a head.
+    pub head_dim: usize,
+    /// Whether queries, keys and values have a bias.
+    pub bias: bool,
+    /// Whether the output has one.
+    pub output_bias: bool,
+    /// Norm of queries and keys before they are rotated.
+    pub query_key_norm: Option<QueryKeyNorm>,
+    /// Positions each position sees at most, itself included.
+    pub window: Option<usize>,
+    /// Rotary embedding; a layer without one has no positions.
+    pub rotation: Option<RotationConfig>,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// Bound of the scores.
+    pub softcap: Option<f32>,
+}
+
+impl AttentionConfig {
+    /// Outputs of the projection to queries, keys and values.
+    pub fn rows(&self) -> usize {
+        (self.heads + 2 * self.key_value_heads) * self.head_dim
+    }
+}
+
+/// What a norm of queries and keys goes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueryKeyNorm {
+    /// Each head.
+    Head,
+    /// All heads together.
+    Projection,
+}
+
+/// A gated feed-forward layer: `down(activation(gate(x)) · up(x))`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FeedForwardConfig {
+    /// Outputs of gate and up.
+    pub width: usize,
+    /// What the gate goes through.
+    pub activation: Activation,
+}
+
+/// Where the norms of a layer stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Norms {
+    /// Before attention and before the feed-forward layer.
+    Pre,
+    /// Behind each, before it is added.
+    Post,
+    /// Before and behind each.
+    Sandwich,
+}
+
+impl ModelConfig {
+    /// Reads the configuration of a checkpoint.
+    ///
+    /// # Errors
+    /// When a member is missing or impossible, or asks for what the decoder does not do.
+    pub fn read(keys: &Keys) -> Result<Self, ModelError> {
+        families::config(keys)?.checked(keys)
+    }
+
+    /// Positions that a token sees at most in any layer; none when a layer sees all.
+    pub fn window(&self) -> Option<usize> {
+        self.layers.iter().map(|layer| layer.attention.window).try_fold(0, |most, window| Some(most.max(window?)))
+    }
+
+    /// Attention of the first layer: heads and their sizes are those of all.
+    pub fn attention(&self) -> &AttentionConfig {
+        &self.layers[0].attention
+    }
+
+    /// Refuses sizes that are zero, huge or do not divide.
+    fn checked(self, keys: &Keys) -> Result<Self, ModelError> {
+        let LayerConfig { attention, feed_forward, .. } =
+            self.layers.first().ok_or_else(|| keys.invalid("num_hidden_layers", "0 is not between 1 and 4096"))?;
+        let sizes = [
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", feed_forward.width),
+            ("num_attention_heads", attention.heads),
+            ("num_key_value_heads", attention.key_value_heads),
+            ("head_dim", attention.head_dim),
+            ("vocab_size", self.vocab_size),
+            ("max_position_embeddings", self.max_position_embeddings),
+            ("sliding_window", self.layers.iter().filter_map(|layer| layer.attention.window).next().unwrap_or(1)),
+        ];
+        for (name, size) in sizes {
+            check_size(keys, name, size)?;
+        }
+        if !attention.heads.is_multiple_of(attention.key_value_heads) {
+            let problem = format!("{} query heads are no multiple of {}", attention.heads, attention.key_value_heads);
+            return Err(keys.invalid("num_key_value_heads", problem));
+        }
+        if attention.output_bias && self.layers.iter().any(|layer| layer.norms != Norms::Pre) {
+            return Err(keys.unsupported("attention_bias", "true beside a norm behind it"));
+        }
+        if !attention.head_dim.is_multiple_of(2) {
+            return Err(keys.unsupported("head_dim", attention.head_dim.to_string()));
+        }
+        let numbers = [
+            ("rms_norm_eps", Some(self.rms_norm_eps)),
+            ("query_pre_attn_scalar", Some(attention.scale)),
+            ("attn_logit_softcapping", attention.softcap),
+            ("final_logit_softcapping", self.logit_softcap),
+            ("hidden_size", Some(self.embedding_scale)),
+        ];
+        for (name, value) in numbers {
+            if let Some(value) = value.filter(|value| !(value.is_finite() && *value > 0.0)) {
+                return Err(keys.invalid(name, format!("{value} is not a positive number")));
+            }
+        }
+        for rotation in self.layers.iter().filter_map(|layer| layer.attention.rotation.as_ref()) {
+            rotation.check(keys, attention.head_dim)?;
+        }
+        Ok(self)
+    }
+}
+
+/// A number of layers from outside, before anything is allocated by it.
+pub fn checked_layers(keys: &Keys) -> Result<usize, ModelError> {
+    match keys.required("num_hidden_layers")? {
+        layers @ 1..=MAX_LAYERS => Ok(layers),
+        layers => Err(keys.invalid("num_hidden_layers", format!("{layers} is not between 1 and {MAX_LAYERS}"))),
+    }
+}
+
+fn check_size(keys: &Keys, name: &str, size: usize) -> Result<(), ModelError> {
+    match size {
+        1..=MAX_SIZE => Ok(()),
+        _ => Err(keys.invalid(name, format!("{size} is not between 1 and {MAX_SIZE}"))),
+    }
+}
+
+/// Reads `config.json` at `path`.
+///
+/// # Errors
+/// When it cannot be read or is no object.
+pub fn read_json(path: &Path) -> Result<Keys, ModelError> {
+    let text = std::fs::read(path).map_err(ModelError::read(path))?;
+    let values = serde_json::from_slice(&text).map_err(|error| ModelError::invalid(path, "config", error.to_string()))?;
+    let folder = path.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+    Ok(Keys::json(path, values, folder))
+}

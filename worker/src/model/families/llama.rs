@@ -1,0 +1,42 @@
+//! Llama 1 to 3.3 and what is built like it: Mistral, SmolLM, distillations.
+
+use serde_json::json;
+
+use super::{plain, set_windows, windowed};
+use crate::model::config::{Keys, ModelConfig};
+use crate::model::error::ModelError;
+
+/// Llama. Its GGUF files keep pairs of queries and keys as neighbours.
+pub fn config(keys: &Keys) -> Result<ModelConfig, ModelError> {
+    let mut config = plain(keys)?;
+    for rotation in config.layers.iter_mut().filter_map(|layer| layer.attention.rotation.as_mut()) {
+        rotation.interleaved = keys.is_gguf();
+    }
+    Ok(config)
+}
+
+/// Mistral: every layer has the window, where there is one.
+pub fn mistral(keys: &Keys) -> Result<ModelConfig, ModelError> {
+    let mut config = config(keys)?;
+    let windowed = windowed(keys, config.layers.len(), |_| true)?;
+    set_windows(keys, &mut config, &windowed)?;
+    Ok(config)
+}
+
+/// SmolLM3: some layers have no positions.
+pub fn smollm3(keys: &Keys) -> Result<ModelConfig, ModelError> {
+    keys.refuse_unless("use_sliding_window", &[json!(false)])?;
+    let mut config = config(keys)?;
+    let interval = keys.optional::<usize>("no_rope_layer_interval")?.unwrap_or(4);
+    let rotated = match keys.optional::<Vec<u8>>("no_rope_layers")? {
+        Some(rotated) if rotated.len() < config.layers.len() => {
+            return Err(keys.invalid("no_rope_layers", format!("{} entries for {} layers", rotated.len(), config.layers.len())));
+        }
+        Some(rotated) => rotated,
+        None => (1..=config.layers.len()).map(|layer| u8::from(interval == 0 || !layer.is_multiple_of(interval))).collect(),
+    };
+    for (layer, rotated) in config.layers.iter_mut().zip(rotated) {
+        layer.attention.rotation = layer.attention.rotation.take().filter(|_| rotated != 0);
+    }
+    Ok(config)
+}

@@ -1,0 +1,132 @@
+//! The families of models: what each says in its configuration, and what it calls its tensors. One decoder runs them all.
+
+mod gemma;
+mod glm;
+mod llama;
+mod names;
+mod olmo;
+mod phi;
+mod qwen;
+
+use serde_json::json;
+
+use super::config::{AttentionConfig, FeedForwardConfig, Keys, LayerConfig, ModelConfig, Norms, RotationConfig, checked_layers};
+use super::error::ModelError;
+use crate::kernel::Activation;
+pub use names::{EMBEDDING, FINAL_NORM, LM_HEAD, Name, Names};
+
+type Read = fn(&Keys) -> Result<ModelConfig, ModelError>;
+
+/// `model_type` of `config.json`, or GGUF's architecture, and how such a configuration is read.
+const FAMILIES: [(&str, Read); 11] = [
+    ("gemma2", gemma::second),
+    ("gemma3", gemma::third),
+    ("gemma3_text", gemma::third),
+    ("glm4", glm::config),
+    ("llama", llama::config),
+    ("mistral", llama::mistral),
+    ("olmo2", olmo::config),
+    ("phi3", phi::config),
+    ("qwen2", qwen::second),
+    ("qwen3", qwen::third),
+    ("smollm3", llama::smollm3),
+];
+
+/// Reads a configuration of any family.
+///
+/// # Errors
+/// When the family is not known, a member is missing or of another type, or asks for what the decoder does not do.
+pub fn config(keys: &Keys) -> Result<ModelConfig, ModelError> {
+    let family: String = keys.required("model_type")?;
+    match FAMILIES.iter().find(|(name, _)| *name == family) {
+        Some((_, read)) => read(keys),
+        None => {
+            let known = FAMILIES.map(|(name, _)| name).join(", ");
+            Err(keys.invalid("model_type", format!("`{family}` is not supported; supported are {known}")))
+        }
+    }
+}
+
+/// A decoder whose layers are all alike: grouped attention that sees everything, a gated feed-forward layer with SiLU, norms before both. The
+/// families change what is different in theirs. Absent is `theta` 10,000.
+fn plain(keys: &Keys) -> Result<ModelConfig, ModelError> {
+    keys.refuse_unless("quantization_config", &[])?;
+    keys.refuse_unless("mlp_bias", &[json!(false)])?;
+    keys.refuse_unless("expert_count", &[json!(0)])?;
+    let activation = activation(keys)?;
+    let layers = checked_layers(keys)?;
+    let (hidden_size, heads): (usize, usize) = (keys.required("hidden_size")?, keys.required("num_attention_heads")?);
+    let head_dim = match keys.optional("head_dim")? {
+        Some(head_dim) => head_dim,
+        None => hidden_size.checked_div(heads).unwrap_or(0),
+    };
+    let theta = keys.optional("rope_theta")?.unwrap_or(10_000.0);
+    let (rotation, reach) = RotationConfig::read(keys, theta, head_dim)?;
+    let context: usize = keys.required("max_position_embeddings")?;
+    let bias = keys.optional("attention_bias")?.unwrap_or(false);
+    let layer = LayerConfig {
+        attention: AttentionConfig {
+            heads,
+            key_value_heads: keys.optional("num_key_value_heads")?.unwrap_or(heads),
+            head_dim,
+            bias,
+            output_bias: bias,
+            query_key_norm: None,
+            window: None,
+            rotation: Some(rotation),
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            softcap: None,
+        },
+        feed_forward: FeedForwardConfig { width: keys.required("intermediate_size")?, activation },
+        norms: Norms::Pre,
+    };
+    let model_type: String = keys.required("model_type")?;
+    Ok(ModelConfig {
+        name: keys.name().unwrap_or(&model_type).to_owned(),
+        model_type,
+        hidden_size,
+        vocab_size: keys.required("vocab_size")?,
+        max_position_embeddings: reach.map_or(context, |reach| reach.min(context)),
+        rms_norm_eps: keys.required("rms_norm_eps")?,
+        tie_word_embeddings: keys.optional("tie_word_embeddings")?.unwrap_or(false),
+        embedding_scale: 1.0,
+        logit_softcap: None,
+        layers: vec![layer; layers],
+        names: Names::default(),
+    })
+}
+
+fn activation(keys: &Keys) -> Result<Activation, ModelError> {
+    for name in ["hidden_activation", "hidden_act"] {
+        return match keys.optional::<String>(name)?.as_deref() {
+            None => continue,
+            Some("silu") => Ok(Activation::Silu),
+            Some("gelu_pytorch_tanh" | "gelu_tanh") => Ok(Activation::GeluTanh),
+            Some(other) => Err(keys.unsupported(name, format!("`{other}`"))),
+        };
+    }
+    Ok(Activation::Silu)
+}
+
+/// Which layers see no further than the window: as `layer_types` says, or by their index.
+fn windowed(keys: &Keys, layers: usize, by_index: impl Fn(usize) -> bool) -> Result<Vec<bool>, ModelError> {
+    let Some(types) = keys.optional::<Vec<String>>("layer_types")? else { return Ok((0..layers).map(by_index).collect()) };
+    if types.len() != layers {
+        return Err(keys.invalid("layer_types", format!("{} types of {layers} layers", types.len())));
+    }
+    let is_windowed = |kind: &String| match kind.as_str() {
+        "sliding_attention" => Ok(true),
+        "full_attention" => Ok(false),
+        other => Err(keys.unsupported("layer_types", format!("`{other}`"))),
+    };
+    types.iter().map(is_windowed).collect()
+}
+
+/// Gives the layers that are windowed their window.
+fn set_windows(keys: &Keys, config: &mut ModelConfig, windowed: &[bool]) -> Result<(), ModelError> {
+    let window = keys.optional("sliding_window")?;
+    for (layer, windowed) in config.layers.iter_mut().zip(windowed) {
+        layer.attention.window = window.filter(|_| *windowed);
+    }
+    Ok(())
+}

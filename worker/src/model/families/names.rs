@@ -1,0 +1,54 @@
+//! What checkpoints call their tensors.
+
+/// A tensor in safetensors, and in GGUF; of a layer, behind its number.
+pub type Name = (&'static str, &'static str);
+
+/// The embedding.
+pub const EMBEDDING: Name = ("model.embed_tokens", "token_embd");
+/// The final norm.
+pub const FINAL_NORM: Name = ("model.norm", "output_norm");
+/// The LM head.
+pub const LM_HEAD: Name = ("lm_head", "output");
+
+/// The tensors of a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names {
+    /// Norm before attention.
+    pub input_norm: Name,
+    /// Queries, keys and values, one below the other when there is one name.
+    pub query_key_value: &'static [Name],
+    /// Norms of queries and of keys.
+    pub query_key_norm: [Name; 2],
+    /// Output of attention.
+    pub output: Name,
+    /// Norm behind attention.
+    pub attention_norm: Name,
+    /// Norm before the feed-forward layer.
+    pub feed_forward_norm: Name,
+    /// Gate and up, one below the other when there is one name.
+    pub gate_up: &'static [Name],
+    /// Output of the feed-forward layer.
+    pub down: Name,
+    /// Norm behind the feed-forward layer.
+    pub down_norm: Name,
+    /// Whether safetensors keep the weights of norms less 1. GGUF has them whole.
+    pub norms_less_one: bool,
+}
+
+impl Default for Names {
+    /// Those of Llama, which most families share.
+    fn default() -> Self {
+        Self {
+            input_norm: ("input_layernorm", "attn_norm"),
+            query_key_value: &[("self_attn.q_proj", "attn_q"), ("self_attn.k_proj", "attn_k"), ("self_attn.v_proj", "attn_v")],
+            query_key_norm: [("self_attn.q_norm", "attn_q_norm"), ("self_attn.k_norm", "attn_k_norm")],
+            output: ("self_attn.o_proj", "attn_output"),
+            attention_norm: ("post_attention_layernorm", "post_attention_norm"),
+            feed_forward_norm: ("post_attention_layernorm", "ffn_norm"),
+            gate_up: &[("mlp.gate_proj", "ffn_gate"), ("mlp.up_proj", "ffn_up")],
+            down: ("mlp.down_proj", "ffn_down"),
+            down_norm: ("post_feedforward_layernorm", "post_ffw_norm"),
+            norms_less_one: false,
+        }
+    }
+}

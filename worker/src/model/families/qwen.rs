@@ -1,0 +1,31 @@
+//! Qwen 2, 2.5 and 3, without experts.
+
+use super::{plain, set_windows, windowed};
+use crate::model::config::{Keys, ModelConfig, QueryKeyNorm};
+use crate::model::error::ModelError;
+
+/// Qwen 2 and 2.5: queries, keys and values have a bias.
+pub fn second(keys: &Keys) -> Result<ModelConfig, ModelError> {
+    let mut config = plain(keys)?;
+    for layer in &mut config.layers {
+        (layer.attention.bias, layer.attention.output_bias) = (true, false);
+    }
+    windows(keys, config)
+}
+
+/// Qwen 3: each head of queries and keys is normed.
+pub fn third(keys: &Keys) -> Result<ModelConfig, ModelError> {
+    let mut config = plain(keys)?;
+    config.layers.iter_mut().for_each(|layer| layer.attention.query_key_norm = Some(QueryKeyNorm::Head));
+    windows(keys, config)
+}
+
+/// The window is in use only where the configuration says so, and only in the upper layers.
+fn windows(keys: &Keys, mut config: ModelConfig) -> Result<ModelConfig, ModelError> {
+    if keys.optional("use_sliding_window")?.unwrap_or(false) {
+        let first = keys.optional("max_window_layers")?.unwrap_or(28);
+        let windowed = windowed(keys, config.layers.len(), |layer| layer >= first)?;
+        set_windows(keys, &mut config, &windowed)?;
+    }
+    Ok(config)
+}
