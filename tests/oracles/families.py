@@ -37,6 +37,7 @@ FAMILIES = {
     "llama_linear": ("Llama", dict(attention_bias=True, head_dim=12, rope_parameters=rope("linear", factor=2.0))),
     "llama_dynamic": ("Llama", dict(num_key_value_heads=4, rope_parameters=rope("dynamic", factor=4.0))),
     "mistral": ("Mistral", dict(sliding_window=8, rope_parameters=rope("default"))),
+    "mixtral": ("Mixtral", dict(num_local_experts=6, num_experts_per_tok=2, rope_parameters=rope("default"))),
     "olmo2": ("Olmo2", dict(rope_parameters=rope("default"))),
     "phi3": ("Phi3", dict(sliding_window=12, original_max_position_embeddings=64, tie_word_embeddings=False, rope_parameters=rope(
         "longrope", partial_rotary_factor=0.75, original_max_position_embeddings=64,
@@ -45,14 +46,45 @@ FAMILIES = {
                             rope_parameters=rope("default"))),
     "qwen2_yarn": ("Qwen2", dict(rope_parameters=rope("yarn", factor=4.0, original_max_position_embeddings=16))),
     "qwen3": ("Qwen3", dict(head_dim=16, rope_parameters=rope("default"))),
+    "qwen3_moe": ("Qwen3Moe", dict(head_dim=16, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=24, norm_topk_prob=True,
+                                   mlp_only_layers=[0], rope_parameters=rope("default"))),
+    "qwen3_moe_whole": ("Qwen3Moe", dict(num_experts=5, num_experts_per_tok=2, moe_intermediate_size=24, norm_topk_prob=False,
+                                         rope_parameters=rope("default"))),
     "smollm3": ("SmolLM3", dict(no_rope_layers=[1, 0, 1], tie_word_embeddings=True, rope_parameters=rope("default"))),
 }
 
 
+def tokens_of(index: int) -> list[int]:
+    generator = torch.Generator().manual_seed(3 + index)
+    return torch.randint(3, SIZES["vocab_size"], (LENGTHS[index],), generator=generator).tolist()
+
+
+@torch.inference_mode()
+def narrowest_choice(model) -> float:
+    """By how much, in deviations, the last expert that a row goes to is ahead of the first that it does not go to, in the closest case."""
+    gaps = [float("inf")]
+
+    def look(router, _inputs, output):
+        logits = output[0].sort(dim=-1, descending=True).values
+        gaps.append(float(((logits[:, router.top_k - 1] - logits[:, router.top_k]) / logits.std()).min()))
+
+    handles = [module.register_forward_hook(look) for name, module in model.named_modules() if type(module).__name__.endswith("Router")]
+    for index in range(len(LENGTHS)):
+        model(input_ids=torch.tensor([tokens_of(index)]), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return min(gaps)
+
+
 def random_model(family: str, changes: dict):
+    """A model in which no expert is chosen so narrowly that rounding to bf16 would choose another."""
+    return next(model for seed in range(7, 1000) if narrowest_choice(model := seeded_model(family, changes, seed)) > 0.02)
+
+
+def seeded_model(family: str, changes: dict, seed: int):
     """Weights rounded to bf16, so that a pool of either dtype has the same ones."""
     config_class = getattr(transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config")
-    torch.manual_seed(7)
+    torch.manual_seed(seed)
     model = getattr(transformers, f"{family}ForCausalLM")(config_class(**SIZES | changes)).eval()
     model.config._attn_implementation = "eager"
     for name, parameter in model.named_parameters():
@@ -78,9 +110,8 @@ def generate_families(folder: pathlib.Path) -> None:
         save_json(checkpoint / "config.json", config | {"dtype": "bfloat16"})
         save_file({name: tensor.bfloat16() for name, tensor in weights.items()}, checkpoint / "model.safetensors", {"format": "pt"})
         tensors, seen = {}, []
-        generator = torch.Generator().manual_seed(3)
-        for index, length in enumerate(LENGTHS):
-            tokens = torch.randint(3, SIZES["vocab_size"], (length,), generator=generator).tolist()
+        for index in range(len(LENGTHS)):
+            tokens = tokens_of(index)
             tensors[f"{index}.tokens"] = torch.tensor(tokens, dtype=torch.uint32)
             own = states(model, tokens)
             tensors |= {f"{index}.{tap}": tensor for tap, tensor in own.items()}

@@ -121,6 +121,9 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// Adds rows that are put through RMSNorm with this ε: `target += norm(rows)`.
     fn add_normed(&self, target: &mut Self::Rows, rows: &Self::Rows, weight: &Self::Vector, epsilon: f32) -> Result<()>;
 
+    /// Adds multiples of rows to some rows: `target[at[i]] += factors[i] · rows[i]`, on a CPU in the order of i.
+    fn add_scaled(&self, target: &mut Self::Rows, rows: &Self::Rows, at: &[u32], factors: &[f32]) -> Result<()>;
+
     /// Bounds logits: `cap · tanh(logit / cap)`, in place.
     fn softcap(&self, logits: &mut Self::Rows, cap: f32) -> Result<()>;
 

@@ -9,7 +9,8 @@ use half::bf16;
 
 use super::Model;
 use super::config::{AttentionConfig, FeedForwardConfig, ModelConfig, RotationConfig};
-use super::weights::Layer;
+use super::experts;
+use super::weights::{FeedForward, Layer};
 use crate::kernel::{Arena, Attention, Backend, Left, PageTable, Part, Result, Rotation, Sink, Span};
 
 /// Tokens of one sequence, which continue what `kv` holds.
@@ -193,8 +194,7 @@ impl<B: Backend> Pass<'_, '_, B> {
                 if let Some(bias) = &layer.output_bias {
                     self.model.backend.add_bias(&mut buffers.residual, bias)?;
                 }
-                self.gate(index, layer, piece.rows, buffers, gated)?;
-                self.add(&layer.down, gated, layer.down_norm.as_ref(), buffers, added)?;
+                self.feed_forward(index, layer, piece.rows, buffers, gated, added)?;
                 self.tap(Tap::Layer(index as u32 + 1), piece, buffers, states)?;
             }
         }
@@ -259,13 +259,37 @@ impl<B: Backend> Pass<'_, '_, B> {
         self.arena.attend(backend, index, query_key_value, places, context)
     }
 
-    /// `gated = activation(gate(norm(residual))) · up(norm(residual))`.
-    fn gate(&self, index: usize, layer: &Layer<B>, rows: usize, buffers: &Buffers<B>, gated: &mut B::Packed) -> Result<()> {
-        let FeedForwardConfig { activation, .. } = self.model.config.layers[index].feed_forward;
-        let norm = layer.feed_forward_norm.as_ref();
-        let part = Part { rows, matrix: &layer.gate_up, norm };
-        let left = left(&buffers.residual, norm, self.model.config.rms_norm_eps);
-        self.model.backend.product(left, &[part], Sink::Gated(gated, activation))
+    /// `residual += down(activation(gate(norm(residual))) · up(norm(residual)))`, or the weighted sum of such over each row's experts.
+    fn feed_forward(
+        &self,
+        index: usize,
+        layer: &Layer<B>,
+        rows: usize,
+        buffers: &mut Buffers<B>,
+        gated: &mut B::Packed,
+        added: &mut B::Rows,
+    ) -> Result<()> {
+        let (backend, epsilon, norm) = (&self.model.backend, self.model.config.rms_norm_eps, layer.feed_forward_norm.as_ref());
+        match (&layer.feed_forward, &self.model.config.layers[index].feed_forward) {
+            (FeedForward::Gated(weights), FeedForwardConfig::Gated { activation, .. }) => {
+                let part = Part { rows, matrix: &weights.gate_up, norm };
+                backend.product(left(&buffers.residual, norm, epsilon), &[part], Sink::Gated(gated, *activation))?;
+                self.add(&weights.down, gated, layer.down_norm.as_ref(), buffers, added)
+            }
+            (FeedForward::Experts { router, experts }, FeedForwardConfig::Experts(config)) => {
+                let part = Part { rows, matrix: router, norm };
+                backend.product(left(&buffers.residual, norm, epsilon), &[part], Sink::Store(added))?;
+                let dealt = experts::deal(&backend.read(added)?, config);
+                let own = backend.tap(&buffers.residual, Some(&dealt.rows), None, Dtype::Float32)?;
+                let busy = || experts.iter().zip(&dealt.counts).filter(|(_, rows)| **rows > 0);
+                let parts: Vec<_> = busy().map(|(expert, rows)| Part { rows: *rows, matrix: &expert.gate_up, norm }).collect();
+                backend.product(left(&own, norm, epsilon), &parts, Sink::Gated(gated, config.activation))?;
+                let parts: Vec<_> = busy().map(|(expert, rows)| Part { rows: *rows, matrix: &expert.down, norm: None }).collect();
+                backend.product(Left::Packed(gated), &parts, Sink::Store(added))?;
+                backend.add_scaled(&mut buffers.residual, added, &dealt.rows, &dealt.weights)
+            }
+            _ => unreachable!("weights are loaded as the configuration says"),
+        }
     }
 
     /// `residual += norm(matrix(packed))`, without the norm where there is none.

@@ -8,6 +8,7 @@ mod config;
 mod decoder;
 mod digest;
 mod error;
+mod experts;
 mod families;
 pub mod gguf;
 mod lm_head;

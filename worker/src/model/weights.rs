@@ -3,7 +3,7 @@
 use carryon_crds::pool::Dtype;
 
 use super::checkpoint::Checkpoint;
-use super::config::{AttentionConfig, LayerConfig, ModelConfig, Norms, QueryKeyNorm};
+use super::config::{AttentionConfig, ExpertsConfig, FeedForwardConfig, LayerConfig, ModelConfig, Norms, QueryKeyNorm};
 use super::error::ModelError;
 use super::families::{EMBEDDING, FINAL_NORM, LM_HEAD, Name};
 use super::lm_head::LmHead;
@@ -28,12 +28,31 @@ pub struct Layer<B: Backend> {
     pub attention_norm: Option<B::Vector>,
     /// Weight of the norm before the feed-forward layer (D).
     pub feed_forward_norm: Option<B::Vector>,
-    /// Gate and up, feed-forward width × D each.
-    pub gate_up: B::Matrix,
-    /// D × feed-forward width.
-    pub down: B::Matrix,
+    /// What stands behind that norm.
+    pub feed_forward: FeedForward<B>,
     /// Weight of the norm behind the feed-forward layer (D).
     pub down_norm: Option<B::Vector>,
+}
+
+/// A feed-forward layer.
+pub enum FeedForward<B: Backend> {
+    /// The same for all rows.
+    Gated(Gated<B>),
+    /// Chosen for each row.
+    Experts {
+        /// Experts × D.
+        router: B::Matrix,
+        /// All of one shape.
+        experts: Vec<Gated<B>>,
+    },
+}
+
+/// Matrices of a gated layer.
+pub struct Gated<B: Backend> {
+    /// Gate and up, width × D each.
+    pub gate_up: B::Matrix,
+    /// D × width.
+    pub down: B::Matrix,
 }
 
 /// All weights of a model.
@@ -123,7 +142,7 @@ struct Packer<'a, B> {
 
 impl<B: Backend> Packer<'_, B> {
     fn layer(&self, index: usize, LayerConfig { attention, feed_forward, norms }: &LayerConfig) -> Result<Layer<B>, ModelError> {
-        let (names, hidden, wide) = (&self.config.names, self.config.hidden_size, feed_forward.width);
+        let (names, hidden) = (&self.config.names, self.config.hidden_size);
         let name = |(safetensors, gguf): Name, what: &str| {
             [format!("model.layers.{index}.{safetensors}.{what}"), format!("blk.{index}.{gguf}.{what}")]
         };
@@ -131,7 +150,6 @@ impl<B: Backend> Packer<'_, B> {
         let (before, behind) = (*norms != Norms::Post, *norms != Norms::Pre);
         let queries = attention.heads * attention.head_dim;
         let fused: Vec<TensorName> = names.query_key_value.iter().map(|of| name(*of, "weight")).collect();
-        let gate_up: Vec<TensorName> = names.gate_up.iter().map(|of| name(*of, "weight")).collect();
         Ok(Layer {
             input_norm: norm(before, names.input_norm)?,
             query_key_value: self.stacked(&parts(&fused, attention), hidden, B::matrix, attention.rows())?,
@@ -150,10 +168,32 @@ impl<B: Backend> Packer<'_, B> {
             },
             attention_norm: norm(behind, names.attention_norm)?,
             feed_forward_norm: norm(before, names.feed_forward_norm)?,
-            gate_up: self.stacked(&halves(&gate_up, wide), hidden, B::gate_up, wide)?,
-            down: self.matrix(&name(names.down, "weight"), hidden, wide)?,
+            feed_forward: match feed_forward {
+                FeedForwardConfig::Gated { width, .. } => {
+                    let gate_up: Vec<TensorName> = names.gate_up.iter().map(|of| name(*of, "weight")).collect();
+                    FeedForward::Gated(self.gated(&gate_up, &name(names.down, "weight"), *width)?)
+                }
+                FeedForwardConfig::Experts(config) => self.experts(index, config)?,
+            },
             down_norm: norm(behind, names.down_norm)?,
         })
+    }
+
+    fn gated(&self, gate_up: &[TensorName], down: &TensorName, width: usize) -> Result<Gated<B>, ModelError> {
+        let hidden = self.config.hidden_size;
+        Ok(Gated { gate_up: self.stacked(&halves(gate_up, width), hidden, B::gate_up, width)?, down: self.matrix(down, hidden, width)? })
+    }
+
+    fn experts(&self, index: usize, config: &ExpertsConfig) -> Result<FeedForward<B>, ModelError> {
+        let names = &self.config.names;
+        let name = |of: &str| [format!("model.layers.{index}.{of}.weight"), String::new()];
+        let router = self.matrix(&name(names.router), config.count, self.config.hidden_size)?;
+        let mut experts = Vec::new();
+        for number in 0..config.count {
+            let [gate, up, down] = names.expert.map(|of| name(&of.replace("{}", &number.to_string())));
+            experts.push(self.gated(&[gate, up], &down, config.width)?);
+        }
+        Ok(FeedForward::Experts { router, experts })
     }
 
     /// Tensors of `cols` columns and the rows named, one below the other.

@@ -296,6 +296,13 @@ impl Backend for CandleDevice {
         Ok(())
     }
 
+    fn add_scaled(&self, target: &mut Rows, rows: &Rows, at: &[u32], factors: &[f32]) -> Result<()> {
+        let factors = Tensor::from_slice(factors, (factors.len(), 1), &self.device)?;
+        let scaled = rows.tensor()?.broadcast_mul(&factors)?;
+        *target = target.tensor()?.index_add(&self.indices(at)?, &scaled, 0)?.into();
+        Ok(())
+    }
+
     fn softcap(&self, logits: &mut Rows, cap: f32) -> Result<()> {
         *logits = capped(logits.tensor()?, cap)?.into();
         Ok(())

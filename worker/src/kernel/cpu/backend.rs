@@ -12,7 +12,7 @@ use super::operand::{pack_row, round_bf16, unpack_row, words};
 use super::pages::Pages;
 use super::panels::Panels;
 use super::product::{self, RUN};
-use super::rows::{add, add_normalised, exp, normalise_in_place, rms_norm, rope, softcap};
+use super::rows::{add, add_multiple, add_normalised, exp, normalise_in_place, rms_norm, rope, softcap};
 use super::{Threads, isa, loss, outline};
 use crate::kernel::{Attention, Backend, Fill, LOGIT_BLOCK, Left, Outline, PageLayout, Part, Result, Rotation, Sink, Span};
 
@@ -183,6 +183,17 @@ impl Backend for Cpu {
 
     fn add_normed(&self, target: &mut Rows, rows: &Rows, weight: &Vec<f32>, epsilon: f32) -> Result<()> {
         self.each_row(target, |index, target| add_normalised(target, rows.row(index), weight, epsilon));
+        Ok(())
+    }
+
+    fn add_scaled(&self, target: &mut Rows, rows: &Rows, at: &[u32], factors: &[f32]) -> Result<()> {
+        let mut order: Vec<usize> = (0..at.len()).collect();
+        order.sort_by_key(|index| at[*index]);
+        self.each_row(target, |row, target| {
+            let first = order.partition_point(|index| (at[*index] as usize) < row);
+            let own = order[first..].iter().take_while(|index| at[**index] as usize == row);
+            own.for_each(|index| add_multiple(target, rows.row(*index), factors[*index]));
+        });
         Ok(())
     }
 

@@ -70,6 +70,15 @@ vectorised! {
 }
 
 vectorised! {
+    /// `target += factor · addend`, element by element.
+    pub(super) fn add_multiple(target: &mut [f32], addend: &[f32], factor: f32) {
+        for (value, addend) in target.iter_mut().zip(addend) {
+            *value = addend.mul_add(factor, *value);
+        }
+    }
+}
+
+vectorised! {
     /// `out = x / sqrt(mean(x²) + ε) · weight` for one row; an empty weight counts as ones.
     pub(super) fn normalise(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
         let squares = reduce(x, 0.0, |_, sum, value| value.mul_add(value, sum), |a, b| a + b);

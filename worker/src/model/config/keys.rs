@@ -9,7 +9,7 @@ use crate::model::error::ModelError;
 use crate::model::gguf::{self, Gguf};
 
 /// Members of `config.json`, and what its GGUF key is called behind the architecture's name.
-const GGUF_NAMES: [(&str, &str); 14] = [
+const GGUF_NAMES: [(&str, &str); 15] = [
     ("hidden_size", "embedding_length"),
     ("intermediate_size", "feed_forward_length"),
     ("num_hidden_layers", "block_count"),
@@ -24,6 +24,7 @@ const GGUF_NAMES: [(&str, &str); 14] = [
     ("attn_logit_softcapping", "attn_logit_softcapping"),
     ("final_logit_softcapping", "final_logit_softcapping"),
     ("rotary_dim", "rope.dimension_count"),
+    ("num_experts", "expert_count"),
 ];
 
 /// Where the configuration stands.

@@ -14,6 +14,8 @@ pub use rotation::{RotationConfig, Scaling};
 
 /// Largest value of any size in a configuration: far beyond what exists, small enough that products of two do not overflow.
 const MAX_SIZE: usize = 1 << 24;
+/// Most experts of a layer.
+const MAX_EXPERTS: usize = 1 << 12;
 /// Most layers.
 const MAX_LAYERS: usize = 1 << 12;
 
@@ -96,13 +98,42 @@ pub enum QueryKeyNorm {
     Projection,
 }
 
-/// A gated feed-forward layer: `down(activation(gate(x)) · up(x))`.
+/// A feed-forward layer.
 #[derive(Clone, Debug, PartialEq)]
-pub struct FeedForwardConfig {
+pub enum FeedForwardConfig {
+    /// `down(activation(gate(x)) · up(x))`.
+    Gated {
+        /// Outputs of gate and up.
+        width: usize,
+        /// What the gate goes through.
+        activation: Activation,
+    },
+    /// The sum of some such layers, each row's own.
+    Experts(ExpertsConfig),
+}
+
+/// Gated layers of which a router chooses some for each row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExpertsConfig {
+    /// All of them.
+    pub count: usize,
+    /// Those that a row goes to.
+    pub top: usize,
     /// Outputs of gate and up.
     pub width: usize,
     /// What the gate goes through.
     pub activation: Activation,
+    /// Whether the weights of a row's experts sum to 1; otherwise those of all do.
+    pub normalise: bool,
+}
+
+impl FeedForwardConfig {
+    /// Outputs of gate and up.
+    pub fn width(&self) -> usize {
+        match self {
+            Self::Gated { width, .. } | Self::Experts(ExpertsConfig { width, .. }) => *width,
+        }
+    }
 }
 
 /// Where the norms of a layer stand.
@@ -141,7 +172,7 @@ impl ModelConfig {
             self.layers.first().ok_or_else(|| keys.invalid("num_hidden_layers", "0 is not between 1 and 4096"))?;
         let sizes = [
             ("hidden_size", self.hidden_size),
-            ("intermediate_size", feed_forward.width),
+            ("intermediate_size", feed_forward.width()),
             ("num_attention_heads", attention.heads),
             ("num_key_value_heads", attention.key_value_heads),
             ("head_dim", attention.head_dim),
@@ -151,6 +182,16 @@ impl ModelConfig {
         ];
         for (name, size) in sizes {
             check_size(keys, name, size)?;
+        }
+        for layer in &self.layers {
+            check_size(keys, "moe_intermediate_size", layer.feed_forward.width())?;
+            let FeedForwardConfig::Experts(experts) = &layer.feed_forward else { continue };
+            if !(1..=MAX_EXPERTS).contains(&experts.count) || !(1..=experts.count).contains(&experts.top) {
+                return Err(keys.invalid("num_experts_per_tok", format!("{} of {} experts", experts.top, experts.count)));
+            }
+            if layer.norms != Norms::Pre {
+                return Err(keys.unsupported("num_experts_per_tok", "experts before a norm"));
+            }
         }
         if !attention.heads.is_multiple_of(attention.key_value_heads) {
             let problem = format!("{} query heads are no multiple of {}", attention.heads, attention.key_value_heads);

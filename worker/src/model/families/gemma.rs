@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{Names, plain, set_windows, windowed};
 use crate::kernel::Activation;
-use crate::model::config::{Keys, ModelConfig, Norms, QueryKeyNorm, RotationConfig};
+use crate::model::config::{FeedForwardConfig, Keys, ModelConfig, Norms, QueryKeyNorm, RotationConfig};
 use crate::model::error::ModelError;
 
 const NAMES: fn() -> Names =
@@ -57,7 +57,7 @@ fn gemma(keys: &Keys) -> Result<ModelConfig, ModelError> {
     };
     for layer in &mut config.layers {
         layer.norms = Norms::Sandwich;
-        layer.feed_forward.activation = Activation::GeluTanh;
+        layer.feed_forward = FeedForwardConfig::Gated { width: layer.feed_forward.width(), activation: Activation::GeluTanh };
         layer.attention.scale = 1.0 / scalar.sqrt();
     }
     Ok(config)

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{plain, set_windows, windowed};
+use super::{Names, plain, set_experts, set_windows, windowed};
 use crate::model::config::{Keys, ModelConfig};
 use crate::model::error::ModelError;
 
@@ -20,6 +20,18 @@ pub fn mistral(keys: &Keys) -> Result<ModelConfig, ModelError> {
     let mut config = config(keys)?;
     let windowed = windowed(keys, config.layers.len(), |_| true)?;
     set_windows(keys, &mut config, &windowed)?;
+    Ok(config)
+}
+
+/// Mixtral: Mistral with experts in every layer, whose weights sum to 1.
+pub fn mixtral(keys: &Keys) -> Result<ModelConfig, ModelError> {
+    let mut config = mistral(keys)?;
+    config.names = Names {
+        router: "block_sparse_moe.gate",
+        expert: ["block_sparse_moe.experts.{}.w1", "block_sparse_moe.experts.{}.w3", "block_sparse_moe.experts.{}.w2"],
+        ..Names::default()
+    };
+    set_experts(keys, &mut config, keys.required("intermediate_size")?, true, |_| true)?;
     Ok(config)
 }
 

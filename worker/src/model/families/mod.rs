@@ -10,7 +10,9 @@ mod qwen;
 
 use serde_json::json;
 
-use super::config::{AttentionConfig, FeedForwardConfig, Keys, LayerConfig, ModelConfig, Norms, RotationConfig, checked_layers};
+use super::config::{
+    AttentionConfig, ExpertsConfig, FeedForwardConfig, Keys, LayerConfig, ModelConfig, Norms, RotationConfig, checked_layers,
+};
 use super::error::ModelError;
 use crate::kernel::Activation;
 pub use names::{EMBEDDING, FINAL_NORM, LM_HEAD, Name, Names};
@@ -18,17 +20,19 @@ pub use names::{EMBEDDING, FINAL_NORM, LM_HEAD, Name, Names};
 type Read = fn(&Keys) -> Result<ModelConfig, ModelError>;
 
 /// `model_type` of `config.json`, or GGUF's architecture, and how such a configuration is read.
-const FAMILIES: [(&str, Read); 11] = [
+const FAMILIES: [(&str, Read); 13] = [
     ("gemma2", gemma::second),
     ("gemma3", gemma::third),
     ("gemma3_text", gemma::third),
     ("glm4", glm::config),
     ("llama", llama::config),
     ("mistral", llama::mistral),
+    ("mixtral", llama::mixtral),
     ("olmo2", olmo::config),
     ("phi3", phi::config),
     ("qwen2", qwen::second),
     ("qwen3", qwen::third),
+    ("qwen3_moe", qwen::experts),
     ("smollm3", llama::smollm3),
 ];
 
@@ -52,7 +56,9 @@ pub fn config(keys: &Keys) -> Result<ModelConfig, ModelError> {
 fn plain(keys: &Keys) -> Result<ModelConfig, ModelError> {
     keys.refuse_unless("quantization_config", &[])?;
     keys.refuse_unless("mlp_bias", &[json!(false)])?;
-    keys.refuse_unless("expert_count", &[json!(0)])?;
+    if keys.is_gguf() {
+        keys.refuse_unless("num_experts", &[json!(0)])?;
+    }
     let activation = activation(keys)?;
     let layers = checked_layers(keys)?;
     let (hidden_size, heads): (usize, usize) = (keys.required("hidden_size")?, keys.required("num_attention_heads")?);
@@ -77,7 +83,7 @@ fn plain(keys: &Keys) -> Result<ModelConfig, ModelError> {
             scale: 1.0 / (head_dim as f32).sqrt(),
             softcap: None,
         },
-        feed_forward: FeedForwardConfig { width: keys.required("intermediate_size")?, activation },
+        feed_forward: FeedForwardConfig::Gated { width: keys.required("intermediate_size")?, activation },
         norms: Norms::Pre,
     };
     let model_type: String = keys.required("model_type")?;
@@ -94,6 +100,25 @@ fn plain(keys: &Keys) -> Result<ModelConfig, ModelError> {
         layers: vec![layer; layers],
         names: Names::default(),
     })
+}
+
+/// Experts of the layers that are `sparse`, in place of their feed-forward layer.
+fn set_experts(
+    keys: &Keys,
+    config: &mut ModelConfig,
+    width: usize,
+    normalise: bool,
+    sparse: impl Fn(usize) -> bool,
+) -> Result<(), ModelError> {
+    let count = match keys.optional("num_experts")? {
+        Some(count) => count,
+        None => keys.required("num_local_experts")?,
+    };
+    let experts = ExpertsConfig { count, top: keys.required("num_experts_per_tok")?, width, activation: activation(keys)?, normalise };
+    for (_, layer) in config.layers.iter_mut().enumerate().filter(|(index, _)| sparse(*index)) {
+        layer.feed_forward = FeedForwardConfig::Experts(experts.clone());
+    }
+    Ok(())
 }
 
 fn activation(keys: &Keys) -> Result<Activation, ModelError> {
@@ -130,3 +155,6 @@ fn set_windows(keys: &Keys, config: &mut ModelConfig, windowed: &[bool]) -> Resu
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,6 +31,10 @@ pub struct Names {
     pub down: Name,
     /// Norm behind the feed-forward layer.
     pub down_norm: Name,
+    /// What chooses experts, in safetensors.
+    pub router: &'static str,
+    /// Gate, up and down of an expert, in safetensors, with its number for `{}`.
+    pub expert: [&'static str; 3],
     /// Whether safetensors keep the weights of norms less 1. GGUF has them whole.
     pub norms_less_one: bool,
 }
@@ -48,6 +52,8 @@ impl Default for Names {
             gate_up: &[("mlp.gate_proj", "ffn_gate"), ("mlp.up_proj", "ffn_up")],
             down: ("mlp.down_proj", "ffn_down"),
             down_norm: ("post_feedforward_layernorm", "post_ffw_norm"),
+            router: "mlp.gate",
+            expert: ["mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj", "mlp.experts.{}.down_proj"],
             norms_less_one: false,
         }
     }

@@ -1,6 +1,6 @@
-//! Qwen 2, 2.5 and 3, without experts.
+//! Qwen 2, 2.5 and 3, with and without experts.
 
-use super::{plain, set_windows, windowed};
+use super::{plain, set_experts, set_windows, windowed};
 use crate::model::config::{Keys, ModelConfig, QueryKeyNorm};
 use crate::model::error::ModelError;
 
@@ -18,6 +18,17 @@ pub fn third(keys: &Keys) -> Result<ModelConfig, ModelError> {
     let mut config = plain(keys)?;
     config.layers.iter_mut().for_each(|layer| layer.attention.query_key_norm = Some(QueryKeyNorm::Head));
     windows(keys, config)
+}
+
+/// Qwen 3 with experts, in all layers or some.
+pub fn experts(keys: &Keys) -> Result<ModelConfig, ModelError> {
+    let mut config = third(keys)?;
+    let dense: Vec<usize> = keys.optional("mlp_only_layers")?.unwrap_or_default();
+    let step = keys.optional::<usize>("decoder_sparse_step")?.unwrap_or(1).max(1);
+    let normalise = keys.optional("norm_topk_prob")?.unwrap_or(false);
+    let is_sparse = |layer: usize| !dense.contains(&layer) && (layer + 1).is_multiple_of(step);
+    set_experts(keys, &mut config, keys.required("moe_intermediate_size")?, normalise, is_sparse)?;
+    Ok(config)
 }
 
 /// The window is in use only where the configuration says so, and only in the upper layers.

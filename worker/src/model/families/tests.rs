@@ -1,0 +1,132 @@
+//! Configurations as they are published, of the members that matter (Hugging Face, transformers 4 and before), and as converters to GGUF write them.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::model::config::{QueryKeyNorm, Scaling};
+
+fn read(json: Value) -> Result<ModelConfig, ModelError> {
+    let Value::Object(values) = json else { unreachable!() };
+    ModelConfig::read(&Keys::json(Path::new("config.json"), values, None))
+}
+
+/// Sizes that every configuration has, and what is its own.
+fn sized(model_type: &str, [hidden, wide, layers, heads, key_value_heads]: [usize; 5], own: Value) -> ModelConfig {
+    let mut json = json!({
+        "model_type": model_type, "hidden_size": hidden, "intermediate_size": wide, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": key_value_heads, "vocab_size": 32000, "max_position_embeddings": 131_072, "rms_norm_eps": 1e-6,
+    });
+    let (Value::Object(json), Value::Object(own)) = (&mut json, own) else { unreachable!() };
+    json.extend(own);
+    read(Value::Object(json.clone())).unwrap()
+}
+
+fn rotation(config: &ModelConfig, layer: usize) -> &RotationConfig {
+    config.layers[layer].attention.rotation.as_ref().unwrap()
+}
+
+fn windows(config: &ModelConfig) -> Vec<usize> {
+    config.layers.iter().filter_map(|layer| layer.attention.window).collect()
+}
+
+#[test]
+fn llama_3_3_70b() {
+    let scaling = json!({"factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"});
+    let config =
+        sized("llama", [8192, 28672, 80, 64, 8], json!({"rope_theta": 500_000.0, "rope_scaling": scaling, "attention_bias": false}));
+    assert_eq!((config.layers.len(), config.attention().head_dim, config.window()), (80, 128, None));
+    assert_eq!(rotation(&config, 0).scaling, Scaling::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: 8192.0 });
+}
+
+#[test]
+fn qwen_2_5_32b_has_a_window_that_is_not_in_use_and_yarn_when_asked_for() {
+    let own = json!({"use_sliding_window": false, "sliding_window": 131_072, "max_window_layers": 64, "rope_theta": 1e6});
+    let config = sized("qwen2", [5120, 27648, 64, 40, 8], own.clone());
+    assert_eq!((config.window(), config.attention().bias, config.attention().output_bias), (None, true, false));
+    let mut long = own;
+    long["rope_scaling"] = json!({"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"});
+    let config = sized("qwen2", [5120, 27648, 64, 40, 8], long);
+    assert!((rotation(&config, 0).rotation().magnitude - (0.1 * 4f32.ln() + 1.0)).abs() < 1e-6);
+}
+
+#[test]
+fn qwen_3_8b_norms_each_head() {
+    let config = sized("qwen3", [4096, 12288, 36, 32, 8], json!({"head_dim": 128, "attention_bias": false, "use_sliding_window": false}));
+    assert_eq!((config.attention().query_key_norm, config.attention().bias), (Some(QueryKeyNorm::Head), false));
+}
+
+#[test]
+fn qwen_3_30b_a3b_and_mixtral_choose_experts() {
+    let own = json!({"head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": true,
+        "decoder_sparse_step": 1, "mlp_only_layers": []});
+    let config = sized("qwen3_moe", [2048, 6144, 48, 32, 4], own);
+    let experts = ExpertsConfig { count: 128, top: 8, width: 768, activation: Activation::Silu, normalise: true };
+    assert!(config.layers.iter().all(|layer| layer.feed_forward == FeedForwardConfig::Experts(experts.clone())));
+    let config =
+        sized("mixtral", [4096, 14336, 32, 32, 8], json!({"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": null}));
+    assert_eq!(config.layers[0].feed_forward.width(), 14336);
+}
+
+#[test]
+fn mistral_7b_sees_as_far_as_its_window() {
+    assert_eq!(sized("mistral", [4096, 14336, 32, 32, 8], json!({"sliding_window": 4096})).window(), Some(4096));
+    assert_eq!(sized("mistral", [4096, 14336, 32, 32, 8], json!({"sliding_window": null})).window(), None);
+}
+
+#[test]
+fn gemma_2_2b_bounds_scores_and_logits() {
+    let own = json!({"head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 4096, "query_pre_attn_scalar": 256,
+        "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0});
+    let config = sized("gemma2", [2304, 9216, 26, 8, 4], own);
+    assert_eq!((config.attention().softcap, config.logit_softcap, config.tie_word_embeddings), (Some(50.0), Some(30.0), true));
+    assert_eq!((windows(&config), config.layers[1].attention.window), (vec![4096; 13], None));
+    assert_eq!((config.embedding_scale, config.attention().scale), (48.0, 0.0625));
+}
+
+#[test]
+fn gemma_3_1b_rotates_windowed_layers_faster() {
+    let own = json!({"head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 512, "sliding_window_pattern": 6,
+        "query_pre_attn_scalar": 256, "rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": null, "final_logit_softcapping": null});
+    let config = sized("gemma3_text", [1152, 6912, 26, 4, 1], own);
+    let theta = |layer| (rotation(&config, layer).theta, config.layers[layer].attention.window);
+    assert_eq!((theta(0), theta(5), theta(11), theta(25)), ((1e4, Some(512)), (1e6, None), (1e6, None), (1e4, Some(512))));
+    assert_eq!(config.logit_softcap, None);
+}
+
+#[test]
+fn phi_3_5_mini_is_good_for_its_short_context() {
+    let scaling = json!({"type": "longrope", "short_factor": vec![1.0; 48], "long_factor": vec![64.0; 48]});
+    let config = sized(
+        "phi3",
+        [3072, 8192, 32, 32, 32],
+        json!({"original_max_position_embeddings": 4096, "rope_scaling": scaling, "sliding_window": 262_144}),
+    );
+    assert_eq!((config.max_position_embeddings, rotation(&config, 0).dims, config.window()), (4096, 96, Some(262_144)));
+    assert!((rotation(&config, 0).rotation().magnitude - (1.0 + 32f32.ln() / 4096f32.ln()).sqrt()).abs() < 1e-6);
+}
+
+#[test]
+fn glm_4_9b_rotates_half_of_each_head() {
+    let config = sized("glm4", [4096, 13696, 40, 32, 2], json!({"head_dim": 128, "partial_rotary_factor": 0.5, "attention_bias": true}));
+    assert_eq!((rotation(&config, 0).dims, rotation(&config, 0).interleaved, config.attention().bias), (64, true, true));
+}
+
+#[test]
+fn smollm_3_leaves_every_fourth_layer_without_positions() {
+    let config = sized("smollm3", [2048, 11008, 36, 16, 4], json!({"rope_theta": 5e6, "no_rope_layer_interval": 4}));
+    let rotated: Vec<bool> = config.layers[..5].iter().map(|layer| layer.attention.rotation.is_some()).collect();
+    assert_eq!(rotated, [true, true, true, false, true]);
+}
+
+#[test]
+fn what_is_not_done_is_refused_by_name() {
+    let vision = json!({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}, "vision_config": {}});
+    assert_eq!(
+        read(vision).unwrap_err().to_string(),
+        "config.json: text_config: a model of text and images (`gemma3_text`) is not supported"
+    );
+    let error = read(json!({"model_type": "qwen2_vl"})).unwrap_err().to_string();
+    assert!(error.starts_with("config.json: model_type: `qwen2_vl` is not supported; supported are gemma2, gemma3,"), "{error}");
+}
