@@ -49,7 +49,9 @@ class CarryOn:
         if self.shape["gate"]:
             delta = torch.sigmoid(u @ weights["gate.weight"].T + weights["gate.bias"]) * delta
         y = x + (self.shape["alpha"] if alpha is None else alpha) * delta
-        return self.base.lm_head(y.to(self.base.lm_head.weight.dtype)).float()
+        logits = self.base.lm_head(y.to(self.base.lm_head.weight.dtype)).float()
+        cap = getattr(self.base.config, "final_logit_softcapping", None)
+        return cap * torch.tanh(logits / cap) if cap else logits
 
     def generate(self, tokens: list[int], max_tokens: int = 64, stop: tuple[int, ...] = ()) -> list[int]:
         """The likeliest continuation; every step reads the whole sequence: plain, not fast."""

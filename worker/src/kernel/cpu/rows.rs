@@ -142,7 +142,7 @@ pub(super) fn silu(x: f32) -> f32 {
 /// x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))), which is x · sigmoid of twice the bracket.
 #[inline(always)]
 pub(super) fn gelu_tanh(x: f32) -> f32 {
-    const TWICE: f32 = 1.595_769_1;
+    const TWICE: f32 = 1.595_769;
     x / (1.0 + exp(-TWICE * (0.044_715 * x * x).mul_add(x, x)))
 }
 
