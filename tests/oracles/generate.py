@@ -10,6 +10,7 @@ import tempfile
 
 import torch
 
+import formats
 import head
 import llama
 import text
@@ -26,7 +27,7 @@ def main() -> int:
         fresh = pathlib.Path(temporary)
         parts = [
             llama.generate_tiny, llama.generate_smollm2, head.generate_heads, head.generate_optimizers, head.generate_training,
-            text.generate_chat, text.generate_lessons, text.generate_tokens,
+            text.generate_chat, text.generate_lessons, text.generate_tokens, formats.generate_formats,
         ]
         for part in parts:
             print(part.__name__.removeprefix("generate_"), flush=True)

@@ -7,6 +7,7 @@ mod checkpoint;
 mod config;
 mod decoder;
 mod digest;
+mod encoding;
 mod error;
 pub mod gguf;
 mod lm_head;

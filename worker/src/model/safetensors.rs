@@ -9,10 +9,11 @@ use std::sync::Arc;
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 
+use super::encoding::Encoding;
 use super::error::ModelError;
 use super::read;
 use super::shards;
-use super::tensor::{Encoding, Tensor};
+use super::tensor::Tensor;
 
 /// Longest header the format allows.
 const MAX_HEADER: u64 = 100_000_000;

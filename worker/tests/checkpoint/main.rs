@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod ggml;
 
 use std::collections::BTreeMap;
 use std::fs;
