@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::error::ModelError;
 use super::gguf::Gguf;
+use super::quantization;
 
 /// Largest value of any size in a configuration: far beyond what exists, small enough that products of two do not overflow.
 const MAX_SIZE: usize = 1 << 24;
@@ -209,7 +210,7 @@ impl ConfigJson {
             ("hidden_act", (act != "silu").then(|| format!("`{act}`"))),
             ("attention_bias", self.attention_bias.then(|| "true".into())),
             ("mlp_bias", self.mlp_bias.then(|| "true".into())),
-            ("quantization_config", quantized.map(ToString::to_string)),
+            ("quantization_config", quantized.and_then(quantization::unsupported)),
         ]
         .into_iter()
         .find_map(|(at, found)| found.map(|found| ModelError::unsupported(path, at, found)))

@@ -11,6 +11,7 @@ mod encoding;
 mod error;
 pub mod gguf;
 mod lm_head;
+mod quantization;
 mod read;
 mod safetensors;
 mod shards;

@@ -2,6 +2,9 @@
 
 use super::encoding::Encoding;
 
+/// Rows and columns of a block that has a scale of its own.
+pub const SCALED_BLOCK: usize = 128;
+
 /// A matrix (or vector: one row) of a checkpoint.
 pub struct Tensor {
     /// Rows.
@@ -12,19 +15,29 @@ pub struct Tensor {
     bytes: Vec<u8>,
     /// Heads whose rows lie interleaved, as GGUF keeps queries and keys of the Llama architecture.
     interleaved_heads: Option<usize>,
+    /// What the values of each block are multiplied by, ⌈rows / 128⌉ × ⌈cols / 128⌉.
+    block_scales: Option<Vec<f32>>,
 }
 
 impl Tensor {
     /// A tensor over `bytes`, whose length is `encoding.bytes(rows, cols)`.
     pub fn new(rows: usize, cols: usize, encoding: Encoding, bytes: Vec<u8>) -> Self {
         debug_assert_eq!(Some(bytes.len()), encoding.bytes(rows, cols));
-        Self { rows, cols, encoding, bytes, interleaved_heads: None }
+        Self { rows, cols, encoding, bytes, interleaved_heads: None, block_scales: None }
     }
 
     /// The same tensor read in Hugging Face's row order: within each of `heads` heads, file rows (0, 1, 2, 3, …) are rows
     /// (0, d/2, 1, d/2 + 1, …).
     pub fn with_interleaved_heads(self, heads: usize) -> Self {
         Self { interleaved_heads: Some(heads), ..self }
+    }
+
+    /// The same tensor with the values of each block of [`SCALED_BLOCK`]² multiplied by their scale: ⌈rows / 128⌉ × ⌈cols / 128⌉.
+    pub fn with_block_scales(self, scales: &Self) -> Self {
+        debug_assert_eq!((scales.rows, scales.cols), (self.rows.div_ceil(SCALED_BLOCK), self.cols.div_ceil(SCALED_BLOCK)));
+        let mut values = vec![0.0; scales.rows * scales.cols];
+        values.chunks_exact_mut(scales.cols.max(1)).enumerate().for_each(|(row, values)| scales.row(row, values));
+        Self { block_scales: Some(values), ..self }
     }
 
     /// Writes the values of `row` into `values` (`cols` long).
@@ -39,6 +52,12 @@ impl Tensor {
         };
         let row_bytes = self.bytes.len() / self.rows;
         self.encoding.decode(&self.bytes[row * row_bytes..][..row_bytes], values);
+        if let Some(scales) = &self.block_scales {
+            let blocks = self.cols.div_ceil(SCALED_BLOCK);
+            for (values, scale) in values.chunks_mut(SCALED_BLOCK).zip(&scales[row / SCALED_BLOCK * blocks..]) {
+                values.iter_mut().for_each(|value| *value *= scale);
+            }
+        }
     }
 
     /// All values of a vector.
