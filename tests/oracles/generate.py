@@ -11,6 +11,7 @@ import tempfile
 import torch
 
 import families
+import formats
 import head
 import llama
 import text
@@ -26,8 +27,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         fresh = pathlib.Path(temporary)
         parts = [
-            llama.generate_tiny, llama.generate_smollm2, families.generate_families, head.generate_heads, head.generate_optimizers, head.generate_training,
-            text.generate_chat, text.generate_lessons, text.generate_tokens,
+            llama.generate_tiny, llama.generate_smollm2, families.generate_families, formats.generate_formats, head.generate_heads,
+            head.generate_optimizers, head.generate_training, text.generate_chat, text.generate_lessons, text.generate_tokens,
         ]
         for part in parts:
             print(part.__name__.removeprefix("generate_"), flush=True)

@@ -1,5 +1,6 @@
 //! GGUF files: metadata and the places of tensors.
 
+mod kinds;
 mod reader;
 
 use std::collections::BTreeMap;
@@ -9,7 +10,8 @@ use std::sync::Arc;
 
 use super::error::ModelError;
 use super::read;
-use super::tensor::{Encoding, Tensor};
+use super::tensor::Tensor;
+use kinds::encoding;
 
 const DEFAULT_ALIGNMENT: u64 = 32;
 
@@ -93,16 +95,18 @@ impl Gguf {
     /// Reads the tensor `name`.
     ///
     /// # Errors
-    /// When it is missing, of an unsupported type, or not wholly inside the file.
+    /// When it is missing, of an unsupported type, its rows are not whole blocks, or it is not wholly inside the file.
     pub fn tensor(&self, name: &str) -> Result<Tensor, ModelError> {
         let place = self.tensors.get(name).ok_or_else(|| ModelError::invalid(&self.path, name, "tensor is missing"))?;
-        let encoding = encoding(place.kind).ok_or_else(|| ModelError::unsupported(&self.path, name, kind_name(place.kind)))?;
-        let end = |size: usize| self.data_start.checked_add(place.offset)?.checked_add(size as u64);
+        let encoding = encoding(place.kind).map_err(|kind| ModelError::unsupported(&self.path, name, kind))?;
+        let invalid = |problem: String| ModelError::invalid(&self.path, name, problem);
         let size = encoding
             .bytes(place.rows, place.cols)
-            .filter(|size| end(*size).is_some_and(|end| end <= self.length))
-            .ok_or_else(|| ModelError::invalid(&self.path, name, "tensor reaches beyond the end of the file"))?;
-        let bytes = read::read(&self.path, &self.file, self.data_start + place.offset, size)?;
+            .ok_or_else(|| invalid(format!("{} rows of {} values are no blocks of {}", place.rows, place.cols, encoding.block().0)))?;
+        let begin = self.data_start.checked_add(place.offset);
+        let begin = begin.filter(|begin| begin.checked_add(size as u64).is_some_and(|end| end <= self.length));
+        let begin = begin.ok_or_else(|| invalid("tensor reaches beyond the end of the file".to_owned()))?;
+        let bytes = read::read(&self.path, &self.file, begin, size)?;
         Ok(Tensor::new(place.rows, place.cols, encoding, bytes))
     }
 
@@ -167,36 +171,8 @@ fn check_offsets(path: &Path, tensors: &BTreeMap<String, Place>, alignment: u64)
                 format!("offset {} lies inside the tensor before, which ends at {end}", place.offset),
             ));
         }
-        let size = encoding(place.kind).and_then(|encoding| encoding.bytes(place.rows, place.cols)).unwrap_or(0);
+        let size = encoding(place.kind).ok().and_then(|encoding| encoding.bytes(place.rows, place.cols)).unwrap_or(0);
         end = place.offset.saturating_add(size as u64);
     }
     Ok(())
-}
-
-fn encoding(kind: u32) -> Option<Encoding> {
-    match kind {
-        0 => Some(Encoding::F32),
-        1 => Some(Encoding::F16),
-        3 => Some(Encoding::Q4_1),
-        8 => Some(Encoding::Q8_0),
-        30 => Some(Encoding::Bf16),
-        _ => None,
-    }
-}
-
-fn kind_name(kind: u32) -> String {
-    let names = [
-        (2, "Q4_0"),
-        (6, "Q5_0"),
-        (7, "Q5_1"),
-        (9, "Q8_1"),
-        (10, "Q2_K"),
-        (11, "Q3_K"),
-        (12, "Q4_K"),
-        (13, "Q5_K"),
-        (14, "Q6_K"),
-        (15, "Q8_K"),
-    ];
-    let known = names.iter().find(|(number, _)| *number == kind);
-    known.map_or_else(|| format!("tensor type {kind}"), |(_, name)| format!("tensor type {name}"))
 }

@@ -1,21 +1,20 @@
-//! Folders in Hugging Face's layout: `config.json` and one or more `*.safetensors`. Headers are checked before anything is allocated by them.
+//! Folders in Hugging Face's layout: `config.json` and one or more `*.safetensors`.
+
+mod header;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 
+use super::encoding::Encoding;
 use super::error::ModelError;
 use super::read;
-use super::shards;
-use super::tensor::{Encoding, Tensor};
-
-/// Longest header the format allows.
-const MAX_HEADER: u64 = 100_000_000;
+use super::shards::{self, INDEX, Shards};
+use super::tensor::{SCALED_BLOCK, Tensor};
 
 /// Bytes of two tensors that are compared at a time.
 const PIECE: usize = 1 << 20;
@@ -26,6 +25,8 @@ pub struct Folder {
     /// The files that hold the weights, sorted by name.
     pub files: Vec<(PathBuf, Arc<File>)>,
     tensors: BTreeMap<String, Place>,
+    /// Scales of blocks, by the name of the tensor whose values they multiply: no tensors of their own.
+    scales: BTreeMap<String, Place>,
 }
 
 /// Where a tensor lies, and what it is.
@@ -49,20 +50,31 @@ impl Folder {
     /// Reads the headers of all files in the folder `path` that hold its weights.
     ///
     /// # Errors
-    /// When there is none, one is missing, or a header is damaged or contradicts its file or another.
+    /// When there is none, one is missing, or a header is damaged or contradicts its file, another or the index.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let (mut files, mut tensors) = (Vec::new(), BTreeMap::new());
-        for (index, path) in shards::find(path)?.into_iter().enumerate() {
+        let Shards { files: paths, weight_map } = shards::find(path)?;
+        let (mut files, mut tensors) = (Vec::new(), BTreeMap::<String, Place>::new());
+        for (index, path) in paths.into_iter().enumerate() {
             let file = File::open(&path).map_err(ModelError::read(&path))?;
-            let (start, infos) = read_header(&path, &file)?;
+            let (start, infos) = header::read(&path, &file)?;
+            files.push((path, Arc::new(file)));
             for (name, info) in infos {
-                if tensors.insert(name.clone(), Place { file: index, start, info }).is_some() {
-                    return Err(ModelError::invalid(&path, name, "tensor appears twice"));
+                if let Some(place) = tensors.insert(name.clone(), Place { file: index, start, info }) {
+                    let other = files[place.file].0.display();
+                    return Err(ModelError::invalid(&files[index].0, name, format!("tensor appears twice, the other is in {other}")));
                 }
             }
-            files.push((path, Arc::new(file)));
         }
-        Ok(Self { path: path.to_owned(), files, tensors })
+        for (name, file) in weight_map {
+            let place = path.join(file);
+            if tensors.get(&name).is_none_or(|tensor| files[tensor.file].0 != place) {
+                return Err(ModelError::invalid(&place, name, format!("{INDEX} says that this tensor is here, but it is not")));
+            }
+        }
+        let scaled = tensors.iter().filter(|(_, place)| place.info.dtype == Dtype::F8_E4M3).map(|(name, _)| name.clone());
+        let scaled: Vec<String> = scaled.collect();
+        let scales = scaled.into_iter().filter_map(|name| tensors.remove(&scale_name(&name)).map(|place| (name, place))).collect();
+        Ok(Self { path: path.to_owned(), files, tensors, scales })
     }
 
     /// Names of all tensors.
@@ -75,17 +87,40 @@ impl Folder {
         self.tensors.get(name).map_or(&self.path, |place| &self.files[place.file].0)
     }
 
-    /// Reads the tensor `name`.
+    /// Reads the tensor `name`; values of 8 bits together with the scales of their blocks.
     ///
     /// # Errors
-    /// When it is missing, not of a supported number type, or its size contradicts its shape.
+    /// When it or its scales are missing, not of a supported number type, or their sizes contradict their shapes.
     pub fn tensor(&self, name: &str) -> Result<Tensor, ModelError> {
         let place = self.place(name)?;
+        let tensor = self.values(name, place)?;
+        if place.info.dtype != Dtype::F8_E4M3 {
+            return Ok(tensor);
+        }
+        let (path, at) = (&self.files[place.file].0, scale_name(name));
+        let Some(place) = self.scales.get(name) else {
+            return Err(ModelError::invalid(path, at, format!("tensor is missing, but {name} has values of 8 bits")));
+        };
+        let path = &self.files[place.file].0;
+        if place.info.dtype == Dtype::F8_E4M3 {
+            return Err(ModelError::unsupported(path, at, "number type F8_E4M3 of scales"));
+        }
+        let blocks = [tensor.rows.div_ceil(SCALED_BLOCK), tensor.cols.div_ceil(SCALED_BLOCK)];
+        if place.info.shape != blocks {
+            let problem = format!("shape {:?} is not {blocks:?}, a scale for each block of {name}", place.info.shape);
+            return Err(ModelError::invalid(path, at, problem));
+        }
+        Ok(tensor.with_block_scales(&self.values(&at, place)?))
+    }
+
+    /// Reads the values of the tensor `name` at `place` as they are stored.
+    fn values(&self, name: &str, place: &Place) -> Result<Tensor, ModelError> {
         let (path, info) = (&self.files[place.file].0, &place.info);
         let encoding = match info.dtype {
             Dtype::F32 => Encoding::F32,
             Dtype::F16 => Encoding::F16,
             Dtype::BF16 => Encoding::Bf16,
+            Dtype::F8_E4M3 => Encoding::F8E4M3,
             other => return Err(ModelError::unsupported(path, name, format!("number type {other:?}"))),
         };
         let (rows, cols) = match info.shape[..] {
@@ -100,12 +135,19 @@ impl Folder {
         Ok(Tensor::new(rows, cols, encoding, self.read(place, begin, length)?))
     }
 
-    /// Whether two tensors are equal to the bit.
+    /// Whether two tensors are equal to the bit, their scales too.
     ///
     /// # Errors
     /// When one is missing or cannot be read.
     pub fn same(&self, one: &str, other: &str) -> Result<bool, ModelError> {
-        let (one, other) = (self.place(one)?, self.place(other)?);
+        Ok(self.same_values(self.place(one)?, self.place(other)?)?
+            && match (self.scales.get(one), self.scales.get(other)) {
+                (Some(one), Some(other)) => self.same_values(one, other)?,
+                (one, other) => one.is_none() && other.is_none(),
+            })
+    }
+
+    fn same_values(&self, one: &Place, other: &Place) -> Result<bool, ModelError> {
         let ((mut here, mut left), (mut there, length)) = (one.bytes(), other.bytes());
         if (one.info.dtype, &one.info.shape, left) != (other.info.dtype, &other.info.shape, length) {
             return Ok(false);
@@ -130,50 +172,41 @@ impl Folder {
     }
 }
 
-/// First byte of a file's data; name and entry of each of its tensors.
-fn read_header(path: &Path, file: &File) -> Result<(u64, Vec<(String, TensorInfo)>), ModelError> {
-    let invalid = |at: &str, problem: String| ModelError::invalid(path, at, problem);
-    let length = file.metadata().map_err(ModelError::read(path))?.len();
-    let Some(most) = length.checked_sub(8) else { return Err(invalid("header", format!("a file of {length} bytes has none"))) };
-    let mut size = [0; 8];
-    file.read_exact_at(&mut size, 0).map_err(ModelError::read(path))?;
-    if size == *b"version " {
-        return Err(invalid("header", "it is a Git LFS pointer: fetch the file that it stands for, `git lfs pull`".to_owned()));
-    }
-    let size = u64::from_le_bytes(size);
-    if size > MAX_HEADER || size > most {
-        return Err(invalid("header", format!("{size} bytes of header in a file of {length} bytes")));
-    }
-    let mut header = vec![0; size as usize];
-    file.read_exact_at(&mut header, 8).map_err(ModelError::read(path))?;
-    let header: BTreeMap<String, serde_json::Value> =
-        serde_json::from_slice(&header).map_err(|error| invalid("header", error.to_string()))?;
-    let mut tensors = Vec::new();
-    for (name, value) in header.into_iter().filter(|(name, _)| name != "__metadata__") {
-        let info: TensorInfo = serde_json::from_value(value).map_err(|error| invalid(&name, error.to_string()))?;
-        tensors.push((name, info));
-    }
-    tensors.sort_by_key(|(_, info)| info.data_offsets);
-    check_coverage(path, &tensors, most - size)?;
-    Ok((8 + size, tensors))
+/// Name of the scales of the tensor `name`.
+fn scale_name(name: &str) -> String {
+    format!("{name}_scale_inv")
 }
 
-/// The format: every byte of the data belongs to one tensor. `tensors` are in the order of their offsets.
-fn check_coverage(path: &Path, tensors: &[(String, TensorInfo)], length: u64) -> Result<(), ModelError> {
-    let mut covered = 0;
-    for (name, info) in tensors {
-        let (begin, end) = (info.data_offsets.0 as u64, info.data_offsets.1 as u64);
-        if begin > end || end > length {
-            return Err(ModelError::invalid(path, name, format!("bytes {begin}..{end} are not inside the file")));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// PyTorch's `float8_e4m3fn`, and its values times their scales (`tests/oracles/formats.py`).
+    #[test]
+    fn values_of_eight_bits_are_those_of_pytorch() {
+        let folder = Folder::open(Path::new("../tests/oracles/fixtures/f8_blocks")).unwrap();
+        let rows = |name: &str| {
+            let tensor = folder.tensor(name).unwrap();
+            let mut values = vec![vec![0.0; tensor.cols]; tensor.rows];
+            values.iter_mut().enumerate().for_each(|(row, values)| tensor.row(row, values));
+            values
+        };
+        let bits = |values: &[f32]| values.iter().map(|value| if value.is_nan() { u32::MAX } else { value.to_bits() }).collect::<Vec<_>>();
+        for (name, kept) in [("bytes", &[0, 1][..]), ("matrix", &[0, 127, 128, 129]), ("narrow", &[0, 1, 2])] {
+            let (found, expected) = (rows(&format!("{name}.weight")), rows(&format!("{name}.expected")));
+            assert_eq!(expected.len(), kept.len());
+            for (row, expected) in kept.iter().zip(&expected) {
+                assert_eq!(bits(&found[*row]), bits(expected), "{name}, row {row}");
+            }
         }
-        if begin != covered {
-            let problem = format!("bytes {begin}..{end} do not follow those of the tensor before, which end at {covered}");
-            return Err(ModelError::invalid(path, name, problem));
-        }
-        covered = end;
+        assert_eq!(folder.tensor_names().filter(|name| name.contains("scale")).count(), 0);
     }
-    match length - covered {
-        0 => Ok(()),
-        left => Err(ModelError::invalid(path, "data", format!("{left} bytes at the end belong to no tensor"))),
+
+    #[test]
+    fn tensors_with_other_scales_are_not_the_same() {
+        let folder = Folder::open(Path::new("../tests/oracles/fixtures/f8_blocks")).unwrap();
+        assert!(folder.same("bytes.weight", "same.weight").unwrap());
+        assert!(!folder.same("bytes.weight", "other.weight").unwrap());
+        assert!(!folder.same("bytes.weight", "matrix.weight").unwrap());
     }
 }

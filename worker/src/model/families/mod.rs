@@ -14,6 +14,7 @@ use super::config::{
     AttentionConfig, ExpertsConfig, FeedForwardConfig, Keys, LayerConfig, ModelConfig, Norms, RotationConfig, checked_layers,
 };
 use super::error::ModelError;
+use super::quantization;
 use crate::kernel::Activation;
 pub use names::{EMBEDDING, FINAL_NORM, LM_HEAD, Name, Names};
 
@@ -54,7 +55,9 @@ pub fn config(keys: &Keys) -> Result<ModelConfig, ModelError> {
 /// A decoder whose layers are all alike: grouped attention that sees everything, a gated feed-forward layer with SiLU, norms before both. The
 /// families change what is different in theirs. Absent is `theta` 10,000.
 fn plain(keys: &Keys) -> Result<ModelConfig, ModelError> {
-    keys.refuse_unless("quantization_config", &[])?;
+    if let Some(found) = keys.optional("quantization_config")?.as_ref().and_then(quantization::unsupported) {
+        return Err(keys.unsupported("quantization_config", found));
+    }
     keys.refuse_unless("mlp_bias", &[json!(false)])?;
     if keys.is_gguf() {
         keys.refuse_unless("num_experts", &[json!(0)])?;

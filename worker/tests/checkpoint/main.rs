@@ -2,7 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod f8;
+mod ggml;
+mod safetensors_files;
+mod shards;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,8 +18,6 @@ use carryon_worker::model::Model;
 use carryon_worker::model::gguf::{Gguf, Value};
 use common::engine::cpu;
 use common::tiny::{Random, Tiny};
-use safetensors::tensor::{Dtype as TensorType, SafeTensors, TensorView};
-use serde_json::json;
 
 fn digest(path: &Path) -> String {
     Model::load(path, Dtype::Float32, cpu(1)).unwrap_or_else(|error| panic!("{error}")).weights_digest().to_owned()
@@ -85,166 +88,6 @@ fn gguf_errors_name_key_and_tensor() {
         fs::write(&path, replaced(from, to)).unwrap();
         let text = error(&path);
         assert!(text.contains(expected) && text.contains("named.gguf"), "expected {expected:?}, got {text:?}");
-    }
-}
-
-#[test]
-fn folders_with_damage_are_refused_by_name() {
-    let folder = tempfile::tempdir().unwrap();
-    Tiny::default().write(folder.path());
-    let weights = folder.path().join("model.safetensors");
-    let whole = fs::read(&weights).unwrap();
-    for length in [0, 7, 8, 9, 500, whole.len() / 2, whole.len() - 1] {
-        fs::write(&weights, &whole[..length]).unwrap();
-        assert!(error(folder.path()).contains("model.safetensors"), "{length}: {}", error(folder.path()));
-    }
-    let mut huge = whole.clone();
-    huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
-    fs::write(&weights, huge).unwrap();
-    assert!(error(folder.path()).contains("bytes of header"));
-    fs::write(&weights, "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 548105171\n")
-        .unwrap();
-    assert!(error(folder.path()).contains("it is a Git LFS pointer"), "{}", error(folder.path()));
-    fs::remove_file(&weights).unwrap();
-    assert!(error(folder.path()).contains("no such file"));
-}
-
-/// A safetensors file of `header` and `data`.
-fn file(header: &serde_json::Value, data: &[u8]) -> Vec<u8> {
-    let header = header.to_string();
-    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
-}
-
-/// Each is refused by the format's own reader too, so the verdict is not ours alone.
-#[test]
-fn bytes_of_two_tensors_or_of_none_are_refused_as_the_format_says() {
-    let folder = tempfile::tempdir().unwrap();
-    Tiny::default().write(folder.path());
-    let tensor = |begin: u64, end: u64| json!({"dtype": "F32", "shape": [(end.max(begin) - begin) / 4], "data_offsets": [begin, end]});
-    let cases = [
-        (json!({"a": tensor(0, 16), "b": tensor(8, 24)}), 24, "b: bytes 8..24 do not follow"),
-        (json!({"a": tensor(0, 16), "b": tensor(0, 16)}), 16, "b: bytes 0..16 do not follow"),
-        (json!({"a": tensor(0, 16), "b": tensor(4, 12)}), 16, "b: bytes 4..12 do not follow"),
-        (json!({"a": tensor(0, 8), "b": tensor(12, 16)}), 16, "b: bytes 12..16 do not follow"),
-        (json!({"a": tensor(4, 16)}), 16, "a: bytes 4..16 do not follow"),
-        (json!({"a": tensor(0, 16)}), 20, "data: 4 bytes at the end belong to no tensor"),
-        (json!({"a": tensor(0, 16)}), 12, "a: bytes 0..16 are not inside the file"),
-        (json!({"a": {"dtype": "F32", "shape": [0], "data_offsets": [16, 0]}}), 16, "a: bytes 16..0 are not inside the file"),
-        (json!({"__metadata__": {"format": "pt"}}), 8, "data: 8 bytes at the end belong to no tensor"),
-        (json!([1]), 0, "header"),
-    ];
-    for (header, length, expected) in cases {
-        let bytes = file(&header, &vec![0; length]);
-        assert!(SafeTensors::deserialize(&bytes).is_err(), "{header} is sound");
-        fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
-        let text = error(folder.path());
-        assert!(text.contains(expected) && text.contains("model.safetensors"), "{header}: expected {expected:?}, got {text:?}");
-    }
-    // Sound: nothing but room between header and data, and a tensor of no bytes.
-    let mut header = json!({"a": tensor(0, 0), "b": tensor(0, 8)}).to_string();
-    header.push_str("   ");
-    let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0; 8]].concat();
-    SafeTensors::deserialize(&bytes).unwrap();
-    fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
-    assert!(error(folder.path()).contains(": tensor is missing"));
-}
-
-/// Writes `tiny` as transformers' `save_pretrained` does with a small `max_shard_size`: two files and an index.
-fn write_shards(tiny: &Tiny, folder: &Path) {
-    tiny.write(folder);
-    fs::remove_file(folder.join("model.safetensors")).unwrap();
-    let tensors = tiny.tensors();
-    let mut map = BTreeMap::new();
-    for (part, first) in [(1, true), (2, false)] {
-        let name = format!("model-0000{part}-of-00002.safetensors");
-        let own = tensors.iter().filter(|(name, _)| name.contains("layers.0") == first);
-        let views = own.map(|(tensor, (shape, values))| {
-            map.insert(tensor.clone(), name.clone());
-            (tensor, TensorView::new(TensorType::F32, shape.clone(), bytemuck::cast_slice(values)).unwrap())
-        });
-        safetensors::serialize_to_file(views.collect::<Vec<_>>(), None, &folder.join(&name)).unwrap();
-    }
-    let index = json!({"metadata": {"total_size": 4, "total_parameters": 1}, "weight_map": map});
-    fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
-}
-
-#[test]
-fn only_the_files_that_the_index_names_are_read() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path();
-    write_shards(&Tiny::default(), path);
-    let alone = digest(path);
-    fs::write(path.join("adapter_model.safetensors"), "an adapter").unwrap();
-    fs::write(path.join("._model-00001-of-00002.safetensors"), "what macOS leaves").unwrap();
-    fs::write(path.join("consolidated.safetensors"), fs::read(path.join("model-00001-of-00002.safetensors")).unwrap()).unwrap();
-    assert_eq!(digest(path), alone);
-    fs::write(path.join("model.safetensors"), "half a download").unwrap();
-    assert_eq!(digest(path), alone);
-}
-
-#[test]
-fn without_an_index_a_whole_model_is_one_file() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path();
-    Tiny::default().write(path);
-    let alone = digest(path);
-    for name in ["adapter_model.safetensors", "._model.safetensors", "model-00001-of-00002.safetensors"] {
-        fs::write(path.join(name), "something else").unwrap();
-        assert_eq!(digest(path), alone, "{name}");
-    }
-    fs::remove_file(path.join("model-00001-of-00002.safetensors")).unwrap();
-    fs::rename(path.join("model.safetensors"), path.join("weights.safetensors")).unwrap();
-    assert_eq!(digest(path), alone);
-}
-
-/// Heads and caches know their base by it.
-#[test]
-fn the_digest_is_over_the_configuration_and_the_files_in_order() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path();
-    write_shards(&Tiny::default(), path);
-    let files = ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
-    let bytes = files.map(|name| fs::read(path.join(name)).unwrap()).concat();
-    assert_eq!(digest(path), carryon_crds::wire::digest(&bytes));
-    let gguf = path.join("whole.gguf");
-    fs::write(&gguf, Tiny::default().gguf()).unwrap();
-    assert_eq!(digest(&gguf), carryon_crds::wire::digest(&fs::read(&gguf).unwrap()));
-}
-
-#[test]
-fn a_shard_that_is_missing_is_named() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path();
-    write_shards(&Tiny::default(), path);
-    let shard = path.join("model-00002-of-00002.safetensors");
-    let whole = fs::read(&shard).unwrap();
-    fs::remove_file(&shard).unwrap();
-    let missing = format!("{}: model.safetensors.index.json: names this file, but it is missing", shard.display());
-    assert_eq!(error(path), missing);
-    std::os::unix::fs::symlink(path.join("no-such-blob"), &shard).unwrap();
-    assert_eq!(error(path), missing);
-    fs::remove_file(&shard).unwrap();
-    fs::write(&shard, &whole[..whole.len() - 1]).unwrap();
-    assert!(error(path).starts_with(&*shard.to_string_lossy()), "{}", error(path));
-}
-
-#[test]
-fn an_index_that_cannot_be_followed_is_refused_by_name() {
-    let folder = tempfile::tempdir().unwrap();
-    Tiny::default().write(folder.path());
-    for (index, expected) in [
-        ("", "EOF while parsing"),
-        ("{\"weight_map\": {\"a\": ", "EOF while parsing"),
-        ("{}", "missing field `weight_map`"),
-        ("{\"weight_map\": {}}", "weight_map: it names no file"),
-        ("{\"weight_map\": {\"a\": \"../model.safetensors\"}}", "\"../model.safetensors\" is not the name of a file in the folder"),
-        ("{\"weight_map\": {\"a\": \"/etc/passwd\"}}", "\"/etc/passwd\" is not the name of a file in the folder"),
-        ("{\"weight_map\": {\"a\": \"\"}}", "\"\" is not the name of a file in the folder"),
-        ("{\"weight_map\": {\"a\": 3}}", "invalid type: integer `3`"),
-    ] {
-        fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
-        let text = error(folder.path());
-        assert!(text.contains("model.safetensors.index.json") && text.contains(expected), "{index}: {text}");
     }
 }
 
