@@ -316,17 +316,20 @@ fn every_example_is_admitted_with_the_defaults_of_local_mode() {
 #[test]
 fn kubectl_shows_explains_and_scales_the_three_kinds() {
     let Some(cluster) = cluster() else { return };
+    // Nobody else's: on a cluster that is not ours the other tests have objects of these names.
+    cluster.kubectl(&["create", "namespace", "shown"]);
+    let kubectl = |arguments: &[&str]| cluster.kubectl(&[arguments, &["--namespace", "shown"]].concat());
     for manifest in ["pool", "job", "deployment"] {
-        cluster.apply("default", &example(&format!("quickstart/{manifest}.yaml")));
+        cluster.apply("shown", &example(&format!("quickstart/{manifest}.yaml")));
     }
     let columns = |name: &str| -> Vec<String> {
-        let shown = cluster.kubectl(&["get", name, "--output", "wide"]);
+        let shown = kubectl(&["get", name, "--output", "wide"]);
         shown.lines().next().unwrap().split("  ").map(str::trim).filter(|column| !column.is_empty()).map(str::to_owned).collect()
     };
     assert_eq!(columns("bmp"), ["NAME", "READY", "REASON", "AVAILABLE", "DESIRED", "MODEL", "AGE", "MESSAGE"]);
     assert_eq!(columns("coj"), ["NAME", "READY", "REASON", "STEP", "OF", "LOSS", "BASE", "AGE", "MESSAGE"]);
     assert_eq!(columns("cod"), ["NAME", "READY", "REASON", "AVAILABLE", "DESIRED", "URL", "HEADS", "AGE", "MESSAGE"]);
-    let category = cluster.kubectl(&["get", "carryon", "--output", "name"]);
+    let category = kubectl(&["get", "carryon", "--output", "name"]);
     assert_eq!(category.lines().count(), 3, "{category}");
     // The server publishes the schemas a moment after it knows the kinds.
     let explain = || cluster.command("kubectl").args(["explain", "carryonjob.spec.training.maxSteps"]).output().unwrap();
@@ -334,17 +337,18 @@ fn kubectl_shows_explains_and_scales_the_three_kinds() {
     let explained = String::from_utf8(explained.stdout).unwrap();
     assert!(explained.contains("DESCRIPTION") && !explained.contains("<empty>"), "{explained}");
     for scaled in ["bmp/smollm2", "cod/quickstart"] {
-        cluster.kubectl(&["scale", scaled, "--replicas=4"]);
-        assert_eq!(cluster.kubectl(&["get", scaled, "--output", "jsonpath={.spec.replicas}"]), "4");
+        kubectl(&["scale", scaled, "--replicas=4"]);
+        assert_eq!(kubectl(&["get", scaled, "--output", "jsonpath={.spec.replicas}"]), "4");
     }
-    let unscaled = cluster.command("kubectl").args(["scale", "coj/quickstart", "--replicas=2"]).output().unwrap();
+    let unscaled = cluster.command("kubectl").args(["scale", "coj/quickstart", "--replicas=2", "--namespace", "shown"]).output().unwrap();
     assert!(!unscaled.status.success(), "a job has no scale");
     let stored: Value = serde_json::from_str(&cluster.kubectl(&[
         "get",
         "--raw",
-        &format!("/apis/{}/namespaces/default/basemodelpools/smollm2/scale", api_version()),
+        &format!("/apis/{}/namespaces/shown/basemodelpools/smollm2/scale", api_version()),
     ]))
     .unwrap();
     assert_eq!(stored["spec"], json!({ "replicas": 4 }));
-    cluster.kubectl(&["delete", "bmp/smollm2", "coj/quickstart", "cod/quickstart"]);
+    kubectl(&["delete", "bmp/smollm2", "coj/quickstart", "cod/quickstart"]);
+    cluster.kubectl(&["delete", "namespace", "shown", "--wait=false"]);
 }
