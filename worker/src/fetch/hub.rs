@@ -59,7 +59,15 @@ impl Hub {
         let endpoint = Url::parse(&args.endpoint).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
         let endpoint = endpoint.ok_or_else(|| bad(format!("--endpoint {:?} is no https:// address", args.endpoint)))?;
         let (owner, name, files) = (owner.to_owned(), name.to_owned(), args.files.clone());
-        Ok(Self { client, endpoint, token: args.token.clone(), owner, name, revision: args.revision.clone(), files })
+        Ok(Self {
+            client,
+            endpoint,
+            token: args.token.clone().filter(|token| !token.is_empty()),
+            owner,
+            name,
+            revision: args.revision.clone(),
+            files,
+        })
     }
 
     /// What is asked for.
@@ -146,7 +154,9 @@ mod tests {
 
     #[test]
     fn what_is_no_repository_or_address_is_refused() {
-        for (repository, endpoint) in [("gpt2", "https://h"), ("o/n/x", "https://h"), ("../n", "https://h"), ("o/n", "hub"), ("o/n", "file:///x")] {
+        for (repository, endpoint) in
+            [("gpt2", "https://h"), ("o/n/x", "https://h"), ("../n", "https://h"), ("o/n", "hub"), ("o/n", "file:///x")]
+        {
             assert!(hub(repository, endpoint).is_err(), "{repository} {endpoint}");
         }
     }

@@ -84,7 +84,8 @@ fn needed(source: &str, names: &[String]) -> Result<BTreeSet<String>, FetchError
         chosen.extend(find(INDEX));
     }
     if weights.is_empty() {
-        let why = "holds neither *.safetensors nor *.gguf, and other weights cannot be read; weights under other names are fetched by --files";
+        let why =
+            "holds neither *.safetensors nor *.gguf, and other weights cannot be read; weights under other names are fetched by --files";
         return Err(FetchError::Configuration(format!("{source} {why}")));
     }
     chosen.extend(weights);
@@ -132,7 +133,14 @@ mod tests {
             Ok(&["config.json", "model.safetensors", "tokenizer.json"]),
         );
         check(
-            &["consolidated.safetensors", "model-1-of-2.safetensors", "model-2-of-2.safetensors", INDEX, "original/a.safetensors", "x.gguf"],
+            &[
+                "consolidated.safetensors",
+                "model-1-of-2.safetensors",
+                "model-2-of-2.safetensors",
+                INDEX,
+                "original/a.safetensors",
+                "x.gguf",
+            ],
             &[],
             Ok(&["model-1-of-2.safetensors", "model-2-of-2.safetensors", INDEX]),
         );
@@ -152,7 +160,9 @@ mod tests {
 
     #[test]
     fn names_that_lead_elsewhere_are_refused() {
-        for name in ["../x.gguf", "/x.gguf", "a/../x.gguf", "a//x.gguf", "a\\x.gguf", "./x.gguf", "x\n.gguf", ".fetch.gguf", "x.gguf.part", ""] {
+        for name in
+            ["../x.gguf", "/x.gguf", "a/../x.gguf", "a//x.gguf", "a\\x.gguf", "./x.gguf", "x\n.gguf", ".fetch.gguf", "x.gguf.part", ""]
+        {
             assert!(check_name(name).is_err(), "{name:?}");
         }
         check_name("sub/model-00001-of-00002.safetensors").unwrap();

@@ -86,7 +86,8 @@ impl Store {
     /// No answer, or one that is no success.
     pub async fn read(&self, file: &RemoteFile, offset: u64) -> Result<Rest, FetchError> {
         let single = self.prefix.filename() == Some(&file.name) && !self.url.path().ends_with('/');
-        let location = if single { self.prefix.clone() } else { self.prefix.parts().chain(Path::from(file.name.as_str()).parts()).collect() };
+        let location =
+            if single { self.prefix.clone() } else { self.prefix.parts().chain(Path::from(file.name.as_str()).parts()).collect() };
         let if_match = file.etag.clone();
         let options = GetOptions { if_match, range: Some(GetRange::Bounded(offset..file.size)), ..GetOptions::default() };
         let result = self.objects.get_opts(&location, options).await.map_err(|error| self.failure(&file.name, &error))?;

@@ -144,7 +144,8 @@ impl Transfer {
             block_in_place(|| part.clear())?;
         }
         while part.length() < file.size {
-            let broken = |cause: &str| FetchError::unreachable(file.name.clone(), format!("{cause} at byte {} of {}", part.length(), file.size));
+            let broken =
+                |cause: &str| FetchError::unreachable(file.name.clone(), format!("{cause} at byte {} of {}", part.length(), file.size));
             let piece = match tokio::time::timeout(SILENCE, rest.stream.next()).await {
                 Ok(Some(piece)) => piece?,
                 Ok(None) => return Err(broken("its source broke off")),

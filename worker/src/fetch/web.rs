@@ -54,7 +54,8 @@ impl Web {
     pub fn new(url: Url, args: &FetchArgs, client: Client) -> Result<Self, FetchError> {
         let folder = url.path().ends_with('/');
         if let Some(pattern) = args.files.iter().find(|name| !folder || glob::Pattern::escape(name) != **name) {
-            let why = if folder { "a web server has no list of files to choose from: give names" } else { "the address is that of one file" };
+            let why =
+                if folder { "a web server has no list of files to choose from: give names" } else { "the address is that of one file" };
             return Err(FetchError::Configuration(format!("--files {pattern:?}: {why}")));
         }
         Ok(Self { client, url, files: args.files.clone() })
@@ -96,7 +97,8 @@ impl Web {
             names.extend(shards.into_iter().filter(|shard| !files.iter().any(|file| file.name == *shard)));
             files.extend(self.describe_all(names).await?);
         } else if !files.iter().any(|file| file.name == "model.safetensors") {
-            let why = "has neither model.safetensors nor model.safetensors.index.json: name its files by --files, or give the address of one";
+            let why =
+                "has neither model.safetensors nor model.safetensors.index.json: name its files by --files, or give the address of one";
             return Err(FetchError::Refused(format!("{} {why}", shown(&self.url))));
         }
         Ok(Listing { commit: None, files })
