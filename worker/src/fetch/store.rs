@@ -131,17 +131,32 @@ impl Store {
 
     fn failure(&self, what: &str, error: &object_store::Error) -> FetchError {
         use object_store::Error;
-        let place = shown(&self.url);
-        match error {
-            Error::Precondition { .. } => FetchError::Changed { name: what.to_owned() },
-            Error::NotFound { .. } => FetchError::Refused(format!("there is no {what} in {place}: {}", words(error))),
-            Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
-                let advice = "give the bucket's credentials in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
-                FetchError::Refused(format!("credentials missing or without access to {what} in {place}: {}; {advice}", words(error)))
+        let (place, words) = (shown(&self.url), one_line(&words(error)));
+        let denied = || {
+            let advice = "give the bucket's credentials in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
+            FetchError::Refused(format!("credentials missing or without access to {what} in {place}: {words}; {advice}"))
+        };
+        match (error, status(&words)) {
+            (Error::Precondition { .. }, _) => FetchError::Changed { name: what.to_owned() },
+            (Error::PermissionDenied { .. } | Error::Unauthenticated { .. }, _) | (_, Some(401 | 403)) => denied(),
+            (Error::NotFound { .. }, _) => FetchError::Refused(format!("there is no {what} in {place}: {words}")),
+            (_, Some(status)) if (300..500).contains(&status) && ![408, 429].contains(&status) => {
+                FetchError::Refused(format!("{what} in {place}: {words}"))
             }
-            error => FetchError::unreachable(format!("{what} in {place}"), words(error)),
+            _ => FetchError::unreachable(format!("{what} in {place}"), words),
         }
     }
+}
+
+/// The status that the library's words of a list tell: its own type for that is not public.
+fn status(words: &str) -> Option<u16> {
+    let (_, after) = words.split_once("non-2xx status code: ")?;
+    after.get(..3)?.parse().ok()
+}
+
+/// Answers in XML as one line that is not too long.
+fn one_line(words: &str) -> String {
+    words.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(500).collect()
 }
 
 fn described(name: String, object: ObjectMeta) -> RemoteFile {
@@ -163,5 +178,18 @@ impl HttpService for Client {
         };
         let response = self.send(request.map(Body::new)).await.map_err(failed)?;
         Ok(response.map(|body| HttpResponseBody::new(body.map_err(|error| HttpError::new(HttpErrorKind::Interrupted, error)))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_of_a_refused_list_is_found() {
+        let words = "Generic S3 error: Error performing GET http://x in 2 ms - Server returned non-2xx status code: 403 Forbidden: <Error>";
+        assert_eq!(status(words), Some(403));
+        assert_eq!(status("Generic S3 error: connection refused"), None);
+        assert_eq!(one_line("a\n  b"), "a b");
     }
 }

@@ -1,7 +1,7 @@
 //! What cannot succeed is said at once, in words that help, and leaves no file that looks whole.
 
+use crate::harness::{Fetch, model};
 use crate::server::{Server, content, sha256};
-use crate::{Fetch, model};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_token_that_may_read_it_a_guarded_model_is_refused() {

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::Fetch;
+use crate::harness::Fetch;
 
 struct Tls {
     listener: TcpListener,
