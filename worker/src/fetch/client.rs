@@ -1,9 +1,7 @@
 //! HTTP(S) to sources: authorities, proxies, redirects, and which answers are final.
 
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -12,24 +10,19 @@ use futures::stream::BoxStream;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode, Uri};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as Pool;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::connect::proxy::Tunnel;
-use hyper_util::client::proxy::matcher::Matcher;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use reqwest::Url;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use tower::Service;
 
 use super::args::Token;
+use super::dial::Dial;
 use super::error::{FetchError, words};
 use super::retry::retry_after;
 
-/// How long a connection may take.
-const CONNECT: Duration = Duration::from_secs(20);
 /// How long a source may be silent, before its answer and within it.
 pub const SILENCE: Duration = Duration::from_secs(60);
 /// Redirects that are followed.
@@ -72,12 +65,7 @@ impl Client {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let versions = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let config = versions.expect("the provider has the default versions").with_root_certificates(roots).with_no_client_auth();
-        let mut direct = HttpConnector::new();
-        direct.enforce_http(false);
-        direct.set_connect_timeout(Some(CONNECT));
-        direct.set_nodelay(true);
-        let dial = Dial { direct, proxies: Arc::new(Matcher::from_env()) };
-        let connector = HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().wrap_connector(dial);
+        let connector = HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().wrap_connector(Dial::default());
         Ok(Self(Pool::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(connector)))
     }
 
@@ -195,7 +183,7 @@ fn check(response: &Response<Incoming>, url: &Url, elsewhere: bool) -> Result<()
     match status {
         _ if status.is_success() => Ok(()),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if !elsewhere => {
-            let advice = "accept the licence there, if it has one, and give a token that may read it (HF_TOKEN)";
+            let advice = "accept the licence there, if it has one, and give a token that may read it (for a hub: HF_TOKEN)";
             Err(FetchError::Refused(format!("token missing or without access to {what}: {status}{said}; {advice}")))
         }
         StatusCode::NOT_FOUND | StatusCode::GONE if !elsewhere => Err(FetchError::Refused(format!("there is no {what}: {status}{said}"))),
@@ -206,40 +194,6 @@ fn check(response: &Response<Incoming>, url: &Url, elsewhere: bool) -> Result<()
             Err(FetchError::Unreachable { what, cause: format!("{status}{said}"), after })
         }
         _ => Err(FetchError::Refused(format!("{what}: {status}{said}"))),
-    }
-}
-
-/// Connects, through a proxy where the environment names one for the address.
-#[derive(Clone, Debug)]
-pub struct Dial {
-    direct: HttpConnector,
-    proxies: Arc<Matcher>,
-}
-
-impl Service<Uri> for Dial {
-    type Response = TokioIo<tokio::net::TcpStream>;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.direct.poll_ready(context).map_err(Into::into)
-    }
-
-    fn call(&mut self, to: Uri) -> Self::Future {
-        // What is not encrypted is for networks of one's own, where no proxy is.
-        let proxy = if to.scheme_str() == Some("https") { self.proxies.intercept(&to) } else { None };
-        let mut direct = self.direct.clone();
-        match proxy {
-            Some(proxy) => {
-                let tunnel = Tunnel::new(proxy.uri().clone(), direct);
-                let mut tunnel = match proxy.basic_auth() {
-                    Some(auth) => tunnel.with_auth(auth.clone()),
-                    None => tunnel,
-                };
-                Box::pin(async move { tunnel.call(to).await.map_err(|error| format!("proxy {}: {error}", proxy.uri()).into()) })
-            }
-            None => Box::pin(async move { direct.call(to).await.map_err(Into::into) }),
-        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod args;
 mod client;
+mod dial;
 mod error;
 pub mod folder;
 mod hub;
@@ -19,8 +20,10 @@ mod store;
 mod transfer;
 mod web;
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use carryon_crds::wire::ExitCode;
 use indicatif::DecimalBytes;
@@ -29,15 +32,20 @@ use tokio::task::block_in_place;
 
 pub use args::FetchArgs;
 pub use error::FetchError;
+use folder::Lock;
 use manifest::{Entry, Manifest, Origin};
 use progress::Meter;
 use source::{Listing, Source};
 use transfer::Transfer;
 
+use crate::files;
+
 /// How often a source may change while it is fetched.
 const CHANGES: usize = 3;
 /// Threads at most: each may wait for the volume.
 const MAX_THREADS: usize = 8;
+/// How long threads may take to end.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Fetches what the arguments name.
 ///
@@ -47,19 +55,21 @@ pub fn run(args: &FetchArgs) -> Result<ExitCode, FetchError> {
     let threads = usize::from(args.parallel).clamp(2, MAX_THREADS);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
     let runtime = runtime.map_err(FetchError::file("start threads for", &args.output))?;
-    let result = runtime.block_on(fetch(args));
-    // A name that is being looked up is not waited for.
-    runtime.shutdown_background();
+    let mut lock = None;
+    let result = runtime.block_on(fetch(args, &mut lock));
+    // What is being written ends before somebody else may write; a name that is being looked up is not waited for.
+    runtime.shutdown_timeout(PATIENCE);
+    drop(lock);
     result.map(|()| ExitCode::Complete)
 }
 
-async fn fetch(args: &FetchArgs) -> Result<(), FetchError> {
+async fn fetch(args: &FetchArgs, lock: &mut Option<Lock>) -> Result<(), FetchError> {
     let source = Arc::new(Source::new(args)?);
     let (origin, folder) = (source.origin(), args.output.as_path());
     if is_whole(folder, &origin)? {
         return Ok(());
     }
-    let _lock = unless_stopped(folder::lock(folder)).await?;
+    *lock = Some(unless_stopped(folder::lock(folder)).await?);
     // Somebody else may have fetched it meanwhile.
     if is_whole(folder, &origin)? {
         return Ok(());
@@ -95,9 +105,9 @@ fn complete(manifest: &Manifest) -> String {
 
 async fn whole(source: &Arc<Source>, origin: &Origin, args: &FetchArgs, meter: &Arc<Meter>) -> Result<Manifest, FetchError> {
     let folder = args.output.as_path();
-    crate::files::remove_temporaries(folder).map_err(FetchError::file("clean", folder))?;
     for change in 0.. {
         let before = Manifest::read(folder)?;
+        clean(folder, before.as_ref())?;
         meter.say("listing", format!("asking for the files of {}", origin.source));
         let listing = source.list(before.as_ref().and_then(|before| before.commit.as_deref())).await?;
         let manifest = block_in_place(|| plan(listing, origin, before, folder))?;
@@ -108,11 +118,11 @@ async fn whole(source: &Arc<Source>, origin: &Origin, args: &FetchArgs, meter: &
         let (count, amount, there) = (manifest.entries.len(), DecimalBytes(total), DecimalBytes(held));
         tracing::info!("fetching {count} files{commit} of {}: {amount}, of which {there} are there", origin.source);
         meter.begin(total);
-        let telling = tokio::spawn(meter.clone().tell());
         let transfer = Transfer::new(source.clone(), folder, manifest, meter.clone());
-        let ended = transfer.all(args.parallel).await;
-        telling.abort();
-        let _ = telling.await;
+        let ended = tokio::select! {
+            ended = transfer.all(args.parallel) => ended,
+            never = meter.tell() => match never {},
+        };
         match ended {
             Ok(()) => return transfer.complete(),
             Err(error @ FetchError::Changed { .. }) if change + 1 < CHANGES => tracing::warn!("{error}; its files are listed anew"),
@@ -120,6 +130,13 @@ async fn whole(source: &Arc<Source>, origin: &Origin, args: &FetchArgs, meter: &
         }
     }
     unreachable!("the loop above ends by returning")
+}
+
+/// Removes what writers that were killed have left.
+fn clean(folder: &Path, manifest: Option<&Manifest>) -> Result<(), FetchError> {
+    let names = manifest.into_iter().flat_map(|manifest| &manifest.entries).map(|entry| folder.join(&entry.remote.name));
+    let folders: BTreeSet<PathBuf> = names.filter_map(|path| Some(path.parent()?.to_owned())).chain([folder.to_owned()]).collect();
+    folders.iter().try_for_each(|folder| files::remove_temporaries(folder).map_err(FetchError::file("clean", folder)))
 }
 
 /// The manifest of a listing, with what an earlier start has verified of it.

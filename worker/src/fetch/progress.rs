@@ -1,10 +1,11 @@
 //! How far a fetch is: a bar on a terminal, else a line every few seconds; and a small file that others may read.
 
-use std::fs;
-use std::io::IsTerminal as _;
+use std::convert::Infallible;
+use std::fs::{self, OpenOptions};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{DecimalBytes, HumanDuration, ProgressBar, ProgressStyle};
@@ -92,8 +93,8 @@ impl Meter {
         self.total.load(Ordering::Relaxed).saturating_sub(self.bytes.load(Ordering::Relaxed))
     }
 
-    /// Tells until the runtime ends or the task is aborted.
-    pub async fn tell(self: Arc<Self>) {
+    /// Tells as long as it is polled.
+    pub async fn tell(&self) -> Infallible {
         let (mut ticks, mut line) = (tokio::time::interval(INTERVAL), Instant::now());
         ticks.tick().await;
         loop {
@@ -131,13 +132,20 @@ impl Meter {
         self.say(if matches!(error, FetchError::Stopped) { "stopped" } else { "failed" }, error.to_string());
     }
 
-    /// Nobody's model depends on the report: a full volume says so elsewhere.
+    /// Nobody's model depends on the report. A full volume has room for it where the last one is.
     fn write(&self, report: &Report) {
         let bytes = serde_json::to_vec(report).expect("a report is plain data");
-        if let Err(error) = tokio::task::block_in_place(|| files::write_atomic(&self.path, &bytes)) {
+        let written = tokio::task::block_in_place(|| files::write_atomic(&self.path, &bytes).or_else(|_| overwrite(&self.path, &bytes)));
+        if let Err(error) = written {
             tracing::debug!("failed to write {:?}: {error}", self.path);
         }
     }
+}
+
+fn overwrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).open(path)?;
+    file.write_all(bytes)?;
+    file.set_len(bytes.len() as u64)
 }
 
 /// Bytes a second, smoothed.

@@ -57,7 +57,12 @@ impl Transfer {
         }
         while let Some(ended) = tasks.join_next().await {
             match ended {
-                Ok(result) => result?,
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    // Whoever tries again opens the same parts.
+                    tasks.shutdown().await;
+                    return Err(error);
+                }
                 Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
                 Err(_) => return Err(FetchError::Stopped),
             }

@@ -46,11 +46,8 @@ pub struct File {
 /// A request as it came.
 #[derive(Clone, Debug)]
 pub struct Seen {
-    pub method: Method,
     pub path: String,
     pub authorization: Option<String>,
-    /// Of a range.
-    pub start: Option<u64>,
     /// Bytes of the answer that were sent.
     pub sent: u64,
 }
@@ -136,11 +133,11 @@ impl Hub {
         self.seen.lock().unwrap().iter().filter(|seen| seen.path.ends_with(name)).map(|seen| seen.sent).sum()
     }
 
-    fn saw(&self, method: &Method, path: String, headers: &HeaderMap) -> usize {
-        let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).map(str::to_owned);
-        let start = text(header::RANGE).and_then(|range| range.strip_prefix("bytes=")?.split_once('-')?.0.parse().ok());
+    /// Index of the request among those seen.
+    fn saw(&self, path: String, headers: &HeaderMap) -> usize {
+        let authorization = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let mut seen = self.seen.lock().unwrap();
-        seen.push(Seen { method: method.clone(), path, authorization: text(header::AUTHORIZATION), start, sent: 0 });
+        seen.push(Seen { path, authorization, sent: 0 });
         seen.len() - 1
     }
 
@@ -151,8 +148,8 @@ impl Hub {
     }
 }
 
-async fn describe(State(hub): State<Arc<Hub>>, Path(revision): Path<String>, method: Method, headers: HeaderMap) -> Response {
-    hub.saw(&method, format!("/api/{revision}"), &headers);
+async fn describe(State(hub): State<Arc<Hub>>, Path(revision): Path<String>, headers: HeaderMap) -> Response {
+    hub.saw(format!("/api/{revision}"), &headers);
     if let Some(refusal) = hub.refuses(&headers) {
         return refusal;
     }
@@ -170,7 +167,7 @@ async fn resolve(
     headers: HeaderMap,
 ) -> Response {
     if let Some(refusal) = hub.refuses(&headers) {
-        hub.saw(&method, format!("/resolve/{commit}/{name}"), &headers);
+        hub.saw(format!("/resolve/{commit}/{name}"), &headers);
         return refusal;
     }
     let file = hub.files.lock().unwrap().get(&name).cloned();
@@ -178,7 +175,7 @@ async fn resolve(
     if !file.large {
         return send(&hub, &name, &file, &method, &headers, &format!("/resolve/{commit}"));
     }
-    hub.saw(&method, format!("/resolve/{commit}/{name}"), &headers);
+    hub.saw(format!("/resolve/{commit}/{name}"), &headers);
     let etag = format!("\"{}\"", file.promised.clone().unwrap_or_else(|| sha256(&file.content)));
     let size = file.size.unwrap_or(file.content.len() as u64).to_string();
     let place = format!("{}/cdn/{name}?signature=x", hub.elsewhere.lock().unwrap());
@@ -197,7 +194,7 @@ async fn plain(State(hub): State<Arc<Hub>>, Path(name): Path<String>, method: Me
 }
 
 fn send(hub: &Arc<Hub>, name: &str, file: &File, method: &Method, headers: &HeaderMap, at: &str) -> Response {
-    let request = hub.saw(method, format!("{at}/{name}"), headers);
+    let request = hub.saw(format!("{at}/{name}"), headers);
     let size = file.content.len() as u64;
     // The first byte alone is what asks for a description.
     let range = headers.get(header::RANGE).and_then(|value| value.to_str().ok()?.strip_prefix("bytes=")?.split_once('-'));
