@@ -69,6 +69,8 @@ async fn the_commit_that_was_begun_with_is_kept() {
     let fetch = Fetch::of_hub(&server);
     let process = fetch.start();
     until("it is under way", || length(&fetch.folder.join("model.safetensors.part")) == 1 << 20).await;
+    until("the report says so", || fetch.report().state == "fetching" && fetch.report().bytes > 1 << 20).await;
+    assert_eq!(fetch.report().total, (2 << 20) + 700 + 200_000);
     // As kubelets do it.
     assert!(Command::new("kill").arg(process.id().to_string()).status().unwrap().success());
     let stopped = ended(process).await;

@@ -36,6 +36,13 @@ async fn a_hub_s_model_is_fetched_verified_and_not_asked_for_again() {
     assert_eq!(seen.iter().filter(|seen| seen.path == "/cdn/model.safetensors").map(|seen| seen.sent).sum::<u64>(), 9 << 20);
     let log = fetch.succeeds().await;
     assert!(log.contains("is complete already") && server.hub.take_seen().is_empty(), "{log}");
+    // What was lost is fetched, and nothing else.
+    std::fs::remove_file(fetch.folder.join("tokenizer.json")).unwrap();
+    fetch.succeeds().await;
+    check_content(&fetch, &model[2..5]);
+    let sent = ["config.json", "tokenizer.json", "model.safetensors"].map(|name| server.hub.sent(name));
+    assert_eq!(sent[0] + sent[2], 0);
+    assert!(sent[1] >= 200_000, "{sent:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -214,14 +214,14 @@ fn send(hub: &Arc<Hub>, name: &str, file: &File, method: &Method, headers: &Head
         Some(Fault::Pause(at)) => (at, false),
         _ => (u64::MAX, false),
     };
-    let (content, hub) = (file.content.clone(), hub.clone());
+    let (content, hub, counted) = (file.content.clone(), hub.clone(), method == Method::GET);
     let mut at = first;
     let pieces = std::iter::from_fn(move || {
         let end = (at + PIECE).min(last + 1).min(stop.max(first));
         let piece = content.slice(at as usize..end as usize);
         (end > at).then(|| {
             at = end;
-            if let Some(seen) = hub.seen.lock().unwrap().get_mut(request) {
+            if let Some(seen) = hub.seen.lock().unwrap().get_mut(request).filter(|_| counted) {
                 seen.sent += piece.len() as u64;
             }
             Ok::<_, std::io::Error>(piece)

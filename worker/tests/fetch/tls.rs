@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::Router;
 use axum::routing::get;
@@ -10,6 +11,7 @@ use axum::serve::Listener;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivatePkcs8KeyDer;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -61,6 +63,29 @@ async fn start() -> (SocketAddr, String) {
     (address, authority.pem())
 }
 
+/// A proxy, and how many tunnels went through it.
+async fn proxy() -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, tunnels) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let counted = tunnels.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(client.read_u8().await.unwrap());
+            }
+            let request = String::from_utf8(request).unwrap();
+            let to = request.strip_prefix("CONNECT ").unwrap().split(' ').next().unwrap();
+            let mut server = TcpStream::connect(to.replace("localhost", "127.0.0.1")).await.unwrap();
+            client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+            counted.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut client, &mut server).await });
+        }
+    });
+    (address, tunnels)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_authority_of_one_s_own_is_trusted_when_it_is_named() {
     let (address, authority) = start().await;
@@ -73,4 +98,9 @@ async fn an_authority_of_one_s_own_is_trusted_when_it_is_named() {
     let fetch = Fetch::new(&["--url", &url, "--ca-bundle", bundle.to_str().unwrap()]);
     fetch.succeeds().await;
     assert_eq!(fetch.read("a.gguf"), b"weights");
+    let (proxy, tunnels) = proxy().await;
+    let fetch = Fetch::new(&["--url", &url, "--ca-bundle", bundle.to_str().unwrap()]).env("HTTPS_PROXY", &format!("http://{proxy}"));
+    fetch.succeeds().await;
+    assert_eq!(fetch.read("a.gguf"), b"weights");
+    assert!(tunnels.load(Ordering::Relaxed) > 0);
 }
