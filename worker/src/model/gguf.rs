@@ -92,6 +92,11 @@ impl Gguf {
         self.tensors.keys().map(String::as_str)
     }
 
+    /// Rows of the tensor `name`, if there is one.
+    pub fn rows(&self, name: &str) -> Option<usize> {
+        self.tensors.get(name).map(|place| place.rows)
+    }
+
     /// Reads the tensor `name`.
     ///
     /// # Errors

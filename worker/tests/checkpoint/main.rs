@@ -105,6 +105,18 @@ fn list(kind: u32, count: u64) -> [u8; 12] {
 }
 
 /// The types are those of ggml's gguf.md: 8 is text, 9 a list, 10 an unsigned and 12 a floating-point number of 64 bits.
+/// Files of most families leave the size of the vocabulary to the embedding.
+#[test]
+fn a_gguf_need_not_say_how_large_its_vocabulary_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("silent.gguf");
+    let (mut bytes, key) = (Tiny::default().gguf(), b"llama.vocab_size");
+    let place = bytes.windows(key.len()).position(|window| window == key).unwrap();
+    bytes[place..place + key.len()].copy_from_slice(b"llama.vocab_sort");
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(Model::load(&path, Dtype::Float32, cpu(1)).unwrap().config.vocab_size, Tiny::default().vocabulary);
+}
+
 #[test]
 fn metadata_that_nobody_asks_for_refuse_no_model() {
     let folder = tempfile::tempdir().unwrap();

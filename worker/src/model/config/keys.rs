@@ -69,6 +69,10 @@ impl Keys {
             values.insert(name.to_owned(), value);
         }
         values.insert("model_type".to_owned(), json!(architecture));
+        // Llama's files say it, those of most others leave it to the embedding.
+        if let Some(rows) = gguf.rows("token_embd.weight").filter(|_| !values.contains_key("vocab_size")) {
+            values.insert("vocab_size".to_owned(), json!(rows));
+        }
         let has = |wanted: &str| gguf.tensor_names().any(|name| name == wanted);
         values.insert("tie_word_embeddings".to_owned(), json!(!has("output.weight")));
         values.extend(scaling(gguf, &architecture)?);

@@ -53,6 +53,8 @@ fn gemma(keys: &Keys) -> Result<ModelConfig, ModelError> {
     config.tie_word_embeddings = keys.optional("tie_word_embeddings")?.unwrap_or(true);
     let scalar = match keys.optional::<f32>("query_pre_attn_scalar")? {
         Some(scalar) => scalar,
+        // A GGUF file does not say it: the models of 27B alone, which llama.cpp knows by their layers, have another.
+        None if matches!(config.layers.len(), 46 | 62) => config.hidden_size as f32 / config.attention().heads as f32,
         None => config.attention().head_dim as f32,
     };
     for layer in &mut config.layers {

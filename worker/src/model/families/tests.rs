@@ -85,6 +85,16 @@ fn gemma_2_2b_bounds_scores_and_logits() {
     assert_eq!((config.embedding_scale, config.attention().scale), (48.0, 0.0625));
 }
 
+/// GGUF files do not say it; `gemma2.cpp` and `gemma3.cpp` of llama.cpp: 27B scales by D / heads.
+#[test]
+fn gemma_27b_scales_by_another_width_than_its_heads() {
+    let scale = |family: &str, [hidden, layers, heads]: [usize; 3]| {
+        sized(family, [hidden, 21504, layers, heads, 16], json!({"head_dim": 128, "sliding_window": 1024})).attention().scale
+    };
+    assert_eq!((scale("gemma2", [4608, 46, 32]), scale("gemma3_text", [5376, 62, 32])), (1.0 / 12.0, 1.0 / 168f32.sqrt()));
+    assert_eq!(scale("gemma2", [3584, 42, 16]), 1.0 / 128f32.sqrt());
+}
+
 #[test]
 fn gemma_3_1b_rotates_windowed_layers_faster() {
     let own = json!({"head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 512, "sliding_window_pattern": 6,
