@@ -64,6 +64,9 @@ fn kstatus_never_calls_current_what_is_not_ready_and_failed_what_may_come() {
     world.hollow.fate("bad", "quickstart", Fate::complete("sha256:anotherbase"));
     world.quickstart("bad");
     world.until::<CarryOnDeployment>("bad", "quickstart", STALLED, "True", "BaseModelDiffers");
+    // It was seen by another watch than the one that records.
+    let is_stalled = |state: &Value| state["status"]["conditions"].is_array() && condition(state, STALLED)["status"] == "True";
+    world.cluster.eventually("the record of it", async || states.lock().unwrap().iter().any(is_stalled).then_some(()));
 
     let states: Vec<Value> = std::mem::take(&mut *states.lock().unwrap());
     let states: Vec<Value> = states.into_iter().filter(|state| state["status"]["conditions"].is_array()).collect();
