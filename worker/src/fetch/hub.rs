@@ -12,12 +12,10 @@ use super::manifest::Origin;
 use super::plan::{self, MAX_FILES, RemoteFile};
 use super::range::{self, Rest};
 use super::retry::patiently;
-use super::source::Listing;
+use super::source::{Listing, TOGETHER};
 
 /// Bytes of a repository's description.
 const MAX_DESCRIPTION: usize = 32 << 20;
-/// Questions that are asked at once.
-const TOGETHER: usize = 4;
 
 /// A repository.
 pub struct Hub {

@@ -12,6 +12,9 @@ use super::range::Rest;
 use super::store::Store;
 use super::web::Web;
 
+/// Questions that are asked of one source at once.
+pub const TOGETHER: usize = 4;
+
 /// What a source has for us.
 #[derive(Debug)]
 pub struct Listing {

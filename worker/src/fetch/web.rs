@@ -13,7 +13,7 @@ use super::manifest::Origin;
 use super::plan::{self, INDEX, MAX_FILES, RemoteFile};
 use super::range::{self, Rest};
 use super::retry::patiently;
-use super::source::Listing;
+use super::source::{Listing, TOGETHER};
 
 /// Names that a folder is asked for; it may lack each of them.
 const ASKED: &[&str] = &[
@@ -31,8 +31,6 @@ const ASKED: &[&str] = &[
 ];
 /// Bytes of the file that names the shards.
 const MAX_INDEX: usize = 64 << 20;
-/// Questions that are asked at once.
-const TOGETHER: usize = 4;
 
 /// A file, or a folder where the address ends with `/`.
 pub struct Web {

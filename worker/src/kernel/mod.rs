@@ -139,7 +139,7 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// Page `page` is not used any more.
     fn give_page(&self, pages: &mut Self::Pages, page: u32);
 
-    /// What the device has to know of the rows of a pass, the same for all layers.
+    /// What the device has to know of the rows of a pass, the same for all layers that attend alike.
     fn places(&self, attention: Attention, spans: &[Span<'_>]) -> Result<Self::Places>;
 
     /// Writes keys and values of the rows into their pages. A row holds the queries, then the keys of all heads, then the values.

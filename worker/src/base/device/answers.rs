@@ -25,7 +25,8 @@ struct Open<'a> {
     row: u32,
     own: LogitRow,
     likeliest: Option<u32>,
-    /// What is seen of the row, and what all tokens weigh at temperature 1; none where the likeliest token is enough.
+    /// What is seen of the row, and where log probabilities are wanted what all tokens weigh at temperature 1; none where the likeliest token is
+    /// enough.
     seen: Option<(Sight<'a>, f64)>,
     /// Blocks that are copied to the host.
     blocks: Vec<u32>,
@@ -66,15 +67,11 @@ pub fn answer<B: Backend>(engine: &Engine<B>, parts: &mut [&mut Sequence], wante
     Ok(())
 }
 
-/// Rows that are looked at and their temperatures; a row at another temperature than 1 a second time at 1, for log probabilities.
+/// Rows that are looked at and their temperatures.
 fn looks(parts: &[&mut Sequence], chunk: &[LogitRow], likeliest: &[Option<u32>]) -> Vec<(u32, f32)> {
     let mut looks = Vec::new();
     for (row, own) in chunk.iter().enumerate().filter(|(row, _)| likeliest[*row].is_some()) {
-        let Some(temperature) = parts[own.place].looks_at(own.position) else { continue };
-        looks.push((row as u32, temperature));
-        if temperature != 1.0 {
-            looks.push((row as u32, 1.0));
-        }
+        looks.extend(parts[own.place].looks_at(own.position).map(|temperature| (row as u32, temperature)));
     }
     looks
 }

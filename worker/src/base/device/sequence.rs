@@ -155,13 +155,18 @@ impl Sequence {
         self.done > self.shared * PAGE
     }
 
-    /// The temperature at which the logits of `position` are looked at; none where the likeliest token is enough.
-    pub fn looks_at(&self, position: usize) -> Option<f32> {
-        match &self.purpose {
-            Purpose::Answer(_) if position + 1 < self.prompt => Some(1.0),
-            Purpose::Answer(answer) => (answer.logprobs.is_some() || !answer.sampler.is_greedy()).then(|| answer.sampler.temperature()),
-            Purpose::Classify { .. } => None,
-        }
+    /// The temperatures at which the logits of `position` are looked at: the sampler's, then 1 where log probabilities need it too. None where the
+    /// likeliest token is enough.
+    pub fn looks_at(&self, position: usize) -> impl Iterator<Item = f32> {
+        let (own, plain) = match &self.purpose {
+            Purpose::Answer(_) if position + 1 < self.prompt => (Some(1.0), None),
+            Purpose::Answer(answer) => {
+                let own = (answer.logprobs.is_some() || !answer.sampler.is_greedy()).then(|| answer.sampler.temperature());
+                (own, answer.logprobs.and(Some(1.0)).filter(|plain| own != Some(*plain)))
+            }
+            Purpose::Classify { .. } => (None, None),
+        };
+        own.into_iter().chain(plain)
     }
 
     /// The blocks of the logits of `position` that it wants to have, ascending.

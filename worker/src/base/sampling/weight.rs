@@ -1,7 +1,7 @@
 //! What tokens weigh, summed over rows of logits: in f32 within a block, in f64 over the blocks.
 
 use crate::kernel::LOGIT_BLOCK;
-use crate::kernel::cpu::{Weight, block_weights, folded, vectorised};
+use crate::kernel::cpu::{Weight, block_weights, reduce, vectorised};
 
 /// Logits from which a pivot is taken.
 const PIVOTS: usize = 31;
@@ -12,8 +12,8 @@ vectorised! {
         let (mut above, mut equal) = (0.0, 0.0);
         let plus = |one: f32, other: f32| one + other;
         for block in logits.chunks(LOGIT_BLOCK) {
-            above += f64::from(folded(block, 0.0, |sum, logit| if logit > pivot { sum + weight.of(logit) } else { sum }, plus));
-            equal += f64::from(folded(block, 0.0, |sum, logit| if logit == pivot { sum + 1.0 } else { sum }, plus));
+            above += f64::from(reduce(block, 0.0, |_, sum, logit| if logit > pivot { sum + weight.of(logit) } else { sum }, plus));
+            equal += f64::from(reduce(block, 0.0, |_, sum, logit| if logit == pivot { sum + 1.0 } else { sum }, plus));
         }
         (above, equal)
     }

@@ -30,7 +30,7 @@ pub fn exp(x: f32) -> f32 {
 
 /// Folds a row into 16 running values (lane = index mod 16), then those into one, pairwise.
 #[inline(always)]
-fn reduce(row: &[f32], start: f32, mut step: impl FnMut(usize, f32, f32) -> f32, join: impl Fn(f32, f32) -> f32) -> f32 {
+pub fn reduce(row: &[f32], start: f32, mut step: impl FnMut(usize, f32, f32) -> f32, join: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [start; LANES];
     let blocks = row.chunks_exact(LANES);
     let (rest, offset) = (blocks.remainder(), row.len() - row.len() % LANES);
@@ -78,11 +78,17 @@ vectorised! {
     }
 }
 
+/// `1 / sqrt(mean(x²) + ε)`.
+#[inline(always)]
+fn inverse_rms(x: &[f32], epsilon: f32) -> f32 {
+    let squares = reduce(x, 0.0, |_, sum, value| value.mul_add(value, sum), |a, b| a + b);
+    1.0 / (squares / x.len() as f32 + epsilon).sqrt()
+}
+
 vectorised! {
     /// `out = x / sqrt(mean(x²) + ε) · weight` for one row; an empty weight counts as ones.
     pub(super) fn normalise(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
-        let squares = reduce(x, 0.0, |_, sum, value| value.mul_add(value, sum), |a, b| a + b);
-        let scale = 1.0 / (squares / x.len() as f32 + epsilon).sqrt();
+        let scale = inverse_rms(x, epsilon);
         if weight.is_empty() {
             for (out, value) in out.iter_mut().zip(x) {
                 *out = value * scale;
@@ -98,8 +104,7 @@ vectorised! {
 vectorised! {
     /// RMSNorm of one row in place.
     pub(super) fn normalise_in_place(row: &mut [f32], weight: &[f32], epsilon: f32) {
-        let squares = reduce(row, 0.0, |_, sum, value| value.mul_add(value, sum), |a, b| a + b);
-        let scale = 1.0 / (squares / row.len() as f32 + epsilon).sqrt();
+        let scale = inverse_rms(row, epsilon);
         for (value, weight) in row.iter_mut().zip(weight) {
             *value = *value * scale * weight;
         }
@@ -109,8 +114,7 @@ vectorised! {
 vectorised! {
     /// `target += norm(x) · weight` for one row.
     pub(super) fn add_normalised(target: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) {
-        let squares = reduce(x, 0.0, |_, sum, value| value.mul_add(value, sum), |a, b| a + b);
-        let scale = 1.0 / (squares / x.len() as f32 + epsilon).sqrt();
+        let scale = inverse_rms(x, epsilon);
         for ((target, value), weight) in target.iter_mut().zip(x).zip(weight) {
             *target += value * scale * weight;
         }
