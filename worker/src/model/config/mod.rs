@@ -166,13 +166,11 @@ impl ModelConfig {
         &self.layers[0].attention
     }
 
-    /// Refuses sizes that are zero, huge or do not divide.
+    /// Refuses sizes that are zero, huge or do not divide. There is a layer: see [`checked_layers`].
     fn checked(self, keys: &Keys) -> Result<Self, ModelError> {
-        let LayerConfig { attention, feed_forward, .. } =
-            self.layers.first().ok_or_else(|| keys.invalid("num_hidden_layers", "0 is not between 1 and 4096"))?;
+        let attention = self.attention();
         let sizes = [
             ("hidden_size", self.hidden_size),
-            ("intermediate_size", feed_forward.width()),
             ("num_attention_heads", attention.heads),
             ("num_key_value_heads", attention.key_value_heads),
             ("head_dim", attention.head_dim),
@@ -184,8 +182,14 @@ impl ModelConfig {
             check_size(keys, name, size)?;
         }
         for layer in &self.layers {
-            check_size(keys, "moe_intermediate_size", layer.feed_forward.width())?;
-            let FeedForwardConfig::Experts(experts) = &layer.feed_forward else { continue };
+            let experts = match &layer.feed_forward {
+                FeedForwardConfig::Gated { width, .. } => {
+                    check_size(keys, "intermediate_size", *width)?;
+                    continue;
+                }
+                FeedForwardConfig::Experts(experts) => experts,
+            };
+            check_size(keys, "moe_intermediate_size", experts.width)?;
             if !(1..=MAX_EXPERTS).contains(&experts.count) || !(1..=experts.count).contains(&experts.top) {
                 return Err(keys.invalid("num_experts_per_tok", format!("{} of {} experts", experts.top, experts.count)));
             }
