@@ -13,7 +13,7 @@ use super::error::BaseError;
 use crate::kernel::Backend;
 use crate::model::gguf::{Gguf, Value};
 use crate::model::{Model, ModelConfig};
-use crate::text::{ChatTemplate, TextError, Tokenizer, Vocabulary};
+use crate::text::{ChatTemplate, Pieces, TextError, Tokenizer, Vocabulary};
 
 /// Sequences of one request at most.
 pub const MAX_SEQUENCES: usize = 1024;
@@ -117,21 +117,31 @@ fn words_of_gguf(path: &Path) -> Result<Words, BaseError> {
             if other.is_some() { "another type" } else { "nothing" }
         ))),
     };
-    if let Some(kind) = gguf.text(&key("model"))?.filter(|kind| *kind != "gpt2") {
-        return Err(wrong(format!("{} is {kind:?}: only byte-level BPE (gpt2) is supported", key("model"))));
-    }
+    let pieces = match gguf.text(&key("model"))? {
+        None | Some("gpt2") => None,
+        Some("llama") => {
+            let Some(Value::Floats(scores)) = gguf.metadata.get(&key("scores")) else {
+                return Err(wrong(format!("{} must be a list of floats", key("scores"))));
+            };
+            let add_space_prefix = gguf.metadata.get(&key("add_space_prefix")) != Some(&Value::Bool(false));
+            let strips = gguf.text("general.architecture")? == Some("phi3");
+            Some(Pieces { scores: scores.iter().map(|score| *score as f32).collect(), add_space_prefix, strips })
+        }
+        Some(kind) => return Err(wrong(format!("{} is {kind:?}: only BPE (gpt2, llama) is supported", key("model")))),
+    };
     let token_types = match gguf.metadata.get(&key("token_type")) {
         Some(Value::Integers(values)) => values.iter().map(|value| *value as u32).collect(),
         _ => return Err(wrong(format!("{} must be a list of integers", key("token_type")))),
     };
     let vocabulary = Vocabulary {
         tokens: strings("tokens")?,
-        merges: strings("merges")?,
+        merges: if pieces.is_some() { Vec::new() } else { strings("merges")? },
         token_types,
         pre: gguf.text(&key("pre"))?.map(str::to_owned),
         bos: gguf.integer(&key("bos_token_id"))?,
         eos: gguf.integer(&key("eos_token_id"))?,
-        add_bos: gguf.metadata.get(&key("add_bos_token")) == Some(&Value::Bool(true)),
+        add_bos: gguf.metadata.get(&key("add_bos_token")).map_or(pieces.is_some(), |value| *value == Value::Bool(true)),
+        pieces,
         chat_template: gguf.text("tokenizer.chat_template")?.map(str::to_owned),
     };
     let tokenizer = Tokenizer::from_vocabulary(&vocabulary).map_err(|source| BaseError::Tokenizer { path: path.to_owned(), source })?;

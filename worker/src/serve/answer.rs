@@ -59,7 +59,7 @@ impl<T: Deref<Target = Tokenizer>> Answer<T> {
     /// An answer that ends before any of `stops`, and with any of `ends`.
     pub(super) fn new(tokenizer: T, mut stops: Vec<String>, ends: Vec<u32>) -> Self {
         let marks = marks(&tokenizer, &mut stops);
-        let (decoder, stop) = (DecodeStream::new(tokenizer), StopMatcher::new(stops));
+        let (decoder, stop) = (DecodeStream::new(tokenizer).within(), StopMatcher::new(stops));
         Self { decoder, stop, marks, ends, ended: false, decoded: 0, shown: 0, waiting: VecDeque::new() }
     }
 

@@ -24,6 +24,7 @@ pub(super) fn parse(asked: Asked<'_>, gateway: &Gateway) -> Result<Completion<Ch
     let template = gateway.template.as_ref().ok_or_else(without)?;
     let conversation = conversation(body, template)?;
     parameters.take("messages");
+    parameters.take("chat_template_kwargs");
     let tools = parameters.take("tools").is_some() && !conversation.tools.is_empty();
     if tools && parameters.take("tool_choice") != Some("none".into()) {
         let message = "tools goes with tool_choice: \"none\": the model is told of them, but calls are not read out of its answers.";
@@ -55,7 +56,11 @@ fn conversation(body: &[u8], template: &ChatTemplate) -> Result<Conversation, Ap
     if conversation.messages.len() > MAX_MESSAGES {
         return Err(refusal("messages", &format!("must be a list of 1 to {MAX_MESSAGES} messages")));
     }
-    let Conversation { messages, tools } = &mut conversation;
+    let Conversation { messages, tools, options } = &mut conversation;
+    if let Some((name, _)) = options.iter().find(|(name, _)| !template.knows(name, tools)) {
+        let nothing = "is nothing that this model's chat template looks at: leave it out";
+        return Err(refusal(&format!("chat_template_kwargs.{name}"), nothing));
+    }
     if !tools.is_empty() && !template.knows("tools", tools) {
         return Err(refusal("tools", "is nothing that this model's chat template has a place for: leave it out"));
     }
@@ -173,7 +178,7 @@ mod tests {
         let body = br#"{"tools":[{"z":1,"a":2}],"messages":[{"role":"user","content":"a"},{"role":"assistant","content":null,"tool_calls":[{"function":{"name":"f","arguments":"{}"}}]}]}"#;
         let template = |text| ChatTemplate::new(text, None, None).unwrap();
         let knows = template("{{ tools | tojson }}{% for m in messages %}{{ m.content }}{{ m.tool_calls | tojson }}{% endfor %}");
-        let Conversation { messages, tools } = conversation(body, &knows).unwrap();
+        let Conversation { messages, tools, .. } = conversation(body, &knows).unwrap();
         assert_eq!(serde_json::to_string(&tools).unwrap(), r#"[{"z":1,"a":2}]"#, "in the client's order");
         assert_eq!(messages[1].others.len(), 1);
         let place = |text| conversation(body, &template(text)).unwrap_err().body()["error"]["param"].clone();
@@ -192,6 +197,25 @@ mod tests {
         assert_eq!(names, ["name", "tool_call_id"]);
         let misplaced = r#"{"messages":[{"role":"user","tool_call_id":"1","content":"b"}]}"#;
         assert_eq!(turns(qwen, misplaced).unwrap_err().body()["error"]["param"], "messages[0].tool_call_id");
+    }
+
+    #[test]
+    fn switches_of_a_template_are_for_templates_that_know_them() {
+        let read = |options: &str| {
+            let template = ChatTemplate::new("{{ enable_thinking }}{{ effort }}", None, None).unwrap();
+            let body = format!(r#"{{"messages": [{{"role": "user", "content": "a"}}], "chat_template_kwargs": {options}}}"#);
+            conversation(body.as_bytes(), &template).map(|read| read.options.len()).map_err(|error| error.body()["error"]["param"].clone())
+        };
+        assert_eq!(read(r#"{"enable_thinking": false, "effort": "low"}"#), Ok(2));
+        assert_eq!((read("null"), read("{}"), read(r#"{"effort": null}"#)), (Ok(0), Ok(0), Ok(0)));
+        for (wrong, place) in [
+            ("[]", "chat_template_kwargs"),
+            (r#"{"thinking": true}"#, "chat_template_kwargs.thinking"),
+            (r#"{"effort": {}}"#, "chat_template_kwargs.effort"),
+            (r#"{"messages": "a"}"#, "chat_template_kwargs.messages"),
+        ] {
+            assert_eq!(read(wrong).unwrap_err(), place, "{wrong}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Deref;
 
 use super::Tokenizer;
+use super::spelling::Spelling;
 
 /// The bytes of every token, in one allocation.
 pub(super) struct TokenBytes {
@@ -13,19 +14,15 @@ pub(super) struct TokenBytes {
 }
 
 impl TokenBytes {
-    /// `tokens` maps ids to tokens in the byte-level alphabet; ids without a token have no bytes.
-    pub(super) fn new(tokens: &BTreeMap<u32, String>) -> Self {
+    /// `tokens` maps ids to tokens; ids without a token have no bytes.
+    pub(super) fn new(tokens: &BTreeMap<u32, String>, spelling: Spelling) -> Self {
         let alphabet = alphabet();
         let count = tokens.keys().next_back().map_or(0, |last| *last as usize + 1);
         let (mut bytes, mut starts) = (Vec::new(), Vec::with_capacity(count + 1));
         for id in 0..count as u32 {
             starts.push(bytes.len() as u32);
             let Some(token) = tokens.get(&id) else { continue };
-            // An added token may hold characters outside the alphabet: it stands for its own text.
-            match token.chars().map(|character| alphabet.get(&character).copied()).collect::<Option<Vec<u8>>>() {
-                Some(decoded) => bytes.extend(decoded),
-                None => bytes.extend(token.as_bytes()),
-            }
+            spelling.spell(token, &alphabet, &mut bytes);
         }
         starts.push(bytes.len() as u32);
         Self { bytes, starts }
@@ -62,12 +59,20 @@ pub struct DecodeStream<T> {
     tokenizer: T,
     decoder: Utf8Decoder,
     control_tokens: bool,
+    /// Whether a blank that comes now is the one that the tokenizer put in front.
+    trims: bool,
 }
 
 impl<T: Deref<Target = Tokenizer>> DecodeStream<T> {
-    /// A stream at its beginning.
+    /// A stream at the beginning of a text.
     pub fn new(tokenizer: T) -> Self {
-        Self { tokenizer, decoder: Utf8Decoder::default(), control_tokens: false }
+        let trims = tokenizer.trims();
+        Self { tokenizer, decoder: Utf8Decoder::default(), control_tokens: false, trims }
+    }
+
+    /// This stream, for tokens that go on with a text: a blank at its beginning is the text's.
+    pub fn within(self) -> Self {
+        Self { trims: false, ..self }
     }
 
     /// This stream, with control tokens shown by their names.
@@ -80,7 +85,14 @@ impl<T: Deref<Target = Tokenizer>> DecodeStream<T> {
         if !self.control_tokens && self.tokenizer.is_special(id) {
             return String::new();
         }
-        self.decoder.push(self.tokenizer.token_bytes(id))
+        let mut text = self.decoder.push(self.tokenizer.token_bytes(id));
+        if self.trims && !text.is_empty() {
+            self.trims = false;
+            if text.starts_with(' ') {
+                text.remove(0);
+            }
+        }
+        text
     }
 
     /// What is left of an unfinished character (U+FFFD), or nothing.

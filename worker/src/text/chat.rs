@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::message::Conversation;
+use super::tokenizer::Place;
 use super::{ChatTemplate, TextError, Tokenizer};
 
 /// Private use: no text that means something to anybody has one of these.
@@ -22,8 +23,8 @@ pub struct Chat<'a> {
     conversation: Conversation,
     /// What is inside of every control token that a user wrote, if there are any.
     mark: Option<char>,
-    /// Tokens of the texts between control tokens that were encoded so far: later prompts begin as earlier ones do.
-    known: HashMap<String, Vec<u32>>,
+    /// Tokens of the texts between control tokens that were encoded so far, without and with a blank in front: later prompts begin as earlier ones do.
+    known: [HashMap<String, Vec<u32>>; 2],
 }
 
 /// How a prompt ends, in transformers' words.
@@ -57,7 +58,7 @@ impl<'a> Chat<'a> {
         conversation: &Conversation,
         split_special_tokens: bool,
     ) -> Result<Self, TextError> {
-        let chat = |conversation, mark| Self { tokenizer, template, conversation, mark, known: HashMap::new() };
+        let chat = |conversation, mark| Self { tokenizer, template, conversation, mark, known: Default::default() };
         let mut texts = Vec::new();
         let conversation = conversation.map(&mut |text| {
             texts.push(text.to_owned());
@@ -86,7 +87,7 @@ impl<'a> Chat<'a> {
             Ending::Closed => self.render(turns, false)?,
             Ending::FinalMessage => self.render_to_content()?,
         };
-        self.encode(&rendered)
+        Ok(self.encode(&rendered, Place::Beginning)?.0)
     }
 
     /// The conversation up to the end of its last content, as transformers finds it.
@@ -113,7 +114,8 @@ impl<'a> Chat<'a> {
             let before = self.render(turn, true)?;
             let after = self.render(turn + 1, false)?;
             let said = after.strip_prefix(before.as_str()).ok_or_else(|| parted(turn, &before, &after))?;
-            let (mut ids, mut answer) = (self.encode(&before)?, self.encode(said)?);
+            let (mut ids, behind) = self.encode(&before, Place::Beginning)?;
+            let (mut answer, _) = self.encode(said, behind)?;
             if let Some(last) = answer.iter().position(|id| end.contains(id)) {
                 answer.truncate(last + 1);
             }
@@ -139,31 +141,33 @@ impl<'a> Chat<'a> {
 
     /// The first `turns` turns as the template has them.
     fn render(&self, turns: usize, add_generation_prompt: bool) -> Result<String, TextError> {
-        self.template.render(&self.conversation.messages[..turns], &self.conversation.tools, add_generation_prompt)
+        self.template.render(&self.conversation, turns, add_generation_prompt)
     }
 
-    /// Token ids of what a template rendered.
-    fn encode(&mut self, rendered: &str) -> Result<Vec<u32>, TextError> {
+    /// Token ids of what a template rendered, which stands at `place`, and where what comes next stands.
+    fn encode(&mut self, rendered: &str, mut place: Place) -> Result<(Vec<u32>, Place), TextError> {
         let (mut ids, mut done) = (Vec::new(), 0);
         for (range, id) in self.tokenizer.control_tokens(rendered) {
-            ids.extend(self.encode_between(&rendered[done..range.start])?);
+            ids.extend(self.encode_between(&rendered[done..range.start], place)?);
             ids.push(id);
-            done = range.end;
+            (done, place) = (range.end, Place::BehindControl);
         }
-        ids.extend(self.encode_between(&rendered[done..])?);
-        Ok(ids)
+        ids.extend(self.encode_between(&rendered[done..], place)?);
+        Ok((ids, if done == rendered.len() { place } else { Place::Within }))
     }
 
     /// Token ids of a text without control tokens but those that users wrote.
-    fn encode_between(&mut self, text: &str) -> Result<&[u32], TextError> {
-        if !self.known.contains_key(text) {
+    fn encode_between(&mut self, text: &str, place: Place) -> Result<&[u32], TextError> {
+        let prefixed = self.tokenizer.prefixes(place);
+        let known = &mut self.known[usize::from(prefixed)];
+        if !known.contains_key(text) {
             let ids = match self.mark.filter(|mark| text.contains(*mark)) {
-                Some(mark) => self.tokenizer.encode_plain(&text.replace(mark, ""))?,
-                None => self.tokenizer.encode(text, false)?,
+                Some(mark) => self.tokenizer.encode_part(&text.replace(mark, ""), prefixed, true)?,
+                None => self.tokenizer.encode_part(text, prefixed, false)?,
             };
-            self.known.insert(text.to_owned(), ids);
+            known.insert(text.to_owned(), ids);
         }
-        Ok(&self.known[text])
+        Ok(&known[text])
     }
 }
 
@@ -221,7 +225,7 @@ mod tests {
     }
 
     fn conversation(turns: &[(&str, &str)]) -> Conversation {
-        Conversation { messages: turns.iter().map(|(role, content)| Message::new(role, *content)).collect(), tools: Vec::new() }
+        Conversation { messages: turns.iter().map(|(role, content)| Message::new(role, *content)).collect(), ..Conversation::default() }
     }
 
     fn prompt(template: &str, turns: &[(&str, &str)], ending: Ending) -> String {

@@ -7,6 +7,13 @@ use serde::Deserialize;
 /// Roles of a turn. `developer` is OpenAI's newer name of `system`, and is rendered as that.
 const ROLES: &[&str] = &["system", "developer", "user", "assistant", "tool"];
 
+/// What templates get by other ways.
+const RESERVED: &[&str] =
+    &["messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token", "chat_template"];
+/// Members of `chat_template_kwargs`, and the bytes of a string in it.
+const MAX_OPTIONS: usize = 32;
+const MAX_OPTION_BYTES: usize = 4096;
+
 /// What is wrong with a part of a content that is an image, say.
 const NO_TEXT: &str = r#"must be {"type": "text", "text": …}: this model reads text only"#;
 
@@ -28,6 +35,8 @@ pub struct Conversation {
     pub messages: Vec<Message>,
     /// Tools the model may call, as JSON schemas.
     pub tools: Vec<Value>,
+    /// `chat_template_kwargs`, vLLM's and TRL's name: what the template reads beside them, such as `enable_thinking`.
+    pub options: Vec<(String, Value)>,
 }
 
 /// What is wrong with a conversation, and where.
@@ -85,7 +94,7 @@ impl Message {
 }
 
 impl Conversation {
-    /// Reads `messages` and `tools` of a JSON object; members that are null are absent.
+    /// Reads `messages`, `tools` and `chat_template_kwargs` of a JSON object; members that are null are absent.
     pub fn parse(json: &str) -> Result<Self, Fault> {
         #[derive(Deserialize)]
         struct Members {
@@ -93,11 +102,24 @@ impl Conversation {
             messages: Value,
             #[serde(default)]
             tools: Value,
+            #[serde(default)]
+            chat_template_kwargs: Value,
         }
-        let Members { messages, tools } = serde_json::from_str(json)
+        let Members { messages, tools, chat_template_kwargs } = serde_json::from_str(json)
             .map_err(|error| Fault { place: "messages".to_owned(), problem: format!("cannot be read: {error}") })?;
         let messages = read_messages(&messages, "messages")?;
-        Ok(Self { messages, tools: list(&without_nulls(&tools), "tools")?.unwrap_or_default() })
+        let tools = list(&without_nulls(&tools), "tools")?.unwrap_or_default();
+        Ok(Self { messages, tools, options: options(&chat_template_kwargs)? })
+    }
+
+    /// Bytes of all texts in it, about.
+    pub(super) fn size(&self) -> u64 {
+        let mut bytes = 0;
+        self.map(&mut |text| {
+            bytes += text.len() as u64 + 16;
+            String::new()
+        });
+        bytes
     }
 
     /// The conversation with every text in it changed: contents, and all strings in other members and tools.
@@ -110,6 +132,7 @@ impl Conversation {
         Self {
             messages: self.messages.iter().map(|turn| message(turn, change)).collect(),
             tools: self.tools.iter().map(|tool| map(tool, change)).collect(),
+            options: self.options.iter().map(|(name, value)| (name.clone(), map(value, change))).collect(),
         }
     }
 }
@@ -122,6 +145,31 @@ pub fn read_messages(messages: &Value, place: &str) -> Result<Vec<Message>, Faul
         true => Err(fault("is empty")),
         false => messages.iter().enumerate().map(|(index, message)| Message::read(message, &format!("{place}[{index}]"))).collect(),
     }
+}
+
+/// What a template reads of [`Conversation::options`]: names of its own, with a boolean, a number or a short string.
+fn options(value: &Value) -> Result<Vec<(String, Value)>, Fault> {
+    let place = "chat_template_kwargs";
+    let fault = |name: &str, problem: String| Fault { place: format!("{place}.{name}"), problem };
+    match value.kind() {
+        ValueKind::Undefined | ValueKind::None => return Ok(Vec::new()),
+        ValueKind::Map => {}
+        _ => return Err(Fault { place: place.to_owned(), problem: format!("is {}, not an object", kind(value)) }),
+    }
+    let options = members(value);
+    if options.len() > MAX_OPTIONS {
+        return Err(Fault { place: place.to_owned(), problem: format!("has {} members, more than {MAX_OPTIONS}", options.len()) });
+    }
+    for (name, value) in &options {
+        if RESERVED.contains(&name.as_str()) {
+            return Err(fault(name, "is a name that has its own place in a request".to_owned()));
+        }
+        let short = value.as_str().is_none_or(|text| text.len() <= MAX_OPTION_BYTES);
+        if !short || !matches!(value.kind(), ValueKind::Bool | ValueKind::Number | ValueKind::String) {
+            return Err(fault(name, format!("must be a boolean, a number or a string of at most {MAX_OPTION_BYTES} bytes")));
+        }
+    }
+    Ok(options)
 }
 
 /// A content: a string, or a list of text parts, which are joined as they are.

@@ -1,11 +1,13 @@
 //! Tokenizer and chat template: text becomes token ids and token ids become text. Knows no other room.
 //!
-//! Byte-level BPE only: any other vocabulary is refused by name. A tokenizer comes from a GGUF [`Vocabulary`] or from a
+//! BPE only, of bytes or of pieces that fall back to bytes: any other vocabulary is refused by name. A tokenizer comes from a GGUF [`Vocabulary`] or from a
 //! `tokenizer.json`; [`Tokenizer::to_json`] is the one form that pools hand out and that heads are bound to.
 
 mod bytes;
 mod chat;
 mod message;
+mod pieces;
+mod spelling;
 mod template;
 mod tojson;
 mod tokenizer;
@@ -14,6 +16,7 @@ mod vocabulary;
 pub use bytes::DecodeStream;
 pub use chat::{Chat, Ending, Lesson};
 pub use message::{Conversation, Fault, Message, read_messages};
+pub use pieces::Pieces;
 pub use template::ChatTemplate;
 pub use tokenizer::Tokenizer;
 pub use vocabulary::Vocabulary;

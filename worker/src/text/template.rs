@@ -5,7 +5,7 @@ use minijinja::value::Value;
 use minijinja::{Environment, Error, ErrorKind, context};
 
 use super::TextError;
-use super::message::Message;
+use super::message::{Conversation, Message};
 use super::tojson::to_json;
 
 /// A compiled chat template.
@@ -14,6 +14,11 @@ pub struct ChatTemplate {
     bos_token: Option<String>,
     eos_token: Option<String>,
 }
+
+/// What a template may do: about as many steps, each of which may take 64 bytes. The publishers' need some hundreds for a turn.
+const FUEL: u64 = 1_000_000;
+/// And for each byte of the conversation, which templates copy a few times.
+const FUEL_PER_BYTE: u64 = 2;
 
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
@@ -24,6 +29,7 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| TextError::Template(error.to_string()))?);
+        environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", to_json);
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> { Err(refusal(message)) });
@@ -48,8 +54,8 @@ impl ChatTemplate {
         let unusable = |error: Error| TextError::Template(error.to_string());
         self.environment.add_template_owned(name, without_generation(template)).map_err(unusable)?;
         // What it calls is looked up when it runs: a name that nobody knows is found by running it. What it says of the messages is no matter.
-        let trial =
-            self.environment.get_template(name).and_then(|found| found.render(self.variables(&[Message::new("user", "")], &[], true)));
+        let trial = Conversation { messages: vec![Message::new("user", "")], ..Conversation::default() };
+        let trial = self.environment.get_template(name).and_then(|found| found.render(self.variables(&trial, 1, true)));
         let unknown = [ErrorKind::UnknownFilter, ErrorKind::UnknownTest, ErrorKind::UnknownFunction];
         match trial {
             Err(error) if unknown.contains(&error.kind()) => Err(unusable(error)),
@@ -57,10 +63,13 @@ impl ChatTemplate {
         }
     }
 
-    /// The prompt for `messages`; `add_generation_prompt` appends the beginning of the assistant's next turn.
-    pub fn render(&self, messages: &[Message], tools: &[Value], add_generation_prompt: bool) -> Result<String, TextError> {
-        let template = self.environment.get_template(self.name(tools));
-        let rendered = template.and_then(|template| template.render(self.variables(messages, tools, add_generation_prompt)));
+    /// The prompt for the first `turns` messages; `add_generation_prompt` appends the beginning of the assistant's next turn.
+    pub fn render(&self, conversation: &Conversation, turns: usize, add_generation_prompt: bool) -> Result<String, TextError> {
+        let variables = self.variables(conversation, turns, add_generation_prompt);
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(FUEL + FUEL_PER_BYTE * conversation.size()));
+        let template = environment.get_template(self.name(&conversation.tools));
+        let rendered = template.and_then(|template| template.render(variables));
         rendered.map_err(|error| TextError::Render(error.detail().map_or_else(|| error.to_string(), String::from)))
     }
 
@@ -80,15 +89,19 @@ impl ChatTemplate {
         if for_tools { TOOL_USE } else { DEFAULT }
     }
 
-    fn variables(&self, messages: &[Message], tools: &[Value], add_generation_prompt: bool) -> Value {
+    fn variables(&self, Conversation { messages, tools, options }: &Conversation, turns: usize, add_generation_prompt: bool) -> Value {
         let token = |token: &Option<String>| token.as_deref().map_or(Value::UNDEFINED, Value::from);
-        context! {
-            messages => messages.iter().map(Message::to_value).collect::<Value>(),
+        let own = context! {
+            messages => messages[..turns].iter().map(Message::to_value).collect::<Value>(),
             add_generation_prompt,
             tools => if tools.is_empty() { Value::from(()) } else { tools.iter().cloned().collect() },
             documents => (),
             bos_token => token(&self.bos_token),
             eos_token => token(&self.eos_token),
+        };
+        match options.is_empty() {
+            true => own,
+            false => context! { ..own, ..Value::from_pairs(options.iter().map(|(name, value)| (name.as_str(), value.clone()))) },
         }
     }
 }
@@ -128,8 +141,8 @@ mod tests {
     use super::*;
 
     fn render(template: &str) -> Result<String, TextError> {
-        let messages = [Message::new("user", "é \"<&>\" "), Message::new("assistant", "b")];
-        ChatTemplate::new(template, None, Some("</s>"))?.render(&messages, &[], true)
+        let messages = vec![Message::new("user", "é \"<&>\" "), Message::new("assistant", "b")];
+        ChatTemplate::new(template, None, Some("</s>"))?.render(&Conversation { messages, ..Conversation::default() }, 2, true)
     }
 
     // Expected texts: transformers 5.23 with jinja2 3.1.6, `_compile_jinja_template(template).render(messages=…, add_generation_prompt=True, eos_token="</s>", tools=None, documents=None)`.
@@ -191,17 +204,51 @@ mod tests {
     fn a_clock_can_stand_still() {
         let mut template = ChatTemplate::new("{{ strftime_now('%d %b %Y %s') }}", None, None).unwrap();
         template.stand_still(jiff::Timestamp::from_second(1_700_000_000).unwrap());
-        assert_eq!(template.render(&[], &[], true).unwrap(), "14 Nov 2023 1700000000");
+        assert_eq!(template.render(&Conversation::default(), 0, true).unwrap(), "14 Nov 2023 1700000000");
     }
 
     #[test]
     fn conversations_with_tools_get_the_template_that_is_for_them() {
         let template = |tool_use| ChatTemplate::new("plain", None, None).unwrap().with_tool_use(tool_use).unwrap();
-        let tools = [Value::from_pairs([("name", "f"), ("z", "1"), ("a", "2")])];
+        let tools = vec![Value::from_pairs([("name", "f"), ("z", "1"), ("a", "2")])];
+        let (without, with) = (Conversation::default(), Conversation { tools: tools.clone(), ..Conversation::default() });
         let both = template(Some("{{ tools | tojson }}"));
-        assert_eq!(both.render(&[], &[], true).unwrap(), "plain");
-        assert_eq!(both.render(&[], &tools, true).unwrap(), r#"[{"name": "f", "z": "1", "a": "2"}]"#);
+        assert_eq!(both.render(&without, 0, true).unwrap(), "plain");
+        assert_eq!(both.render(&with, 0, true).unwrap(), r#"[{"name": "f", "z": "1", "a": "2"}]"#);
         assert_eq!((both.knows("tools", &[]), both.knows("tools", &tools), both.knows("tool", &tools)), (false, true, false));
-        assert_eq!(template(None).render(&[], &tools, true).unwrap(), "plain");
+        assert_eq!(template(None).render(&with, 0, true).unwrap(), "plain");
+    }
+
+    #[test]
+    fn a_template_can_neither_loop_nor_allocate_without_bound() {
+        for template in [
+            "{{ 'x' * 1000000000 }}",
+            "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}",
+            "{% set n = namespace(x='xxxxxxxx') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+            "{% set n = namespace(x=[1]) %}{% for a in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
+            "{% set n = namespace(x='xxxxxxxx') %}{% for a in range(60) %}{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}{% endfor %}",
+            "{% macro m(a) %}{{ m(a) }}{{ m(a) }}{% endmacro %}{{ m(1) }}",
+            "{{ 'a' | center(1000000000) }}",
+            "{{ 'aaaaaaaaaaaaaaaa'.replace('a', 'x' * 100000).replace('x', 'y' * 100000) }}",
+            "{{ '%1000000000d' | format(1) }}",
+            "{% set n = namespace(x='a') %}{% for a in range(60) %}{% set n.x = [n.x, n.x] | tojson %}{% endfor %}",
+            "{% set n = namespace(x=[]) %}{% for a in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x | tojson }}",
+            "{% set n = namespace(x=[]) %}{% for a in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x | tojson(sort_keys=True) }}",
+            "{% set n = namespace(x=[]) %}{% for a in range(100000) %}{% set n.x = [n.x] %}{% endfor %}{{ n.x | tojson }}",
+            "{% set n = namespace(x=[]) %}{% for a in range(100000) %}{% set n.x = {'a': n.x} %}{% endfor %}{{ raise_exception('deep') }}",
+            "{{ range(100000) | tojson(indent=16) | length }}{% for a in range(100000) %}{{ messages | tojson(indent=16) }}{% endfor %}",
+        ] {
+            let started = std::time::Instant::now();
+            assert!(render(template).is_err(), "{template}");
+            assert!(started.elapsed().as_secs() < 5, "{template}");
+        }
+    }
+
+    #[test]
+    fn options_are_variables_of_the_template() {
+        let template = ChatTemplate::new("{{ enable_thinking is defined and not enable_thinking }}{{ effort }}", None, None).unwrap();
+        let options = vec![("enable_thinking".to_owned(), Value::from(false)), ("effort".to_owned(), Value::from("low"))];
+        assert_eq!(template.render(&Conversation { options, ..Conversation::default() }, 0, true).unwrap(), "Truelow");
+        assert_eq!(template.render(&Conversation::default(), 0, true).unwrap(), "False");
     }
 }

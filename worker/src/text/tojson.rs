@@ -1,13 +1,16 @@
 //! The filter `tojson`, as transformers has it: Python's `json.dumps`.
 
-use minijinja::Error;
 use minijinja::value::{Kwargs, Value};
+use minijinja::{Error, State};
 use serde::Serialize;
 
 use super::template::refusal;
 
+/// What a unit of minijinja's fuel pays for.
+const BYTES_PER_FUEL: u64 = 64;
+
 /// Python's `json.dumps(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False)`.
-pub(super) fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
+pub(super) fn to_json(state: &State<'_, '_>, value: &Value, options: Kwargs) -> Result<Value, Error> {
     let failed = |error: serde_json::Error| refusal(format!("tojson: {error}"));
     let indent: Option<usize> = options.get("indent")?;
     let separators: Option<(String, String)> =
@@ -16,14 +19,14 @@ pub(super) fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
     let ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
     options.assert_all_used()?;
     let (item, key) = separators.unwrap_or_else(|| (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()));
-    let mut bytes = Vec::new();
-    let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, Python { indent, item, key, depth: 0, empty: true });
-    match sorted {
+    let room = state.fuel_levels().map_or(u64::MAX, |(_, left)| left.saturating_mul(BYTES_PER_FUEL));
+    let layout = Python { indent, item, key, depth: 0, empty: true };
+    let mut bytes = write(value, layout.clone(), room).map_err(failed)?;
+    if sorted {
         // serde_json keeps the members of its objects sorted.
-        true => serde_json::to_value(value).and_then(|value| value.serialize(&mut serializer)),
-        false => value.serialize(&mut serializer),
+        let value = serde_json::from_slice::<serde_json::Value>(&write(value, compact(), room).map_err(failed)?).map_err(failed)?;
+        bytes = write(&value, layout, room).map_err(failed)?;
     }
-    .map_err(failed)?;
     let text = String::from_utf8_lossy(&bytes).into_owned();
     Ok(Value::from_safe_string(if ascii { escaped(&text) } else { text }))
 }
@@ -37,7 +40,37 @@ fn escaped(json: &str) -> String {
     json.chars().map(escape).collect()
 }
 
+/// JSON of `value` in at most `room` bytes: lists that hold a list twice may be small and print to any length.
+fn write(value: &impl Serialize, layout: Python, room: u64) -> serde_json::Result<Vec<u8>> {
+    let mut output = Output { bytes: Vec::new(), room };
+    value.serialize(&mut serde_json::Serializer::with_formatter(&mut output, layout))?;
+    Ok(output.bytes)
+}
+
+struct Output {
+    bytes: Vec<u8>,
+    room: u64,
+}
+
+impl std::io::Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let left = self.room.checked_sub(bytes.len() as u64);
+        self.room = left.ok_or_else(|| std::io::Error::other("more than a template may make"))?;
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn compact() -> Python {
+    Python { indent: None, item: ",".to_owned(), key: ":".to_owned(), depth: 0, empty: true }
+}
+
 /// Python's lay-out.
+#[derive(Clone)]
 struct Python {
     indent: Option<usize>,
     item: String,

@@ -4,18 +4,35 @@ use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use tokenizers::{DecoderWrapper, OffsetReferential, OffsetType};
+use tokenizers::{OffsetReferential, OffsetType};
 
 use super::bytes::{DecodeStream, TokenBytes};
+use super::spelling::{Prefix, Spelling, without_prefix};
 use super::{TextError, Vocabulary};
 
-/// A byte-level BPE tokenizer.
+/// A BPE tokenizer, of bytes or of pieces that fall back to bytes.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// The same, for which control tokens are text like any other. Made when somebody writes one.
     plain: OnceLock<tokenizers::Tokenizer>,
+    prefix: Prefix,
+    /// The two of them for parts of a text, which get no blank in front; none where a whole text gets none.
+    bare: Option<Box<tokenizers::Tokenizer>>,
+    bare_plain: OnceLock<tokenizers::Tokenizer>,
     bytes: TokenBytes,
+    spelling: Spelling,
     special: HashSet<u32>,
+}
+
+/// Where a part of a text stands in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// At its beginning.
+    Beginning,
+    /// Behind a control token.
+    BehindControl,
+    /// Behind other text.
+    Within,
 }
 
 /// As many ids as no vocabulary has: the table of token bytes is this long at most.
@@ -37,9 +54,8 @@ impl Tokenizer {
     }
 
     fn new(inner: tokenizers::Tokenizer) -> Result<Self, String> {
-        if !is_byte_level(inner.get_decoder()) {
-            return Err(String::from("its decoder is not ByteLevel: only byte-level BPE is supported"));
-        }
+        let unknown = "its decoder is none that we know: only BPE is supported, of bytes (ByteLevel) or with ByteFallback";
+        let spelling = Spelling::of(inner.get_decoder()).ok_or(unknown)?;
         let mut tokens: BTreeMap<u32, String> = inner.get_vocab(false).into_iter().map(|(token, id)| (id, token)).collect();
         let added = inner.get_added_tokens_decoder();
         let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
@@ -47,7 +63,11 @@ impl Tokenizer {
         match tokens.keys().next_back() {
             None => Err(String::from("it has no tokens")),
             Some(last) if *last > MAX_TOKEN_ID => Err(format!("token id {last} is beyond {MAX_TOKEN_ID}")),
-            Some(_) => Ok(Self { inner, plain: OnceLock::new(), bytes: TokenBytes::new(&tokens), special }),
+            Some(_) => {
+                let (prefix, bare) = without_prefix(&inner);
+                let (bytes, bare) = (TokenBytes::new(&tokens, spelling), bare.map(Box::new));
+                Ok(Self { inner, plain: OnceLock::new(), prefix, bare, bare_plain: OnceLock::new(), bytes, spelling, special })
+            }
         }
     }
 
@@ -65,12 +85,31 @@ impl Tokenizer {
 
     /// Token ids of `text`, in which control tokens are text like any other, as with transformers' `split_special_tokens`.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TextError> {
-        let plain = self.plain.get_or_init(|| {
-            let mut plain = self.inner.clone();
-            plain.set_encode_special_tokens(true);
-            plain
-        });
-        let encoding = plain.encode_fast(text, false).map_err(|error| TextError::Encode(error.to_string()))?;
+        self.encode_part(text, true, true)
+    }
+
+    /// Whether a part of a text at `place` gets a blank in front of it.
+    pub(super) fn prefixes(&self, place: Place) -> bool {
+        match self.prefix {
+            Prefix::None => false,
+            Prefix::First => place == Place::Beginning,
+            Prefix::Each => place != Place::Within,
+        }
+    }
+
+    /// Token ids of a part of a text, with the tokenizer's blank in front of it or without; `plain` as in [`Self::encode_plain`].
+    pub(super) fn encode_part(&self, text: &str, prefixed: bool, plain: bool) -> Result<Vec<u32>, TextError> {
+        let (tokenizer, plain_one) = match &self.bare {
+            Some(bare) if !prefixed => (&**bare, &self.bare_plain),
+            _ => (&self.inner, &self.plain),
+        };
+        let split = || {
+            let mut split = tokenizer.clone();
+            split.set_encode_special_tokens(true);
+            split
+        };
+        let tokenizer = if plain { plain_one.get_or_init(split) } else { tokenizer };
+        let encoding = tokenizer.encode_fast(text, false).map_err(|error| TextError::Encode(error.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -83,7 +122,7 @@ impl Tokenizer {
         splits.into_iter().filter_map(|(_, (start, end), tokens)| Some((start..end, token(tokens)?))).collect()
     }
 
-    /// Text of `ids` without control tokens; bytes that are no UTF-8 become U+FFFD.
+    /// Text of `ids`, a whole one, without control tokens; bytes that are no UTF-8 become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
         let mut stream = self.stream();
         let mut text: String = ids.iter().map(|id| stream.push(*id)).collect();
@@ -94,6 +133,11 @@ impl Tokenizer {
     /// Decodes token by token.
     pub fn stream(&self) -> DecodeStream<&Self> {
         DecodeStream::new(self)
+    }
+
+    /// Whether a decoded text loses a blank at its beginning, which the tokenizer put there.
+    pub(super) fn trims(&self) -> bool {
+        matches!(self.spelling, Spelling::Pieces { trims: true, .. })
     }
 
     /// The bytes a token stands for, control tokens by their name; none for an id outside the vocabulary.
@@ -124,14 +168,6 @@ impl Tokenizer {
     /// One more than the largest id.
     pub fn vocab_size(&self) -> usize {
         self.bytes.count()
-    }
-}
-
-fn is_byte_level(decoder: Option<&DecoderWrapper>) -> bool {
-    match decoder {
-        Some(DecoderWrapper::ByteLevel(_)) => true,
-        Some(DecoderWrapper::Sequence(sequence)) => matches!(sequence.get_decoders(), [DecoderWrapper::ByteLevel(_)]),
-        _ => false,
     }
 }
 

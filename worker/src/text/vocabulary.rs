@@ -10,14 +10,17 @@ use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, PreTokenizerWrapper, SplitDelimiterBehavior};
 
 use super::TextError;
+use super::pieces::{self, Pieces};
 
-/// What a GGUF file says of its byte-level BPE tokenizer (`tokenizer.ggml.*`).
+/// What a GGUF file says of its BPE tokenizer (`tokenizer.ggml.*`).
 #[derive(Clone, Debug, Default)]
 pub struct Vocabulary {
-    /// `tokens`: text of each id, in the byte-level alphabet.
+    /// `tokens`: text of each id, in the byte-level alphabet, or as SentencePiece writes it.
     pub tokens: Vec<String>,
-    /// `merges`: `LEFT RIGHT`, by rank.
+    /// `merges`: `LEFT RIGHT`, by rank; of a byte-level vocabulary only.
     pub merges: Vec<String>,
+    /// What one of SentencePiece (`model` is `llama`) has instead.
+    pub pieces: Option<Pieces>,
     /// `token_type` of each id: 1 normal, 3 control, 4 user-defined.
     pub token_types: Vec<u32>,
     /// `pre`: name of the pre-tokenizer.
@@ -32,8 +35,8 @@ pub struct Vocabulary {
     pub chat_template: Option<String>,
 }
 
-const CONTROL: u32 = 3;
-const USER_DEFINED: u32 = 4;
+pub(super) const CONTROL: u32 = 3;
+pub(super) const USER_DEFINED: u32 = 4;
 /// As many tokens as no vocabulary has.
 const MAX_TOKENS: usize = 4 << 20;
 
@@ -44,6 +47,17 @@ impl Vocabulary {
     }
 
     pub(super) fn build(&self) -> Result<tokenizers::Tokenizer, TextError> {
+        let mut tokenizer = match &self.pieces {
+            Some(pieces) => pieces::build(self, pieces)?,
+            None => self.build_byte_level()?,
+        };
+        if self.add_bos {
+            tokenizer.with_post_processor(Some(self.begin()?));
+        }
+        Ok(tokenizer)
+    }
+
+    fn build_byte_level(&self) -> Result<tokenizers::Tokenizer, TextError> {
         let scheme = self.scheme()?;
         let mut tokenizer = tokenizers::Tokenizer::new(self.model(scheme.ignore_merges)?);
         if scheme.compose {
@@ -52,13 +66,11 @@ impl Vocabulary {
         tokenizer.with_pre_tokenizer(Some(scheme.pre_tokenizer));
         tokenizer.with_decoder(Some(ByteLevel::new(false, true, true)));
         self.add_tokens(&mut tokenizer)?;
-        if self.add_bos {
-            tokenizer.with_post_processor(Some(self.begin()?));
-        }
         Ok(tokenizer)
     }
 
-    fn model(&self, ignore_merges: bool) -> Result<BPE, TextError> {
+    /// The id of each token, of which no two are the same.
+    pub(super) fn ids(&self) -> Result<Vocab, TextError> {
         let count = self.tokens.len();
         if count == 0 || count > MAX_TOKENS || self.merges.len() > MAX_TOKENS {
             return Err(unusable(format!("{count} tokens and {} merges", self.merges.len())));
@@ -72,6 +84,11 @@ impl Vocabulary {
                 return Err(unusable(format!("tokens {first} and {id} are both {token:?}")));
             }
         }
+        Ok(vocabulary)
+    }
+
+    fn model(&self, ignore_merges: bool) -> Result<BPE, TextError> {
+        let vocabulary = self.ids()?;
         let mut merges = Vec::with_capacity(self.merges.len());
         for (rank, merge) in self.merges.iter().enumerate() {
             let pair = merge.split_once(' ').ok_or_else(|| unusable(format!("merge {rank} is not a pair: {merge:?}")))?;
@@ -109,8 +126,12 @@ impl Vocabulary {
                 Ok(Scheme::plain(Sequence::new(vec![Digits::new(true).into(), gpt2().into()])))
             }
             "gpt-2" | "gpt2" | "phi-2" | "olmo" | "mpt" => Ok(Scheme::plain(gpt2())),
-            "llama-bpe" | "llama3" | "llama-v3" => Ok(Scheme { ignore_merges: true, ..Scheme::plain(split(LLAMA3)?) }),
-            "qwen2" | "deepseek-r1-qwen" => Ok(Scheme { compose: true, ..Scheme::plain(split(QWEN2)?) }),
+            "llama-bpe" | "llama3" | "llama-v3" => Ok(Scheme { ignore_merges: true, ..Scheme::plain(split(&[LLAMA3])?) }),
+            // GLM-4; OLMo 2 and Phi-4 are as DBRX is.
+            "glm4" | "chatglm-bpe" | "dbrx" | "smaug-bpe" => Ok(Scheme::plain(split(&[LLAMA3])?)),
+            "qwen2" | "deepseek-r1-qwen" => Ok(Scheme { compose: true, ..Scheme::plain(split(&[QWEN2])?) }),
+            "deepseek-v3" => Ok(Scheme::plain(split(&DEEPSEEK3)?)),
+            "tekken" => Ok(Scheme { ignore_merges: true, ..Scheme::plain(split(&[TEKKEN])?) }),
             other => Err(unusable(format!("unknown pre-tokenizer {other:?}"))),
         }
     }
@@ -118,6 +139,14 @@ impl Vocabulary {
 
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Mistral's since Nemo.
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// DeepSeek's since V3, one behind the other.
+const DEEPSEEK3: [&str; 3] = [
+    r"\p{N}{1,3}",
+    r"[一-龥\u3040-ゟ゠-ヿ]+",
+    r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
+];
 
 struct Scheme {
     pre_tokenizer: PreTokenizerWrapper,
@@ -137,11 +166,13 @@ fn gpt2() -> ByteLevel {
     ByteLevel::new(false, true, true)
 }
 
-fn split(pattern: &str) -> Result<Sequence, TextError> {
-    let split = Split::new(SplitPattern::Regex(pattern.to_owned()), SplitDelimiterBehavior::Isolated, false).map_err(unusable)?;
-    Ok(Sequence::new(vec![split.into(), ByteLevel::new(false, true, false).into()]))
+fn split(patterns: &[&str]) -> Result<Sequence, TextError> {
+    let split = |pattern: &&str| Split::new(SplitPattern::Regex((*pattern).to_owned()), SplitDelimiterBehavior::Isolated, false);
+    let splits = patterns.iter().map(|pattern| split(pattern).map(PreTokenizerWrapper::from));
+    let bytes = ByteLevel::new(false, true, false).into();
+    Ok(Sequence::new(splits.chain([Ok(bytes)]).collect::<Result<_, _>>().map_err(unusable)?))
 }
 
-fn unusable(reason: impl ToString) -> TextError {
+pub(super) fn unusable(reason: impl ToString) -> TextError {
     TextError::Vocabulary(reason.to_string())
 }

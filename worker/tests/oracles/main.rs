@@ -173,6 +173,7 @@ fn vocabulary(gguf: &Gguf) -> Vocabulary {
         bos: gguf.integer("tokenizer.ggml.bos_token_id").unwrap(),
         eos: gguf.integer("tokenizer.ggml.eos_token_id").unwrap(),
         add_bos: false,
+        pieces: None,
         chat_template: gguf.text("tokenizer.chat_template").unwrap().map(String::from),
     }
 }
@@ -223,7 +224,8 @@ fn prompts_are_those_of_apply_chat_template() {
     for chat in &chats.cases {
         let template = ChatTemplate::new(&chats.templates[&chat.template], Some(&chats.bos_token), Some(&chats.eos_token)).unwrap();
         let messages: Vec<Message> = chat.messages.iter().map(|turn| Message::new(&turn.role, turn.content.as_str())).collect();
-        let text = template.render(&messages, &[], chat.add_generation_prompt).unwrap();
+        let (turns, conversation) = (messages.len(), Conversation { messages, ..Conversation::default() });
+        let text = template.render(&conversation, turns, chat.add_generation_prompt).unwrap();
         assert_eq!(text, chat.text, "template {:?}, {:?}", chat.template, chat.messages);
     }
 }
@@ -289,7 +291,7 @@ fn tokens_of_conversations_are_those_of_llama_cpp() {
     let template = ChatTemplate::new("{{ messages[0].content }}", None, None).unwrap();
     let rows: Vec<(String, Vec<u32>)> = serde_json::from_slice(&read("tokens.json")).unwrap();
     for (text, ids) in rows {
-        let conversation = Conversation { messages: vec![Message::new("user", text.as_str())], tools: Vec::new() };
+        let conversation = Conversation { messages: vec![Message::new("user", text.as_str())], ..Conversation::default() };
         let encode = |split| Chat::new(&tokenizer, &template, &conversation, split).unwrap().prompt(Ending::GenerationPrompt).unwrap();
         assert_eq!(encode(false), ids, "{text:?}");
         if ids.iter().any(|id| tokenizer.is_special(*id)) {

@@ -40,10 +40,13 @@ pub fn samples(record: Record, rules: &Rules<'_>, language: Language<'_>, counts
 
 /// Takes out what the template does not look at, and counts it. What it would be wrong to learn without is refused.
 fn leave_out(conversation: &mut Conversation, template: &ChatTemplate, counts: &mut Counts) -> Result<(), String> {
-    let Conversation { messages, tools } = conversation;
+    let Conversation { messages, tools, options } = conversation;
     let nowhere = |field: &str| Err(format!("field `{field}`: the base's chat template has no place for it"));
     if !tools.is_empty() && !template.knows("tools", tools) {
         return nowhere("tools");
+    }
+    if let Some((name, _)) = options.iter().find(|(name, _)| !template.knows(name, tools)) {
+        return nowhere(&format!("chat_template_kwargs.{name}"));
     }
     for (index, turn) in messages.iter_mut().enumerate() {
         let (known, unknown) = std::mem::take(&mut turn.others).into_iter().partition(|(name, _)| template.knows(name, tools));

@@ -55,6 +55,7 @@ pub fn parse(line: &str, format: DataFormat, targets: Targets) -> Result<(Record
         DataFormat::Chat => {
             take(&mut object, "messages")?;
             object.remove("tools");
+            object.remove("chat_template_kwargs");
             let conversation = Conversation::parse(line).map_err(|fault| format!("field `{}` {}", fault.place, fault.problem))?;
             chat(conversation, targets)?
         }
@@ -62,7 +63,7 @@ pub fn parse(line: &str, format: DataFormat, targets: Targets) -> Result<(Record
             let prompt = string(take(&mut object, "prompt")?, "prompt")?;
             let completion = string(take(&mut object, "completion")?, "completion")?;
             let messages = vec![Message::new("user", prompt), Message::new("assistant", completion)];
-            Record::Chat(Conversation { messages, tools: Vec::new() }, vec![1])
+            Record::Chat(Conversation { messages, ..Conversation::default() }, vec![1])
         }
         DataFormat::Text => Record::Text(string(take(&mut object, "text")?, "text")?),
         DataFormat::TextLabel => {
