@@ -5,6 +5,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod families;
+mod prompts;
+mod vocabularies;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,7 +14,7 @@ use std::path::PathBuf;
 use carryon_crds::pool::Dtype;
 use carryon_worker::kernel::{Backend, PageTable};
 use carryon_worker::model::gguf::{Gguf, Value};
-use carryon_worker::text::{Chat, ChatTemplate, Conversation, Ending, Lesson, Message, Tokenizer, Vocabulary};
+use carryon_worker::text::{Chat, ChatTemplate, Conversation, Ending, Lesson, Message, Pieces, Tokenizer, Vocabulary};
 use common::engine::{Engine, candle, cpu};
 use safetensors::SafeTensors;
 use serde::Deserialize;
@@ -160,22 +162,41 @@ fn smollm2_in_bf16_is_near_the_states_and_logits_of_transformers() {
 }
 
 fn vocabulary(gguf: &Gguf) -> Vocabulary {
-    let strings = |key: &str| match &gguf.metadata[key] {
-        Value::Strings(list) => list.clone(),
+    let strings = |key: &str| match gguf.metadata.get(key) {
+        Some(Value::Strings(list)) => list.clone(),
         other => panic!("{key} is {other:?}"),
     };
     let Value::Integers(types) = &gguf.metadata["tokenizer.ggml.token_type"] else { panic!("token types are no integers") };
+    let pieces = match gguf.metadata.get("tokenizer.ggml.scores") {
+        Some(Value::Floats(scores)) => {
+            let strips = gguf.text("general.architecture").unwrap() == Some("phi3");
+            Some(Pieces { scores: scores.iter().map(|score| *score as f32).collect(), add_space_prefix: true, strips })
+        }
+        _ => None,
+    };
     Vocabulary {
         tokens: strings("tokenizer.ggml.tokens"),
-        merges: strings("tokenizer.ggml.merges"),
+        merges: if pieces.is_some() { Vec::new() } else { strings("tokenizer.ggml.merges") },
+        pieces,
         token_types: types.iter().map(|kind| *kind as u32).collect(),
         pre: gguf.text("tokenizer.ggml.pre").unwrap().map(String::from),
         bos: gguf.integer("tokenizer.ggml.bos_token_id").unwrap(),
         eos: gguf.integer("tokenizer.ggml.eos_token_id").unwrap(),
         add_bos: false,
-        pieces: None,
         chat_template: gguf.text("tokenizer.chat_template").unwrap().map(String::from),
     }
+}
+
+/// What was downloaded of others' vocabularies and templates.
+fn published(name: &str) -> PathBuf {
+    let folder = std::env::var_os("CARRYON_VOCABULARIES").map(PathBuf::from);
+    folder.unwrap_or_else(|| std::env::home_dir().unwrap().join(".cache/carry-on/vocabularies")).join(name)
+}
+
+/// The beginning of a SHA-256, for fixtures of thousands of texts.
+fn digest(bytes: &[u8]) -> String {
+    let digest = carryon_crds::wire::digest(bytes);
+    digest.rsplit(':').next().unwrap()[..8].to_owned()
 }
 
 #[test]
