@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::common::model_path;
 use crate::harness::{ENGINE, Pool, checkpoint, tokens_of};
 use carryon_worker::exchange::wire::GenerateRequest;
-use carryon_worker::text::{ChatTemplate, Message, Tokenizer};
+use carryon_worker::text::{ChatTemplate, Conversation, Message, Tokenizer};
 
 /// The real model, as a converter left it that took the end of a text for the end of a turn.
 fn with_the_end_of_a_text(folder: &std::path::Path) -> std::path::PathBuf {
@@ -29,8 +29,9 @@ async fn an_answer_of_a_gguf_file_ends_with_the_turn_whatever_its_eos_token_is()
     assert_eq!((model.eos_token.as_deref(), &model.eos_token_ids[..]), (Some("<|endoftext|>"), &[0, 2][..]));
     let tokenizer = Tokenizer::from_json(&pool.client.tokenizer().await.unwrap()).unwrap();
     let template = ChatTemplate::new(model.chat_template.as_deref().unwrap(), model.bos_token.as_deref(), None).unwrap();
-    let asked = [Message::new("user", "Say the word yes, and nothing else.")];
-    let prompt = tokenizer.encode(&template.render(&asked, &[], true).unwrap(), false).unwrap();
+    let messages = vec![Message::new("user", "Say the word yes, and nothing else.")];
+    let asked = Conversation { messages, ..Conversation::default() };
+    let prompt = tokenizer.encode(&template.render(&asked, 1, true).unwrap(), false).unwrap();
     let request = GenerateRequest { stop_token_ids: model.eos_token_ids.clone(), ..GenerateRequest::greedy(prompt, 60) };
     let answer = tokens_of(&pool.events(&request).await.unwrap());
     assert!((1..40).contains(&answer.len()) && !answer.contains(&2), "{:?}", tokenizer.decode(&answer));
