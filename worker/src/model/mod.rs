@@ -34,14 +34,6 @@ pub use error::ModelError;
 pub use lm_head::LmHead;
 use weights::Weights;
 
-/// Reads what the checkpoint at `path` says of itself, and where its tensors lie, but none of them.
-///
-/// # Errors
-/// As [`Model::load`].
-pub fn describe(path: &Path) -> std::result::Result<ModelConfig, ModelError> {
-    Checkpoint::open(path)?.config()
-}
-
 /// A loaded base model. Shared by reference: all state of a sequence is in its [`PageTable`](crate::kernel::PageTable).
 pub struct Model<B: Backend> {
     /// Sizes and constants.
