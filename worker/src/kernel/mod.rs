@@ -46,6 +46,8 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     type Packed: Default + Send + Sync;
     /// A frozen weight, laid out for products.
     type Matrix: Send + Sync;
+    /// Such weights of one shape, one for each head.
+    type Heads: Send + Sync;
     /// The weight of a norm, or a bias.
     type Vector: Send + Sync;
     /// Keys and values of many sequences, in pages of [`PAGE`] positions.
@@ -70,6 +72,9 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
 
     /// Gate and up projection in one, for [`Sink::Gated`]: rows `0..width` that `fill` is asked for are the gate's, the next `width` up's.
     fn gate_up(&self, width: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Self::Matrix>;
+
+    /// For each of `heads` heads a weight of `n` outputs and `k` inputs, an even number each: rows `head · n ..` that `fill` is asked for are its own.
+    fn heads(&self, heads: usize, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Self::Heads>;
 
     /// The transpose, for products that go backward.
     fn transposed(&self, matrix: &Self::Matrix) -> Result<Self::Matrix>;
@@ -104,6 +109,10 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// The product of rows with packed weights, `left · rightᵀ`. The rows of the left side are dealt to `right` in order: usually one part takes
     /// them all, and where many heads of one shape run together each takes its own.
     fn product(&self, left: Left<'_, Self>, right: &[Part<'_, Self>], sink: Sink<'_, Self>) -> Result<()>;
+
+    /// Each head's own product: of every row, values `head · k ..` on the left become values `head · n ..`. The left side is not [`Left::Normed`], the
+    /// sink [`Sink::Store`] or [`Sink::Pack`].
+    fn product_heads(&self, left: Left<'_, Self>, right: &Self::Heads, sink: Sink<'_, Self>) -> Result<()>;
 
     /// Cosines and sines of each position, as [`Self::rotate`] wants them.
     fn angles(&self, rotation: &Rotation, positions: &[u32], out: &mut Self::Rows) -> Result<()>;
@@ -142,11 +151,11 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// What the device has to know of the rows of a pass, the same for all layers that attend alike.
     fn places(&self, attention: Attention, spans: &[Span<'_>]) -> Result<Self::Places>;
 
-    /// Writes keys and values of the rows into their pages. A row holds the queries, then the keys of all heads, then the values.
-    fn append(&self, pages: &mut Self::Pages, layer: usize, rows: &Self::Rows, places: &Self::Places) -> Result<()>;
+    /// Writes keys and values of the rows into their pages. A row holds the keys of all heads from `column` on, then the values that keys do not hold.
+    fn append(&self, pages: &mut Self::Pages, layer: usize, rows: &Self::Rows, column: usize, places: &Self::Places) -> Result<()>;
 
-    /// Causal attention of the rows, whose first values are the (rotated) queries: `out` gets `heads · head_dim` values a row, rounded to the number
-    /// type of the pages.
+    /// Causal attention of the rows, whose first values are the (rotated) queries: `out` gets `heads ·` [`PageLayout::value_dim`] values a row, rounded
+    /// to the number type of the pages.
     fn attend(&self, pages: &Self::Pages, layer: usize, rows: &Self::Rows, places: &Self::Places, out: &mut Self::Packed) -> Result<()>;
 
     /// The one rounding: a copy of some rows (all when `which` is none), put through RMSNorm where a weight and ε are given, rounded to `dtype`.
@@ -212,6 +221,8 @@ pub enum Sink<'a, B: Backend> {
     Store(&'a mut B::Rows),
     /// The product is added to it.
     Add(&'a mut B::Rows),
+    /// Becomes the product, rounded to the matrix's number type.
+    Pack(&'a mut B::Packed),
     /// Becomes `activation(gate) · up` of a matrix made by [`Backend::gate_up`], rounded.
     Gated(&'a mut B::Packed, Activation),
 }
@@ -241,13 +252,25 @@ pub struct PageLayout {
     pub layers: usize,
     /// Key/value heads of a layer.
     pub heads: usize,
-    /// Values of a head, an even number.
+    /// Values of a key, an even number.
     pub head_dim: usize,
+    /// Of latent attention: so many of a key's values, the last ones, are the value too, an even number. Without it a value is as long as a key.
+    pub latent: Option<usize>,
     /// Number type of keys and values.
     pub dtype: Dtype,
 }
 
 impl PageLayout {
+    /// Values of a value.
+    pub fn value_dim(&self) -> usize {
+        self.latent.unwrap_or(self.head_dim)
+    }
+
+    /// Values of a position's keys, and of the values that keys do not hold.
+    pub(in crate::kernel) fn width(&self) -> usize {
+        self.heads * self.head_dim * if self.latent.is_some() { 1 } else { 2 }
+    }
+
     /// Bytes of a page.
     pub fn bytes(&self) -> usize {
         cpu::page_words(self) * 4

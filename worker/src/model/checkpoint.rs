@@ -106,7 +106,8 @@ impl Checkpoint {
             Files::Gguf(gguf) => refuse(gguf.tensor_names().filter(unused).collect(), |_| gguf.path()),
             Files::Folder(_, folder) => {
                 let rotation = |name: &str| ROTATION.iter().any(|end| name.ends_with(end));
-                let mut left: Vec<&str> = folder.tensor_names().filter(unused).filter(|name| !rotation(name)).collect();
+                let mut left: Vec<&str> =
+                    folder.tensor_names().filter(unused).filter(|name| !rotation(name) && !further(name, config)).collect();
                 if config.tie_word_embeddings && left.contains(&LM_HEAD) {
                     if !folder.same(EMBEDDING, LM_HEAD)? {
                         let problem = format!("it is not {EMBEDDING}, though tie_word_embeddings says so");
@@ -133,6 +134,13 @@ impl Checkpoint {
             }
         }))
     }
+}
+
+/// Whether a tensor is one of the layers behind the last.
+fn further(name: &str, config: &ModelConfig) -> bool {
+    let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+    let last = config.layers.len();
+    layer.is_some_and(|layer| (last..last.saturating_add(config.further_layers)).contains(&layer))
 }
 
 fn refuse<'a>(left: Vec<&str>, file_of: impl Fn(&str) -> &'a Path) -> Result<(), ModelError> {

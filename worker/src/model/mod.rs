@@ -79,8 +79,9 @@ impl<B: Backend> Model<B> {
 
     /// What a page of keys and values holds: all layers, for sequences that are continued.
     pub fn page_layout(&self) -> PageLayout {
-        let AttentionConfig { key_value_heads: heads, head_dim, .. } = self.config.attention();
-        PageLayout { layers: self.config.layers.len(), heads: *heads, head_dim: *head_dim, dtype: self.dtype }
+        let AttentionConfig { key_value_heads: heads, head_dim, latent, .. } = self.config.attention();
+        let latent = latent.map(|latent| latent.rank);
+        PageLayout { layers: self.config.layers.len(), heads: *heads, head_dim: *head_dim, latent, dtype: self.dtype }
     }
 
     /// The same of one layer, enough for sequences that come in one pass and are not continued: each layer uses it in its turn.

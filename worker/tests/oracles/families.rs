@@ -8,7 +8,11 @@ use super::common::engine::{Engine, candle, cpu};
 use super::{Expected, F32_TOLERANCE, assert_rows, decodes, fixtures, states, tap_names};
 
 /// In bf16 no row is further off than 2e-2, or than transformers' own bf16 is, which the generator prints.
-const FAMILIES: [(&str, f64); 16] = [
+const FAMILIES: [(&str, f64); 20] = [
+    ("deepseek_v2", 2e-2),
+    ("deepseek_v2_lite", 2e-2),
+    ("deepseek_v3", 2e-2),
+    ("deepseek_v3_halves", 2e-2),
     ("gemma2", 2e-2),
     ("gemma3", 5.0e-2),
     ("glm4", 2e-2),
@@ -71,6 +75,15 @@ fn families_in_bf16_are_as_near_as_bf16_of_transformers() {
 #[test]
 fn what_is_special_in_a_family_can_be_seen_in_its_states() {
     for (name, member, value) in [
+        ("deepseek_v2", "/rope_parameters/mscale", json!(0.2)),
+        ("deepseek_v2", "/rope_parameters/mscale_all_dim", json!(0.2)),
+        ("deepseek_v2", "/topk_method", json!("greedy")),
+        ("deepseek_v2", "/topk_group", json!(3)),
+        ("deepseek_v2", "/routed_scaling_factor", json!(1.0)),
+        ("deepseek_v3", "/topk_group", json!(3)),
+        ("deepseek_v3", "/norm_topk_prob", json!(false)),
+        ("deepseek_v3", "/rope_interleave", json!(false)),
+        ("deepseek_v3_halves", "/rope_interleave", json!(true)),
         ("gemma2", "/attn_logit_softcapping", json!(50.0)),
         ("gemma2", "/sliding_window", json!(64)),
         ("gemma2", "/query_pre_attn_scalar", json!(16)),
