@@ -38,6 +38,7 @@ pub use device::{Device, NoDevice};
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("self.model == oldSelf.model", "model is immutable; create a new pool"))]
 #[x_kube(validation = ("self.dtype == oldSelf.dtype", "dtype is immutable; create a new pool"))]
+#[x_kube(validation = ("self.dtype == 'bfloat16' || !has(self.engine.weightDtype)", "engine.weightDtype is for pools of dtype bfloat16"))]
 pub struct BaseModelPoolSpec {
     /// The frozen model.
     pub model: ModelReference,
@@ -166,6 +167,10 @@ pub struct Engine {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Bytes")]
     pub kv_cache_memory: Option<Bytes>,
+    /// What the weights of a pool of `dtype: bfloat16` are kept as: `bfloat16`, the default, or blocks of 32 in 8 bits (`q8`) or 4 (`q4`) that are
+    /// widened to bfloat16 for each product. Another one is another arithmetic: states that trainers have cached are computed anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_dtype: Option<WeightDtype>,
     /// Longest sequence in tokens; the model's own limit when that is smaller.
     #[schemars(range(min = 16, max = limits::MAX_TOKENS))]
     pub max_model_len: u32,
@@ -179,8 +184,27 @@ pub struct Engine {
 
 impl Default for Engine {
     fn default() -> Self {
-        Self { device: Device::Auto, kv_cache_memory: None, max_model_len: 4096, max_num_seqs: 32, max_num_batched_tokens: 2048 }
+        Self {
+            device: Device::Auto,
+            kv_cache_memory: None,
+            weight_dtype: None,
+            max_model_len: 4096,
+            max_num_seqs: 32,
+            max_num_batched_tokens: 2048,
+        }
     }
+}
+
+/// What weights are kept as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightDtype {
+    /// Numbers of 16 bits.
+    Bfloat16,
+    /// 8.5 bits a weight, GGUF's Q8_0.
+    Q8,
+    /// 5 bits a weight, GGUF's Q4_1.
+    Q4,
 }
 
 /// Observed state of a pool.

@@ -284,7 +284,7 @@ impl<B: Backend> Packer<'_, B> {
     /// The matrices named, one below the other.
     fn matrix(&self, names: &[&str]) -> Result<B::Matrix> {
         let rows = names.iter().map(|name| self.weights[*name].shape[0]).sum();
-        self.backend.matrix(rows, self.columns(names), Dtype::Float32, &|row, values| self.row(names, row, values))
+        self.backend.matrix(rows, self.columns(names), Dtype::Float32.into(), &|row, values| self.row(names, row, values))
     }
 
     fn block(&self, index: u32) -> Result<Block<B>> {
@@ -298,7 +298,7 @@ impl<B: Backend> Packer<'_, B> {
             qkv: self.matrix(&[&q, &k, &v])?,
             o: self.matrix(&[&name("self_attn.o_proj")])?,
             post_attention_norm: self.vector(&name("post_attention_layernorm"))?,
-            gate_up: self.backend.gate_up(wide, width, Dtype::Float32, &fill)?,
+            gate_up: self.backend.gate_up(wide, width, Dtype::Float32.into(), &fill)?,
             down: self.matrix(&[&name("mlp.down_proj")])?,
         })
     }

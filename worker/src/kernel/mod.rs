@@ -7,6 +7,7 @@
 //! chunking or on the number of threads, so a sequence alone and in a batch gives equal bits. Another device states its tolerance.
 
 mod arena;
+mod block;
 pub mod candle;
 pub mod cpu;
 mod rotation;
@@ -38,6 +39,41 @@ pub type Result<T> = std::result::Result<T, DeviceError>;
 /// Writes row `index` of a weight into the slice: how weights get onto a device, a row at a time and from several threads.
 pub type Fill<'a> = &'a (dyn Fn(usize, &mut [f32]) + Sync);
 
+/// How a frozen weight is kept: in the number type of its products, or in blocks of fewer bits that are widened to bf16 on the way to a product. A
+/// weight in blocks is a bf16 weight of the values that they stand for: prefill and decode, alone and in a batch, compute with the same numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// As it is.
+    As(Dtype),
+    /// In blocks.
+    Blocks(Bits),
+}
+
+/// What a block of 32 inputs of an output is kept as; the numbers are those of GGUF.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bits {
+    /// Q8_0: codes of 8 bits times a factor; 8.5 bits a weight.
+    Q8,
+    /// Q4_1: codes of 4 bits times a factor, and a least value; 5 bits a weight.
+    Q4,
+}
+
+impl Stored {
+    /// Number type of the products.
+    pub fn products(self) -> Dtype {
+        match self {
+            Self::As(dtype) => dtype,
+            Self::Blocks(_) => Dtype::Bfloat16,
+        }
+    }
+}
+
+impl From<Dtype> for Stored {
+    fn from(dtype: Dtype) -> Self {
+        Self::As(dtype)
+    }
+}
+
 /// A device and its arithmetic. `Rows` are f32 and row-major; sums are f32 whatever a matrix holds.
 pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// Rows of f32 on the device. The default is a buffer that takes the shape of what is put into it.
@@ -67,16 +103,16 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// Waits until the device has done all that it was told.
     fn finish(&self) -> Result<()>;
 
-    /// A weight of `n` outputs and `k` inputs, rounded to `dtype`.
-    fn matrix(&self, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Self::Matrix>;
+    /// A weight of `n` outputs and `k` inputs, rounded to what it is stored as.
+    fn matrix(&self, n: usize, k: usize, stored: Stored, fill: Fill<'_>) -> Result<Self::Matrix>;
 
     /// Gate and up projection in one, for [`Sink::Gated`]: rows `0..width` that `fill` is asked for are the gate's, the next `width` up's.
-    fn gate_up(&self, width: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Self::Matrix>;
+    fn gate_up(&self, width: usize, k: usize, stored: Stored, fill: Fill<'_>) -> Result<Self::Matrix>;
 
     /// For each of `heads` heads a weight of `n` outputs and `k` inputs, an even number each: rows `head · n ..` that `fill` is asked for are its own.
     fn heads(&self, heads: usize, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Self::Heads>;
 
-    /// The transpose, for products that go backward.
+    /// The transpose of a matrix that is none, for products that go backward.
     fn transposed(&self, matrix: &Self::Matrix) -> Result<Self::Matrix>;
 
     /// A vector.
@@ -100,7 +136,7 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// Copies rows to the host as numbers of `dtype`, little-endian; exact for rows that [`Self::tap`] has rounded to it.
     fn read_bytes(&self, rows: &Self::Rows, dtype: Dtype) -> Result<Bytes>;
 
-    /// Copies rows of a matrix to the host, in the matrix's number type.
+    /// Copies rows of a matrix to the host, in the number type of its products.
     fn read_matrix(&self, matrix: &Self::Matrix, rows: Range<usize>) -> Result<Bytes>;
 
     /// Rows of `table` (V × D), one for each token, times `scale`.

@@ -25,7 +25,7 @@ use std::path::Path;
 
 use carryon_crds::pool::Dtype;
 
-use crate::kernel::{Arena, Backend, PageLayout, Result};
+use crate::kernel::{Arena, Backend, PageLayout, Result, Stored};
 use checkpoint::Checkpoint;
 pub use config::{AttentionConfig, ModelConfig};
 use decoder::Decoder;
@@ -40,6 +40,8 @@ pub struct Model<B: Backend> {
     pub config: ModelConfig,
     /// Number type of products and states.
     pub dtype: Dtype,
+    /// What its large matrices are kept as.
+    pub stored: Stored,
     /// Where it lies.
     pub backend: B,
     decoder: Decoder<B>,
@@ -48,18 +50,19 @@ pub struct Model<B: Backend> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Loads the GGUF file or the folder (`config.json` and `*.safetensors`) at `path`, and packs its weights for products in `dtype`.
+    /// Loads the GGUF file or the folder (`config.json` and `*.safetensors`) at `path`, and packs its weights as `stored` says.
     ///
     /// # Errors
     /// When a file cannot be read, is damaged, or asks for what the decoder does not do; the text names file and key or tensor. When the weights do
     /// not fit on the device.
-    pub fn load(path: &Path, dtype: Dtype, backend: B) -> std::result::Result<Self, ModelError> {
+    pub fn load(path: &Path, stored: impl Into<Stored>, backend: B) -> std::result::Result<Self, ModelError> {
         let checkpoint = Checkpoint::open(path)?;
         let config = checkpoint.config()?;
         let digest = checkpoint.digest_beside()?;
-        let weights = Weights::load(&backend, &checkpoint, &config, dtype)?;
+        let stored = stored.into();
+        let weights = Weights::load(&backend, &checkpoint, &config, stored)?;
         let (digest, decoder) = (digest.join()?, Decoder::new(&config));
-        Ok(Self { config, dtype, backend, decoder, weights, digest })
+        Ok(Self { config, dtype: stored.products(), stored, backend, decoder, weights, digest })
     }
 
     /// `sha256:…` of the weight file, or of `config.json` and all files with its weights, one after the other.
@@ -70,6 +73,11 @@ impl<B: Backend> Model<B> {
     /// Name from the checkpoint.
     pub fn name(&self) -> &str {
         &self.config.name
+    }
+
+    /// Bytes of its matrices on the device.
+    pub fn weight_bytes(&self) -> usize {
+        self.weights.bytes()
     }
 
     /// The LM head.

@@ -23,8 +23,14 @@ use crate::common::engine::{Pages, cpu, head_outputs};
 use crate::common::tiny::{Random, Tiny};
 
 /// Small enough that long sequences need several batches.
-pub const ENGINE: Engine =
-    Engine { device: Device::Cpu, kv_cache_memory: None, max_model_len: 256, max_num_seqs: 4, max_num_batched_tokens: 32 };
+pub const ENGINE: Engine = Engine {
+    device: Device::Cpu,
+    kv_cache_memory: None,
+    weight_dtype: None,
+    max_model_len: 256,
+    max_num_seqs: 4,
+    max_num_batched_tokens: 32,
+};
 
 pub struct Pool {
     pub url: String,

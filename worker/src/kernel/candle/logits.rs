@@ -3,7 +3,7 @@
 use candle_core::{D, DType, Tensor};
 
 use super::product::multiply;
-use super::{Candle, Rows, capped, indices};
+use super::{Candle, Matrix, Rows, capped, indices};
 use crate::kernel::cpu::inverse;
 use crate::kernel::{LOGIT_BLOCK, Outline};
 
@@ -37,12 +37,12 @@ pub fn blocks(logits: &Tensor, which: &[(u32, u32)]) -> Candle<Vec<f32>> {
 /// See [`crate::kernel::Backend::losses`].
 pub fn losses(
     y: &Tensor,
-    lm_head: &Tensor,
-    backward: Option<&Tensor>,
+    lm_head: &Matrix,
+    backward: Option<&Matrix>,
     targets: &[u32],
     softcap: Option<f32>,
 ) -> Candle<(Vec<f32>, Option<Rows>)> {
-    let plain = multiply(y, lm_head)?;
+    let plain = multiply(y, &lm_head.widened()?)?;
     let logits = softcap.map_or_else(|| Ok(plain.clone()), |cap| capped(&plain, cap))?;
     let target = indices(targets, y.device())?.unsqueeze(1)?;
     let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
@@ -56,7 +56,7 @@ pub fn losses(
         Some(cap) => (off * (logits / f64::from(cap))?.sqr()?.affine(-1.0, 1.0)?)?,
         None => off,
     };
-    Ok((loss, Some(multiply(&off, backward)?.into())))
+    Ok((loss, Some(multiply(&off, &backward.widened()?)?.into())))
 }
 
 /// Rows × V logits as rows × blocks × [`LOGIT_BLOCK`], the last block filled up with -∞.

@@ -4,6 +4,7 @@
 //! own bf16 product rounds its result, so products of bf16 numbers go through [`gemm`].
 
 mod attention;
+mod blocks;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod gemm;
@@ -14,15 +15,17 @@ mod product;
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use candle_core::quantized::QTensor;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::ops::{rms_norm, sigmoid};
 use candle_nn::rotary_emb::rope_thd;
 use carryon_crds::pool::Dtype;
 use half::bf16;
 
-use super::{Attention, Backend, Fill, Left, Outline, PageLayout, Part, Result, Rotation, Sink, Span};
+use super::{Attention, Backend, Fill, Left, Outline, PageLayout, Part, Result, Rotation, Sink, Span, Stored};
 pub use pages::Pages;
 pub use places::Places;
 
@@ -40,7 +43,12 @@ pub struct Rows(Option<Tensor>);
 
 /// A weight, n × k; a transpose is another view of the same numbers.
 #[derive(Clone, Debug)]
-pub struct Matrix(Tensor);
+pub enum Matrix {
+    /// In the number type of its products.
+    Plain(Tensor),
+    /// In blocks, and whether it is turned.
+    Blocks(Arc<QTensor>, bool),
+}
 
 /// A weight of each head, heads × n × k.
 #[derive(Clone, Debug)]
@@ -70,6 +78,13 @@ impl CandleDevice {
     /// There is none, or the worker is built without CUDA.
     pub fn cuda(ordinal: usize) -> Result<Self> {
         Ok(Self::new(Device::new_cuda(ordinal)?))
+    }
+
+    fn weight(&self, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Candle<Tensor> {
+        match dtype {
+            Dtype::Bfloat16 => Tensor::from_vec(filled(n, k, fill, bf16::from_f32), (n, k), &self.device),
+            Dtype::Float32 => Tensor::from_vec(filled(n, k, fill, |value| value), (n, k), &self.device),
+        }
     }
 
     fn indices(&self, values: &[u32]) -> Candle<Tensor> {
@@ -162,23 +177,26 @@ impl Backend for CandleDevice {
         Ok(self.device.synchronize()?)
     }
 
-    fn matrix(&self, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Matrix> {
-        Ok(Matrix(match dtype {
-            Dtype::Bfloat16 => Tensor::from_vec(filled(n, k, fill, bf16::from_f32), (n, k), &self.device)?,
-            Dtype::Float32 => Tensor::from_vec(filled(n, k, fill, |value| value), (n, k), &self.device)?,
-        }))
+    fn matrix(&self, n: usize, k: usize, stored: Stored, fill: Fill<'_>) -> Result<Matrix> {
+        Ok(match stored {
+            Stored::As(dtype) => Matrix::Plain(self.weight(n, k, dtype, fill)?),
+            Stored::Blocks(bits) => blocks::matrix(n, k, bits, fill, &self.device)?,
+        })
     }
 
-    fn gate_up(&self, width: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Matrix> {
-        self.matrix(2 * width, k, dtype, fill)
+    fn gate_up(&self, width: usize, k: usize, stored: Stored, fill: Fill<'_>) -> Result<Matrix> {
+        self.matrix(2 * width, k, stored, fill)
     }
 
     fn heads(&self, heads: usize, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Heads> {
-        Ok(Heads(self.matrix(heads * n, k, dtype, fill)?.0.reshape((heads, n, k))?))
+        Ok(Heads(self.weight(heads * n, k, dtype, fill)?.reshape((heads, n, k))?))
     }
 
     fn transposed(&self, matrix: &Matrix) -> Result<Matrix> {
-        Ok(Matrix(matrix.0.t()?))
+        Ok(match matrix {
+            Matrix::Plain(tensor) => Matrix::Plain(tensor.t()?),
+            Matrix::Blocks(blocks, turned) => Matrix::Blocks(blocks.clone(), !turned),
+        })
     }
 
     fn vector(&self, values: &[f32]) -> Result<Tensor> {
@@ -186,11 +204,20 @@ impl Backend for CandleDevice {
     }
 
     fn shape(matrix: &Matrix) -> (usize, usize) {
-        (matrix.0.dims()[0], matrix.0.dims()[1])
+        match matrix {
+            Matrix::Plain(tensor) => (tensor.dims()[0], tensor.dims()[1]),
+            Matrix::Blocks(blocks, turned) => {
+                let (n, k) = (blocks.shape().dims()[0], blocks.shape().dims()[1]);
+                if *turned { (k, n) } else { (n, k) }
+            }
+        }
     }
 
     fn bytes(matrix: &Matrix) -> usize {
-        matrix.0.elem_count() * matrix.0.dtype().size_in_bytes()
+        match matrix {
+            Matrix::Plain(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
+            Matrix::Blocks(blocks, _) => blocks.storage_size_in_bytes(),
+        }
     }
 
     fn count(rows: &Rows) -> usize {
@@ -210,11 +237,11 @@ impl Backend for CandleDevice {
     }
 
     fn read_matrix(&self, matrix: &Matrix, rows: Range<usize>) -> Result<Bytes> {
-        Ok(bytes_of(&matrix.0.narrow(0, rows.start, rows.len())?)?)
+        Ok(bytes_of(&matrix.rows(&rows.map(|row| row as u32).collect::<Vec<_>>())?)?)
     }
 
     fn embed(&self, table: &Matrix, tokens: &[u32], scale: f32, out: &mut Rows) -> Result<()> {
-        let rows = table.0.index_select(&self.indices(tokens)?, 0)?.to_dtype(DType::F32)?;
+        let rows = table.rows(tokens)?.to_dtype(DType::F32)?;
         *out = if scale == 1.0 { rows.into() } else { (rows * f64::from(scale))?.into() };
         Ok(())
     }
@@ -370,6 +397,6 @@ impl Backend for CandleDevice {
         targets: &[u32],
         softcap: Option<f32>,
     ) -> Result<(Vec<f32>, Option<Rows>)> {
-        Ok(logits::losses(y.tensor()?, &lm_head.0, backward.map(|backward| &backward.0), targets, softcap)?)
+        Ok(logits::losses(y.tensor()?, lm_head, backward, targets, softcap)?)
     }
 }

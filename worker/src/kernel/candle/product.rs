@@ -14,13 +14,13 @@ pub fn product(left: Left<'_, CandleDevice>, right: &[Part<'_, CandleDevice>], s
         let mut values = values(&left)?.narrow(0, first, *rows)?;
         first += rows;
         if let Left::Normed(_, epsilon) = left {
-            let ones = || Tensor::ones(matrix.0.dims()[1], DType::F32, values.device());
+            let ones = || Tensor::ones(values.dims()[1], DType::F32, values.device());
             values = rms_norm(&values.contiguous()?, &norm.map_or_else(ones, |norm| Ok(norm.clone()))?, epsilon)?;
         }
-        products.push(multiply(&values, &matrix.0)?);
+        products.push(multiply(&values, &matrix.widened()?)?);
     }
     let Some(part) = right.first().filter(|_| !products.is_empty()) else { return Ok(()) };
-    put(joined(products)?, part.matrix.0.dtype(), sink)
+    put(joined(products)?, part.matrix.dtype(), sink)
 }
 
 /// See [`crate::kernel::Backend::product_heads`]; `right` is heads × n × k.

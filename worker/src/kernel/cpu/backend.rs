@@ -14,7 +14,7 @@ use super::panels::Panels;
 use super::product::{self, RUN};
 use super::rows::{add, add_multiple, add_normalised, exp, normalise_in_place, rms_norm, rope, softcap};
 use super::{Threads, isa, loss, outline};
-use crate::kernel::{Attention, Backend, Fill, LOGIT_BLOCK, Left, Outline, PageLayout, Part, Result, Rotation, Sink, Span};
+use crate::kernel::{Attention, Backend, Fill, LOGIT_BLOCK, Left, Outline, PageLayout, Part, Result, Rotation, Sink, Span, Stored};
 
 /// Rows of a block of the row operations.
 const BLOCK_ROWS: usize = 32;
@@ -65,17 +65,17 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn matrix(&self, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Panels> {
-        Ok(Panels::from_rows(n, k, dtype, &self.threads, fill))
+    fn matrix(&self, n: usize, k: usize, stored: Stored, fill: Fill<'_>) -> Result<Panels> {
+        Ok(Panels::from_rows(n, k, stored, &self.threads, fill))
     }
 
     /// Gate and up in runs of [`RUN`]; absent outputs of the last runs are zero.
-    fn gate_up(&self, width: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Panels> {
+    fn gate_up(&self, width: usize, k: usize, stored: Stored, fill: Fill<'_>) -> Result<Panels> {
         let row_of = |row: usize, values: &mut [f32]| {
             let (half, row) = (row % (2 * RUN) / RUN * width, row / (2 * RUN) * RUN + row % RUN);
             if row < width { fill(half + row, values) } else { values.fill(0.0) }
         };
-        Ok(Panels::from_rows(2 * width.next_multiple_of(RUN), k, dtype, &self.threads, row_of))
+        Ok(Panels::from_rows(2 * width.next_multiple_of(RUN), k, stored, &self.threads, row_of))
     }
 
     fn heads(&self, heads: usize, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Vec<Panels>> {

@@ -4,6 +4,7 @@
 
 mod attention;
 mod backend;
+mod blocks;
 mod buffers;
 pub(crate) mod isa;
 mod loss;

@@ -17,6 +17,8 @@ use crate::kernel::Activation;
 const BLOCK_ROWS: usize = 8 * ROWS;
 /// Steps of a panel that many rows walk before the next: 32 KiB.
 const STEPS: usize = 256;
+/// Steps of a panel that are widened for few rows: four panels of 8 KiB.
+const WIDENED_STEPS: usize = 64;
 /// Gate and up outputs alternate in runs of this many: half a panel each.
 pub(super) const RUN: usize = COLUMNS / 2;
 
@@ -154,16 +156,38 @@ fn multiply_block(
         return multiply_many(left, stride, m, right, panels, write);
     }
     let together = tile::panels_together(m);
-    for first in panels.clone().step_by(together) {
-        let count = together.min(panels.end - first);
-        let walked: [&[u32]; 4] = std::array::from_fn(|panel| if panel < count { right.panel(first + panel) } else { &[] });
-        let mut output = [0.0; OUTPUT];
-        let right_side = tile::Right { panels: &walked[..count], steps: right.steps() };
-        tile::multiply(right.dtype(), tile::Left { words: left, stride, rows: m }, right_side, &mut output);
-        for (panel, tile) in output.chunks(m * COLUMNS).take(count).enumerate() {
-            write(0, (first + panel) * COLUMNS, m, tile);
+    let parts = parts(right, WIDENED_STEPS);
+    WIDENED.with_borrow_mut(|widened| {
+        for first in panels.clone().step_by(together) {
+            let count = together.min(panels.end - first);
+            let mut output = [0.0; OUTPUT];
+            for part in 0..parts {
+                let steps = part_of(right, parts, part);
+                let mut room = widened.iter_mut();
+                let mut walked: [&[u32]; 4] = [&[]; 4];
+                for (panel, (walked, room)) in walked.iter_mut().zip(&mut room).take(count).enumerate() {
+                    *walked = right.walk(first + panel, steps.clone(), room);
+                }
+                let left = tile::Left { words: &left[steps.start..], stride, rows: m };
+                tile::multiply(right.dtype(), left, tile::Right { panels: &walked[..count], steps: steps.len() }, &mut output);
+            }
+            for (panel, tile) in output.chunks(m * COLUMNS).take(count).enumerate() {
+                write(0, (first + panel) * COLUMNS, m, tile);
+            }
         }
-    }
+    });
+}
+
+/// Parts of a panel that are walked one after the other: of about `steps` steps each, or all of it where nothing has to be widened for it.
+fn parts(right: &Panels, steps: usize) -> usize {
+    if right.stride().is_some() { right.steps().div_ceil(steps) } else { 1 }
+}
+
+/// The steps of a part.
+fn part_of(right: &Panels, parts: usize, part: usize) -> Range<usize> {
+    let stride = right.stride().unwrap_or(1);
+    let start = |part| (share(right.steps().div_ceil(stride), parts, part) * stride).min(right.steps());
+    start(part)..start(part + 1)
 }
 
 /// Many rows: all of them walk some steps of a panel before the next, so that what is read again and again lies in the nearest caches.
@@ -172,15 +196,15 @@ fn multiply_block(
 fn multiply_many(left: &[u32], stride: usize, m: usize, right: &Panels, panels: Range<usize>, write: impl Fn(usize, usize, usize, &[f32])) {
     let wide = right.dtype() == Dtype::Bfloat16 && !tile::multiplies_bf16();
     let (dtype, words) = if wide { (Dtype::Float32, 2) } else { (right.dtype(), 1) };
-    MANY.with_borrow_mut(|(wide_left, wide_panel, sums)| {
+    MANY.with_borrow_mut(|(wide_left, wide_panel, widened, sums)| {
         let left = if wide { spread(&left[..stride * (m - 1) + right.steps()], 1, wide_left) } else { left };
         let parts = (words * right.steps() / STEPS).max(1);
         for panel in panels {
             sums.clear();
             sums.resize(m * COLUMNS, 0.0);
             for part in 0..parts {
-                let steps = share(right.steps(), parts, part)..share(right.steps(), parts, part + 1);
-                let narrow = &right.panel(panel)[steps.start * COLUMNS..steps.end * COLUMNS];
+                let steps = part_of(right, parts, part);
+                let narrow = right.walk(panel, steps.clone(), widened);
                 let panel = if wide { spread(narrow, COLUMNS, wide_panel) } else { narrow };
                 let right = tile::Right { panels: &[panel], steps: words * steps.len() };
                 for (index, sums) in sums.chunks_mut(ROWS * COLUMNS).enumerate() {
@@ -206,8 +230,11 @@ fn spread<'a>(words: &[u32], run: usize, wide: &'a mut Vec<u32>) -> &'a [u32] {
 thread_local! {
     /// The packed rows of the block at hand, and one row of f32.
     static SCRATCH: RefCell<(Vec<u32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
-    /// The rows of the block at hand and part of a panel, spread out, and the sums of all rows.
-    static MANY: RefCell<(Vec<u32>, Vec<u32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new(), Vec::new())) };
+    /// The rows of the block at hand and part of a panel, spread out, that part as it is widened, and the sums of all rows.
+    static MANY: RefCell<(Vec<u32>, Vec<u32>, Vec<u32>, Vec<f32>)> =
+        const { RefCell::new((Vec::new(), Vec::new(), Vec::new(), Vec::new())) };
+    /// Parts of panels that are walked together, widened.
+    static WIDENED: RefCell<[Vec<u32>; 4]> = const { RefCell::new([const { Vec::new() }; 4]) };
 }
 
 /// Calls `run` with these rows of the left side, packed, and the words between them. Of f32 rows of `width` values those from `column` on count.
@@ -385,6 +412,7 @@ fn check_heads(left: &Left<'_>, m: usize, heads: &[Panels], sink: &Sink<'_>) {
 mod tests {
     use super::*;
     use crate::kernel::cpu::round_bf16;
+    use crate::kernel::{Bits, Stored};
 
     #[test]
     fn sinks_agree_for_any_number_of_rows_and_threads() {
@@ -409,6 +437,29 @@ mod tests {
                     round_bf16(&mut out);
                 }
                 assert_eq!(rounded, out);
+            }
+        }
+    }
+
+    #[test]
+    fn weights_in_blocks_have_the_products_of_the_numbers_that_they_stand_for() {
+        let (n, threads) = (70, Threads::new(2));
+        let values = |count: usize| (0..count).map(|i| ((i * 7919 % 1009) as f32 - 500.0) / 300.0).collect::<Vec<f32>>();
+        for (bits, k) in [Bits::Q8, Bits::Q4].into_iter().flat_map(|bits| [(bits, 33), (bits, 160), (bits, 4 * STEPS + 70)]) {
+            let weight = values(n * k);
+            let blocks =
+                Panels::from_rows(n, k, Stored::Blocks(bits), &threads, |row, values| values.copy_from_slice(&weight[row * k..][..k]));
+            let plain = Panels::from_rows(n, k, Dtype::Bfloat16, &threads, |row, values| blocks.row(row, values));
+            for m in [1, 3, 12, 40, 130] {
+                let (x, y) = (values(m * k), values(m * n));
+                let (mut found, mut expected) = (vec![0.0; m * n], vec![0.0; m * n]);
+                matmul(&threads, &x, &blocks, &mut found);
+                matmul(&threads, &x, &plain, &mut expected);
+                assert_eq!(found, expected, "{bits:?} {m} x {k}");
+                let (mut found, mut expected) = (vec![0.0; m * k], vec![0.0; m * k]);
+                matmul(&threads, &y, &blocks.transposed(&threads), &mut found);
+                matmul(&threads, &y, &plain.transposed(&threads), &mut expected);
+                assert_eq!(found, expected, "{bits:?} {m} x {k}, transposed");
             }
         }
     }

@@ -140,7 +140,10 @@ fn what_is_not_done_is_refused_by_name() {
         "config.json: text_config: a model of text and images (`gemma3_text`) is not supported"
     );
     let error = read(json!({"model_type": "qwen2_vl"})).unwrap_err().to_string();
-    assert!(error.starts_with("config.json: model_type: `qwen2_vl` is not supported; supported are gemma2, gemma3,"), "{error}");
+    assert!(
+        error.starts_with("config.json: model_type: `qwen2_vl` is not supported; supported are deepseek_v2, deepseek_v3, gemma2,"),
+        "{error}"
+    );
 }
 
 /// What DeepSeek's configurations have in common.

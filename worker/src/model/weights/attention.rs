@@ -11,6 +11,19 @@ pub enum Projection<B: Backend> {
     Latent(LatentProjection<B>),
 }
 
+impl<B: Backend> Projection<B> {
+    /// Its matrices.
+    pub fn matrices(&self) -> impl Iterator<Item = &B::Matrix> {
+        match self {
+            Self::Grouped(weights) => vec![&weights.query_key_value],
+            Self::Latent(weights) => {
+                [&weights.queries, &weights.keys].into_iter().chain(weights.compress.iter().map(|(matrix, _)| matrix)).collect()
+            }
+        }
+        .into_iter()
+    }
+}
+
 /// Of grouped attention.
 pub struct GroupedProjection<B: Backend> {
     /// Queries, keys and values in one: (heads + 2 · key/value heads) · head_dim × D.
@@ -119,8 +132,8 @@ impl<B: Backend> Packer<'_, B> {
             queries,
             keys: ordered("self_attn.kv_a_proj_with_mqa", rope + rank, 1, rank, hidden)?,
             key_norm: self.norm(&name("self_attn.kv_a_layernorm"), rank)?,
-            absorb: self.backend.heads(heads, rope + rank, rope + nope, self.dtype, &absorb)?,
-            values: self.backend.heads(heads, value, rank, self.dtype, &value_of)?,
+            absorb: self.backend.heads(heads, rope + rank, rope + nope, self.stored.products(), &absorb)?,
+            values: self.backend.heads(heads, value, rank, self.stored.products(), &value_of)?,
         })
     }
 }

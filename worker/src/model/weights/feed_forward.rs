@@ -15,6 +15,17 @@ pub enum FeedForward<B: Backend> {
     Experts(Experts<B>),
 }
 
+impl<B: Backend> FeedForward<B> {
+    /// Its matrices, without the router.
+    pub fn matrices(&self) -> impl Iterator<Item = &B::Matrix> {
+        let gated = match self {
+            Self::Gated(gated) => vec![gated],
+            Self::Experts(weights) => weights.experts.iter().chain(&weights.shared).collect(),
+        };
+        gated.into_iter().flat_map(|gated| [&gated.gate_up, &gated.down])
+    }
+}
+
 /// Matrices of a gated layer.
 pub struct Gated<B: Backend> {
     /// Gate and up, width × D each.
@@ -73,7 +84,7 @@ impl<B: Backend> Packer<'_, B> {
         }
         let [gate, up, down] = SHARED_EXPERT.map(name);
         Ok(Experts {
-            router: self.matrix(&name(names.router), config.count, self.config.hidden_size)?,
+            router: self.router(&name(names.router), config.count)?,
             bias: match config.scores {
                 Scores::Softmax => Vec::new(),
                 Scores::Sigmoid => {
@@ -84,6 +95,12 @@ impl<B: Backend> Packer<'_, B> {
             experts,
             shared: config.shared.map(|width| self.gated(&[gate, up], &down, width)).transpose()?,
         })
+    }
+
+    /// It decides who computes: it is kept as it is.
+    fn router(&self, name: &TensorName, count: usize) -> Result<B::Matrix, ModelError> {
+        let (tensor, hidden) = (self.tensor(name, count, self.config.hidden_size)?, self.config.hidden_size);
+        Ok(self.backend.matrix(count, hidden, self.stored.products().into(), &|row, values| tensor.row(row, values))?)
     }
 
     /// Gate and up, in one tensor or two, and down.

@@ -4,14 +4,12 @@ mod attention;
 mod feed_forward;
 mod packer;
 
-use carryon_crds::pool::Dtype;
-
 use super::checkpoint::Checkpoint;
 use super::config::{LayerConfig, ModelConfig, Norms};
 use super::error::ModelError;
 use super::families::{EMBEDDING, FINAL_NORM, LM_HEAD, Name};
 use super::lm_head::LmHead;
-use crate::kernel::Backend;
+use crate::kernel::{Backend, Stored};
 pub use attention::{GroupedProjection, LatentProjection, Projection};
 pub use feed_forward::{Experts, FeedForward, Gated};
 use packer::Packer;
@@ -38,6 +36,12 @@ pub struct Layer<B: Backend> {
     pub down_norm: Option<B::Vector>,
 }
 
+impl<B: Backend> Layer<B> {
+    fn matrices(&self) -> impl Iterator<Item = &B::Matrix> {
+        self.projection.matrices().chain([&self.output]).chain(self.feed_forward.matrices())
+    }
+}
+
 /// All weights of a model.
 pub struct Weights<B: Backend> {
     /// Decoder layers.
@@ -55,8 +59,8 @@ impl<B: Backend> Weights<B> {
     ///
     /// # Errors
     /// When a tensor is missing, damaged or not of the shape that `config` asks for; when the device has no room for it.
-    pub fn load(backend: &B, checkpoint: &Checkpoint, config: &ModelConfig, dtype: Dtype) -> Result<Self, ModelError> {
-        let packer = Packer { backend, checkpoint, config, dtype };
+    pub fn load(backend: &B, checkpoint: &Checkpoint, config: &ModelConfig, stored: Stored) -> Result<Self, ModelError> {
+        let packer = Packer { backend, checkpoint, config, stored };
         // Layers are pushed as they are read: a made-up number of layers ends at the first that is missing.
         let mut layers = Vec::new();
         for (index, layer) in config.layers.iter().enumerate() {
@@ -70,7 +74,14 @@ impl<B: Backend> Weights<B> {
         };
         let final_norm = packer.norm(&full(FINAL_NORM, "weight"), hidden)?;
         checkpoint.refuse_unused(config)?;
-        Ok(Self { layers, final_norm, lm_head: LmHead::new(backend, lm_head, dtype, config.logit_softcap)?, embedding })
+        Ok(Self { layers, final_norm, lm_head: LmHead::new(backend, lm_head, stored.products(), config.logit_softcap)?, embedding })
+    }
+
+    /// Bytes of all matrices; what belongs to single heads, and vectors, are few.
+    pub fn bytes(&self) -> usize {
+        let heads = [self.lm_head.forward(), self.lm_head.backward()];
+        let all = self.layers.iter().flat_map(Layer::matrices).chain(heads).chain(&self.embedding);
+        all.map(B::bytes).sum()
     }
 
     /// The embedding, V × D.

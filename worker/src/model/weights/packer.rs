@@ -1,8 +1,6 @@
 //! Tensors of a checkpoint become weights on a device, rounded to the pool's number type.
 
-use carryon_crds::pool::Dtype;
-
-use crate::kernel::{self, Backend, Fill};
+use crate::kernel::{self, Backend, Fill, Stored};
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::ModelConfig;
 use crate::model::error::ModelError;
@@ -65,14 +63,15 @@ impl Order {
 }
 
 /// [`Backend::matrix`] or [`Backend::gate_up`].
-pub type Pack<B> = fn(&B, usize, usize, Dtype, Fill<'_>) -> kernel::Result<<B as Backend>::Matrix>;
+pub type Pack<B> = fn(&B, usize, usize, Stored, Fill<'_>) -> kernel::Result<<B as Backend>::Matrix>;
 
 /// Reads tensors and packs them.
 pub struct Packer<'a, B> {
     pub backend: &'a B,
     pub checkpoint: &'a Checkpoint,
     pub config: &'a ModelConfig,
-    pub dtype: Dtype,
+    /// What large matrices are kept as.
+    pub stored: Stored,
 }
 
 impl<B: Backend> Packer<'_, B> {
@@ -86,7 +85,7 @@ impl<B: Backend> Packer<'_, B> {
                 row -= count;
             }
         };
-        Ok(pack(self.backend, rows, cols, self.dtype, &fill)?)
+        Ok(pack(self.backend, rows, cols, self.stored, &fill)?)
     }
 
     pub fn tensor(&self, name: &TensorName, rows: usize, cols: usize) -> Result<Tensor, ModelError> {
