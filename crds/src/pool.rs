@@ -101,6 +101,10 @@ pub enum FromNamespaces {
 pub struct ModelReference {
     /// Where the weights are.
     pub source: ModelSource,
+    /// Run the text part of a model of text and images, such as Gemma 3 from 4B on, and leave the rest of its weights alone. Without it such a
+    /// model is refused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub text_only: bool,
 }
 
 /// Where the weights are; exactly one member is set.

@@ -13,7 +13,7 @@ use super::ends::end_tokens;
 use super::error::BaseError;
 use crate::kernel::{Backend, Bits, Stored};
 use crate::model::gguf::{Gguf, Value};
-use crate::model::{Model, ModelConfig};
+use crate::model::{Files, Model, ModelConfig};
 use crate::text::{ChatTemplate, TextError, Tokenizer, Vocabulary};
 
 /// Sequences of one request at most.
@@ -61,7 +61,7 @@ impl Words {
 pub fn load<B: Backend>(path: &Path, config: &BaseConfig, instance: &str, backend: B, memory: u64) -> Result<Loaded<B>, BaseError> {
     let words = if path.is_dir() { words_of_folder(path)? } else { words_of_gguf(path)? };
     words.compile().map_err(|source| BaseError::Template { path: path.to_owned(), source })?;
-    let model = Model::load(path, stored(config), backend)?;
+    let model = Model::load(Files { path, text_only: config.text_only }, stored(config), backend)?;
     let tokenizer = words.tokenizer.to_json().map_err(|source| BaseError::Tokenizer { path: path.to_owned(), source })?;
     let identity = Identity {
         weights: model.weights_digest().to_owned(),

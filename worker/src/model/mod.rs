@@ -21,12 +21,12 @@ mod tensor;
 mod weights;
 
 use std::ops::ControlFlow;
-use std::path::Path;
 
 use carryon_crds::pool::Dtype;
 
 use crate::kernel::{Arena, Backend, PageLayout, Result, Stored};
 use checkpoint::Checkpoint;
+pub use checkpoint::Files;
 pub use config::{AttentionConfig, ModelConfig};
 use decoder::Decoder;
 pub use decoder::{Capture, Pause, Plan, Slot, States, Tap};
@@ -50,13 +50,13 @@ pub struct Model<B: Backend> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Loads the GGUF file or the folder (`config.json` and `*.safetensors`) at `path`, and packs its weights as `stored` says.
+    /// Loads a GGUF file or a folder (`config.json` and `*.safetensors`), and packs its weights as `stored` says.
     ///
     /// # Errors
     /// When a file cannot be read, is damaged, or asks for what the decoder does not do; the text names file and key or tensor. When the weights do
     /// not fit on the device.
-    pub fn load(path: &Path, stored: impl Into<Stored>, backend: B) -> std::result::Result<Self, ModelError> {
-        let checkpoint = Checkpoint::open(path)?;
+    pub fn load<'a>(files: impl Into<Files<'a>>, stored: impl Into<Stored>, backend: B) -> std::result::Result<Self, ModelError> {
+        let checkpoint = Checkpoint::open(files.into())?;
         let config = checkpoint.config()?;
         let digest = checkpoint.digest_beside()?;
         let stored = stored.into();

@@ -2,6 +2,8 @@
 
 use carryon_crds::pool::Dtype;
 use carryon_worker::kernel::{Backend, PageTable};
+use carryon_worker::model::{Files, Model};
+use safetensors::SafeTensors;
 use serde_json::json;
 
 use super::common::engine::{Engine, candle, cpu};
@@ -129,4 +131,30 @@ fn every_fixture_is_compared() {
     found.sort();
     known.sort();
     assert_eq!(found, known);
+}
+
+/// A model of text and images holds the text part under other names; without it being asked for, it is refused by name.
+#[test]
+fn the_text_part_of_a_model_of_text_and_images_is_the_model_that_it_is_alone() {
+    let own = fixtures().join("families/gemma3");
+    let weights = std::fs::read(own.join("model.safetensors")).unwrap();
+    let alone = Engine::load(&own, Dtype::Float32, cpu(2));
+    let tokens = Expected::read("families/gemma3/states.safetensors").integers("0.tokens");
+    let read = |path: &std::path::Path| -> serde_json::Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
+    // Today's names, and those before: of the decoder, and of what is beside it.
+    for (decoder, beside) in [("model.language_model.", "model.vision_tower."), ("language_model.model.", "vision_tower.")] {
+        let whole = tempfile::tempdir().unwrap();
+        let tensors = SafeTensors::deserialize(&weights).unwrap();
+        let renamed = tensors.iter().map(|(name, view)| (name.replacen("model.", decoder, 1), view));
+        let image = tensors.tensor("model.norm.weight").unwrap();
+        let all: Vec<_> = renamed.chain([(format!("{beside}patches.weight"), image)]).collect();
+        std::fs::write(whole.path().join("model.safetensors"), safetensors::serialize(all, None).unwrap()).unwrap();
+        let config = json!({"model_type": "gemma3", "text_config": read(&own.join("config.json")), "vision_config": {"hidden_size": 8}});
+        std::fs::write(whole.path().join("config.json"), config.to_string()).unwrap();
+        let text = Files { path: whole.path(), text_only: true };
+        let found = Engine::load(text, Dtype::Float32, cpu(2));
+        assert_eq!(states(&found, &tokens), states(&alone, &tokens), "{decoder}");
+        let refused = Model::load(whole.path(), Dtype::Float32, cpu(1)).err().unwrap().to_string();
+        assert!(refused.ends_with("`gemma3` is a model of text and more: ask for its text part alone (model.textOnly)"), "{refused}");
+    }
 }

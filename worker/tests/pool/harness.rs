@@ -72,7 +72,7 @@ impl Pool {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (end, told) = oneshot::channel::<()>();
-        let config = BaseConfig { name: "test".to_owned(), dtype, engine };
+        let config = BaseConfig { name: "test".to_owned(), dtype, engine, text_only: false };
         let path_of_server: PathBuf = path.to_owned();
         let server =
             tokio::spawn(base::serve(

@@ -5,10 +5,10 @@
 
 use std::ops::Range;
 
-use super::isa::vectorised;
 use super::operand::bf16_finite;
 use super::threads::Threads;
 use super::tile::COLUMNS;
+use super::widen::{self, widened};
 use crate::kernel::Bits;
 use crate::kernel::block::{BLOCK, Block};
 
@@ -88,12 +88,7 @@ impl Blocks {
         for (index, words) in words.chunks_exact_mut(Self::STEPS * COLUMNS).enumerate() {
             let group = self.group(panel, steps.start / Self::STEPS + index);
             let (scales, codes) = group.split_at(scales_length(self.bits));
-            match (self.bits, self.turned) {
-                (Bits::Q8, false) => widen_q8(scales, codes, words),
-                (Bits::Q8, true) => widen_turned_q8(scales, codes, words),
-                (Bits::Q4, false) => widen_q4(scales, codes, words),
-                (Bits::Q4, true) => widen_turned_q4(scales, codes, words),
-            }
+            widen::widen(self.bits, self.turned, scales, codes, words);
         }
         &words[..steps.len() * COLUMNS]
     }
@@ -172,79 +167,10 @@ fn turn(bits: Bits, group: &[u16], target: &mut [u16]) {
     }
 }
 
-/// The value of finite f16 bits: their exponent is 112 too low for an f32.
-#[inline(always)]
-fn widened(half: u16) -> f32 {
-    const TWO_TO_112: f32 = f32::from_bits((112 + 127) << 23);
-    let magnitude = f32::from_bits(u32::from(half & 0x7fff) << 13) * TWO_TO_112;
-    f32::from_bits(magnitude.to_bits() | (u32::from(half & 0x8000) << 16))
-}
-
-#[inline(always)]
-fn pair(low: f32, high: f32) -> u32 {
-    bf16_finite(low) | (bf16_finite(high) << 16)
-}
-
-#[inline(always)]
-fn all_widened(halves: &[u16]) -> [f32; BLOCK] {
-    std::array::from_fn(|at| widened(halves[at]))
-}
-
-vectorised! {
-    fn widen_q8(scales: &[u16], codes: &[u16], words: &mut [u32]) {
-        let factors = all_widened(scales);
-        for (codes, words) in codes.as_chunks::<COLUMNS>().0.iter().zip(words.as_chunks_mut::<COLUMNS>().0) {
-            for (column, word) in words.iter_mut().enumerate() {
-                let (low, high) = (codes[column] as i8, (codes[column] >> 8) as i8);
-                *word = pair(factors[column] * f32::from(low), factors[column] * f32::from(high));
-            }
-        }
-    }
-}
-
-vectorised! {
-    fn widen_turned_q8(scales: &[u16], codes: &[u16], words: &mut [u32]) {
-        let factors = all_widened(scales);
-        for (step, (codes, words)) in codes.as_chunks::<COLUMNS>().0.iter().zip(words.as_chunks_mut::<COLUMNS>().0).enumerate() {
-            let (first, second) = (factors[2 * step], factors[2 * step + 1]);
-            for (code, word) in codes.iter().zip(words) {
-                *word = pair(first * f32::from(*code as i8), second * f32::from((code >> 8) as i8));
-            }
-        }
-    }
-}
-
-vectorised! {
-    fn widen_q4(scales: &[u16], codes: &[u16], words: &mut [u32]) {
-        let (factors, least) = (all_widened(scales), all_widened(&scales[BLOCK..]));
-        let codes: &[u8] = bytemuck::cast_slice(codes);
-        for (codes, words) in codes.as_chunks::<COLUMNS>().0.iter().zip(words.as_chunks_mut::<COLUMNS>().0) {
-            for (column, word) in words.iter_mut().enumerate() {
-                let value = |code: u8| factors[column] * f32::from(code) + least[column];
-                *word = pair(value(codes[column] & 0xf), value(codes[column] >> 4));
-            }
-        }
-    }
-}
-
-vectorised! {
-    fn widen_turned_q4(scales: &[u16], codes: &[u16], words: &mut [u32]) {
-        let (factors, least) = (all_widened(scales), all_widened(&scales[BLOCK..]));
-        let codes: &[u8] = bytemuck::cast_slice(codes);
-        for (step, (codes, words)) in codes.as_chunks::<COLUMNS>().0.iter().zip(words.as_chunks_mut::<COLUMNS>().0).enumerate() {
-            let value = |input: usize, code: u8| factors[input] * f32::from(code) + least[input];
-            for (code, word) in codes.iter().zip(words) {
-                *word = pair(value(2 * step, code & 0xf), value(2 * step + 1, code >> 4));
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use candle_core::quantized::GgmlType;
     use candle_core::quantized::k_quants::{BlockQ4_1, BlockQ8_0};
-    use half::f16;
 
     use super::*;
     use crate::kernel::cpu::round_bf16;
@@ -307,13 +233,6 @@ mod tests {
                     assert_eq!(f32::from_bits(if row % 2 == 0 { word << 16 } else { word & 0xffff_0000 }), own, "{bits:?}");
                 }
             }
-        }
-    }
-
-    #[test]
-    fn halves_are_widened_exactly() {
-        for bits in (0..=u16::MAX).filter(|bits| f16::from_bits(*bits).is_finite()) {
-            assert_eq!(widened(bits).to_bits(), f16::from_bits(bits).to_f32().to_bits());
         }
     }
 }

@@ -16,6 +16,7 @@ mod product;
 mod rows;
 mod threads;
 mod tile;
+mod widen;
 
 pub use attention::{Queries, attend};
 pub use backend::Cpu;

@@ -196,7 +196,7 @@ fn part_of(right: &Panels, parts: usize, part: usize) -> Range<usize> {
 fn multiply_many(left: &[u32], stride: usize, m: usize, right: &Panels, panels: Range<usize>, write: impl Fn(usize, usize, usize, &[f32])) {
     let wide = right.dtype() == Dtype::Bfloat16 && !tile::multiplies_bf16();
     let (dtype, words) = if wide { (Dtype::Float32, 2) } else { (right.dtype(), 1) };
-    MANY.with_borrow_mut(|(wide_left, wide_panel, widened, sums)| {
+    MANY.with_borrow_mut(|Many { left: wide_left, widened, panel: wide_panel, sums }| {
         let left = if wide { spread(&left[..stride * (m - 1) + right.steps()], 1, wide_left) } else { left };
         let parts = (words * right.steps() / STEPS).max(1);
         for panel in panels {
@@ -227,12 +227,23 @@ fn spread<'a>(words: &[u32], run: usize, wide: &'a mut Vec<u32>) -> &'a [u32] {
     wide
 }
 
+/// Buffers of [`multiply_many`].
+#[derive(Default)]
+struct Many {
+    /// The rows of the block at hand, spread out.
+    left: Vec<u32>,
+    /// Part of a panel as it is widened.
+    widened: Vec<u32>,
+    /// The same spread out.
+    panel: Vec<u32>,
+    /// The sums of all rows.
+    sums: Vec<f32>,
+}
+
 thread_local! {
     /// The packed rows of the block at hand, and one row of f32.
     static SCRATCH: RefCell<(Vec<u32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
-    /// The rows of the block at hand and part of a panel, spread out, that part as it is widened, and the sums of all rows.
-    static MANY: RefCell<(Vec<u32>, Vec<u32>, Vec<u32>, Vec<f32>)> =
-        const { RefCell::new((Vec::new(), Vec::new(), Vec::new(), Vec::new())) };
+    static MANY: RefCell<Many> = RefCell::default();
     /// Parts of panels that are walked together, widened.
     static WIDENED: RefCell<[Vec<u32>; 4]> = const { RefCell::new([const { Vec::new() }; 4]) };
 }

@@ -47,6 +47,11 @@ const FAMILIES: [(&str, Read); 15] = [
 /// When the family is not known, a member is missing or of another type, or asks for what the decoder does not do.
 pub fn config(keys: &Keys) -> Result<ModelConfig, ModelError> {
     let family: String = keys.required("model_type")?;
+    if keys.object("text_config")?.is_some() {
+        return Err(
+            keys.invalid("text_config", format!("`{family}` is a model of text and more: ask for its text part alone (model.textOnly)"))
+        );
+    }
     match FAMILIES.iter().find(|(name, _)| *name == family) {
         Some((_, read)) => read(keys),
         None => {

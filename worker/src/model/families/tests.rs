@@ -137,7 +137,7 @@ fn what_is_not_done_is_refused_by_name() {
     let vision = json!({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}, "vision_config": {}});
     assert_eq!(
         read(vision).unwrap_err().to_string(),
-        "config.json: text_config: a model of text and images (`gemma3_text`) is not supported"
+        "config.json: text_config: `gemma3` is a model of text and more: ask for its text part alone (model.textOnly)"
     );
     let error = read(json!({"model_type": "qwen2_vl"})).unwrap_err().to_string();
     assert!(
