@@ -17,8 +17,8 @@ use crate::kernel::Activation;
 const BLOCK_ROWS: usize = 8 * ROWS;
 /// Steps of a panel that many rows walk before the next: 32 KiB.
 const STEPS: usize = 256;
-/// Steps of a panel that are widened for few rows: four panels of 8 KiB.
-const WIDENED_STEPS: usize = 64;
+/// Steps of a panel that are widened for few rows: four panels of 4 KiB.
+const WIDENED_STEPS: usize = 32;
 /// Gate and up outputs alternate in runs of this many: half a panel each.
 pub(super) const RUN: usize = COLUMNS / 2;
 
