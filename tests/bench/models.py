@@ -4,6 +4,7 @@ import gc
 import json
 import pathlib
 import shutil
+import subprocess
 import time
 
 from peers import best
@@ -71,8 +72,40 @@ class Random:
             return DECODED / min(taken[1:])
 
 
+# 2.2 GB in bf16, without anything that is kept twice but the LM head.
+LLAMA = ("Llama", dict(
+    hidden_size=2048, num_hidden_layers=18, num_attention_heads=16, num_key_value_heads=4, intermediate_size=7168, vocab_size=32768,
+    max_position_embeddings=4096,
+))
+
+
+def load(cache: pathlib.Path, rounds: int) -> list[dict]:
+    """A sharded checkpoint in the page cache: bytes a second of its load, digest and packing in it, on one core and on all, against `cat` of its files."""
+    model = Random(*LLAMA, cache / "load")
+    model.save()
+    files = sorted(str(path) for path in model.folder.glob("*.safetensors"))
+    size = sum(pathlib.Path(path).stat().st_size for path in files)
+    del model
+    gc.collect()
+    cat, ours, peaks = [], {1: [], THREADS: []}, []
+    for _ in range(rounds):
+        for threads, rates in ours.items():
+            started = time.perf_counter()
+            subprocess.run(["cat", *files], stdout=subprocess.DEVNULL, check=True)
+            cat.append(size / (time.perf_counter() - started))
+            # One core is one core: the digest has a thread of its own.
+            cores = ["taskset", "-c", ",".join(map(str, range(threads)))]
+            arguments = ["--threads", threads, "--matrices", "no", "--forward", "no", "--model", cache / "load"]
+            figures = rust("bench_engine", *arguments, before=cores)
+            rates.append(size / figures["load"][0])
+            peaks.append(figures["peak_rss"][0] / figures["weights"][0])
+    shutil.rmtree(cache / "load")
+    table = [result(f"load_on_{threads}_per_core", "bytes/s", [rate / threads for rate in rates], cat, "cat") for threads, rates in ours.items()]
+    return table + [result("load_peak_rss_over_packed", "ratio", peaks, 1.1, "goal", smaller_is_better=True)]
+
+
 def rows(cache: pathlib.Path, rounds: int) -> list[dict]:
-    table = []
+    table = load(cache, rounds)
     for name, (family, sizes), figure in (("qwen3_moe_2.6b", QWEN3_MOE, "hidden_states_8x256"), ("deepseek_v2_lite_shaped", DEEPSEEK_V2, "decode")):
         model = Random(family, sizes, cache / name)
         model.save()

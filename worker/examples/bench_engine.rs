@@ -1,7 +1,7 @@
 //! Prints one JSON line `{"name", "value", "unit"}` per figure: the matrix kernel, the choice of a token, and a model's forward pass when one is given.
 //!
-//! `bench_engine [--threads N] [--repeats N] [--model PATH] [--weights bfloat16|q8|q4] [--matrices yes|no]`: the best of `repeats` is printed;
-//! without matrices the model's figures alone.
+//! `bench_engine [--threads N] [--repeats N] [--model PATH] [--weights bfloat16|q8|q4] [--matrices yes|no]
+//! [--forward yes|no]`: the best of `repeats` is printed; without matrices the model's figures alone, without forward what loading it takes.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,11 +27,12 @@ struct Options {
     model: Option<String>,
     weights: Stored,
     matrices: bool,
+    forward: bool,
 }
 
 fn options() -> Result<Options, String> {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let mut options = Options { threads, repeats: 5, model: None, weights: Dtype::Bfloat16.into(), matrices: true };
+    let mut options = Options { threads, repeats: 5, model: None, weights: Dtype::Bfloat16.into(), matrices: true, forward: true };
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
         let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
@@ -40,6 +41,7 @@ fn options() -> Result<Options, String> {
             "--threads" => options.threads = number()?,
             "--repeats" => options.repeats = number()?,
             "--matrices" => options.matrices = value == "yes",
+            "--forward" => options.forward = value == "yes",
             "--model" => options.model = Some(value),
             "--weights" => {
                 options.weights = match value.as_str() {
@@ -165,11 +167,22 @@ fn choose(cpu: &Cpu, rows: &<Cpu as Backend>::Rows, sampler: &mut Sampler) -> Re
     })
 }
 
+/// Most bytes of memory that the process has had.
+fn peak_rss() -> std::io::Result<f64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<f64>().ok());
+    Ok(kilobytes.unwrap_or(f64::NAN) * 1024.0)
+}
+
 fn bench_model(path: &str, options: &Options, threads: Arc<Threads>) -> Result<(), String> {
     let start = Instant::now();
     let model = Model::load(Path::new(path), options.weights, Cpu::new(threads)).map_err(|error| error.to_string())?;
     print("load", start.elapsed().as_secs_f64(), "s");
     print("weights", model.weight_bytes() as f64 / 1e6, "MB");
+    print("peak_rss", peak_rss().map_err(|error| format!("/proc/self/status: {error}"))? / 1e6, "MB");
+    if !options.forward {
+        return Ok(());
+    }
     let tokens: Vec<u32> =
         (0..2048u32).map(|index| index.wrapping_mul(2_654_435_761) >> 8).map(|value| value % model.config.vocab_size as u32).collect();
     let captures = |taps: Vec<Tap>| taps.into_iter().map(|tap| Capture { tap, rows: None }).collect::<Vec<_>>();

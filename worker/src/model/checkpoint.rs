@@ -80,7 +80,7 @@ impl Checkpoint {
     /// GGUF files keep the divisors of Llama 3's frequencies as a tensor.
     fn scale_rotations(&self, config: &mut ModelConfig) -> Result<(), ModelError> {
         for rotation in config.layers.iter_mut().filter_map(|layer| layer.attention.rotation.as_mut()) {
-            let divisors = self.tensor(&[String::new(), FREQUENCIES.to_owned()], 1, rotation.dims / 2)?.vector();
+            let divisors = self.tensor(&[String::new(), FREQUENCIES.to_owned()], 1, rotation.dims / 2)?.vector()?;
             if let Some(divisor) = divisors.iter().find(|divisor| !(divisor.is_finite() && **divisor > 0.0)) {
                 return Err(ModelError::invalid(self.path(), FREQUENCIES, format!("{divisor} is not a positive number")));
             }

@@ -14,7 +14,6 @@ mod families;
 pub mod gguf;
 mod lm_head;
 mod quantization;
-mod read;
 mod safetensors;
 mod shards;
 mod tensor;

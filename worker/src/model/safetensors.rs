@@ -4,6 +4,7 @@ mod header;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +13,6 @@ use safetensors::tensor::TensorInfo;
 
 use super::encoding::Encoding;
 use super::error::ModelError;
-use super::read;
 use super::shards::{self, INDEX, Shards};
 use super::tensor::{SCALED_BLOCK, Tensor};
 
@@ -113,7 +113,7 @@ impl Folder {
             let problem = format!("shape {:?} is not {blocks:?}, a scale for each block of {name}", place.info.shape);
             return Err(ModelError::invalid(path, at, problem));
         }
-        Ok(tensor.with_block_scales(&self.values(&at, place)?))
+        tensor.with_block_scales(&self.values(&at, place)?)
     }
 
     /// Reads the values of the tensor `name` at `place` as they are stored.
@@ -135,7 +135,7 @@ impl Folder {
         if encoding.bytes(rows, cols) != Some(length) {
             return Err(ModelError::invalid(path, name, format!("shape {:?} does not fit its {length} bytes", info.shape)));
         }
-        Ok(Tensor::new(rows, cols, encoding, self.read(place, begin, length)?))
+        Ok(Tensor::new(rows, cols, encoding, path, &self.files[place.file].1, begin))
     }
 
     /// Whether two tensors are equal to the bit, their scales too.
@@ -170,8 +170,9 @@ impl Folder {
     }
 
     fn read(&self, place: &Place, begin: u64, length: usize) -> Result<Vec<u8>, ModelError> {
-        let (path, file) = &self.files[place.file];
-        read::read(path, file, begin, length)
+        let ((path, file), mut bytes) = (&self.files[place.file], vec![0; length]);
+        file.read_exact_at(&mut bytes, begin).map_err(ModelError::read(path))?;
+        Ok(bytes)
     }
 }
 

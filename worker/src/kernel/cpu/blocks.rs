@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use super::operand::bf16_finite;
+use super::panels::in_large_pages;
 use super::threads::Threads;
 use super::tile::COLUMNS;
 use super::widen::{self, widened};
@@ -62,7 +63,8 @@ impl Blocks {
 
     fn zeros(n: usize, k: usize, bits: Bits, turned: bool) -> Self {
         let per_panel = k.div_ceil(BLOCK);
-        Self { groups: vec![0; n.div_ceil(COLUMNS) * per_panel * group_length(bits)], bits, per_panel, turned }
+        let groups = in_large_pages(vec![0; n.div_ceil(COLUMNS) * per_panel * group_length(bits)]);
+        Self { groups, bits, per_panel, turned }
     }
 
     pub fn bytes(&self) -> usize {

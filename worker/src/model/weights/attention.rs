@@ -127,13 +127,15 @@ impl<B: Backend> Packer<'_, B> {
             }
         };
         let value_of = |row: usize, values: &mut [f32]| made.row(row / value * (nope + value) + nope + row % value, values);
+        let values = self.backend.heads(heads, value, rank, self.stored.products(), &value_of)?;
+        made.finish()?;
         Ok(LatentProjection {
             compress,
             queries,
             keys: ordered("self_attn.kv_a_proj_with_mqa", rope + rank, 1, rank, hidden)?,
             key_norm: self.norm(&name("self_attn.kv_a_layernorm"), rank)?,
             absorb: self.backend.heads(heads, rope + rank, rope + nope, self.stored.products(), &absorb)?,
-            values: self.backend.heads(heads, value, rank, self.stored.products(), &value_of)?,
+            values,
         })
     }
 }

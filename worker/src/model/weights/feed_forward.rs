@@ -100,7 +100,9 @@ impl<B: Backend> Packer<'_, B> {
     /// It decides who computes: it is kept as it is.
     fn router(&self, name: &TensorName, count: usize) -> Result<B::Matrix, ModelError> {
         let (tensor, hidden) = (self.tensor(name, count, self.config.hidden_size)?, self.config.hidden_size);
-        Ok(self.backend.matrix(count, hidden, self.stored.products().into(), &|row, values| tensor.row(row, values))?)
+        let router = self.backend.matrix(count, hidden, self.stored.products().into(), &|row, values| tensor.row(row, values))?;
+        tensor.finish()?;
+        Ok(router)
     }
 
     /// Gate and up, in one tensor or two, and down.

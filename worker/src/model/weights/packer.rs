@@ -85,7 +85,9 @@ impl<B: Backend> Packer<'_, B> {
                 row -= count;
             }
         };
-        Ok(pack(self.backend, rows, cols, self.stored, &fill)?)
+        let packed = pack(self.backend, rows, cols, self.stored, &fill)?;
+        parts.iter().try_for_each(|part| part.tensor.finish())?;
+        Ok(packed)
     }
 
     pub fn tensor(&self, name: &TensorName, rows: usize, cols: usize) -> Result<Tensor, ModelError> {
@@ -98,7 +100,7 @@ impl<B: Backend> Packer<'_, B> {
 
     /// A vector on the host.
     pub fn values(&self, name: &TensorName, length: usize) -> Result<Vec<f32>, ModelError> {
-        Ok(self.tensor(name, 1, length)?.vector())
+        self.tensor(name, 1, length)?.vector()
     }
 
     /// The weight of a norm.
