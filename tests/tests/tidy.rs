@@ -23,7 +23,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("base", &["kernel", "model", "head", "exchange", "text", "http", "files", "tensor_file"]),
     ("train", &["kernel", "head", "exchange", "text", "http", "files", "tensor_file"]),
     ("serve", &["exchange", "text", "http", "files"]),
-    ("fetch", &["files"]),
+    ("fetch", &["files", "http", "model"]),
 ];
 
 /// The files of the operator's `cluster/` and the files each may use: only such as stand above it.
