@@ -65,8 +65,9 @@ fn model(model: &Value) -> String {
 
 /// A bar, and how far it is: `━━━━━━━───────────── 35 %, 21.4 GB of 61.1 GB, 7 min left`.
 fn download(download: &Value) -> String {
-    let (Some(bytes), Some(total)) = (download["bytes"].as_u64(), download["totalBytes"].as_u64()) else { return String::new() };
-    let filled = (u128::from(bytes) * BAR as u128 / u128::from(total.max(1))) as usize;
+    let total = download["totalBytes"].as_u64().filter(|total| *total > 0);
+    let (Some(bytes), Some(total)) = (download["bytes"].as_u64(), total) else { return String::new() };
+    let filled = (u128::from(bytes) * BAR as u128 / u128::from(total)) as usize;
     let bar: String = (0..BAR).map(|place| if place < filled { '━' } else { '─' }).collect();
     format!("{bar} {}", download["progress"].as_str().unwrap_or_default())
 }

@@ -28,8 +28,16 @@ pub struct Ended {
 impl Fetch {
     pub fn new(args: &[&str]) -> Self {
         let root = tempfile::tempdir().unwrap();
+        let args = args.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
+        let folder = root.path().join("model");
+        let args = [vec!["--output".to_owned(), folder.to_str().unwrap().to_owned()], args].concat();
+        Self { folder, args, environment: Vec::new(), _root: root }
+    }
+
+    /// Into the cache that the arguments name.
+    pub fn into_cache(args: &[&str]) -> Self {
         let args = args.iter().map(|&text| text.to_owned()).collect();
-        Self { folder: root.path().join("model"), args, environment: Vec::new(), _root: root }
+        Self { args, ..Self::new(&[]) }
     }
 
     pub fn of_hub(server: &Server) -> Self {
@@ -48,7 +56,7 @@ impl Fetch {
 
     pub fn start(&self) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_carryon-worker"));
-        command.arg("fetch").arg("--output").arg(&self.folder).args(&self.args);
+        command.arg("fetch").args(&self.args);
         for name in ["HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
             command.env_remove(name);
         }
