@@ -211,7 +211,8 @@ fn every_example_is_admitted() {
     let mut examples = 0;
     for entry in fs::read_dir(repository().join("examples")).unwrap() {
         let folder = entry.unwrap().path();
-        if !folder.is_dir() {
+        // Those for clusters with GPUs and images are validated by the operator's own tests.
+        if !folder.is_dir() || ["models", "sources"].iter().any(|name| folder.ends_with(name)) {
             continue;
         }
         let state = std::env::temp_dir().join(format!("carryon-tidy-{}-{examples}", std::process::id()));
