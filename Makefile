@@ -97,7 +97,7 @@ oracles: build $(CARRYON_MODEL) $(QUICKSTART_DATA) $(TORCH_PYTHON) ## Regenerate
 	$(TORCH_PYTHON) tests/oracles/generate.py
 	$(TORCH_PYTHON) tests/oracles/leave.py
 
-bench: $(CARRYON_MODEL) $(TORCH_PYTHON) $(DATA_PYTHON) ## Side by side with PyTorch and llama.cpp; ROWS=engine|training|exchange are some of it; writes target/bench.json
+bench: $(CARRYON_MODEL) $(TORCH_PYTHON) $(DATA_PYTHON) ## Side by side with PyTorch and llama.cpp; ROWS=engine|models|training|exchange are some of it; writes target/bench.json
 	cargo build --release --locked --bins --examples
 	$(TORCH_PYTHON) tests/bench/bench.py --rows $(ROWS) --data-python $(DATA_PYTHON) --cache $(CACHE)/bench --output target/bench.json
 

@@ -46,6 +46,7 @@ pub use status::{BaseModelPoolStatus, DownloadStatus, ModelStatus};
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("self.model == oldSelf.model", "model is immutable; create a new pool"))]
 #[x_kube(validation = ("self.dtype == oldSelf.dtype", "dtype is immutable; create a new pool"))]
+#[x_kube(validation = ("self.dtype == 'bfloat16' || !has(self.engine.weightDtype)", "engine.weightDtype is for pools of dtype bfloat16"))]
 pub struct BaseModelPoolSpec {
     /// The frozen model.
     pub model: ModelReference,
@@ -101,7 +102,6 @@ pub enum FromNamespaces {
     /// In its own, and in those with the labels of `selector`.
     Selector,
 }
-
 /// Number type, under PyTorch's names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Dtype {
@@ -127,6 +127,10 @@ pub struct Engine {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Bytes")]
     pub kv_cache_memory: Option<Bytes>,
+    /// What the weights of a pool of `dtype: bfloat16` are kept as: `bfloat16`, the default, or blocks of 32 in 8 bits (`q8`) or 4 (`q4`) that are
+    /// widened to bfloat16 for each product. Another one is another arithmetic: states that trainers have cached are computed anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_dtype: Option<WeightDtype>,
     /// Longest sequence in tokens; the model's own limit when that is smaller.
     #[schemars(range(min = 16, max = limits::MAX_TOKENS))]
     pub max_model_len: u32,
@@ -147,10 +151,23 @@ impl Default for Engine {
         Self {
             device: Device::Auto,
             kv_cache_memory: None,
+            weight_dtype: None,
             max_model_len: 4096,
             max_num_seqs: 32,
             max_num_batched_tokens: 2048,
             tensor_parallel_size: None,
         }
     }
+}
+
+/// What weights are kept as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightDtype {
+    /// Numbers of 16 bits.
+    Bfloat16,
+    /// 8.5 bits a weight, GGUF's Q8_0.
+    Q8,
+    /// 5 bits a weight, GGUF's Q4_1.
+    Q4,
 }

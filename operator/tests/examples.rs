@@ -20,7 +20,8 @@ use serde_json::{Value, json};
 const MODEL: &str = r#"{"name": "m", "digest": "sha256:w", "tokenizerDigest": "sha256:t", "identityDigest": "sha256:i", "hiddenSize": 2048, "layers": 48, "vocabSize": 151936}"#;
 
 fn files(folder: &str) -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> = fs::read_dir(repository().join("examples").join(folder)).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(repository().join("examples").join(folder)).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.sort();
     files
 }
@@ -31,7 +32,8 @@ fn admitted(file: &Path, admission: &Admission) -> Vec<Value> {
     let documents = serde_yaml::Deserializer::from_str(&text).map(|document| Value::deserialize(document).unwrap());
     let ours = documents.filter(|document| document["apiVersion"] == "carryon.dev/v1alpha1");
     let meta = json!({"metadata": {"namespace": "default", "uid": "u-1", "generation": 1}});
-    ours.map(|document| patched(admission.admit(&document, None).unwrap_or_else(|error| panic!("{}: {error:?}", file.display())), &meta)).collect()
+    ours.map(|document| patched(admission.admit(&document, None).unwrap_or_else(|error| panic!("{}: {error:?}", file.display())), &meta))
+        .collect()
 }
 
 fn settings() -> Settings {
@@ -70,7 +72,8 @@ fn each_model_has_a_pool_on_a_gpu_a_job_with_a_preset_and_a_deployment() {
             claims: vec![claim(objects[0]["metadata"]["name"].as_str().unwrap())],
             ..job::Observed::default()
         };
-        let validated = job::validate(&job, &observed, &settings(), &at(0)).unwrap_or_else(|refusal| panic!("{}: {refusal}", file.display()));
+        let validated =
+            job::validate(&job, &observed, &settings(), &at(0)).unwrap_or_else(|refusal| panic!("{}: {refusal}", file.display()));
         assert!(job::build(&validated).attempt.is_some(), "{}", file.display());
     }
 }

@@ -16,6 +16,10 @@ use crate::quantity::Bytes;
 pub struct ModelReference {
     /// Where the weights are.
     pub source: ModelSource,
+    /// Run the text part of a model of text and images, such as Gemma 3 from 4B on, and leave the rest of its weights alone. Without it such a
+    /// model is refused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub text_only: bool,
     /// Where a model that is fetched is kept: it comes once to each node, or once to a volume. An emptyDir of each pod when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<ModelCache>,

@@ -31,6 +31,7 @@ pub struct Fetched {
     from: From,
     cache: ModelCache,
     ca_bundle: Option<CaBundle>,
+    text_only: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -44,7 +45,7 @@ impl Fetched {
     pub fn of(model: &ModelReference) -> Option<Self> {
         let hub = model.source.hugging_face.clone().map(From::Hub);
         let from = hub.or_else(|| model.source.object_store.clone().map(From::Store))?;
-        Some(Self { from, cache: model.cache.clone().unwrap_or_default(), ca_bundle: model.ca_bundle.clone() })
+        Some(Self { from, cache: model.cache.clone().unwrap_or_default(), ca_bundle: model.ca_bundle.clone(), text_only: model.text_only })
     }
 
     /// Whether what is asked for may be another thing tomorrow, until it is resolved to a commit.
@@ -75,6 +76,9 @@ impl Fetched {
                 hub.files.iter().for_each(|pattern| argument("--files", pattern));
             }
             From::Store(store) => argument("--url", &store.url),
+        }
+        if self.text_only {
+            args.push("--text-only".to_owned());
         }
         let path = self.cache.persistent_volume_claim.as_ref().and_then(|claim| claim.path.as_deref());
         let mut place = |name: &str, value: String| args.extend([name.to_owned(), value]);

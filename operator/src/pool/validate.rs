@@ -63,7 +63,7 @@ pub fn validate(pool: &BaseModelPool, observed: &Observed, settings: &Settings) 
     let rendering = Rendering::of(&Source::of(pool, shaping), &observed.revisions);
     let image = rendering.image().map_or_else(|| gpu::image(spec, settings), Ok)?;
     Ok(Validated {
-        config: BaseConfig { name: pool.name_any(), dtype: spec.dtype, engine: spec.engine.clone() },
+        config: BaseConfig { name: pool.name_any(), dtype: spec.dtype, engine: spec.engine.clone(), text_only: spec.model.text_only },
         model,
         commit,
         replicas,

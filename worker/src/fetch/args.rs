@@ -59,6 +59,9 @@ pub struct FetchArgs {
     /// Files to fetch instead of those that a model needs: names or patterns, such as `*Q4_K_M.gguf`; `*` stands for no `/`.
     #[arg(long, num_args = 1..)]
     pub files: Vec<String>,
+    /// The text part of a model of text and images is wanted: one that a pool could run so is not refused.
+    #[arg(long)]
+    pub text_only: bool,
     /// PEM file with certificate authorities to trust beside those of the system.
     #[arg(long)]
     pub ca_bundle: Option<PathBuf>,

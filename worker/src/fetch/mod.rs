@@ -42,7 +42,8 @@ use source::{Listing, Source};
 use tell::Told;
 use transfer::Transfer;
 
-use crate::{files, model};
+use crate::files;
+use crate::model::{self, Files};
 
 /// What a model says of itself: it is fetched first, for there is no use for weights that nobody can read.
 const CONFIG: &str = "config.json";
@@ -155,7 +156,8 @@ async fn whole(source: &Arc<Source>, origin: &Origin, place: &Place, meter: &Arc
         let (runs, transfer) = (manifest.has_weights(), Transfer::new(source.clone(), folder, manifest, meter.clone()));
         let all = async {
             if runs && transfer.one(CONFIG).await? {
-                block_in_place(|| model::check_config(&folder.join(CONFIG))).map_err(|error| FetchError::Unsupported(error.to_string()))?;
+                block_in_place(|| model::check_config(Files { path: folder, text_only: place.args.text_only }))
+                    .map_err(|error| FetchError::Unsupported(error.to_string()))?;
                 meter.begin(total);
             }
             transfer.all(place.args.parallel).await
