@@ -64,7 +64,7 @@ fn each_model_has_a_pool_on_a_gpu_a_job_with_a_preset_and_a_deployment() {
         assert_eq!(validated.basis.image, "example.org/worker-cuda:1", "{}", file.display());
         assert!(matches!(validated.model, Model::Fetched(_)));
         let job: CarryOnJob = serde_json::from_value(objects[1].clone()).unwrap();
-        assert!(job.spec.pools[0].taps.preset.is_some(), "{}", file.display());
+        assert!(job.spec.pools[0].taps.as_ref().is_some_and(|taps| taps.preset.is_some()), "{}", file.display());
         let model: Value = serde_json::from_str(MODEL).unwrap();
         let loaded = patched(objects[0].clone(), &json!({"status": {"readyReplicas": 1, "model": model}}));
         let observed = job::Observed {
@@ -81,8 +81,8 @@ fn each_model_has_a_pool_on_a_gpu_a_job_with_a_preset_and_a_deployment() {
 #[test]
 fn each_source_has_an_example() {
     let admission = Admission::new().unwrap();
-    let sources = files("sources").iter().map(|file| {
-        let objects = admitted(file, &admission);
+    let sources = files("sources").into_iter().map(|file| {
+        let objects = admitted(&file, &admission);
         let (_, children) = built(&objects[0]);
         let pod = children.stateful_set.spec.unwrap().template.spec.unwrap();
         let before = pod.init_containers.into_iter().flatten().map(|container| container.name).collect::<Vec<_>>().join(" ");

@@ -47,7 +47,7 @@ async fn pods_of_one_cache_share_a_commit_s_folder_and_keep_their_commit_when_th
     first.fetch.succeeds().await;
     let target = first.target();
     assert!(target.file_name().unwrap().to_str().unwrap().starts_with(&format!("o--n--{COMMIT}--")), "{target:?}");
-    assert!(model[2..5].iter().all(|(name, content)| fs::read(target.join(name)).unwrap() == content));
+    assert!(model[2..5].iter().all(|(name, content)| fs::read(target.join(name)).unwrap() == *content));
     let words = first.words();
     assert_eq!((words.state.as_str(), words.commit.as_deref(), words.failure), ("complete", Some(COMMIT), None));
     assert!(words.bytes > 300_000 && words.bytes == words.total, "{words:?}");
