@@ -23,7 +23,8 @@ fn fetched(model: Value) -> BaseModelPool {
 
 /// A pod whose container that fetches is in this state.
 fn pod(name: &str, state: Value, last: Value) -> Pod {
-    let fetch = json!({"name": "fetch", "image": "", "imageID": "", "ready": false, "restartCount": 1, "state": state, "lastState": last});
+    let done = state["terminated"]["exitCode"] == 0;
+    let fetch = json!({"name": "fetch", "image": "", "imageID": "", "ready": done, "restartCount": 1, "state": state, "lastState": last});
     let own = json!({"name": "pool", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": {"waiting": {"reason": "PodInitializing"}}});
     let status = json!({"phase": "Pending", "initContainerStatuses": [fetch], "containerStatuses": [own]});
     let metadata = json!({"name": name, "labels": {"app.kubernetes.io/component": "pool"}});
