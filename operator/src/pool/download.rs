@@ -184,5 +184,5 @@ fn secret(pool: &BaseModelPool, words: &str) -> Option<Trouble> {
     let named = words.contains(&format!("{name:?}")) || words.contains(&format!("/{name}"));
     let space = meta::namespace(pool);
     let message = format!("Secret {space}/{name} (spec.model.source.{field}){key} not found: create it");
-    named.then(|| Trouble { reason: "SecretKeyNotFound", message, permanent: false })
+    named.then_some(Trouble { reason: "SecretKeyNotFound", message, permanent: false })
 }

@@ -22,7 +22,7 @@ pub enum Model {
     /// In an image.
     Image(ModelImage),
     /// Elsewhere: they are fetched before the worker starts.
-    Fetched(Fetched),
+    Fetched(Box<Fetched>),
 }
 
 /// A model that is fetched.

@@ -50,7 +50,7 @@ pub fn validate(pool: &BaseModelPool, observed: &Observed, settings: &Settings) 
     }
     let source = &spec.model.source;
     let here = source.persistent_volume_claim.clone().map(Model::Claim).or_else(|| source.image.clone().map(Model::Image));
-    let model = here.or_else(|| Fetched::of(&spec.model).map(Model::Fetched)).ok_or_else(|| {
+    let model = here.or_else(|| Fetched::of(&spec.model).map(Box::new).map(Model::Fetched)).ok_or_else(|| {
         let sources = "huggingFace, objectStore, image or persistentVolumeClaim";
         Refusal::permanent("NoModelSource", format!("spec.model.source is empty: set {sources}"))
     })?;
