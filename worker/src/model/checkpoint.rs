@@ -69,11 +69,7 @@ impl Checkpoint {
                 }
                 Ok(config)
             }
-            Layout::Folder(path, _) => {
-                let keys = config::read_json(&path.join("config.json"))?;
-                let text = if self.text_only { keys.object("text_config")? } else { None };
-                ModelConfig::read(&text.unwrap_or(keys))
-            }
+            Layout::Folder(path, _) => config::of_folder(Files { path, text_only: self.text_only }),
         }
     }
 

@@ -33,6 +33,14 @@ pub use error::ModelError;
 pub use lm_head::LmHead;
 use weights::Weights;
 
+/// That a model whose `config.json` lies in the folder could be loaded, as far as that says it.
+///
+/// # Errors
+/// When it cannot be read, or asks for what the decoder does not do.
+pub fn check_config(folder: Files<'_>) -> std::result::Result<(), ModelError> {
+    config::of_folder(folder).map(drop)
+}
+
 /// A loaded base model. Shared by reference: all state of a sequence is in its [`PageTable`](crate::kernel::PageTable).
 pub struct Model<B: Backend> {
     /// Sizes and constants.

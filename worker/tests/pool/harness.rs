@@ -30,6 +30,7 @@ pub const ENGINE: Engine = Engine {
     max_model_len: 256,
     max_num_seqs: 4,
     max_num_batched_tokens: 32,
+    tensor_parallel_size: None,
 };
 
 pub struct Pool {

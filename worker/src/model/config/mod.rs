@@ -5,6 +5,7 @@ mod rotation;
 
 use std::path::Path;
 
+use super::checkpoint::Files;
 use super::error::ModelError;
 use super::families::{self, Names};
 use crate::kernel::Activation;
@@ -327,6 +328,16 @@ fn check_size(keys: &Keys, name: &str, size: usize) -> Result<(), ModelError> {
         1..=MAX_SIZE => Ok(()),
         _ => Err(keys.invalid(name, format!("{size} is not between 1 and {MAX_SIZE}"))),
     }
+}
+
+/// What the `config.json` of a folder says.
+///
+/// # Errors
+/// When it cannot be read, or asks for what the decoder does not do.
+pub fn of_folder(Files { path, text_only }: Files<'_>) -> Result<ModelConfig, ModelError> {
+    let keys = read_json(&path.join("config.json"))?;
+    let text = if text_only { keys.object("text_config")? } else { None };
+    ModelConfig::read(&text.unwrap_or(keys))
 }
 
 /// Reads `config.json` at `path`.
