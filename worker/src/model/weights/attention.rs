@@ -66,7 +66,7 @@ impl<B: Backend> Packer<'_, B> {
         for (name, (rows, _)) in names.query_key_value.iter().zip(&parts) {
             tensors.push(self.tensor(&of_layer(index, *name, "weight"), *rows, hidden)?);
         }
-        let rows: Vec<_> = tensors.iter().zip(&parts).map(|(tensor, (_, order))| Rows { order: *order, ..Rows::all(tensor) }).collect();
+        let rows: Vec<_> = tensors.iter().zip(&parts).map(|(tensor, (_, order))| Rows { tensor, order: *order }).collect();
         let mut bias = Vec::new();
         for (name, (rows, order)) in names.query_key_value.iter().zip(&parts).filter(|_| attention.bias) {
             let values = self.values(&of_layer(index, *name, "bias"), *rows)?;
@@ -98,7 +98,7 @@ impl<B: Backend> Packer<'_, B> {
         let ordered = |of, head_dim: usize, count: usize, begin, cols| {
             let tensor = self.tensor(&name(of), count * head_dim, cols)?;
             let order = Some(Order { head_dim, dims: rope, begin, interleaved });
-            self.stacked(&[Rows { order, ..Rows::all(&tensor) }], cols, B::matrix, tensor.rows)
+            self.stacked(&[Rows { tensor: &tensor, order }], cols, B::matrix, tensor.rows)
         };
         let (compress, queries) = match query_rank {
             None => (None, ordered("self_attn.q_proj", rope + nope, heads, nope, hidden)?),

@@ -64,23 +64,10 @@ impl<B: Backend> Packer<'_, B> {
         let names = &self.config.names;
         let name = |of| of_layer(index, of, "weight");
         let mut experts = Vec::new();
-        if self.checkpoint.is_gguf() {
-            let hidden = self.config.hidden_size;
-            let tensor =
-                |of: &str, rows, cols| self.tensor(&[String::new(), format!("blk.{index}.{of}.weight")], config.count * rows, cols);
-            let [gate, up] = [tensor("ffn_gate_exps", config.width, hidden)?, tensor("ffn_up_exps", config.width, hidden)?];
-            let down = tensor("ffn_down_exps", hidden, config.width)?;
-            for number in 0..config.count {
-                let rows = |tensor, count| Rows { first: number * count, count, ..Rows::all(tensor) };
-                experts.push(self.packed(&[rows(&gate, config.width), rows(&up, config.width)], rows(&down, hidden), config.width)?);
-            }
-        } else {
-            for number in 0..config.count {
-                let [gate, up, down] = names
-                    .expert
-                    .map(|of| [format!("model.layers.{index}.{}.weight", of.replace("{}", &number.to_string())), String::new()]);
-                experts.push(self.gated(&[gate, up], &down, config.width)?);
-            }
+        for number in 0..config.count {
+            let [gate, up, down] =
+                names.expert.map(|of| [format!("model.layers.{index}.{}.weight", of.replace("{}", &number.to_string())), String::new()]);
+            experts.push(self.gated(&[gate, up], &down, config.width)?);
         }
         let [gate, up, down] = SHARED_EXPERT.map(name);
         Ok(Experts {
@@ -112,12 +99,7 @@ impl<B: Backend> Packer<'_, B> {
         for name in gate_up {
             tensors.push(self.tensor(name, 2 * width / gate_up.len(), hidden)?);
         }
-        let down = self.tensor(down, hidden, width)?;
-        self.packed(&tensors.iter().map(Rows::all).collect::<Vec<_>>(), Rows::all(&down), width)
-    }
-
-    fn packed(&self, gate_up: &[Rows<'_>], down: Rows<'_>, width: usize) -> Result<Gated<B>, ModelError> {
-        let hidden = self.config.hidden_size;
-        Ok(Gated { gate_up: self.stacked(gate_up, hidden, B::gate_up, width)?, down: self.stacked(&[down], width, B::matrix, hidden)? })
+        let parts: Vec<_> = tensors.iter().map(Rows::of).collect();
+        Ok(Gated { gate_up: self.stacked(&parts, hidden, B::gate_up, width)?, down: self.matrix(down, hidden, width)? })
     }
 }

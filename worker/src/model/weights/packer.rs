@@ -20,20 +20,17 @@ pub fn of_layer(index: usize, (safetensors, gguf): Name, what: &str) -> TensorNa
     [format!("model.layers.{index}.{safetensors}.{what}"), format!("blk.{index}.{gguf}.{what}")]
 }
 
-/// Some rows of a tensor, one of several that lie one below the other.
+/// The rows of a tensor, one of several that lie one below the other, and their order.
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
     pub tensor: &'a Tensor,
-    /// The first of them.
-    pub first: usize,
-    pub count: usize,
     pub order: Option<Order>,
 }
 
 impl<'a> Rows<'a> {
-    /// All rows.
-    pub fn all(tensor: &'a Tensor) -> Self {
-        Self { tensor, first: 0, count: tensor.rows, order: None }
+    /// As they are in the file.
+    pub fn of(tensor: &'a Tensor) -> Self {
+        Self { tensor, order: None }
     }
 }
 
@@ -78,11 +75,11 @@ impl<B: Backend> Packer<'_, B> {
     /// Rows of tensors, one below the other, `cols` columns each.
     pub fn stacked(&self, parts: &[Rows<'_>], cols: usize, pack: Pack<B>, rows: usize) -> Result<B::Matrix, ModelError> {
         let fill = |mut row: usize, values: &mut [f32]| {
-            for Rows { tensor, first, count, order } in parts {
-                if row < *count {
-                    return tensor.row(first + order.map_or(row, |order| order.of(row)), values);
+            for Rows { tensor, order } in parts {
+                if row < tensor.rows {
+                    return tensor.row(order.map_or(row, |order| order.of(row)), values);
                 }
-                row -= count;
+                row -= tensor.rows;
             }
         };
         let packed = pack(self.backend, rows, cols, self.stored, &fill)?;
@@ -95,7 +92,7 @@ impl<B: Backend> Packer<'_, B> {
     }
 
     pub fn matrix(&self, name: &TensorName, rows: usize, cols: usize) -> Result<B::Matrix, ModelError> {
-        self.stacked(&[Rows::all(&self.tensor(name, rows, cols)?)], cols, B::matrix, rows)
+        self.stacked(&[Rows::of(&self.tensor(name, rows, cols)?)], cols, B::matrix, rows)
     }
 
     /// A vector on the host.
