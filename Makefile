@@ -19,6 +19,7 @@ export CARRYON_RUN ?= $(CACHE)/run/cluster
 PREVIOUS := 91bee22d3332875233f5519986d44f0d54c99632
 export CARRYON_PREVIOUS := $(CACHE)/previous/$(PREVIOUS)
 STATE ?= .carryon
+MODEL ?=
 NODES ?= 2
 ROWS ?= all
 
@@ -49,9 +50,9 @@ build: ## The two binaries, into $CARGO_TARGET_DIR/release
 	cargo build --release --locked --bins
 
 # What is downloaded comes while we build.
-quickstart: ## Frozen base → trained head → served answer, on this machine
-	@$(MAKE) --no-print-directory --jobs=3 build $(CARRYON_MODEL) $(QUICKSTART_DATA)
-	@python3 examples/run.py quickstart --state-dir $(STATE) --data $(dir $(QUICKSTART_DATA))
+quickstart: ## Frozen base → trained head → served answer, on this machine; MODEL=OWNER/NAME or a path is another base
+	@$(MAKE) --no-print-directory --jobs=3 build $(if $(MODEL),,$(CARRYON_MODEL)) $(QUICKSTART_DATA)
+	@python3 examples/run.py quickstart --state-dir $(STATE) --data $(dir $(QUICKSTART_DATA)) $(if $(MODEL),--model "$(MODEL)")
 
 quickstart-spam: ## A spam classifier from 200 labels
 	@$(MAKE) --no-print-directory --jobs=3 build $(CARRYON_MODEL) $(SPAM_DATA)
@@ -97,7 +98,7 @@ oracles: build $(CARRYON_MODEL) $(CARRYON_VOCABULARIES) $(QUICKSTART_DATA) $(TOR
 	$(TORCH_PYTHON) tests/oracles/generate.py
 	$(TORCH_PYTHON) tests/oracles/leave.py
 
-bench: $(CARRYON_MODEL) $(TORCH_PYTHON) $(DATA_PYTHON) ## Side by side with PyTorch and llama.cpp; ROWS=engine|training|exchange are some of it; writes target/bench.json
+bench: $(CARRYON_MODEL) $(TORCH_PYTHON) $(DATA_PYTHON) ## Side by side with PyTorch and llama.cpp; ROWS=engine|models|training|exchange are some of it; writes target/bench.json
 	cargo build --release --locked --bins --examples
 	$(TORCH_PYTHON) tests/bench/bench.py --rows $(ROWS) --data-python $(DATA_PYTHON) --cache $(CACHE)/bench --output target/bench.json
 

@@ -1,6 +1,6 @@
 """Runs an example's manifests on this machine and shows what came of it: used by `make quickstart` and `make quickstart-spam`.
 
-usage: run.py EXAMPLE --data FOLDER [--state-dir DIR] [--timeout DURATION]
+usage: run.py EXAMPLE --data FOLDER [--state-dir DIR] [--timeout DURATION] [--model REPOSITORY|PATH]
 
 Everything is started by `carryon-operator local up`, which goes on serving in the background until `carryon-operator local down`.
 """
@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -25,6 +26,30 @@ def operator(*arguments: str) -> None:
     status = subprocess.run([OPERATOR, "local", *arguments]).returncode
     if status:
         sys.exit(status)
+
+
+def with_model(example: pathlib.Path, model: str, folder: pathlib.Path) -> pathlib.Path:
+    """The example's manifests with another model: a file or folder of this machine, or a repository of a Hugging Face hub. Its taps are a
+    preset's, for it has layers of its own."""
+    path = pathlib.Path(model).expanduser()
+    if path.exists():
+        source = {"persistentVolumeClaim": {"claimName": "models", "path": path.resolve().name}}
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        source = {"huggingFace": {"repository": model}}
+    else:
+        sys.exit(f"MODEL={model} is neither a file or folder here nor a repository (OWNER/NAME)")
+    changes = {
+        "pool.yaml": [(r"    source:\n(      .*\n)+", f"    source: {json.dumps(source)}\n")],
+        "job.yaml": [(r"    taps:\n(      .*\n)+", "    taps: {preset: Balanced}\n")],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for manifest in example.glob("*.yaml"):
+        text = re.sub(r"\bsmollm2\b", "base", manifest.read_text())
+        for pattern, replacement in changes.get(manifest.name, []):
+            text, count = re.subn(pattern, lambda _: replacement, text)
+            assert count == 1, f"{manifest} has no {pattern}"
+        (folder / manifest.name).write_text(text)
+    return folder
 
 
 def status_of(state: pathlib.Path, kind: str, name: str) -> dict:
@@ -74,7 +99,8 @@ def main() -> None:
     parser.add_argument("example", choices=["quickstart", "spam"])
     parser.add_argument("--data", type=pathlib.Path, required=True)
     parser.add_argument("--state-dir", type=pathlib.Path, default=pathlib.Path(".carryon"))
-    parser.add_argument("--timeout", default="20m")
+    parser.add_argument("--timeout")
+    parser.add_argument("--model", default="", help="instead of SmolLM2-135M-Instruct")
     arguments = parser.parse_args()
     name, state = arguments.example, arguments.state_dir
 
@@ -82,10 +108,16 @@ def main() -> None:
     state.mkdir(parents=True, exist_ok=True)
     # A run before this one may be serving still: objects are made anew, volumes (with the hidden-state cache) stay.
     operator("down", "--state-dir", str(state), "--delete")
-    volumes = [f"models={MODELS}", f"{name}-data={arguments.data.resolve()}"]
+    manifests, models = HERE / name, [f"models={MODELS}"]
+    if arguments.model:
+        manifests = with_model(manifests, arguments.model, state / "manifests")
+        path = pathlib.Path(arguments.model).expanduser()
+        models = [f"models={path.resolve().parent}"] if path.exists() else []
+    volumes = [*models, f"{name}-data={arguments.data.resolve()}"]
     volume_arguments = [word for volume in volumes for word in ("--volume", volume)]
-    waiting = ["--until", "complete", "--timeout", arguments.timeout, "--detach"]
-    operator("up", "--state-dir", str(state), "-f", str(HERE / name), *volume_arguments, *waiting)
+    # A model that has to come first takes as long as it takes.
+    waiting = ["--until", "complete", "--timeout", arguments.timeout or ("12h" if arguments.model else "20m"), "--detach"]
+    operator("up", "--state-dir", str(state), "-f", str(manifests), *volume_arguments, *waiting)
 
     url = status_of(state, "CarryOnDeployment", name)["url"].rstrip("/").removesuffix("/v1")
     folder = (state / "volumes" / f"{name}-output" / name).resolve()

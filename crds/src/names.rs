@@ -16,6 +16,18 @@ pub const CONFIG_DIR: &str = "/etc/carryon";
 pub const CONFIG_FILE: &str = "config.json";
 /// Mount path of a pool's model volume.
 pub const MODEL_DIR: &str = "/model";
+/// Mount path of what models were fetched into.
+pub const CACHE_DIR: &str = "/model-cache";
+/// Its volume.
+pub const CACHE_VOLUME: &str = "model-cache";
+/// Mount path of the authorities that a model's source is trusted by.
+pub const CA_DIR: &str = "/etc/carryon-ca";
+/// Container that fetches a pool's model before the worker starts.
+pub const FETCH: &str = "fetch";
+/// Environment variable of that container: the commit that the pool's revision was resolved to.
+pub const MODEL_COMMIT: &str = "CARRYON_MODEL_COMMIT";
+/// Key of the ConfigMap that holds it.
+pub const COMMIT_KEY: &str = "commit";
 /// Mount path of a job's data.
 pub const DATA_DIR: &str = "/data";
 /// Mount path of a job's output volume.
@@ -96,6 +108,11 @@ pub fn artifact_folder(digest: &str) -> String {
 /// Name of a pool's children.
 pub fn pool(name: &str) -> String {
     format!("{name}-pool")
+}
+
+/// Name of the ConfigMap that keeps the commit of a pool's model.
+pub fn pool_commit(name: &str) -> String {
+    format!("{}-commit", pool(name))
 }
 
 /// Name of a gateway's children.

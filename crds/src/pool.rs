@@ -1,17 +1,24 @@
 //! `BaseModelPool`: the pods that run one frozen base model.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::common::{ClaimPath, PodTemplate};
+use crate::common::PodTemplate;
 use crate::quantity::Bytes;
 use crate::wire::limits;
 
 mod device;
+mod source;
+mod status;
 
 pub use device::{Device, NoDevice};
+pub use source::{
+    CaBundle, EmptyDirCache, HostPathCache, HuggingFaceSource, ImageMount, KeyReference, ModelCache, ModelImage, ModelReference,
+    ModelSource, ObjectStoreSource,
+};
+pub use status::{BaseModelPoolStatus, DownloadStatus, ModelStatus};
 
 /// Desired state of a pool.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -31,6 +38,7 @@ pub use device::{Device, NoDevice};
     printcolumn(name = "Available", type_ = "integer", json_path = ".status.readyReplicas"),
     printcolumn(name = "Desired", type_ = "integer", json_path = ".status.desiredReplicas"),
     printcolumn(name = "Model", type_ = "string", json_path = ".status.model.name", priority = 1),
+    printcolumn(name = "Fetched", type_ = "string", json_path = ".status.download.progress", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].message", priority = 1),
     validation = ("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 40", "name must be a DNS-1035 label of at most 40 characters")
@@ -38,6 +46,7 @@ pub use device::{Device, NoDevice};
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("self.model == oldSelf.model", "model is immutable; create a new pool"))]
 #[x_kube(validation = ("self.dtype == oldSelf.dtype", "dtype is immutable; create a new pool"))]
+#[x_kube(validation = ("self.dtype == 'bfloat16' || !has(self.engine.weightDtype)", "engine.weightDtype is for pools of dtype bfloat16"))]
 pub struct BaseModelPoolSpec {
     /// The frozen model.
     pub model: ModelReference,
@@ -93,54 +102,6 @@ pub enum FromNamespaces {
     /// In its own, and in those with the labels of `selector`.
     Selector,
 }
-
-/// The model and where its weights are.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ModelReference {
-    /// Where the weights are.
-    pub source: ModelSource,
-}
-
-/// Where the weights are; exactly one member is set.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("(has(self.persistentVolumeClaim) ? 1 : 0) + (has(self.image) ? 1 : 0) == 1", "exactly one of persistentVolumeClaim, image must be set"))]
-pub struct ModelSource {
-    /// A GGUF file, or a folder in the Hugging Face layout (config.json, *.safetensors, tokenizer.json).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub persistent_volume_claim: Option<ClaimPath>,
-    /// The same in an OCI image, pulled with the server's imagePullSecrets.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub image: Option<ModelImage>,
-}
-
-/// A model in an OCI image.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(validation = ("!(self.path.startsWith('/') || self.path.split('/').exists(p, p == '' || p == '.' || p == '..'))", "path must be relative and plain: no '..', '.' or '//'"))]
-pub struct ModelImage {
-    /// The image; name it by digest, for a pod that is replaced pulls it anew.
-    #[schemars(length(min = 1, max = 512))]
-    pub reference: String,
-    /// File or folder in the image, from its root.
-    #[schemars(length(min = 1, max = 512))]
-    pub path: String,
-    /// How the files get into the pod.
-    #[serde(default)]
-    pub mount: ImageMount,
-}
-
-/// How the files of an image get into a pod.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum ImageMount {
-    /// An init container runs the image's own `cp` into the pod's ephemeral storage. Works on every cluster; the default.
-    #[default]
-    Copy,
-    /// The image itself is mounted, without a copy: Kubernetes 1.35 or later (or feature gate ImageVolume), with containerd 2.1, CRI-O 1.31 or later.
-    Volume,
-}
-
 /// Number type, under PyTorch's names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Dtype {
@@ -166,6 +127,10 @@ pub struct Engine {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Bytes")]
     pub kv_cache_memory: Option<Bytes>,
+    /// What the weights of a pool of `dtype: bfloat16` are kept as: `bfloat16`, the default, or blocks of 32 in 8 bits (`q8`) or 4 (`q4`) that are
+    /// widened to bfloat16 for each product. Another one is another arithmetic: states that trainers have cached are computed anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_dtype: Option<WeightDtype>,
     /// Longest sequence in tokens; the model's own limit when that is smaller.
     #[schemars(range(min = 16, max = limits::MAX_TOKENS))]
     pub max_model_len: u32,
@@ -175,64 +140,34 @@ pub struct Engine {
     /// Tokens of one forward batch.
     #[schemars(range(min = 16, max = limits::MAX_TOKENS))]
     pub max_num_batched_tokens: u32,
+    /// GPUs that share one copy of the model. Reserved: only 1 is built yet, and a pool that asks for more is refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub tensor_parallel_size: Option<u32>,
 }
 
 impl Default for Engine {
     fn default() -> Self {
-        Self { device: Device::Auto, kv_cache_memory: None, max_model_len: 4096, max_num_seqs: 32, max_num_batched_tokens: 2048 }
+        Self {
+            device: Device::Auto,
+            kv_cache_memory: None,
+            weight_dtype: None,
+            max_model_len: 4096,
+            max_num_seqs: 32,
+            max_num_batched_tokens: 2048,
+            tensor_parallel_size: None,
+        }
     }
 }
 
-/// Observed state of a pool.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-pub struct BaseModelPoolStatus {
-    /// Ready, Reconciling, Stalled; Available.
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
-    pub conditions: Vec<Condition>,
-    /// Generation this status speaks of.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
-    /// Pods that exist.
-    pub replicas: i32,
-    /// Pods whose weights are loaded.
-    pub ready_replicas: i32,
-    /// Pods that are wanted.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub desired_replicas: Option<i32>,
-    /// Since when no pod has become ready while fewer than wanted are: when that is too long, the pool is Stalled.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub waiting_since: Option<Time>,
-    /// Label selector of the pods, for the scale subresource.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub selector: Option<String>,
-    /// What the loaded model says of itself.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub model: Option<ModelStatus>,
-    /// Worker image the pool was started with; another default image does not change it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub worker_image: Option<String>,
-    /// Address of the pool for trainers and gateways.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub endpoint: Option<String>,
-}
-
-/// What a loaded model says of itself.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ModelStatus {
-    /// Name from the checkpoint.
-    pub name: String,
-    /// Digest of the weights.
-    pub digest: String,
-    /// Digest of the tokenizer.
-    pub tokenizer_digest: String,
-    /// Identity that heads are bound to: weights, tokenizer, template and norm point in one digest.
-    pub identity_digest: String,
-    /// Width D of the hidden states.
-    pub hidden_size: u32,
-    /// Decoder layers.
-    pub layers: u32,
-    /// Size of the vocabulary.
-    pub vocab_size: u32,
+/// What weights are kept as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightDtype {
+    /// Numbers of 16 bits.
+    Bfloat16,
+    /// 8.5 bits a weight, GGUF's Q8_0.
+    Q8,
+    /// 5 bits a weight, GGUF's Q4_1.
+    Q4,
 }

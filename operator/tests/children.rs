@@ -61,7 +61,9 @@ fn value(object: &impl Serialize) -> serde_json::Value {
 fn children_of_a_pool() {
     let observed = pool::Observed { claim: Some(claim("models")), ..pool::Observed::default() };
     let validated = pool::validate(&example("quickstart/pool.yaml"), &observed, &settings()).unwrap();
-    let pool::Children { revision: _, config_map, service, network_policy, stateful_set, disruption_budget } = pool::build(&validated);
+    let pool::Children { revision: _, config_map, commit, service, network_policy, stateful_set, disruption_budget } =
+        pool::build(&validated);
+    assert_eq!(commit, None);
     snapshot(
         "pool",
         &[value(&config_map), value(&service), value(&network_policy.unwrap()), value(&stateful_set), value(&disruption_budget)],
@@ -122,6 +124,35 @@ fn a_model_in_an_image_is_copied_or_mounted() {
         pods.push(json!({"args": worker["args"], "volumeMounts": worker["volumeMounts"], "initContainers": pod["initContainers"], "volumes": pod["volumes"]}));
     }
     snapshot("model-in-image", &pods);
+}
+
+#[test]
+fn a_model_elsewhere_is_fetched_before_the_worker_starts() {
+    let hub = json!({"repository": "acme/base-7b", "revision": "v2", "tokenSecretRef": {"name": "hf", "key": "token"},
+        "endpoint": "https://hub.example.com", "files": ["*.safetensors", "config.json"]});
+    let models = [
+        json!({"source": {"huggingFace": hub}, "cache": {"persistentVolumeClaim": {"claimName": "models", "path": "hub"}},
+            "caBundle": {"configMapKeyRef": {"name": "authorities"}}}),
+        json!({"source": {"objectStore": {"url": "s3://bucket/models/base-7b/", "secretRef": {"name": "s3"}}}, "cache": {"hostPath": {"path": "/var/models"}},
+            "caBundle": {"secretKeyRef": {"name": "authorities", "key": "root.pem"}}}),
+        json!({"source": {"objectStore": {"url": "https://files.example.com/base.Q8_0.gguf?signature=x"}}, "cache": {"emptyDir": {"sizeLimit": "20Gi"}}}),
+        json!({"source": {"huggingFace": {"repository": "acme/base-7b", "revision": "0123456789abcdef0123456789abcdef01234567"}}}),
+    ];
+    let pods = models.map(|mut model| {
+        model["source"]["persistentVolumeClaim"] = json!(null);
+        let server = json!({"env": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}, {"name": "HF_TOKEN", "value": "other"}],
+            "resources": {"limits": {"memory": "8Gi"}}});
+        let patch = json!({"spec": {"model": model, "server": server, "replicas": 3}});
+        let pool = serde_json::from_value(patched(value(&example::<BaseModelPool>("quickstart/pool.yaml")), &patch)).unwrap();
+        let observed = pool::Observed { claim: Some(claim("models")), ..pool::Observed::default() };
+        let children = pool::build(&pool::validate(&pool, &observed, &settings()).unwrap());
+        let mut set = value(&children.stateful_set)["spec"].take();
+        let pod = set["template"]["spec"].take();
+        let worker = &pod["containers"][0];
+        json!({"replicas": set["replicas"], "args": worker["args"], "env": worker["env"], "volumeMounts": worker["volumeMounts"],
+            "initContainers": pod["initContainers"], "volumes": pod["volumes"], "securityContext": pod["securityContext"]})
+    });
+    snapshot("model-fetched", &pods);
 }
 
 /// A pod's parts that a GPU is asked for by, and those that it decides on.

@@ -14,6 +14,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "oracles")]
 
 import engine  # noqa: E402
 import machine  # noqa: E402
+import models  # noqa: E402
 import serving  # noqa: E402
 import training  # noqa: E402
 from rows import line, result, rust  # noqa: E402
@@ -27,7 +28,7 @@ def exchange() -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", choices=["engine", "training", "exchange", "all"], default="all")
+    parser.add_argument("--rows", choices=["engine", "models", "training", "exchange", "all"], default="all")
     parser.add_argument("--data-python", required=True)
     parser.add_argument("--cache", type=pathlib.Path, required=True)
     parser.add_argument("--output", type=pathlib.Path, required=True)
@@ -40,6 +41,7 @@ def main() -> None:
         "engine: forward passes": ("engine", lambda: engine.rows(asked.rounds)),
         "engine: a pool that serves": ("engine", lambda: serving.decoding(asked.cache / "serving", asked.rounds)),
         "engine: more clients than memory": ("engine", lambda: serving.memory(asked.cache / "memory")),
+        "models": ("models", lambda: models.rows(asked.cache / "models", asked.rounds)),
         "exchange": ("exchange", exchange),
         "training": ("training", lambda: training.rows(asked.data_python, asked.cache, asked.steps, asked.epochs, not asked.no_gate)),
     }

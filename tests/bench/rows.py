@@ -20,9 +20,9 @@ def result(name: str, unit: str, ours, peer=None, peer_name: str | None = None, 
     return row | ({"rounds": rounds} if rounds else {})
 
 
-def rust(example: str, *arguments) -> dict[str, list[float]]:
+def rust(example: str, *arguments, before=()) -> dict[str, list[float]]:
     """Figures of a Rust benchmark by name, one a round, shown as they come: it prints one JSON line each."""
-    command = [str(word) for word in (BIN / "examples" / example, *arguments)]
+    command = [str(word) for word in (*before, BIN / "examples" / example, *arguments)]
     figures = {}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         for row in map(json.loads, child.stdout):

@@ -225,7 +225,7 @@ class Live(unittest.TestCase):
 
     def test_api_server_takes_the_examples(self):
         install("carry-on", "carry-on-system")
-        for folder in ["quickstart", "spam"]:
+        for folder in ["quickstart", "spam", "models", "sources"]:
             kubectl("create", "--dry-run=server", "--validate=strict", "--filename", str(ROOT / "examples" / folder))
 
 

@@ -25,7 +25,18 @@ def rope(kind: str, theta: float = 1000.0, **more) -> dict:
     return {"rope_type": kind, "rope_theta": theta, **more}
 
 
+YARN = rope("yarn", factor=4.0, original_max_position_embeddings=16, mscale=0.8, mscale_all_dim=0.7)
+LATENT = dict(kv_lora_rank=16, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=10, moe_intermediate_size=24, first_k_dense_replace=1,
+              num_key_value_heads=4, initializer_range=0.1, num_experts_per_tok=3)
 FAMILIES = {
+    "deepseek_v2": ("DeepseekV2", dict(**LATENT, q_lora_rank=20, n_routed_experts=8, n_shared_experts=2, topk_method="group_limited_greedy",
+                                       n_group=4, topk_group=2, routed_scaling_factor=3.0, rope_parameters=YARN)),
+    "deepseek_v2_lite": ("DeepseekV2", dict(**LATENT, q_lora_rank=None, n_routed_experts=6, n_shared_experts=1, topk_method="greedy",
+                                            tie_word_embeddings=True, rope_parameters=rope("default"))),
+    "deepseek_v3": ("DeepseekV3", dict(**LATENT, q_lora_rank=20, n_routed_experts=8, n_shared_experts=1, n_group=4, topk_group=2,
+                                       norm_topk_prob=True, routed_scaling_factor=2.5, rope_parameters=YARN)),
+    "deepseek_v3_halves": ("DeepseekV3", dict(**LATENT, q_lora_rank=None, n_routed_experts=6, n_shared_experts=2, n_group=1, topk_group=1,
+                                              norm_topk_prob=False, routed_scaling_factor=0.8, rope_interleave=False, rope_parameters=rope("default"))),
     "gemma2": ("Gemma2", dict(head_dim=16, sliding_window=8, query_pre_attn_scalar=24, attn_logit_softcapping=2.0, final_logit_softcapping=3.0,
                               rope_parameters=rope("default"))),
     "gemma3": ("Gemma3", dict(head_dim=16, sliding_window=8, query_pre_attn_scalar=12, layer_types=["sliding_attention", "full_attention"] * 2,
@@ -61,12 +72,29 @@ def tokens_of(index: int) -> list[int]:
 
 @torch.inference_mode()
 def narrowest_choice(model) -> float:
-    """By how much, in deviations, the last expert that a row goes to is ahead of the first that it does not go to, in the closest case."""
+    """By how much, in deviations, the last expert or group that a row goes to is ahead of the first that it does not go to, in the closest case."""
     gaps = [float("inf")]
 
+    def ahead(scores, top):
+        scores = scores.sort(dim=-1, descending=True).values
+        return float((scores[:, top - 1] - scores[:, top]).min()) if top < scores.shape[1] else float("inf")
+
     def look(router, _inputs, output):
-        logits = output[0].sort(dim=-1, descending=True).values
-        gaps.append(float(((logits[:, router.top_k - 1] - logits[:, router.top_k]) / logits.std()).min()))
+        scores, groups = output[0], getattr(router, "num_group", None) or 1
+        deviation = scores.std()
+        if hasattr(router, "e_score_correction_bias"):
+            scores = scores.sigmoid()
+            deviation = scores.std()
+            scores = scores + router.e_score_correction_bias
+        elif getattr(router, "topk_method", "") == "greedy":
+            groups = 1
+        if groups > 1:
+            apart = scores.unflatten(-1, (groups, -1))
+            best = apart.topk(2 if hasattr(router, "e_score_correction_bias") else 1, dim=-1).values.sum(dim=-1)
+            gaps.append(ahead(best, router.topk_group) / deviation)
+            kept = torch.zeros_like(best).scatter(1, best.topk(router.topk_group, dim=-1).indices, 1).bool()
+            scores = scores.masked_fill(~kept.repeat_interleave(apart.shape[-1], dim=-1), -1e9)
+        gaps.append(ahead(scores, router.top_k) / deviation)
 
     handles = [module.register_forward_hook(look) for name, module in model.named_modules() if type(module).__name__.endswith("Router")]
     for index in range(len(LENGTHS)):
@@ -94,6 +122,9 @@ def seeded_model(family: str, changes: dict, seed: int):
         elif name.endswith("bias"):
             parameter.data.uniform_(-0.5, 0.5)
         parameter.data = parameter.data.bfloat16().float()
+    for name, bias in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            bias.uniform_(-0.3, 0.3)
     return model
 
 
@@ -108,7 +139,8 @@ def generate_families(folder: pathlib.Path) -> None:
         for path in checkpoint.iterdir():
             path.unlink()
         save_json(checkpoint / "config.json", config | {"dtype": "bfloat16"})
-        save_file({name: tensor.bfloat16() for name, tensor in weights.items()}, checkpoint / "model.safetensors", {"format": "pt"})
+        save_file({name: tensor if name.endswith("correction_bias") else tensor.bfloat16() for name, tensor in weights.items()},
+                  checkpoint / "model.safetensors", {"format": "pt"})
         tensors, seen = {}, []
         for index in range(len(LENGTHS)):
             tokens = tokens_of(index)

@@ -311,6 +311,9 @@ fn every_example_is_admitted_with_the_defaults_of_local_mode() {
     for volumes in ["quickstart", "spam"].map(|example| repository().join("examples").join(example).join("volumes.yaml")) {
         cluster.kubectl(&["apply", "--dry-run=server", "--filename", volumes.to_str().unwrap()]);
     }
+    for folder in ["models", "sources"].map(|folder| repository().join("examples").join(folder)) {
+        cluster.kubectl(&["apply", "--dry-run=server", "--filename", folder.to_str().unwrap()]);
+    }
 }
 
 #[test]
@@ -326,7 +329,7 @@ fn kubectl_shows_explains_and_scales_the_three_kinds() {
         let shown = kubectl(&["get", name, "--output", "wide"]);
         shown.lines().next().unwrap().split("  ").map(str::trim).filter(|column| !column.is_empty()).map(str::to_owned).collect()
     };
-    assert_eq!(columns("bmp"), ["NAME", "READY", "REASON", "AVAILABLE", "DESIRED", "MODEL", "AGE", "MESSAGE"]);
+    assert_eq!(columns("bmp"), ["NAME", "READY", "REASON", "AVAILABLE", "DESIRED", "MODEL", "FETCHED", "AGE", "MESSAGE"]);
     assert_eq!(columns("coj"), ["NAME", "READY", "REASON", "STEP", "OF", "LOSS", "BASE", "AGE", "MESSAGE"]);
     assert_eq!(columns("cod"), ["NAME", "READY", "REASON", "AVAILABLE", "DESIRED", "URL", "HEADS", "AGE", "MESSAGE"]);
     let category = kubectl(&["get", "carryon", "--output", "name"]);

@@ -1,6 +1,7 @@
 //! Prints one JSON line `{"name", "value", "unit"}` per figure: the matrix kernel, the choice of a token, and a model's forward pass when one is given.
 //!
-//! `bench_engine [--threads N] [--repeats N] [--model PATH] [--matrices yes|no]`: the best of `repeats` is printed.
+//! `bench_engine [--threads N] [--repeats N] [--model PATH] [--weights bfloat16|q8|q4] [--matrices yes|no]
+//! [--forward yes|no]`: the best of `repeats` is printed; without matrices the model's figures alone, without forward what loading it takes.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use carryon_crds::pool::Dtype;
 use carryon_worker::base::sampling::{Row, Sampler, Sight, logprob_blocks, logprobs};
 use carryon_worker::exchange::wire::{GenerateRequest, Sampling, TokenLogprob};
 use carryon_worker::kernel::cpu::{Left, Panels, Part, Sink, pack_row, product, words};
-use carryon_worker::kernel::{Arena, Backend, Cpu, DeviceError, PageTable, Threads, pages_for};
+use carryon_worker::kernel::{Arena, Backend, Bits, Cpu, DeviceError, PageTable, Stored, Threads, pages_for};
 use carryon_worker::model::{Capture, Model, Slot, Tap};
 
 const SHAPES: [(usize, usize, usize); 7] =
@@ -24,12 +25,14 @@ struct Options {
     threads: usize,
     repeats: usize,
     model: Option<String>,
+    weights: Stored,
     matrices: bool,
+    forward: bool,
 }
 
 fn options() -> Result<Options, String> {
-    let mut options =
-        Options { threads: std::thread::available_parallelism().map_or(1, |n| n.get()), repeats: 5, model: None, matrices: true };
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let mut options = Options { threads, repeats: 5, model: None, weights: Dtype::Bfloat16.into(), matrices: true, forward: true };
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
         let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
@@ -38,7 +41,16 @@ fn options() -> Result<Options, String> {
             "--threads" => options.threads = number()?,
             "--repeats" => options.repeats = number()?,
             "--matrices" => options.matrices = value == "yes",
+            "--forward" => options.forward = value == "yes",
             "--model" => options.model = Some(value),
+            "--weights" => {
+                options.weights = match value.as_str() {
+                    "bfloat16" => Dtype::Bfloat16.into(),
+                    "q8" => Stored::Blocks(Bits::Q8),
+                    "q4" => Stored::Blocks(Bits::Q4),
+                    other => return Err(format!("{other} is not bfloat16, q8 or q4")),
+                }
+            }
             _ => return Err(format!("unknown option {name}")),
         }
     }
@@ -70,9 +82,9 @@ fn main() -> Result<(), String> {
             bench_matrix(shape, Dtype::Float32, "f32", options.repeats, &threads);
         }
         bench_matrix(WIDE, Dtype::Bfloat16, "bf16", options.repeats, &threads);
-    }
-    for (name, vocab_size) in [("49k", 49_152), ("152k", 152_064)] {
-        bench_sampling(name, vocab_size, options.repeats).map_err(|error| error.to_string())?;
+        for (name, vocab_size) in [("49k", 49_152), ("152k", 152_064)] {
+            bench_sampling(name, vocab_size, options.repeats).map_err(|error| error.to_string())?;
+        }
     }
     match &options.model {
         Some(path) => bench_model(path, &options, threads),
@@ -155,10 +167,22 @@ fn choose(cpu: &Cpu, rows: &<Cpu as Backend>::Rows, sampler: &mut Sampler) -> Re
     })
 }
 
+/// Most bytes of memory that the process has had.
+fn peak_rss() -> std::io::Result<f64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<f64>().ok());
+    Ok(kilobytes.unwrap_or(f64::NAN) * 1024.0)
+}
+
 fn bench_model(path: &str, options: &Options, threads: Arc<Threads>) -> Result<(), String> {
     let start = Instant::now();
-    let model = Model::load(Path::new(path), Dtype::Bfloat16, Cpu::new(threads)).map_err(|error| error.to_string())?;
+    let model = Model::load(Path::new(path), options.weights, Cpu::new(threads)).map_err(|error| error.to_string())?;
     print("load", start.elapsed().as_secs_f64(), "s");
+    print("weights", model.weight_bytes() as f64 / 1e6, "MB");
+    print("peak_rss", peak_rss().map_err(|error| format!("/proc/self/status: {error}"))? / 1e6, "MB");
+    if !options.forward {
+        return Ok(());
+    }
     let tokens: Vec<u32> =
         (0..2048u32).map(|index| index.wrapping_mul(2_654_435_761) >> 8).map(|value| value % model.config.vocab_size as u32).collect();
     let captures = |taps: Vec<Tap>| taps.into_iter().map(|tap| Capture { tap, rows: None }).collect::<Vec<_>>();

@@ -18,6 +18,9 @@ pub struct BaseConfig {
     pub dtype: Dtype,
     /// Its device and its limits; quantities are numbers of bytes here.
     pub engine: Engine,
+    /// Whether the text part of a model of text and images is wanted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub text_only: bool,
 }
 
 /// `carryon-worker train --config FILE --pool URL --data DIR --output DIR --listen ADDRESS`.

@@ -1,6 +1,7 @@
 //! What operator and worker, and workers of different versions, say to each other.
 
 pub mod config;
+pub mod fetch;
 pub mod gateway;
 pub mod head;
 pub mod limits;
@@ -8,6 +9,7 @@ pub mod model;
 pub mod progress;
 
 pub use config::{BaseConfig, ServeConfig, ServeHead, TapChoice, TrainConfig};
+pub use fetch::{FetchFailure, FetchReport};
 pub use gateway::{GatewayStatus, KeyState};
 pub use head::{BaseReference, HeadManifest, HeadShape};
 pub use model::{Identity, Limits, ModelDescription, Numerics};

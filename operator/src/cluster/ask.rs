@@ -11,7 +11,7 @@ mod round;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use carryon_crds::wire::{GatewayStatus, ModelDescription, Progress};
+use carryon_crds::wire::{FetchReport, GatewayStatus, ModelDescription, Progress};
 use k8s_openapi::api::core::v1::Pod;
 
 pub use self::get::{Http, MOST_BYTES, Unheard};
@@ -20,7 +20,7 @@ use super::key::Kind;
 
 /// Longest wait for an answer.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Trainers: twenty a second, each of them every five seconds at most.
+/// Trainers, and pods that fetch their model: twenty a second, each of them every five seconds at most.
 const TRAINERS: Pace = Pace { between: Duration::from_millis(50), again: Some(Duration::from_secs(5)) };
 /// Pools: a container's model never changes, so there is one answer to wait for.
 const POOLS: Pace = Pace { between: Duration::from_millis(10), again: None };
@@ -32,6 +32,7 @@ pub struct Ask {
     models: Round<ModelDescription>,
     progress: Round<Progress>,
     gateways: Round<GatewayStatus>,
+    fetches: Round<FetchReport>,
 }
 
 impl Ask {
@@ -41,13 +42,19 @@ impl Ask {
         Ok(Self {
             models: Round::new(http.clone(), "/v1/model", POOLS),
             progress: Round::new(http.clone(), "/progress", TRAINERS),
-            gateways: Round::new(http, "/status", GATEWAYS),
+            gateways: Round::new(http.clone(), "/status", GATEWAYS),
+            fetches: Round::of_fetches(http, "/progress", TRAINERS),
         })
     }
 
     /// The models of pods, by pod name; those not known yet are left out, and their pool is woken when they are.
     pub fn models<'a>(&self, pods: impl Iterator<Item = &'a Pod>) -> BTreeMap<String, ModelDescription> {
         self.models.hear_all(pods)
+    }
+
+    /// What pods that fetch their model said last of that, by pod name; their pool is woken when one says something else.
+    pub fn fetches<'a>(&self, pods: impl Iterator<Item = &'a Pod>) -> BTreeMap<String, FetchReport> {
+        self.fetches.hear_all(pods)
     }
 
     /// What gateways said last, by pod name; their deployment is woken when one says something else.
@@ -60,13 +67,19 @@ impl Ask {
         self.progress.hear(pod)
     }
 
-    /// Asks without end. `lives(namespace, name, uid)` says whether a pod is still there; `news(kind, namespace, name)` wakes its object.
-    pub async fn run(&self, lives: impl Fn(&str, &str, &str) -> bool, news: impl Fn(Kind, &str, &str)) {
+    /// Asks without end. `lives(namespace, name, uid)` says whether a pod is still there, `fetching` whether it fetches its model;
+    /// `news(kind, namespace, name)` wakes its object.
+    pub async fn run(
+        &self,
+        lives: impl Fn(&str, &str, &str) -> bool,
+        fetching: impl Fn(&str, &str, &str) -> bool,
+        news: impl Fn(Kind, &str, &str),
+    ) {
         let of = |kind: Kind| {
             let news = &news;
             move |namespace: &str, name: &str| news(kind, namespace, name)
         };
         let (pools, jobs) = (self.models.run(&lives, of(Kind::Pool)), self.progress.run(&lives, of(Kind::Job)));
-        futures::join!(pools, jobs, self.gateways.run(&lives, of(Kind::Deployment)));
+        futures::join!(pools, jobs, self.fetches.run(&fetching, of(Kind::Pool)), self.gateways.run(&lives, of(Kind::Deployment)));
     }
 }

@@ -66,6 +66,7 @@ use self::synced::Synced;
 use self::written::Written;
 use crate::shared::Settings;
 use crate::shared::trouble::phase;
+use crate::shared::worker::fetches;
 
 /// It waits for the API server most of the time: a thread for each core of a large node would only hold memory.
 const THREADS: usize = 2;
@@ -173,10 +174,14 @@ async fn work(args: &RunArgs, clients: &Clients, leader: &Leader, readiness: &Re
         let pod = context.stores.pods.get(namespace, name).filter(|pod| phase(pod) == "Running");
         pod.is_some_and(|pod| pod.metadata.uid.as_deref() == Some(uid))
     };
+    let fetching = |namespace: &str, name: &str, uid: &str| {
+        let pod = context.stores.pods.get(namespace, name).filter(fetches);
+        pod.is_some_and(|pod| pod.metadata.uid.as_deref() == Some(uid))
+    };
     let push = |kind, namespace: &str, name: &str| {
         queue.push(Key { kind, namespace: namespace.to_owned(), name: name.to_owned() }, Lane::Around);
     };
-    let asks = context.ask.run(lives, push);
+    let asks = context.ask.run(lives, fetching, push);
     tokio::select! {
         () = asks => anyhow::bail!("pods are asked no more"),
         () = reconciles => anyhow::bail!("the queue has ended"),

@@ -15,6 +15,7 @@ use crate::pool::{self, Applied, Children, Observed};
 use crate::shared::meta::Owner;
 use crate::shared::rollout::Counts;
 use crate::shared::trouble::is_ready;
+use crate::shared::worker::fetches;
 
 impl Reconcile for BaseModelPool {
     const KIND: Kind = Kind::Pool;
@@ -45,11 +46,11 @@ async fn observe(pool: &BaseModelPool, context: &Context) -> Observed {
         Some(set) => refused(&set, &context.client).await,
         None => None,
     };
-    let source = pool.spec.model.source.persistent_volume_claim.as_ref();
     let pods = stores.pods.owned_by(&owner.namespace, owner.component, &owner.name);
     Observed {
-        claim: source.and_then(|path| stores.claims.claim(&owner.namespace, &path.claim_name)),
+        claim: pool.spec.model.claim().and_then(|(path, _)| stores.claims.claim(&owner.namespace, &path.claim_name)),
         models: context.ask.models(pods.iter().filter(|pod| is_ready(pod))),
+        fetches: context.ask.fetches(pods.iter().filter(|pod| fetches(pod))),
         pods,
         refused,
         revisions: stores.revisions_of(&owner, &child),
@@ -58,11 +59,16 @@ async fn observe(pool: &BaseModelPool, context: &Context) -> Observed {
 }
 
 async fn apply(pool: &BaseModelPool, children: Children, context: &Context) -> Result<Applied, Failure> {
-    let Children { revision, config_map, service, network_policy, stateful_set, disruption_budget } = children;
+    let Children { revision, config_map, commit, service, network_policy, stateful_set, disruption_budget } = children;
     let (stores, owned, owner) = (&context.stores, context.applier.of(pool), Owner::of(pool, "pool"));
     let (namespace, name, current) = (&owner.namespace, stateful_set.name_any(), revision.name_any());
     owned.apply(revision, stores.revisions.get(namespace, &current)).await?;
     owned.apply(config_map, stores.config_maps.get(namespace, &current)).await?;
+    let kept = names::pool_commit(&owner.name);
+    if let Some(commit) = commit {
+        // Before more pods are made, which read it.
+        owned.apply(commit, stores.config_maps.get(namespace, &kept)).await?;
+    }
     owned.apply(service, stores.services.get(namespace, &name)).await?;
     if let Some(policy) = network_policy {
         owned.apply(policy, stores.policies.get(namespace, &name)).await?;
@@ -71,7 +77,8 @@ async fn apply(pool: &BaseModelPool, children: Children, context: &Context) -> R
     let applied = Applied { stateful_set: owned.apply(stateful_set, stores.stateful_sets.get(namespace, &name)).await? };
     if applied.is_rolled_out() {
         owned.collect(stores.revisions_of(&owner, &name), &current).await?;
-        owned.collect(stores.config_maps_of(&owner), &current).await?;
+        let read = stores.config_maps_of(&owner).into_iter().filter(|config_map| config_map.name_any() != kept);
+        owned.collect(read.collect(), &current).await?;
     }
     Ok(applied)
 }

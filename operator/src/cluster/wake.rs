@@ -93,7 +93,7 @@ where
 fn users_of_claim(stores: &Stores, claim: &ObjectMeta) -> Vec<(Key, Lane)> {
     let (namespace, name) = path(claim);
     let names = |path: &ClaimPath| path.claim_name == name;
-    let loads = |pool: &BaseModelPool| pool.spec.model.source.persistent_volume_claim.as_ref().is_some_and(names);
+    let loads = |pool: &BaseModelPool| pool.spec.model.claim().is_some_and(|(claim, _)| names(claim));
     let trains = |job: &CarryOnJob| {
         [job.spec.output.claim(), job.spec.data.source.persistent_volume_claim.as_ref()].into_iter().flatten().any(names)
     };

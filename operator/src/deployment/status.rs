@@ -108,6 +108,7 @@ fn standing(validated: &Validated, applied: &Applied, observed: &Observed) -> St
         counts,
         pods: &observed.pods,
         template: deployment.spec.as_ref().map(|spec| &spec.template),
+        known: None,
         refused: said("ReplicaFailure", "True").and_then(|condition| condition.message.as_deref()),
         overdue: overdue.map(|condition| bounded(&words(condition), WORDS)),
     };

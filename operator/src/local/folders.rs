@@ -4,6 +4,7 @@
 //! objects/      stored objects            incoming/   objects handed to a running supervisor
 //! volumes/      one folder or link a claim            logs/     one file a pod
 //! configmaps/   one folder a ConfigMap                secrets/  one folder a Secret
+//! models/       models that were fetched
 //! pods/         working folder, /tmp and last words of each pod
 //! ```
 
@@ -49,6 +50,11 @@ impl Folders {
     /// Folder of a Secret's keys.
     pub fn secret(&self, namespace: &str, name: &str) -> PathBuf {
         self.root.join("secrets").join(scoped(namespace, name))
+    }
+
+    /// Folder of models that were fetched, for pools that name no other cache.
+    pub fn models(&self) -> PathBuf {
+        self.root.join("models")
     }
 
     /// Log of a pod's container.

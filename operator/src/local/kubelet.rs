@@ -37,11 +37,26 @@ struct Slot {
     probes: Probes,
     /// How it stands, as the pod's status says it.
     container: Container,
+    /// The containers before it, which have done their work.
+    ahead: Vec<Container>,
     /// Restarts in a row, for the back-off.
     streak: u32,
     not_before: Option<Instant>,
     /// When SIGKILL follows the SIGTERM already sent.
     kill_at: Option<Instant>,
+}
+
+impl Slot {
+    /// The container whose turn it is: one of those that come before the pod's own, or that.
+    fn turn<'a>(&self, pod: &'a Pod) -> Option<&'a k8s_openapi::api::core::v1::Container> {
+        let spec = pod.spec.as_ref()?;
+        spec.init_containers.iter().flatten().nth(self.ahead.len()).or_else(|| spec.containers.first())
+    }
+
+    /// Whether it is one of those before.
+    fn is_before(&self, pod: &Pod) -> bool {
+        pod.spec.as_ref().is_some_and(|spec| self.ahead.len() < spec.init_containers.iter().flatten().count())
+    }
 }
 
 /// Runs pods.
@@ -97,7 +112,7 @@ impl Kubelet {
             } else if !is_finished(&pod) && !self.stopping {
                 self.start(&mut slot, &pod, &key, store, polls, now);
             }
-            pod.status = Some(pod_status::status(&pod, &slot.container, now));
+            pod.status = Some(pod_status::status(&pod, &slot.ahead, &slot.container, now));
             store.put(&pod)?;
             self.slots.insert(key, slot);
         }
@@ -139,10 +154,11 @@ impl Kubelet {
         if slot.not_before.is_some_and(|until| Instant::now() < until) {
             return;
         }
-        let process = match rewrite::process(pod, store, &self.folders, &self.worker) {
+        let Some(container) = slot.turn(pod) else { return };
+        let process = match rewrite::process(pod, container, store, &self.folders, &self.worker) {
             Ok(process) => process,
-            Err(rewrite::NotYet(message)) => {
-                slot.container.state = pod_status::waiting("ContainerCreating", Some(message));
+            Err(rewrite::NotYet { reason, message }) => {
+                slot.container.state = pod_status::waiting(reason, Some(message));
                 return;
             }
         };
@@ -177,7 +193,7 @@ impl Kubelet {
         }
         if pod.metadata.deletion_timestamp.is_some() {
             terminate(slot, pod);
-        } else if let Some(container) = pod.spec.as_ref().and_then(|spec| spec.containers.first())
+        } else if let Some(container) = slot.turn(pod).filter(|_| !slot.is_before(pod))
             && slot.kill_at.is_none()
             && let Health::Restart(probe) = slot.probes.tick(&key.to_string(), container, polls)
         {
@@ -212,6 +228,11 @@ fn ended(slot: &mut Slot, pod: &Pod, exit_code: i32, message: Option<String>, no
         ..ContainerStateTerminated::default()
     };
     let state = ContainerState { terminated: Some(terminated), ..ContainerState::default() };
+    if exit_code == 0 && slot.is_before(pod) {
+        slot.ahead.push(Container { state, ready: true, ..std::mem::take(&mut slot.container) });
+        (slot.streak, slot.not_before) = (0, None);
+        return;
+    }
     if runs_once(pod) {
         slot.container.state = state;
         return;
@@ -227,7 +248,9 @@ fn ended(slot: &mut Slot, pod: &Pod, exit_code: i32, message: Option<String>, no
 }
 
 fn ports_of(pod: &mut Pod) -> impl Iterator<Item = &mut ContainerPort> {
-    pod.spec.iter_mut().flat_map(|spec| &mut spec.containers).flat_map(|container| container.ports.iter_mut().flatten())
+    let spec = pod.spec.iter_mut();
+    let containers = spec.flat_map(|spec| spec.init_containers.iter_mut().flatten().chain(&mut spec.containers));
+    containers.flat_map(|container| container.ports.iter_mut().flatten())
 }
 
 /// None for the first restart in a row, then doubled each time.

@@ -1,4 +1,4 @@
-//! The status of a pod with one container, as a kubelet writes it.
+//! The status of a pod with one container and those before it, as a kubelet writes it.
 
 use k8s_openapi::api::core::v1::{ContainerState, ContainerStateWaiting, ContainerStatus, Pod, PodCondition, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -37,10 +37,18 @@ pub fn read(pod: &Pod) -> Container {
     })
 }
 
-/// The status of `pod` with `container`.
-pub fn status(pod: &Pod, container: &Container, now: &Time) -> PodStatus {
-    let spec = pod.spec.as_ref().and_then(|spec| spec.containers.first());
+/// The status of `pod` with `container`, whose turn it is after those `ahead` have done their work.
+pub fn status(pod: &Pod, ahead: &[Container], container: &Container, now: &Time) -> PodStatus {
+    let spec = pod.spec.clone().unwrap_or_default();
+    let before = spec.init_containers.unwrap_or_default();
+    let idle = Container { state: waiting("PodInitializing", None), ..Container::default() };
+    let turns = ahead.iter().chain([container]).chain(std::iter::repeat(&idle));
+    let mut statuses: Vec<ContainerStatus> =
+        before.iter().chain(spec.containers.first()).zip(turns).map(|(spec, container)| told(spec, container)).collect();
+    let own = statuses.split_off(before.len().min(statuses.len()));
+    let begins = ahead.len() < before.len();
     let phase = match (&container.state.terminated, &container.state.running, container.restarts) {
+        _ if begins => "Pending",
         (Some(end), ..) if end.exit_code == 0 => "Succeeded",
         (Some(_), ..) => "Failed",
         (None, Some(_), _) => "Running",
@@ -48,7 +56,7 @@ pub fn status(pod: &Pod, container: &Container, now: &Time) -> PodStatus {
         (None, None, _) => "Pending",
     };
     let previous = pod.status.as_ref();
-    let ready = condition(previous, "Ready", container.ready, now);
+    let ready = condition(previous, "Ready", container.ready && !begins, now);
     PodStatus {
         phase: Some(phase.to_owned()),
         start_time: previous.and_then(|status| status.start_time.clone()).or_else(|| Some(now.clone())),
@@ -56,20 +64,25 @@ pub fn status(pod: &Pod, container: &Container, now: &Time) -> PodStatus {
         host_ip: Some("127.0.0.1".to_owned()),
         conditions: Some(vec![
             condition(previous, "PodScheduled", true, now),
-            condition(previous, "ContainersReady", container.ready, now),
+            condition(previous, "ContainersReady", container.ready && !begins, now),
             ready,
         ]),
-        container_statuses: Some(vec![ContainerStatus {
-            name: spec.map(|spec| spec.name.clone()).unwrap_or_default(),
-            image: spec.and_then(|spec| spec.image.clone()).unwrap_or_default(),
-            ready: container.ready,
-            started: Some(container.started),
-            restart_count: container.restarts,
-            state: Some(container.state.clone()),
-            last_state: Some(container.last.clone()),
-            ..ContainerStatus::default()
-        }]),
+        init_container_statuses: (!statuses.is_empty()).then_some(statuses),
+        container_statuses: Some(own),
         ..PodStatus::default()
+    }
+}
+
+fn told(spec: &k8s_openapi::api::core::v1::Container, container: &Container) -> ContainerStatus {
+    ContainerStatus {
+        name: spec.name.clone(),
+        image: spec.image.clone().unwrap_or_default(),
+        ready: container.ready,
+        started: Some(container.started),
+        restart_count: container.restarts,
+        state: Some(container.state.clone()),
+        last_state: Some(container.last.clone()),
+        ..ContainerStatus::default()
     }
 }
 

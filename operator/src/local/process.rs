@@ -75,7 +75,7 @@ impl Running {
         let log = OpenOptions::new().create(true).append(true).open(&process.log)?;
         let mut command = Command::new(&process.program);
         command.args(&process.args).current_dir(&process.folder).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        command.env_clear().envs(INHERITED.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        command.env_clear().envs(INHERITED.iter().chain(process.inherited).filter_map(|name| Some((name, std::env::var_os(name)?))));
         command.envs(process.env.iter().cloned()).env("HOME", &process.folder).env("TMPDIR", &temporary).process_group(0);
         let operator = nix::unistd::getpid();
         // SAFETY: between fork and exec only two system calls are made, both async-signal-safe; nothing is allocated.

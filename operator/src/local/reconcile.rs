@@ -23,6 +23,7 @@ use crate::shared::meta::namespace;
 use crate::shared::said::Said;
 use crate::shared::sharing::{PoolPath, PoolUser as _};
 use crate::shared::trouble::{is_ready, phase};
+use crate::shared::worker::fetches;
 use crate::{deployment, job, pool};
 
 /// How often a pool is asked for its model, a gateway for its keys and a trainer for its progress.
@@ -64,17 +65,17 @@ impl World<'_> {
     }
 
     fn observe_pool(&mut self, pool: &BaseModelPool, space: &str) -> pool::Observed {
-        let source = pool.spec.model.source.persistent_volume_claim.as_ref();
-        let claim = source.and_then(|path| self.store.get::<PersistentVolumeClaim>(space, &path.claim_name));
+        let claim = pool.spec.model.claim().and_then(|(path, _)| self.store.get::<PersistentVolumeClaim>(space, &path.claim_name));
         let set: Option<StatefulSet> = self.store.get(space, &names::pool(&pool.name_any()));
         let pods = set.map(|set| workloads::pods_of(self.store, &set)).unwrap_or_default();
         let models = self.ask_all(pods.iter().filter(|pod| is_ready(pod)), "/v1/model", MODEL_PERIOD);
-        pool::Observed { claim, pods, models, ..pool::Observed::default() }
+        let fetches = self.ask_all(pods.iter().filter(|pod| fetches(pod)), "/progress", PROGRESS_PERIOD);
+        pool::Observed { claim, pods, models, fetches, ..pool::Observed::default() }
     }
 
     fn apply_pool(&mut self, children: pool::Children) -> io::Result<pool::Applied> {
-        let pool::Children { revision: _, network_policy: _, config_map, service, stateful_set, disruption_budget } = children;
-        self.apply_config(&config_map)?;
+        let pool::Children { revision: _, network_policy: _, config_map, commit, service, stateful_set, disruption_budget } = children;
+        [Some(config_map), commit].iter().flatten().try_for_each(|config_map| self.apply_config(config_map))?;
         self.store.apply(&service, &self.now)?;
         self.store.apply(&disruption_budget, &self.now)?;
         Ok(pool::Applied { stateful_set: self.store.apply(&stateful_set, &self.now)? })

@@ -25,7 +25,7 @@ pub fn violations(object: &Value, has_claim: &dyn Fn(&str, &str) -> bool) -> Vec
         ));
     }
     if object["spec"]["model"]["source"]["image"].is_object() {
-        let reason = "local mode pulls no images: use persistentVolumeClaim";
+        let reason = "local mode pulls no images: use huggingFace, objectStore or persistentVolumeClaim";
         violations.push(Violation::new("spec.model.source.image", reason));
     }
     for list in ["requests", "limits"] {

@@ -13,6 +13,9 @@ use super::store::{Key, Store};
 /// Least time between two progress lines of one object where there is no terminal.
 const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
 
+/// Characters of a bar.
+const BAR: usize = 20;
+
 /// What is said of one object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
@@ -22,7 +25,7 @@ pub struct Row {
     pub state: String,
     /// Message of its Ready condition.
     pub message: String,
-    /// Progress of a job, digest of a head, size of a model.
+    /// Progress of a job or of a fetch, address of a gateway, size of a model.
     pub detail: String,
 }
 
@@ -45,7 +48,8 @@ fn row(value: &Value) -> Row {
     let state = ["Complete", "Failed", "Suspended", "Stalled", "Ready"].into_iter().find(|type_| holds(type_)).unwrap_or("Not ready");
     let message = condition("Ready").and_then(|condition| condition["message"].as_str()).unwrap_or("not seen yet");
     let detail = match value["kind"].as_str() {
-        Some("BaseModelPool") => model(&status["model"]),
+        Some("BaseModelPool") if status["model"].is_object() => model(&status["model"]),
+        Some("BaseModelPool") => download(&status["download"]),
         Some("CarryOnJob") => progress(&status["progress"]),
         _ => status["url"].as_str().unwrap_or_default().to_owned(),
     };
@@ -57,6 +61,15 @@ fn model(model: &Value) -> String {
         Some(layers) => format!("{layers} layers, width {}, vocabulary {}", model["hiddenSize"], model["vocabSize"]),
         None => String::new(),
     }
+}
+
+/// A bar, and how far it is: `━━━━━━━───────────── 35 %, 21.4 GB of 61.1 GB, 7 min left`.
+fn download(download: &Value) -> String {
+    let total = download["totalBytes"].as_u64().filter(|total| *total > 0);
+    let (Some(bytes), Some(total)) = (download["bytes"].as_u64(), total) else { return String::new() };
+    let filled = (u128::from(bytes) * BAR as u128 / u128::from(total)) as usize;
+    let bar: String = (0..BAR).map(|place| if place < filled { '━' } else { '─' }).collect();
+    format!("{bar} {}", download["progress"].as_str().unwrap_or_default())
 }
 
 /// `step 10/76, loss 0.71, eval 0.64 (base 1.31), 900 tokens/s, 41 s left`.

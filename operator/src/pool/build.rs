@@ -2,17 +2,16 @@
 //! and gives each pod the stable address that heads are pushed to.
 
 use carryon_crds::names;
-use carryon_crds::pool::{ImageMount, ModelImage};
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet, StatefulSetSpec, StatefulSetStatus};
 use k8s_openapi::api::core::v1::{ConfigMap, EnvVar, EnvVarSource, PodTemplateSpec, ResourceFieldSelector, Service};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
 use super::Validated;
-use super::validate::Model;
-use crate::shared::meta;
+use super::source::{self, Rendered};
+use crate::shared::meta::{self, Owner};
 use crate::shared::network_policy::{self, Peers};
-use crate::shared::pods::{self, Before, Lifetime, Mount, MountSource, Role};
+use crate::shared::pods::{self, Lifetime, Role};
 use crate::shared::rollout::Counts;
 
 /// What a pool is made of.
@@ -22,6 +21,8 @@ pub struct Children {
     pub revision: ControllerRevision,
     /// The worker's configuration.
     pub config_map: ConfigMap,
+    /// The commit that pods fetch which start from now on, once it is known.
+    pub commit: Option<ConfigMap>,
     /// Headless: resolves to every ready pod.
     pub service: Service,
     /// Who may reach the pods, where that is said.
@@ -49,14 +50,14 @@ impl Applied {
 
 /// The pods, rendered today.
 fn template(pool: &Validated) -> PodTemplateSpec {
-    let (source, model, before) = model(&pool.model);
+    let Rendered { mounts, path, before } = source::render(&pool.model, &pool.basis.owner.name);
     pods::template(&Role {
         basis: &pool.basis,
         subcommand: "base",
-        args: vec![("--model", model)],
+        args: vec![("--model", path)],
         env: vec![memory_limit()],
         port: names::POOL_PORT,
-        mounts: vec![Mount { name: "model".into(), path: names::MODEL_DIR.into(), source, read_only: true }],
+        mounts,
         before,
         lifetime: Lifetime::Server,
     })
@@ -93,7 +94,14 @@ pub fn build(pool: &Validated) -> Children {
         service: meta::service(owner, &name, names::POOL_PORT, true),
         network_policy: pool.basis.peers.as_ref().map(|peers| policy(pool, &name, peers)),
         config_map: revision.config_map(owner),
+        commit: pool.commit.as_ref().map(|commit| self::commit(owner, commit)),
     }
+}
+
+/// A ConfigMap beside the pods' template: were the commit in it, the pod that resolved it would be replaced.
+fn commit(owner: &Owner, commit: &str) -> ConfigMap {
+    let data = [(names::COMMIT_KEY.to_owned(), commit.to_owned())].into();
+    ConfigMap { metadata: owner.meta(names::pool_commit(&owner.name)), data: Some(data), ..ConfigMap::default() }
 }
 
 /// Open to those who train on its states and serve with it, in its own namespace and where it is shared.
@@ -102,21 +110,4 @@ fn policy(pool: &Validated, name: &str, peers: &Peers) -> NetworkPolicy {
     let elsewhere = pool.shared.clone().map(|namespaces| users(Some(namespaces)));
     let from = [users(None)].into_iter().chain(elsewhere).chain(peers.watchers()).collect();
     network_policy::ingress(&pool.basis.owner, name, names::POOL_PORT, from)
-}
-
-/// The volume with the model, the model's path in the container, and what has to be done before.
-fn model(model: &Model) -> (MountSource, String, Option<Before>) {
-    match model {
-        Model::Claim(claim) => (MountSource::Claim(claim.claim_name.clone()), pods::inside(names::MODEL_DIR, claim.path.as_deref()), None),
-        Model::Image(ModelImage { reference, path, mount: ImageMount::Volume }) => {
-            (MountSource::Image(reference.clone()), pods::inside(names::MODEL_DIR, Some(path)), None)
-        }
-        Model::Image(ModelImage { reference, path, mount: ImageMount::Copy }) => {
-            let name = path.trim_matches('/').rsplit('/').next();
-            // -f: a copy that was cut off is replaced.
-            let command = ["cp", "-Rf", &pods::inside("", Some(path)), names::MODEL_DIR].map(str::to_owned).into();
-            let copy = Before { name: "model", image: reference.clone(), command, mount: "model" };
-            (MountSource::Empty, pods::inside(names::MODEL_DIR, name), Some(copy))
-        }
-    }
 }

@@ -2,8 +2,10 @@
 
 pub mod build;
 pub mod capacity;
+pub mod download;
 pub mod gpu;
 pub mod observe;
+pub mod source;
 pub mod status;
 pub mod validate;
 

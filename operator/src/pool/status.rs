@@ -2,21 +2,21 @@
 
 use carryon_crds::condition::Verdict;
 use carryon_crds::condition::types::{NO_NODE_FITS, READY};
-use carryon_crds::pool::ModelStatus;
+use carryon_crds::pool::{DownloadStatus, ModelStatus};
 use carryon_crds::wire::ModelDescription;
 use carryon_crds::{BaseModelPool, BaseModelPoolStatus, condition, names};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 
-use super::{Applied, Observed, Validated, capacity};
+use super::{Applied, Observed, Validated, capacity, download};
 use crate::shared::Outcome;
 use crate::shared::kstatus::Standing;
 use crate::shared::meta::Owner;
 use crate::shared::pods::progress_deadline;
 use crate::shared::rollout::{Counts, Obstacle, available, counted};
 use crate::shared::text::bounded;
-use crate::shared::trouble::{is_ready, silent};
+use crate::shared::trouble::{Trouble, is_ready, silent};
 
 /// Reason of a pool whose pods loaded different models.
 const MODELS_DIFFER: &str = "ModelsDiffer";
@@ -30,7 +30,9 @@ pub fn status(pool: &BaseModelPool, outcome: &Outcome<Validated, Applied>, obser
     // What was said of the pods' models stands until all of them are heard: an operator that has only started has heard none.
     let unheard = observed.pods.iter().any(|pod| is_ready(pod) && !observed.models.contains_key(&pod.name_any()));
     let heard = observed.models.values().next().map(model_status);
-    let model = if unheard { previous.model.clone().or(heard) } else { heard.or(previous.model.clone()) };
+    let mut model = if unheard { previous.model.clone().or(heard) } else { heard.or(previous.model.clone()) };
+    let download = download::download(pool, observed);
+    model.iter_mut().for_each(|model| model.revision = download.as_ref().and_then(|download| download.revision.clone()));
     let differ = disagreement(observed).or_else(|| differed(&previous).filter(|_| unheard));
     let (standing, image, waiting_since, (replicas, ready_replicas, desired_replicas)) = match outcome {
         Err(refusal) => {
@@ -40,10 +42,14 @@ pub fn status(pool: &BaseModelPool, outcome: &Outcome<Validated, Applied>, obser
         Ok((validated, applied)) => {
             let image = pool.spec.server.image.is_none().then(|| validated.basis.image.clone());
             let counts = Counts::of_stateful_set(&applied.stateful_set);
-            let since = waiting_since(pool, &previous, &counts, now);
+            let bytes = |download: &Option<DownloadStatus>| download.as_ref().map_or(0, |download| download.bytes);
+            let moves = bytes(&download) > bytes(&previous.download);
+            let since = waiting_since(pool, &previous, &counts, moves, now);
             let patience = i64::from(progress_deadline(&pool.spec.server));
             let late = since.as_ref().filter(|since| now.0.as_second() - since.0.as_second() >= patience);
-            let standing = standing(&applied.stateful_set, observed, model.as_ref(), differ, late);
+            let set = &applied.stateful_set;
+            let known = download::trouble(pool, observed, set.spec.as_ref().map(|spec| &spec.template));
+            let standing = standing(set, observed, model.as_ref(), differ, known, late);
             (standing, image, since, (counts.replicas, counts.ready, Some(counts.wanted)))
         }
     };
@@ -60,19 +66,27 @@ pub fn status(pool: &BaseModelPool, outcome: &Outcome<Validated, Applied>, obser
         waiting_since,
         selector: Some(owner.selector_text()),
         model,
+        download,
         worker_image: image.or(previous.worker_image),
         endpoint: Some(names::service_url(&names::pool(&owner.name), &owner.namespace, names::POOL_PORT)),
     }
 }
 
-/// The time from which the deadline counts: each pod that becomes ready, and each other spec, gives it anew.
-fn waiting_since(pool: &BaseModelPool, previous: &BaseModelPoolStatus, counts: &Counts, now: &Time) -> Option<Time> {
+/// The time from which the deadline counts: each pod that becomes ready, each byte that is fetched (`moves`), and each other spec, gives it anew.
+fn waiting_since(pool: &BaseModelPool, previous: &BaseModelPoolStatus, counts: &Counts, moves: bool, now: &Time) -> Option<Time> {
     let same_spec = previous.observed_generation == pool.metadata.generation;
-    let since = previous.waiting_since.clone().filter(|_| same_spec && counts.ready <= previous.ready_replicas);
+    let since = previous.waiting_since.clone().filter(|_| same_spec && !moves && counts.ready <= previous.ready_replicas);
     (!counts.is_settled() && !counts.is_zero()).then(|| since.unwrap_or_else(|| now.clone()))
 }
 
-fn standing(set: &StatefulSet, observed: &Observed, model: Option<&ModelStatus>, differ: Option<String>, late: Option<&Time>) -> Standing {
+fn standing(
+    set: &StatefulSet,
+    observed: &Observed,
+    model: Option<&ModelStatus>,
+    differ: Option<String>,
+    known: Option<Trouble>,
+    late: Option<&Time>,
+) -> Standing {
     let counts = Counts::of_stateful_set(set);
     let Counts { wanted, ready, updated, .. } = counts;
     if counts.is_zero() {
@@ -92,6 +106,7 @@ fn standing(set: &StatefulSet, observed: &Observed, model: Option<&ModelStatus>,
         counts,
         pods: &observed.pods,
         template: set.spec.as_ref().map(|spec| &spec.template),
+        known,
         refused: observed.refused.as_deref().filter(|_| counts.lacks_pods()),
         overdue: late.map(|since| format!("none has become ready since {:.0}", since.0)),
     };
@@ -123,5 +138,6 @@ fn model_status(model: &ModelDescription) -> ModelStatus {
         hidden_size: model.hidden_size,
         layers: model.num_hidden_layers,
         vocab_size: model.vocab_size,
+        revision: None,
     }
 }

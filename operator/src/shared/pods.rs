@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use carryon_crds::common::{LocalReference, PodTemplate, Resources};
 use carryon_crds::{names, quantity};
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, ContainerPort, EnvVar, LocalObjectReference, PodSecurityContext, PodSpec, PodTemplateSpec, ResourceClaim,
-    ResourceRequirements, SeccompProfile, SecurityContext, VolumeMount,
+    Capabilities, Container, ContainerPort, EnvFromSource, EnvVar, LocalObjectReference, PodSecurityContext, PodSpec, PodTemplateSpec,
+    ResourceClaim, ResourceRequirements, SeccompProfile, SecurityContext, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -66,24 +66,46 @@ pub struct Role<'a> {
     pub lifetime: Lifetime,
 }
 
-/// A container that fills one of the mounts before the worker starts.
+/// A container that fills some of the mounts before the worker starts.
 pub struct Before {
     /// Name of the container.
     pub name: &'static str,
-    /// Its image.
-    pub image: String,
+    /// Its image; when absent the worker's, with the environment and the volumes that the user gives the worker.
+    pub image: Option<String>,
     /// What it runs.
     pub command: Vec<String>,
-    /// Name of the mount that it writes to.
-    pub mount: &'static str,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// Its own environment variables, which the user's do not replace.
+    pub env: Vec<EnvVar>,
+    /// Secrets whose keys are environment variables.
+    pub env_from: Vec<EnvFromSource>,
+    /// Port of its listener, if it has one.
+    pub port: Option<i32>,
+    /// Names of the mounts that it writes to.
+    pub writes: &'static [&'static str],
+    /// Volumes that it alone has.
+    pub mounts: Vec<Mount>,
+}
+
+impl Before {
+    /// Whether it writes into a volume that outlives the pod, and is root's at first.
+    fn writes_claim(&self, mounts: &[Mount]) -> bool {
+        mounts.iter().any(|mount| self.writes.contains(&&*mount.name) && matches!(mount.source, MountSource::Claim(_)))
+    }
 }
 
 /// The pod template of a role.
 pub fn template(role: &Role<'_>) -> PodTemplateSpec {
     let Basis { owner, template, user, .. } = role.basis;
     let scheduling = template.scheduling.clone();
-    let writes = role.mounts.iter().any(|mount| !mount.read_only);
-    let (volumes, mounts) = volumes::volumes(&role.mounts);
+    let before = role.before.as_ref();
+    let writes = role.mounts.iter().any(|mount| !mount.read_only) || before.is_some_and(|before| before.writes_claim(&role.mounts));
+    let own = before.map_or(&[][..], |before| &before.mounts);
+    let all: Vec<&Mount> = role.mounts.iter().chain(own).collect();
+    let (volumes, mounts) = volumes::volumes(&all);
+    let (extra, mounts) = mounts.into_iter().partition::<Vec<_>, _>(|mount| own.iter().any(|own| own.path == mount.mount_path));
+    let before = before.map(|before| vec![container_before(before, role, extra)]);
     let mut worker = worker(role, mounts);
     let mut pod = PodSpec {
         affinity: scheduling.affinity,
@@ -99,7 +121,7 @@ pub fn template(role: &Role<'_>) -> PodTemplateSpec {
         security_context: Some(pod_security(*user, writes)),
         service_account_name: template.service_account_name.clone(),
         volumes: Some([volumes, template.volumes.clone()].concat()),
-        init_containers: role.before.as_ref().map(|before| vec![container_before(before, role)]),
+        init_containers: before,
         ..PodSpec::default()
     };
     role.lifetime.shape(template, &mut pod, &mut worker);
@@ -125,12 +147,7 @@ fn worker(role: &Role<'_>, mounts: Vec<VolumeMount>) -> Container {
         image: template.image.clone().or_else(|| Some(image.clone())),
         command: Some(vec![names::WORKER.to_owned()]),
         args: Some(args),
-        ports: Some(vec![ContainerPort {
-            name: Some("http".to_owned()),
-            container_port: role.port,
-            protocol: Some("TCP".to_owned()),
-            ..ContainerPort::default()
-        }]),
+        ports: Some(vec![http_port(role.port)]),
         resources: resources(template),
         security_context: Some(container_security()),
         termination_message_path: Some(names::TERMINATION_LOG.to_owned()),
@@ -141,19 +158,35 @@ fn worker(role: &Role<'_>, mounts: Vec<VolumeMount>) -> Container {
     }
 }
 
-fn container_before(before: &Before, role: &Role<'_>) -> Container {
-    let target = role.mounts.iter().find(|target| target.name == before.mount);
+fn container_before(before: &Before, role: &Role<'_>, extra: Vec<VolumeMount>) -> Container {
+    let Basis { template, image, .. } = role.basis;
+    let written = role.mounts.iter().filter(|mount| before.writes.contains(&&*mount.name));
+    let written = written.map(|mount| volumes::mount(&mount.name, &mount.path, false));
+    let (mut mounts, mut env): (Vec<VolumeMount>, Vec<EnvVar>) = (written.chain(extra).collect(), before.env.clone());
+    if before.image.is_none() {
+        mounts.extend(template.volume_mounts.iter().cloned());
+        env.extend(template.env.iter().filter(|named| before.env.iter().all(|own| own.name != named.name)).cloned());
+    }
+    let worker_image = template.image.as_ref().unwrap_or(image);
     Container {
         name: before.name.to_owned(),
-        image: Some(before.image.clone()),
+        image: Some(before.image.as_ref().unwrap_or(worker_image).clone()),
         command: Some(before.command.clone()),
+        args: filled(before.args.clone()),
+        env: filled(env),
+        env_from: filled(before.env_from.clone()),
+        ports: before.port.map(|port| vec![http_port(port)]),
         // As much as the worker's: it costs nothing, and quotas ask for some.
-        resources: resources(&role.basis.template),
+        resources: resources(template),
         security_context: Some(container_security()),
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
-        volume_mounts: target.map(|target| vec![volumes::mount(&target.name, &target.path, false)]),
+        volume_mounts: Some(mounts),
         ..Container::default()
     }
+}
+
+fn http_port(port: i32) -> ContainerPort {
+    ContainerPort { name: Some("http".to_owned()), container_port: port, protocol: Some("TCP".to_owned()), ..ContainerPort::default() }
 }
 
 /// Threads of the worker: `limits.cpu` rounded up, so that a quota is not shared by as many threads as the node has cores.

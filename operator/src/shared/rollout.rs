@@ -9,7 +9,7 @@ use kube::ResourceExt as _;
 
 use super::kstatus::Standing;
 use super::text::{WORDS, bounded};
-use super::trouble::{self, is_ready};
+use super::trouble::{self, Trouble, is_ready};
 
 /// Reason of a workload whose pods the API server refuses.
 pub const FAILED_CREATE: &str = "FailedCreate";
@@ -99,6 +99,8 @@ pub struct Obstacle<'a> {
     pub pods: &'a [Pod],
     /// What they are made by. Those of an earlier configuration leave: their trouble is over.
     pub template: Option<&'a PodTemplateSpec>,
+    /// What its own kind knows of them, which says more than their containers' states.
+    pub known: Option<Trouble>,
     /// Why the API server refuses more of them.
     pub refused: Option<&'a str>,
     /// What there is to say when it has made no progress for too long.
@@ -120,7 +122,8 @@ impl Obstacle<'_> {
         if let Some(words) = self.refused {
             return Some(Standing::stalled(FAILED_CREATE, tell(&format!("no pod can be created: {}", refusal(words)))));
         }
-        let trouble = trouble::find(self.pods.iter().filter(|pod| !is_earlier(pod, self.template)));
+        let found = || trouble::find(self.pods.iter().filter(|pod| !is_earlier(pod, self.template)));
+        let trouble = self.known.clone().or_else(found);
         if let Some(trouble) = trouble.as_ref().filter(|trouble| trouble.permanent) {
             return Some(Standing::stalled(trouble.reason, tell(&trouble.message)));
         }

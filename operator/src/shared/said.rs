@@ -1,6 +1,6 @@
 //! What workers say, made fit to be kept and shown. A pod is its tenant's: it may say what it likes, and as much as it likes.
 
-use carryon_crds::wire::{GatewayStatus, Identity, ModelDescription, Progress, TerminationMessage};
+use carryon_crds::wire::{FetchReport, GatewayStatus, Identity, ModelDescription, Progress, TerminationMessage};
 use serde::de::DeserializeOwned;
 
 use super::text::{WORDS, bounded};
@@ -33,6 +33,22 @@ impl Said for Progress {
             base_eval_loss: figure(self.base_eval_loss),
             tokens_per_second: figure(self.tokens_per_second),
             eta_seconds: self.eta_seconds.filter(|seconds| *seconds <= COUNT),
+        }
+    }
+}
+
+impl Said for FetchReport {
+    /// Its commit becomes an argument of other pods.
+    fn fit(self) -> Self {
+        let is_commit = |commit: &String| (1..=64).contains(&commit.len()) && commit.bytes().all(|byte| byte.is_ascii_hexdigit());
+        Self {
+            state: bounded(&self.state, NAME),
+            bytes: self.bytes.min(COUNT),
+            total: self.total.min(COUNT),
+            eta_seconds: self.eta_seconds.filter(|seconds| *seconds <= COUNT),
+            message: bounded(&self.message, WORDS),
+            commit: self.commit.filter(is_commit),
+            failure: self.failure,
         }
     }
 }

@@ -54,7 +54,8 @@ pub fn last_end(pod: &Pod) -> Option<&ContainerStateTerminated> {
     worker::status(pod).and_then(end)
 }
 
-fn end(status: &ContainerStatus) -> Option<&ContainerStateTerminated> {
+/// How a container ended, this time or the time before.
+pub fn end(status: &ContainerStatus) -> Option<&ContainerStateTerminated> {
     let ended = |state: &'_ Option<ContainerState>| state.as_ref().is_some_and(|state| state.terminated.is_some());
     if ended(&status.state) { status.state.as_ref()?.terminated.as_ref() } else { status.last_state.as_ref()?.terminated.as_ref() }
 }

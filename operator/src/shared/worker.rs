@@ -25,3 +25,19 @@ pub fn container(pod: &Pod) -> Option<&Container> {
 pub fn port(pod: &Pod) -> Option<i32> {
     Some(container(pod)?.ports.as_ref()?.first()?.container_port)
 }
+
+/// What the kubelet says of the container that fetches the worker's model before it starts.
+pub fn fetch_status(pod: &Pod) -> Option<&ContainerStatus> {
+    pod.status.as_ref()?.init_container_statuses.as_ref()?.iter().find(|status| status.name == names::FETCH)
+}
+
+/// Whether that container runs.
+pub fn fetches(pod: &Pod) -> bool {
+    fetch_status(pod).is_some_and(|status| status.state.as_ref().is_some_and(|state| state.running.is_some()))
+}
+
+/// Port of its one listener.
+pub fn fetch_port(pod: &Pod) -> Option<i32> {
+    let mut containers = pod.spec.as_ref()?.init_containers.as_ref()?.iter();
+    Some(containers.find(|container| container.name == names::FETCH)?.ports.as_ref()?.first()?.container_port)
+}

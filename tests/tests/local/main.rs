@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a test may fail by panicking, in its helpers too
 
+mod fetched;
 mod refusals;
 mod setup;
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use carryon_crds::pool::{Dtype, WeightDtype};
 use carryon_crds::wire::limits::{MAX_REQUEST_BYTES, largest_head};
 use carryon_crds::wire::{BaseConfig, Identity, Limits, ModelDescription, Numerics, digest};
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -10,9 +11,9 @@ use serde_json::Value as Json;
 
 use super::ends::end_tokens;
 use super::error::BaseError;
-use crate::kernel::Backend;
+use crate::kernel::{Backend, Bits, Stored};
 use crate::model::gguf::{Gguf, Value};
-use crate::model::{Model, ModelConfig};
+use crate::model::{Files, Model, ModelConfig};
 use crate::text::{ChatTemplate, Pieces, TextError, Tokenizer, Vocabulary};
 
 /// Sequences of one request at most.
@@ -60,7 +61,7 @@ impl Words {
 pub fn load<B: Backend>(path: &Path, config: &BaseConfig, instance: &str, backend: B, memory: u64) -> Result<Loaded<B>, BaseError> {
     let words = if path.is_dir() { words_of_folder(path)? } else { words_of_gguf(path)? };
     words.compile().map_err(|source| BaseError::Template { path: path.to_owned(), source })?;
-    let model = Model::load(path, config.dtype, backend)?;
+    let model = Model::load(Files { path, text_only: config.text_only }, stored(config), backend)?;
     let tokenizer = words.tokenizer.to_json().map_err(|source| BaseError::Tokenizer { path: path.to_owned(), source })?;
     let identity = Identity {
         weights: model.weights_digest().to_owned(),
@@ -90,7 +91,21 @@ pub fn load<B: Backend>(path: &Path, config: &BaseConfig, instance: &str, backen
 
 fn numerics<B: Backend>(model: &Model<B>) -> Numerics {
     let (device, kernel) = model.backend.name(model.dtype);
+    let kernel = match model.stored {
+        Stored::As(_) => kernel,
+        Stored::Blocks(Bits::Q8) => format!("{kernel}_q8"),
+        Stored::Blocks(Bits::Q4) => format!("{kernel}_q4"),
+    };
     Numerics { dtype: model.dtype, device, kernel }
+}
+
+/// What weights are kept as; the operator refuses blocks for a pool of another type than bf16.
+fn stored(config: &BaseConfig) -> Stored {
+    match config.engine.weight_dtype.filter(|_| config.dtype == Dtype::Bfloat16) {
+        None | Some(WeightDtype::Bfloat16) => Stored::As(config.dtype),
+        Some(WeightDtype::Q8) => Stored::Blocks(Bits::Q8),
+        Some(WeightDtype::Q4) => Stored::Blocks(Bits::Q4),
+    }
 }
 
 fn limits(config: &BaseConfig, model: &ModelConfig, memory: u64) -> Limits {

@@ -1,7 +1,10 @@
 //! Where a model comes from and where it goes.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
+
+use carryon_crds::names;
 
 /// A secret: it is not printed.
 #[derive(Clone)]
@@ -35,6 +38,7 @@ impl fmt::Debug for Token {
 /// `carryon-worker fetch`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("source").required(true).args(["hugging_face", "url"])))]
+#[command(group(clap::ArgGroup::new("place").required(true).args(["output", "cache"])))]
 pub struct FetchArgs {
     /// Repository of a Hugging Face hub: OWNER/NAME.
     #[arg(long, value_name = "OWNER/NAME")]
@@ -55,12 +59,30 @@ pub struct FetchArgs {
     /// Files to fetch instead of those that a model needs: names or patterns, such as `*Q4_K_M.gguf`; `*` stands for no `/`.
     #[arg(long, num_args = 1..)]
     pub files: Vec<String>,
+    /// The text part of a model of text and images is wanted: one that a pool could run so is not refused.
+    #[arg(long)]
+    pub text_only: bool,
     /// PEM file with certificate authorities to trust beside those of the system.
     #[arg(long)]
     pub ca_bundle: Option<PathBuf>,
     /// Folder that will hold the files.
     #[arg(long)]
-    pub output: PathBuf,
+    pub output: Option<PathBuf>,
+    /// Folder of many models, instead: this one gets a folder in it that is named by source and commit.
+    #[arg(long, requires = "link")]
+    pub cache: Option<PathBuf>,
+    /// Link that will lead to the model in the cache: to its folder, or to its GGUF file.
+    #[arg(long, requires = "cache")]
+    pub link: Option<PathBuf>,
+    /// Commit that the revision was resolved to, where that was done before.
+    #[arg(long, env = names::MODEL_COMMIT, hide = true)]
+    pub commit: Option<String>,
+    /// Address at which `/progress` says how far it is.
+    #[arg(long)]
+    pub listen: Option<SocketAddr>,
+    /// File of the last words.
+    #[arg(long)]
+    pub termination_log: Option<PathBuf>,
     /// Files that are fetched at once.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub parallel: u16,

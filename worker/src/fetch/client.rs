@@ -54,7 +54,7 @@ impl Client {
         let mut roots = rustls::RootCertStore::empty();
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         if let Some(path) = ca_bundle {
-            let bad = |cause: String| FetchError::Configuration(format!("--ca-bundle {path:?}: {cause}"));
+            let bad = |cause: String| FetchError::CaBundle { path: path.to_owned(), cause };
             let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
             let certificates = certificates.map_err(|error| bad(error.to_string()))?;
             if certificates.is_empty() {
@@ -81,7 +81,7 @@ impl Client {
                 let words = words(&error);
                 if words.contains("invalid peer certificate") {
                     let advice = "if an authority of your own signed it, name that by --ca-bundle";
-                    return Err(FetchError::Refused(format!("{place} is not trusted ({words}): {advice}")));
+                    return Err(FetchError::Untrusted(format!("{place} is not trusted ({words}): {advice}")));
                 }
                 Err(FetchError::unreachable(place, words))
             }
@@ -184,9 +184,9 @@ fn check(response: &Response<Incoming>, url: &Url, elsewhere: bool) -> Result<()
         _ if status.is_success() => Ok(()),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if !elsewhere => {
             let advice = "accept the licence there, if it has one, and give a token that may read it (for a hub: HF_TOKEN)";
-            Err(FetchError::Refused(format!("token missing or without access to {what}: {status}{said}; {advice}")))
+            Err(FetchError::Denied(format!("token missing or without access to {what}: {status}{said}; {advice}")))
         }
-        StatusCode::NOT_FOUND | StatusCode::GONE if !elsewhere => Err(FetchError::Refused(format!("there is no {what}: {status}{said}"))),
+        StatusCode::NOT_FOUND | StatusCode::GONE if !elsewhere => Err(FetchError::Missing(format!("there is no {what}: {status}{said}"))),
         StatusCode::RANGE_NOT_SATISFIABLE => Err(FetchError::Changed { name: what }),
         _ if passing || elsewhere => {
             let after = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());

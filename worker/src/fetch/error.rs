@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use carryon_crds::wire::ExitCode;
+use carryon_crds::wire::{ExitCode, FetchFailure};
 use indicatif::DecimalBytes;
 
 /// Why no model was fetched.
@@ -33,9 +33,29 @@ pub enum FetchError {
         /// Bytes that the volume has for this user.
         free: u64,
     },
-    /// The source says no, and will say so again: access, names, certificates.
+    /// The source says no, and will say so again.
     #[error("{0}")]
     Refused(String),
+    /// No token or credentials, or none that may read it.
+    #[error("{0}")]
+    Denied(String),
+    /// There is no such repository, revision, bucket or file.
+    #[error("{0}")]
+    Missing(String),
+    /// No authority that is trusted has signed its certificate.
+    #[error("{0}")]
+    Untrusted(String),
+    /// The authorities of one's own cannot be read.
+    #[error("--ca-bundle {path:?}: {cause}")]
+    CaBundle {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// No decoder of ours runs such a model.
+    #[error("no pool can run it: {0}")]
+    Unsupported(String),
     /// The source did not answer, or broke off; it may do better the next time.
     #[error("{what}: {cause}")]
     Unreachable {
@@ -84,15 +104,43 @@ impl FetchError {
         matches!(self, Self::File { cause, .. } if matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
     }
 
+    /// Whether the source has said no to one question, and will again.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Denied(_) | Self::Missing(_) | Self::Untrusted(_))
+    }
+
+    /// What the operator is told; none when nothing is wrong.
+    pub fn failure(&self) -> Option<FetchFailure> {
+        Some(match self {
+            Self::Stopped => return None,
+            Self::Denied(_) => FetchFailure::AccessDenied,
+            Self::Missing(_) => FetchFailure::NotFound,
+            Self::Untrusted(_) => FetchFailure::Untrusted,
+            Self::CaBundle { .. } => FetchFailure::CaBundle,
+            Self::Unsupported(_) => FetchFailure::Unsupported,
+            Self::Unreachable { .. } => FetchFailure::Unreachable,
+            Self::Digest { .. } => FetchFailure::Damaged,
+            Self::NoRoom { .. } => FetchFailure::VolumeFull,
+            Self::File { .. } if self.is_no_room() => FetchFailure::VolumeFull,
+            Self::File { cause, .. } if is_read_only(cause) => FetchFailure::VolumeReadOnly,
+            Self::Configuration(_) | Self::Refused(_) | Self::File { .. } | Self::Changed { .. } => FetchFailure::Other,
+        })
+    }
+
     /// Exit code of the process.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Configuration(_) | Self::Refused(_) => ExitCode::Configuration,
+            Self::Configuration(_) | Self::Refused(_) | Self::Denied(_) | Self::Missing(_) => ExitCode::Configuration,
+            Self::Untrusted(_) | Self::CaBundle { .. } | Self::Unsupported(_) => ExitCode::Configuration,
             Self::Digest { .. } => ExitCode::Data,
             Self::Stopped => ExitCode::Resume,
             Self::File { .. } | Self::NoRoom { .. } | Self::Unreachable { .. } | Self::Changed { .. } => ExitCode::Retryable,
         }
     }
+}
+
+fn is_read_only(cause: &io::Error) -> bool {
+    matches!(cause.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
 }
 
 /// An error with those beneath it: clients' own words are seldom the ones that help.

@@ -79,21 +79,8 @@ impl Hub {
     /// # Errors
     /// No such repository, revision or files; no access.
     pub async fn list(&self, commit: Option<&str>) -> Result<Listing, FetchError> {
-        let revision = commit.unwrap_or(&self.revision);
-        let url = self.address(&["api", "models", &self.owner, &self.name, "revision", revision]);
-        let bytes = patiently(|| self.client.document(&url, self.token.as_ref(), MAX_DESCRIPTION)).await?;
-        let what = format!("{}/{} at {revision}", self.owner, self.name);
-        let refused = |cause: String| FetchError::Refused(format!("{what}: {cause}"));
-        let description: Description =
-            serde_json::from_slice(&bytes).map_err(|error| refused(format!("{} does not answer as a hub does: {error}", self.endpoint)))?;
-        let sha = description.sha;
-        if sha.is_empty() || sha.len() > 64 || !sha.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(refused(format!("the hub says that its commit is {sha:?}")));
-        }
-        if description.siblings.len() > MAX_FILES {
-            return Err(refused(format!("it has more than {MAX_FILES} files")));
-        }
-        let names: Vec<String> = description.siblings.into_iter().map(|sibling| sibling.rfilename).collect();
+        let (what, Description { sha, siblings }) = self.describe(commit.unwrap_or(&self.revision)).await?;
+        let names: Vec<String> = siblings.into_iter().map(|sibling| sibling.rfilename).collect();
         let chosen = plan::choose(&what, &names, &self.files)?;
         let asked = chosen.iter().map(|name| {
             let url = self.resolve(&sha, name);
@@ -101,6 +88,32 @@ impl Hub {
         });
         let files: Vec<RemoteFile> = futures::stream::iter(asked).buffered(TOGETHER).try_collect().await?;
         Ok(Listing { commit: Some(sha), files })
+    }
+
+    /// What the revision is now.
+    ///
+    /// # Errors
+    /// No such repository or revision; no access; an answer that is none.
+    pub async fn resolve_revision(&self) -> Result<String, FetchError> {
+        let (what, Description { sha, .. }) = self.describe(&self.revision).await?;
+        if sha.len() == 40 { Ok(sha) } else { Err(FetchError::Refused(format!("{what}: the hub says that its commit is {sha:?}"))) }
+    }
+
+    async fn describe(&self, revision: &str) -> Result<(String, Description), FetchError> {
+        let url = self.address(&["api", "models", &self.owner, &self.name, "revision", revision]);
+        let bytes = patiently(|| self.client.document(&url, self.token.as_ref(), MAX_DESCRIPTION)).await?;
+        let what = format!("{}/{} at {revision}", self.owner, self.name);
+        let refused = |cause: String| FetchError::Refused(format!("{what}: {cause}"));
+        let description: Description =
+            serde_json::from_slice(&bytes).map_err(|error| refused(format!("{} does not answer as a hub does: {error}", self.endpoint)))?;
+        let sha = &description.sha;
+        if sha.is_empty() || sha.len() > 64 || !sha.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(refused(format!("the hub says that its commit is {sha:?}")));
+        }
+        if description.siblings.len() > MAX_FILES {
+            return Err(refused(format!("it has more than {MAX_FILES} files")));
+        }
+        Ok((what, description))
     }
 
     /// Bytes of a file from `offset` on.

@@ -90,6 +90,11 @@ impl Manifest {
         self.complete && self.entries.iter().all(|Entry { remote, .. }| folder::size(&folder.join(&remote.name)) == Some(remote.size))
     }
 
+    /// Whether there are weights that `config.json` speaks of.
+    pub fn has_weights(&self) -> bool {
+        self.entries.iter().any(|entry| entry.remote.name.ends_with(".safetensors"))
+    }
+
     /// Bytes of all files.
     pub fn bytes(&self) -> u64 {
         self.entries.iter().map(|entry| entry.remote.size).sum()

@@ -4,6 +4,7 @@
 //! A source lists its files, the plan chooses among them, the manifest keeps the choice and a hub's commit, parts grow until they are verified.
 
 pub mod args;
+mod cache;
 mod client;
 mod dial;
 mod error;
@@ -17,6 +18,7 @@ mod range;
 mod retry;
 mod source;
 mod store;
+mod tell;
 mod transfer;
 mod web;
 
@@ -25,20 +27,28 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use carryon_crds::wire::ExitCode;
+use carryon_crds::wire::{ExitCode, FetchReport};
 use indicatif::DecimalBytes;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::block_in_place;
 
 pub use args::FetchArgs;
+use cache::Place;
 pub use error::FetchError;
 use folder::Lock;
 use manifest::{Entry, Manifest, Origin};
 use progress::Meter;
 use source::{Listing, Source};
+use tell::Told;
 use transfer::Transfer;
 
 use crate::files;
+use crate::model::{self, Files};
+
+/// What a model says of itself: it is fetched first, for there is no use for weights that nobody can read.
+const CONFIG: &str = "config.json";
+/// What is told while another process may fetch the same.
+const WAITING: &str = "another process fetches it into the same folder";
 
 /// How often a source may change while it is fetched.
 const CHANGES: usize = 3;
@@ -54,48 +64,68 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub fn run(args: &FetchArgs) -> Result<ExitCode, FetchError> {
     let threads = usize::from(args.parallel).clamp(2, MAX_THREADS);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
-    let runtime = runtime.map_err(FetchError::file("start threads for", &args.output))?;
-    let mut lock = None;
-    let result = runtime.block_on(fetch(args, &mut lock));
+    let runtime = runtime.map_err(FetchError::file("start threads for", args.output.clone().unwrap_or_default()))?;
+    let (mut lock, told) = (None, Arc::new(Told::default()));
+    let result = runtime.block_on(fetch(args, &mut lock, &told));
     // What is being written ends before somebody else may write; a name that is being looked up is not waited for.
     runtime.shutdown_timeout(PATIENCE);
     drop(lock);
+    if let Err(error) = &result
+        && told.report().message != error.to_string()
+    {
+        // It failed before there was a folder.
+        let (state, message) = (progress::ended(error).to_owned(), error.to_string());
+        told.say(FetchReport { state, message, failure: error.failure(), ..told.report() });
+    }
+    args.termination_log.iter().for_each(|path| told.last_words(path));
     result.map(|()| ExitCode::Complete)
 }
 
-async fn fetch(args: &FetchArgs, lock: &mut Option<Lock>) -> Result<(), FetchError> {
-    let source = Arc::new(Source::new(args)?);
-    let (origin, folder) = (source.origin(), args.output.as_path());
-    if is_whole(folder, &origin)? {
-        return Ok(());
+async fn fetch(args: &FetchArgs, lock: &mut Option<Lock>, told: &Arc<Told>) -> Result<(), FetchError> {
+    if let Some(address) = args.listen {
+        let cannot = |error| FetchError::Configuration(format!("--listen {address}: {error}"));
+        told.listen(address).await.map_err(cannot)?;
     }
+    told.say(FetchReport { state: "listing".to_owned(), ..FetchReport::default() });
+    let place = unless_stopped(Place::find(args)).await?;
+    let source = Arc::new(Source::new(&place.args)?);
+    let (origin, folder) = (source.origin(), place.folder.as_path());
+    let commit = place.commit();
+    if let Some(manifest) = whole_already(folder, &origin)? {
+        told.say(complete_report(&manifest));
+        return place.finish(&manifest);
+    }
+    told.say(FetchReport { state: "waiting".to_owned(), message: WAITING.to_owned(), commit: commit.clone(), ..FetchReport::default() });
     *lock = Some(unless_stopped(folder::lock(folder)).await?);
     // Somebody else may have fetched it meanwhile.
-    if is_whole(folder, &origin)? {
-        return Ok(());
+    if let Some(manifest) = whole_already(folder, &origin)? {
+        told.say(complete_report(&manifest));
+        return place.finish(&manifest);
     }
-    let meter = Arc::new(Meter::new(folder));
-    let ended = unless_stopped(whole(&source, &origin, args, &meter)).await;
-    match &ended {
+    let meter = Arc::new(Meter::new(folder, commit, told.clone()));
+    match unless_stopped(whole(&source, &origin, &place, &meter)).await {
         Ok(manifest) => {
-            let message = complete(manifest);
+            let message = complete(&manifest);
             meter.say("complete", message.clone());
             tracing::info!("{folder:?} is complete: {message}");
+            place.finish(&manifest)
         }
-        Err(error) => meter.failed(error),
+        Err(error) => {
+            meter.failed(&error);
+            Err(error)
+        }
     }
-    ended.map(|_| ())
 }
 
-/// Whether the folder holds all of what is asked for.
-fn is_whole(folder: &Path, origin: &Origin) -> Result<bool, FetchError> {
-    let Some(manifest) = Manifest::read(folder)? else { return Ok(false) };
+/// The manifest, if the folder holds all of what is asked for.
+fn whole_already(folder: &Path, origin: &Origin) -> Result<Option<Manifest>, FetchError> {
+    let Some(manifest) = Manifest::read(folder)? else { return Ok(None) };
     manifest.expect(origin, folder)?;
     let whole = manifest.is_whole(folder);
     if whole {
         tracing::info!("{folder:?} is complete already: {}", complete(&manifest));
     }
-    Ok(whole)
+    Ok(whole.then_some(manifest))
 }
 
 fn complete(manifest: &Manifest) -> String {
@@ -103,8 +133,13 @@ fn complete(manifest: &Manifest) -> String {
     format!("{} files, {}, of {}{commit}", manifest.entries.len(), DecimalBytes(manifest.bytes()), manifest.origin.source)
 }
 
-async fn whole(source: &Arc<Source>, origin: &Origin, args: &FetchArgs, meter: &Arc<Meter>) -> Result<Manifest, FetchError> {
-    let folder = args.output.as_path();
+fn complete_report(manifest: &Manifest) -> FetchReport {
+    let (bytes, commit, message) = (manifest.bytes(), manifest.commit.clone(), complete(manifest));
+    FetchReport { state: "complete".to_owned(), bytes, total: bytes, commit, message, ..FetchReport::default() }
+}
+
+async fn whole(source: &Arc<Source>, origin: &Origin, place: &Place, meter: &Arc<Meter>) -> Result<Manifest, FetchError> {
+    let folder = place.folder.as_path();
     for change in 0.. {
         let before = Manifest::read(folder)?;
         clean(folder, before.as_ref())?;
@@ -118,9 +153,17 @@ async fn whole(source: &Arc<Source>, origin: &Origin, args: &FetchArgs, meter: &
         let (count, amount, there) = (manifest.entries.len(), DecimalBytes(total), DecimalBytes(held));
         tracing::info!("fetching {count} files{commit} of {}: {amount}, of which {there} are there", origin.source);
         meter.begin(total);
-        let transfer = Transfer::new(source.clone(), folder, manifest, meter.clone());
+        let (runs, transfer) = (manifest.has_weights(), Transfer::new(source.clone(), folder, manifest, meter.clone()));
+        let all = async {
+            if runs && transfer.one(CONFIG).await? {
+                block_in_place(|| model::check_config(Files { path: folder, text_only: place.args.text_only }))
+                    .map_err(|error| FetchError::Unsupported(error.to_string()))?;
+                meter.begin(total);
+            }
+            transfer.all(place.args.parallel).await
+        };
         let ended = tokio::select! {
-            ended = transfer.all(args.parallel) => ended,
+            ended = all => ended,
             never = meter.tell() => match never {},
         };
         match ended {

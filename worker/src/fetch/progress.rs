@@ -5,13 +5,14 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use carryon_crds::wire::FetchReport;
 use indicatif::{DecimalBytes, HumanDuration, ProgressBar, ProgressStyle};
-use serde::{Deserialize, Serialize};
 
 use super::error::FetchError;
+use super::tell::Told;
 use crate::files;
 
 /// The file, in the model's folder.
@@ -25,23 +26,8 @@ const NEWEST: f64 = 0.2;
 /// Bytes of the file, when it is read.
 const MAX_REPORT: u64 = 64 << 10;
 
-/// Content of [`REPORT`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
-    /// `listing`, `fetching`, `complete`, `stopped` or `failed`.
-    pub state: String,
-    /// Bytes that are there.
-    pub bytes: u64,
-    /// Bytes of the whole model; 0 until known.
-    pub total: u64,
-    /// Estimated seconds to the end.
-    pub eta_seconds: Option<u64>,
-    /// One sentence.
-    pub message: String,
-}
-
 /// The report at `path`, if there is one.
-pub fn read(path: &Path) -> Option<Report> {
+pub fn read(path: &Path) -> Option<FetchReport> {
     let short = fs::metadata(path).is_ok_and(|metadata| metadata.len() <= MAX_REPORT);
     if short { serde_json::from_slice(&fs::read(path).ok()?).ok() } else { None }
 }
@@ -49,6 +35,10 @@ pub fn read(path: &Path) -> Option<Report> {
 /// Counted by those who fetch, told by [`Meter::tell`].
 pub struct Meter {
     path: PathBuf,
+    commit: Option<String>,
+    told: Arc<Told>,
+    /// Why a source is asked again, since no byte came.
+    trouble: Mutex<Option<String>>,
     bytes: AtomicU64,
     total: AtomicU64,
     bar: Option<ProgressBar>,
@@ -56,25 +46,32 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Of a fetch into `folder`.
-    pub fn new(folder: &Path) -> Self {
+    /// Of a fetch of `commit` into `folder`.
+    pub fn new(folder: &Path, commit: Option<String>, told: Arc<Told>) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{prefix:>10} {bar:30} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
             ProgressBar::new(0).with_style(style.progress_chars("━━─")).with_prefix("fetching")
         });
-        Self { path: folder.join(REPORT), bytes: 0.into(), total: 0.into(), bar, rate: Mutex::default() }
+        let (path, rate, trouble) = (folder.join(REPORT), Mutex::default(), Mutex::default());
+        Self { path, commit, told, trouble, bytes: 0.into(), total: 0.into(), bar, rate }
     }
 
     /// The model has `total` bytes; what is there is counted anew.
     pub fn begin(&self, total: u64) {
         self.total.store(total, Ordering::Relaxed);
         self.bytes.store(0, Ordering::Relaxed);
-        *self.rate.lock().unwrap_or_else(PoisonError::into_inner) = Rate::default();
+        *lock(&self.rate) = Rate::default();
     }
 
     /// `count` bytes more are there.
     pub fn add(&self, count: u64) {
         self.bytes.fetch_add(count, Ordering::Relaxed);
+        *lock(&self.trouble) = None;
+    }
+
+    /// A source has broken off: that is told until a byte comes.
+    pub fn trouble(&self, words: String) {
+        *lock(&self.trouble) = Some(words);
     }
 
     /// `count` bytes were thrown away.
@@ -85,7 +82,7 @@ impl Meter {
     /// Bytes that were found: they say nothing of the rate.
     pub fn found(&self, count: u64) {
         self.add(count);
-        self.rate.lock().unwrap_or_else(PoisonError::into_inner).last += count;
+        lock(&self.rate).last += count;
     }
 
     /// Bytes that have yet to come.
@@ -101,7 +98,7 @@ impl Meter {
             let begun = Instant::now();
             ticks.tick().await;
             let (bytes, total) = (self.bytes.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed));
-            let rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner).measure(bytes, begun.elapsed().as_secs_f64());
+            let rate = lock(&self.rate).measure(bytes, begun.elapsed().as_secs_f64());
             let eta = eta(total.saturating_sub(bytes), rate);
             let message = words(bytes, total, rate, eta);
             if let Some(bar) = &self.bar {
@@ -112,7 +109,10 @@ impl Meter {
                 tracing::info!("fetching: {message}");
                 line = Instant::now();
             }
-            self.write(&Report { state: "fetching".to_owned(), bytes, total, eta_seconds: eta, message });
+            match lock(&self.trouble).clone() {
+                Some(words) => self.write(self.report("retrying", None, words)),
+                None => self.write(self.report("fetching", eta, message)),
+            }
         }
     }
 
@@ -123,23 +123,40 @@ impl Meter {
         {
             bar.finish_and_clear();
         }
-        let (bytes, total) = (self.bytes.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed));
-        self.write(&Report { state: state.to_owned(), bytes, total, eta_seconds: None, message });
+        self.write(self.report(state, None, message));
     }
 
     /// The report of how a fetch ended that did not succeed.
     pub fn failed(&self, error: &FetchError) {
-        self.say(if matches!(error, FetchError::Stopped) { "stopped" } else { "failed" }, error.to_string());
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        self.write(FetchReport { failure: error.failure(), ..self.report(ended(error), None, error.to_string()) });
+    }
+
+    fn report(&self, state: &str, eta_seconds: Option<u64>, message: String) -> FetchReport {
+        let (bytes, total) = (self.bytes.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed));
+        FetchReport { state: state.to_owned(), bytes, total, eta_seconds, message, commit: self.commit.clone(), failure: None }
     }
 
     /// Nobody's model depends on the report. A full volume has room for it where the last one is.
-    fn write(&self, report: &Report) {
-        let bytes = serde_json::to_vec(report).expect("a report is plain data");
+    fn write(&self, report: FetchReport) {
+        let bytes = serde_json::to_vec(&report).expect("a report is plain data");
+        self.told.say(report);
         let written = tokio::task::block_in_place(|| files::write_atomic(&self.path, &bytes).or_else(|_| overwrite(&self.path, &bytes)));
         if let Err(error) = written {
             tracing::debug!("failed to write {:?}: {error}", self.path);
         }
     }
+}
+
+/// `stopped` or `failed`.
+pub fn ended(error: &FetchError) -> &'static str {
+    if matches!(error, FetchError::Stopped) { "stopped" } else { "failed" }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn overwrite(path: &Path, bytes: &[u8]) -> io::Result<()> {

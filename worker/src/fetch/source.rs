@@ -61,6 +61,17 @@ impl Source {
         }
     }
 
+    /// The commit that a hub's revision is now.
+    ///
+    /// # Errors
+    /// As [`Source::list`]; another source has no revisions.
+    pub async fn resolve(&self) -> Result<String, FetchError> {
+        match self {
+            Self::Hub(hub) => hub.resolve_revision().await,
+            Self::Web(_) | Self::Store(_) => Err(FetchError::Configuration("--revision is for a hub".to_owned())),
+        }
+    }
+
     /// The files that are chosen, of `commit` where one is known already.
     ///
     /// # Errors

@@ -72,7 +72,7 @@ impl Store {
         let objects = patiently(|| self.beneath()).await?;
         let source = shown(&self.url);
         if objects.is_empty() {
-            return Err(FetchError::Refused(format!("there is nothing beneath {source}")));
+            return Err(FetchError::Missing(format!("there is nothing beneath {source}")));
         }
         let names: Vec<String> = objects.iter().map(|file| file.name.clone()).collect();
         let chosen = plan::choose(&source, &names, &self.files)?;
@@ -134,12 +134,12 @@ impl Store {
         let (place, words) = (shown(&self.url), one_line(&words(error)));
         let denied = || {
             let advice = "give the bucket's credentials in the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
-            FetchError::Refused(format!("credentials missing or without access to {what} in {place}: {words}; {advice}"))
+            FetchError::Denied(format!("credentials missing or without access to {what} in {place}: {words}; {advice}"))
         };
         match (error, status(&words)) {
             (Error::Precondition { .. }, _) => FetchError::Changed { name: what.to_owned() },
             (Error::PermissionDenied { .. } | Error::Unauthenticated { .. }, _) | (_, Some(401 | 403)) => denied(),
-            (Error::NotFound { .. }, _) => FetchError::Refused(format!("there is no {what} in {place}: {words}")),
+            (Error::NotFound { .. }, _) => FetchError::Missing(format!("there is no {what} in {place}: {words}")),
             (_, Some(status)) if (300..500).contains(&status) && ![408, 429].contains(&status) => {
                 FetchError::Refused(format!("{what} in {place}: {words}"))
             }
@@ -173,7 +173,7 @@ impl HttpConnector for Client {
 impl HttpService for Client {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let failed = |error: FetchError| {
-            let kind = if matches!(error, FetchError::Refused(_)) { HttpErrorKind::Unknown } else { HttpErrorKind::Connect };
+            let kind = if error.is_refusal() { HttpErrorKind::Unknown } else { HttpErrorKind::Connect };
             HttpError::new(kind, error)
         };
         let response = self.send(request.map(Body::new)).await.map_err(failed)?;

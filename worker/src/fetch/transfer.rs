@@ -70,6 +70,17 @@ impl Transfer {
         Ok(())
     }
 
+    /// Fetches one file, if it is one of them.
+    ///
+    /// # Errors
+    /// A failure that trying again did not mend.
+    pub async fn one(&self, name: &str) -> Result<bool, FetchError> {
+        let at = self.manifest.lock().unwrap_or_else(PoisonError::into_inner).entries.iter().position(|entry| entry.remote.name == name);
+        let Some(at) = at else { return Ok(false) };
+        self.file(at).await.map_err(|error| self.with_figures(error))?;
+        Ok(true)
+    }
+
     /// Says that all is there.
     ///
     /// # Errors
@@ -135,6 +146,7 @@ impl Transfer {
                 attempts.progress();
             }
             if let Err(error) = ended {
+                self.meter.trouble(format!("{error}; it is asked again"));
                 retry::wait(&mut attempts, error).await?;
             }
         }

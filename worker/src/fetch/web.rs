@@ -81,8 +81,8 @@ impl Web {
         let there = futures::stream::iter(names.clone()).map(async |name| match self.describe(&name).await {
             Ok(file) => Ok(Some(file)),
             // Whatever it says of a file that it lacks: only the weights must be there.
-            Err(FetchError::Refused(words)) if ASKED.contains(&name.as_str()) => {
-                tracing::debug!("{words}");
+            Err(error) if error.is_refusal() && !matches!(error, FetchError::Untrusted(_)) => {
+                tracing::debug!("{error}");
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -97,7 +97,7 @@ impl Web {
         } else if !files.iter().any(|file| file.name == "model.safetensors") {
             let why =
                 "has neither model.safetensors nor model.safetensors.index.json: name its files by --files, or give the address of one";
-            return Err(FetchError::Refused(format!("{} {why}", shown(&self.url))));
+            return Err(FetchError::Missing(format!("{} {why}", shown(&self.url))));
         }
         Ok(Listing { commit: None, files })
     }

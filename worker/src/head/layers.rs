@@ -170,7 +170,7 @@ impl HeadAttention {
         let mut next = 0..;
         let tables: Vec<Vec<u32>> = lengths.iter().map(|length| next.by_ref().take(pages_for(*length)).collect()).collect();
         let count = next.start;
-        let layout = PageLayout { layers: 1, heads: self.heads, head_dim: self.head_dim(), dtype: Dtype::Float32 };
+        let layout = PageLayout { layers: 1, heads: self.heads, head_dim: self.head_dim(), latent: None, dtype: Dtype::Float32 };
         let mut pages = Pages::new(layout, count as usize);
         (0..count).for_each(|page| pages.take(page));
         let spans: Vec<_> = lengths.iter().zip(&tables).map(|(length, pages)| Span { rows: *length, length: *length, pages }).collect();

@@ -228,7 +228,7 @@ impl<B: Backend> Runner<B> {
             let qkv_parts = parts(slots, |runner| (&runner.blocks[index].qkv, Some(&runner.blocks[index].input_norm)));
             backend.product(Left::Normed(&u, epsilon), &qkv_parts, Sink::Store(&mut qkv))?;
             backend.rotate(&mut qkv, 2 * attention.width, attention.head_dim(), &angles)?;
-            arena.attend(backend, index, &qkv, &places, &mut context)?;
+            arena.attend(backend, index, &qkv, (&qkv, attention.width), &places, &mut context)?;
             backend.product(Left::Packed(&context), &parts(slots, |runner| (&runner.blocks[index].o, None)), Sink::Add(&mut u))?;
             let wide = parts(slots, |runner| (&runner.blocks[index].gate_up, Some(&runner.blocks[index].post_attention_norm)));
             backend.product(Left::Normed(&u, epsilon), &wide, Sink::Gated(&mut gated, Activation::Silu))?;
@@ -242,7 +242,7 @@ impl<B: Backend> Runner<B> {
 /// What a page of keys and values of a head of this shape holds.
 pub fn page_layout(shape: &HeadShape) -> PageLayout {
     let (layers, heads) = (shape.blocks as usize, shape.heads as usize);
-    PageLayout { layers, heads, head_dim: shape.width as usize / heads, dtype: Dtype::Float32 }
+    PageLayout { layers, heads, head_dim: shape.width as usize / heads, latent: None, dtype: Dtype::Float32 }
 }
 
 /// The parts of a product: sequences of one head that follow each other meet its matrix together.
@@ -284,7 +284,7 @@ impl<B: Backend> Packer<'_, B> {
     /// The matrices named, one below the other.
     fn matrix(&self, names: &[&str]) -> Result<B::Matrix> {
         let rows = names.iter().map(|name| self.weights[*name].shape[0]).sum();
-        self.backend.matrix(rows, self.columns(names), Dtype::Float32, &|row, values| self.row(names, row, values))
+        self.backend.matrix(rows, self.columns(names), Dtype::Float32.into(), &|row, values| self.row(names, row, values))
     }
 
     fn block(&self, index: u32) -> Result<Block<B>> {
@@ -298,7 +298,7 @@ impl<B: Backend> Packer<'_, B> {
             qkv: self.matrix(&[&q, &k, &v])?,
             o: self.matrix(&[&name("self_attn.o_proj")])?,
             post_attention_norm: self.vector(&name("post_attention_layernorm"))?,
-            gate_up: self.backend.gate_up(wide, width, Dtype::Float32, &fill)?,
+            gate_up: self.backend.gate_up(wide, width, Dtype::Float32.into(), &fill)?,
             down: self.matrix(&[&name("mlp.down_proj")])?,
         })
     }

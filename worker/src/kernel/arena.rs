@@ -57,14 +57,22 @@ impl<B: Backend> Arena<B> {
         backend.give_page(&mut self.pages, page);
     }
 
-    /// Writes keys and values of a layer's rows, and attends to them: [`Backend::append`], then [`Backend::attend`]. An arena of one layer is used by
+    /// Writes keys and values of a layer's rows, and lets queries attend to them: [`Backend::append`], then [`Backend::attend`]. An arena of one layer is used by
     /// each layer in its turn, enough for sequences that come in one pass and are not continued.
     ///
     /// # Errors
     /// The device failed.
-    pub fn attend(&mut self, backend: &B, layer: usize, rows: &B::Rows, places: &B::Places, out: &mut B::Packed) -> Result<()> {
+    pub fn attend(
+        &mut self,
+        backend: &B,
+        layer: usize,
+        queries: &B::Rows,
+        (keys, column): (&B::Rows, usize),
+        places: &B::Places,
+        out: &mut B::Packed,
+    ) -> Result<()> {
         let layer = layer.min(self.layout.layers - 1);
-        backend.append(&mut self.pages, layer, rows, places)?;
-        backend.attend(&self.pages, layer, rows, places, out)
+        backend.append(&mut self.pages, layer, keys, column, places)?;
+        backend.attend(&self.pages, layer, queries, places, out)
     }
 }

@@ -7,6 +7,7 @@
 //! chunking or on the number of threads, so a sequence alone and in a batch gives equal bits. Another device states its tolerance.
 
 mod arena;
+mod block;
 pub mod candle;
 pub mod cpu;
 mod rotation;
@@ -38,6 +39,41 @@ pub type Result<T> = std::result::Result<T, DeviceError>;
 /// Writes row `index` of a weight into the slice: how weights get onto a device, a row at a time and from several threads.
 pub type Fill<'a> = &'a (dyn Fn(usize, &mut [f32]) + Sync);
 
+/// How a frozen weight is kept: in the number type of its products, or in blocks of fewer bits that are widened to bf16 on the way to a product. A
+/// weight in blocks is a bf16 weight of the values that they stand for: prefill and decode, alone and in a batch, compute with the same numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// As it is.
+    As(Dtype),
+    /// In blocks.
+    Blocks(Bits),
+}
+
+/// What a block of 32 inputs of an output is kept as; the numbers are those of GGUF.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bits {
+    /// Q8_0: codes of 8 bits times a factor; 8.5 bits a weight.
+    Q8,
+    /// Q4_1: codes of 4 bits times a factor, and a least value; 5 bits a weight.
+    Q4,
+}
+
+impl Stored {
+    /// Number type of the products.
+    pub fn products(self) -> Dtype {
+        match self {
+            Self::As(dtype) => dtype,
+            Self::Blocks(_) => Dtype::Bfloat16,
+        }
+    }
+}
+
+impl From<Dtype> for Stored {
+    fn from(dtype: Dtype) -> Self {
+        Self::As(dtype)
+    }
+}
+
 /// A device and its arithmetic. `Rows` are f32 and row-major; sums are f32 whatever a matrix holds.
 pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// Rows of f32 on the device. The default is a buffer that takes the shape of what is put into it.
@@ -46,6 +82,8 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     type Packed: Default + Send + Sync;
     /// A frozen weight, laid out for products.
     type Matrix: Send + Sync;
+    /// Such weights of one shape, one for each head.
+    type Heads: Send + Sync;
     /// The weight of a norm, or a bias.
     type Vector: Send + Sync;
     /// Keys and values of many sequences, in pages of [`PAGE`] positions.
@@ -65,13 +103,16 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// Waits until the device has done all that it was told.
     fn finish(&self) -> Result<()>;
 
-    /// A weight of `n` outputs and `k` inputs, rounded to `dtype`.
-    fn matrix(&self, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Self::Matrix>;
+    /// A weight of `n` outputs and `k` inputs, rounded to what it is stored as.
+    fn matrix(&self, n: usize, k: usize, stored: Stored, fill: Fill<'_>) -> Result<Self::Matrix>;
 
     /// Gate and up projection in one, for [`Sink::Gated`]: rows `0..width` that `fill` is asked for are the gate's, the next `width` up's.
-    fn gate_up(&self, width: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Self::Matrix>;
+    fn gate_up(&self, width: usize, k: usize, stored: Stored, fill: Fill<'_>) -> Result<Self::Matrix>;
 
-    /// The transpose, for products that go backward.
+    /// For each of `heads` heads a weight of `n` outputs and `k` inputs, an even number each: rows `head · n ..` that `fill` is asked for are its own.
+    fn heads(&self, heads: usize, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Self::Heads>;
+
+    /// The transpose of a matrix that is none, for products that go backward.
     fn transposed(&self, matrix: &Self::Matrix) -> Result<Self::Matrix>;
 
     /// A vector.
@@ -95,7 +136,7 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// Copies rows to the host as numbers of `dtype`, little-endian; exact for rows that [`Self::tap`] has rounded to it.
     fn read_bytes(&self, rows: &Self::Rows, dtype: Dtype) -> Result<Bytes>;
 
-    /// Copies rows of a matrix to the host, in the matrix's number type.
+    /// Copies rows of a matrix to the host, in the number type of its products.
     fn read_matrix(&self, matrix: &Self::Matrix, rows: Range<usize>) -> Result<Bytes>;
 
     /// Rows of `table` (V × D), one for each token, times `scale`.
@@ -104,6 +145,10 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// The product of rows with packed weights, `left · rightᵀ`. The rows of the left side are dealt to `right` in order: usually one part takes
     /// them all, and where many heads of one shape run together each takes its own.
     fn product(&self, left: Left<'_, Self>, right: &[Part<'_, Self>], sink: Sink<'_, Self>) -> Result<()>;
+
+    /// Each head's own product: of every row, values `head · k ..` on the left become values `head · n ..`. The left side is not [`Left::Normed`], the
+    /// sink [`Sink::Store`] or [`Sink::Pack`].
+    fn product_heads(&self, left: Left<'_, Self>, right: &Self::Heads, sink: Sink<'_, Self>) -> Result<()>;
 
     /// Cosines and sines of each position, as [`Self::rotate`] wants them.
     fn angles(&self, rotation: &Rotation, positions: &[u32], out: &mut Self::Rows) -> Result<()>;
@@ -142,11 +187,11 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// What the device has to know of the rows of a pass, the same for all layers that attend alike.
     fn places(&self, attention: Attention, spans: &[Span<'_>]) -> Result<Self::Places>;
 
-    /// Writes keys and values of the rows into their pages. A row holds the queries, then the keys of all heads, then the values.
-    fn append(&self, pages: &mut Self::Pages, layer: usize, rows: &Self::Rows, places: &Self::Places) -> Result<()>;
+    /// Writes keys and values of the rows into their pages. A row holds the keys of all heads from `column` on, then the values that keys do not hold.
+    fn append(&self, pages: &mut Self::Pages, layer: usize, rows: &Self::Rows, column: usize, places: &Self::Places) -> Result<()>;
 
-    /// Causal attention of the rows, whose first values are the (rotated) queries: `out` gets `heads · head_dim` values a row, rounded to the number
-    /// type of the pages.
+    /// Causal attention of the rows, whose first values are the (rotated) queries: `out` gets `heads ·` [`PageLayout::value_dim`] values a row, rounded
+    /// to the number type of the pages.
     fn attend(&self, pages: &Self::Pages, layer: usize, rows: &Self::Rows, places: &Self::Places, out: &mut Self::Packed) -> Result<()>;
 
     /// The one rounding: a copy of some rows (all when `which` is none), put through RMSNorm where a weight and ε are given, rounded to `dtype`.
@@ -212,6 +257,8 @@ pub enum Sink<'a, B: Backend> {
     Store(&'a mut B::Rows),
     /// The product is added to it.
     Add(&'a mut B::Rows),
+    /// Becomes the product, rounded to the matrix's number type.
+    Pack(&'a mut B::Packed),
     /// Becomes `activation(gate) · up` of a matrix made by [`Backend::gate_up`], rounded.
     Gated(&'a mut B::Packed, Activation),
 }
@@ -241,13 +288,25 @@ pub struct PageLayout {
     pub layers: usize,
     /// Key/value heads of a layer.
     pub heads: usize,
-    /// Values of a head, an even number.
+    /// Values of a key, an even number.
     pub head_dim: usize,
+    /// Of latent attention: so many of a key's values, the last ones, are the value too, an even number. Without it a value is as long as a key.
+    pub latent: Option<usize>,
     /// Number type of keys and values.
     pub dtype: Dtype,
 }
 
 impl PageLayout {
+    /// Values of a value.
+    pub fn value_dim(&self) -> usize {
+        self.latent.unwrap_or(self.head_dim)
+    }
+
+    /// Values of a position's keys, and of the values that keys do not hold.
+    pub(in crate::kernel) fn width(&self) -> usize {
+        self.heads * self.head_dim * if self.latent.is_some() { 1 } else { 2 }
+    }
+
     /// Bytes of a page.
     pub fn bytes(&self) -> usize {
         cpu::page_words(self) * 4

@@ -19,14 +19,30 @@ const EMBEDDING: &str = "model.embed_tokens.weight";
 const LM_HEAD: &str = "lm_head.weight";
 const FREQUENCIES: &str = "rope_freqs.weight";
 
+/// A checkpoint, and what of it is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Files<'a> {
+    /// A GGUF file or a folder.
+    pub path: &'a Path,
+    /// Whether the text part of a model of text and images is.
+    pub text_only: bool,
+}
+
+impl<'a, P: AsRef<Path> + ?Sized> From<&'a P> for Files<'a> {
+    fn from(path: &'a P) -> Self {
+        Self { path: path.as_ref(), text_only: false }
+    }
+}
+
 /// Where weights come from.
 pub struct Checkpoint {
-    files: Files,
+    layout: Layout,
+    text_only: bool,
     /// Tensors that were asked for, under the names of the files.
     used: Mutex<BTreeSet<String>>,
 }
 
-enum Files {
+enum Layout {
     /// One GGUF file.
     Gguf(Gguf),
     /// A folder with `config.json` and `*.safetensors`.
@@ -34,33 +50,33 @@ enum Files {
 }
 
 impl Checkpoint {
-    /// Opens the GGUF file or the folder at `path`.
-    pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let files = match path.is_dir() {
-            true => Files::Folder(path.to_owned(), Folder::open(path)?),
-            false => Files::Gguf(Gguf::open(path)?),
+    /// Opens a GGUF file or a folder.
+    pub fn open(Files { path, text_only }: Files<'_>) -> Result<Self, ModelError> {
+        let layout = match path.is_dir() {
+            true => Layout::Folder(path.to_owned(), Folder::open(path, text_only)?),
+            false => Layout::Gguf(Gguf::open(path)?),
         };
-        Ok(Self { files, used: Mutex::default() })
+        Ok(Self { layout, text_only, used: Mutex::default() })
     }
 
     /// Architecture and sizes.
     pub fn config(&self) -> Result<ModelConfig, ModelError> {
-        match &self.files {
-            Files::Gguf(gguf) => {
+        match &self.layout {
+            Layout::Gguf(gguf) => {
                 let mut config = ModelConfig::read(&Keys::gguf(gguf)?)?;
                 if gguf.tensor_names().any(|name| name == FREQUENCIES) {
                     self.scale_rotations(&mut config)?;
                 }
                 Ok(config)
             }
-            Files::Folder(path, _) => ModelConfig::read(&config::read_json(&path.join("config.json"))?),
+            Layout::Folder(path, _) => config::of_folder(Files { path, text_only: self.text_only }),
         }
     }
 
     /// GGUF files keep the divisors of Llama 3's frequencies as a tensor.
     fn scale_rotations(&self, config: &mut ModelConfig) -> Result<(), ModelError> {
         for rotation in config.layers.iter_mut().filter_map(|layer| layer.attention.rotation.as_mut()) {
-            let divisors = self.tensor(&[String::new(), FREQUENCIES.to_owned()], 1, rotation.dims / 2)?.vector();
+            let divisors = self.tensor(&[String::new(), FREQUENCIES.to_owned()], 1, rotation.dims / 2)?.vector()?;
             if let Some(divisor) = divisors.iter().find(|divisor| !(divisor.is_finite() && **divisor > 0.0)) {
                 return Err(ModelError::invalid(self.path(), FREQUENCIES, format!("{divisor} is not a positive number")));
             }
@@ -70,22 +86,22 @@ impl Checkpoint {
     }
 
     fn path(&self) -> &Path {
-        match &self.files {
-            Files::Gguf(gguf) => gguf.path(),
-            Files::Folder(path, _) => path,
+        match &self.layout {
+            Layout::Gguf(gguf) => gguf.path(),
+            Layout::Folder(path, _) => path,
         }
     }
 
     /// Whether the tensors lie in a GGUF file.
     pub fn is_gguf(&self) -> bool {
-        matches!(self.files, Files::Gguf(_))
+        matches!(self.layout, Layout::Gguf(_))
     }
 
     /// Reads a tensor and checks its shape; a vector is one row.
     pub fn tensor(&self, [safetensors, gguf]: &TensorName, rows: usize, cols: usize) -> Result<Tensor, ModelError> {
-        let (tensor, name) = match &self.files {
-            Files::Gguf(file) => (file.tensor(gguf)?, gguf),
-            Files::Folder(_, folder) => (folder.tensor(safetensors)?, safetensors),
+        let (tensor, name) = match &self.layout {
+            Layout::Gguf(file) => (file.tensor(gguf)?, gguf),
+            Layout::Folder(_, folder) => (folder.tensor(safetensors)?, safetensors),
         };
         if (tensor.rows, tensor.cols) != (rows, cols) {
             let problem = format!("shape {} x {} is not {rows} x {cols}", tensor.rows, tensor.cols);
@@ -102,11 +118,12 @@ impl Checkpoint {
     pub fn refuse_unused(&self, config: &ModelConfig) -> Result<(), ModelError> {
         let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let unused = |name: &&str| !used.contains(*name);
-        match &self.files {
-            Files::Gguf(gguf) => refuse(gguf.tensor_names().filter(unused).collect(), |_| gguf.path()),
-            Files::Folder(_, folder) => {
+        match &self.layout {
+            Layout::Gguf(gguf) => refuse(gguf.tensor_names().filter(unused).collect(), |_| gguf.path()),
+            Layout::Folder(_, folder) => {
                 let rotation = |name: &str| ROTATION.iter().any(|end| name.ends_with(end));
-                let mut left: Vec<&str> = folder.tensor_names().filter(unused).filter(|name| !rotation(name)).collect();
+                let mut left: Vec<&str> =
+                    folder.tensor_names().filter(unused).filter(|name| !rotation(name) && !further(name, config)).collect();
                 if config.tie_word_embeddings && left.contains(&LM_HEAD) {
                     if !folder.same(EMBEDDING, LM_HEAD)? {
                         let problem = format!("it is not {EMBEDDING}, though tie_word_embeddings says so");
@@ -124,15 +141,22 @@ impl Checkpoint {
     /// # Errors
     /// When there is no `config.json`.
     pub fn digest_beside(&self) -> Result<DigestBeside, ModelError> {
-        Ok(DigestBeside::start(match &self.files {
-            Files::Gguf(gguf) => vec![(gguf.path().to_owned(), gguf.file().clone())],
-            Files::Folder(path, folder) => {
+        Ok(DigestBeside::start(match &self.layout {
+            Layout::Gguf(gguf) => vec![(gguf.path().to_owned(), gguf.file().clone())],
+            Layout::Folder(path, folder) => {
                 let config = path.join("config.json");
                 let file = File::open(&config).map_err(ModelError::read(&config))?;
                 [(config, Arc::new(file))].into_iter().chain(folder.files.iter().cloned()).collect()
             }
         }))
     }
+}
+
+/// Whether a tensor is one of the layers behind the last.
+fn further(name: &str, config: &ModelConfig) -> bool {
+    let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+    let last = config.layers.len();
+    layer.is_some_and(|layer| (last..last.saturating_add(config.further_layers)).contains(&layer))
 }
 
 fn refuse<'a>(left: Vec<&str>, file_of: impl Fn(&str) -> &'a Path) -> Result<(), ModelError> {

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::ModelError;
-use super::read;
 use super::tensor::Tensor;
 use kinds::encoding;
 
@@ -111,8 +110,7 @@ impl Gguf {
         let begin = self.data_start.checked_add(place.offset);
         let begin = begin.filter(|begin| begin.checked_add(size as u64).is_some_and(|end| end <= self.length));
         let begin = begin.ok_or_else(|| invalid("tensor reaches beyond the end of the file".to_owned()))?;
-        let bytes = read::read(&self.path, &self.file, begin, size)?;
-        Ok(Tensor::new(place.rows, place.cols, encoding, bytes))
+        Ok(Tensor::new(place.rows, place.cols, encoding, &self.path, &self.file, begin))
     }
 
     /// The integer at `key`, if there is one.

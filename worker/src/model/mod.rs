@@ -14,19 +14,18 @@ mod families;
 pub mod gguf;
 mod lm_head;
 mod quantization;
-mod read;
 mod safetensors;
 mod shards;
 mod tensor;
 mod weights;
 
 use std::ops::ControlFlow;
-use std::path::Path;
 
 use carryon_crds::pool::Dtype;
 
-use crate::kernel::{Arena, Backend, PageLayout, Result};
+use crate::kernel::{Arena, Backend, PageLayout, Result, Stored};
 use checkpoint::Checkpoint;
+pub use checkpoint::Files;
 pub use config::{AttentionConfig, ModelConfig};
 use decoder::Decoder;
 pub use decoder::{Capture, Pause, Plan, Slot, States, Tap};
@@ -34,12 +33,22 @@ pub use error::ModelError;
 pub use lm_head::LmHead;
 use weights::Weights;
 
+/// That a model whose `config.json` lies in the folder could be loaded, as far as that says it.
+///
+/// # Errors
+/// When it cannot be read, or asks for what the decoder does not do.
+pub fn check_config(folder: Files<'_>) -> std::result::Result<(), ModelError> {
+    config::of_folder(folder).map(drop)
+}
+
 /// A loaded base model. Shared by reference: all state of a sequence is in its [`PageTable`](crate::kernel::PageTable).
 pub struct Model<B: Backend> {
     /// Sizes and constants.
     pub config: ModelConfig,
     /// Number type of products and states.
     pub dtype: Dtype,
+    /// What its large matrices are kept as.
+    pub stored: Stored,
     /// Where it lies.
     pub backend: B,
     decoder: Decoder<B>,
@@ -48,18 +57,19 @@ pub struct Model<B: Backend> {
 }
 
 impl<B: Backend> Model<B> {
-    /// Loads the GGUF file or the folder (`config.json` and `*.safetensors`) at `path`, and packs its weights for products in `dtype`.
+    /// Loads a GGUF file or a folder (`config.json` and `*.safetensors`), and packs its weights as `stored` says.
     ///
     /// # Errors
     /// When a file cannot be read, is damaged, or asks for what the decoder does not do; the text names file and key or tensor. When the weights do
     /// not fit on the device.
-    pub fn load(path: &Path, dtype: Dtype, backend: B) -> std::result::Result<Self, ModelError> {
-        let checkpoint = Checkpoint::open(path)?;
+    pub fn load<'a>(files: impl Into<Files<'a>>, stored: impl Into<Stored>, backend: B) -> std::result::Result<Self, ModelError> {
+        let checkpoint = Checkpoint::open(files.into())?;
         let config = checkpoint.config()?;
         let digest = checkpoint.digest_beside()?;
-        let weights = Weights::load(&backend, &checkpoint, &config, dtype)?;
+        let stored = stored.into();
+        let weights = Weights::load(&backend, &checkpoint, &config, stored)?;
         let (digest, decoder) = (digest.join()?, Decoder::new(&config));
-        Ok(Self { config, dtype, backend, decoder, weights, digest })
+        Ok(Self { config, dtype: stored.products(), stored, backend, decoder, weights, digest })
     }
 
     /// `sha256:…` of the weight file, or of `config.json` and all files with its weights, one after the other.
@@ -72,6 +82,11 @@ impl<B: Backend> Model<B> {
         &self.config.name
     }
 
+    /// Bytes of its matrices on the device.
+    pub fn weight_bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+
     /// The LM head.
     pub fn lm_head(&self) -> &LmHead<B> {
         &self.weights.lm_head
@@ -79,8 +94,9 @@ impl<B: Backend> Model<B> {
 
     /// What a page of keys and values holds: all layers, for sequences that are continued.
     pub fn page_layout(&self) -> PageLayout {
-        let AttentionConfig { key_value_heads: heads, head_dim, .. } = self.config.attention();
-        PageLayout { layers: self.config.layers.len(), heads: *heads, head_dim: *head_dim, dtype: self.dtype }
+        let AttentionConfig { key_value_heads: heads, head_dim, latent, .. } = self.config.attention();
+        let latent = latent.map(|latent| latent.rank);
+        PageLayout { layers: self.config.layers.len(), heads: *heads, head_dim: *head_dim, latent, dtype: self.dtype }
     }
 
     /// The same of one layer, enough for sequences that come in one pass and are not continued: each layer uses it in its turn.

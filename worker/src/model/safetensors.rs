@@ -4,6 +4,7 @@ mod header;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +13,6 @@ use safetensors::tensor::TensorInfo;
 
 use super::encoding::Encoding;
 use super::error::ModelError;
-use super::read;
 use super::shards::{self, INDEX, Shards};
 use super::tensor::{SCALED_BLOCK, Tensor};
 
@@ -51,7 +51,7 @@ impl Folder {
     ///
     /// # Errors
     /// When there is none, one is missing, or a header is damaged or contradicts its file, another or the index.
-    pub fn open(path: &Path) -> Result<Self, ModelError> {
+    pub fn open(path: &Path, text_only: bool) -> Result<Self, ModelError> {
         let Shards { files: paths, weight_map } = shards::find(path)?;
         let (mut files, mut tensors) = (Vec::new(), BTreeMap::<String, Place>::new());
         for (index, path) in paths.into_iter().enumerate() {
@@ -70,6 +70,9 @@ impl Folder {
             if tensors.get(&name).is_none_or(|tensor| files[tensor.file].0 != place) {
                 return Err(ModelError::invalid(&place, name, format!("{INDEX} says that this tensor is here, but it is not")));
             }
+        }
+        if text_only {
+            tensors = text_part(tensors);
         }
         let scaled = tensors.iter().filter(|(_, place)| place.info.dtype == Dtype::F8_E4M3).map(|(name, _)| name.clone());
         let scaled: Vec<String> = scaled.collect();
@@ -110,7 +113,7 @@ impl Folder {
             let problem = format!("shape {:?} is not {blocks:?}, a scale for each block of {name}", place.info.shape);
             return Err(ModelError::invalid(path, at, problem));
         }
-        Ok(tensor.with_block_scales(&self.values(&at, place)?))
+        tensor.with_block_scales(&self.values(&at, place)?)
     }
 
     /// Reads the values of the tensor `name` at `place` as they are stored.
@@ -132,7 +135,7 @@ impl Folder {
         if encoding.bytes(rows, cols) != Some(length) {
             return Err(ModelError::invalid(path, name, format!("shape {:?} does not fit its {length} bytes", info.shape)));
         }
-        Ok(Tensor::new(rows, cols, encoding, self.read(place, begin, length)?))
+        Ok(Tensor::new(rows, cols, encoding, path, &self.files[place.file].1, begin))
     }
 
     /// Whether two tensors are equal to the bit, their scales too.
@@ -167,9 +170,23 @@ impl Folder {
     }
 
     fn read(&self, place: &Place, begin: u64, length: usize) -> Result<Vec<u8>, ModelError> {
-        let (path, file) = &self.files[place.file];
-        read::read(path, file, begin, length)
+        let ((path, file), mut bytes) = (&self.files[place.file], vec![0; length]);
+        file.read_exact_at(&mut bytes, begin).map_err(ModelError::read(path))?;
+        Ok(bytes)
     }
+}
+
+/// The tensors of a language model within another model, under the names that they have without it; all where there is none.
+fn text_part(tensors: BTreeMap<String, Place>) -> BTreeMap<String, Place> {
+    // As transformers writes them today, and as they were before.
+    let own = |name: &str| match name.strip_prefix("model.language_model.") {
+        Some(rest) => Some(format!("model.{rest}")),
+        None => name.strip_prefix("language_model.").or(Some(name).filter(|name| name.starts_with("lm_head."))).map(str::to_owned),
+    };
+    if !tensors.keys().any(|name| name.contains("language_model.")) {
+        return tensors;
+    }
+    tensors.into_iter().filter_map(|(name, place)| own(&name).map(|own| (own, place))).collect()
 }
 
 /// Name of the scales of the tensor `name`.
@@ -184,7 +201,7 @@ mod tests {
     /// PyTorch's `float8_e4m3fn`, and its values times their scales (`tests/oracles/formats.py`).
     #[test]
     fn values_of_eight_bits_are_those_of_pytorch() {
-        let folder = Folder::open(Path::new("../tests/oracles/fixtures/f8_blocks")).unwrap();
+        let folder = Folder::open(Path::new("../tests/oracles/fixtures/f8_blocks"), false).unwrap();
         let rows = |name: &str| {
             let tensor = folder.tensor(name).unwrap();
             let mut values = vec![vec![0.0; tensor.cols]; tensor.rows];
@@ -204,7 +221,7 @@ mod tests {
 
     #[test]
     fn tensors_with_other_scales_are_not_the_same() {
-        let folder = Folder::open(Path::new("../tests/oracles/fixtures/f8_blocks")).unwrap();
+        let folder = Folder::open(Path::new("../tests/oracles/fixtures/f8_blocks"), false).unwrap();
         assert!(folder.same("bytes.weight", "same.weight").unwrap());
         assert!(!folder.same("bytes.weight", "other.weight").unwrap());
         assert!(!folder.same("bytes.weight", "matrix.weight").unwrap());

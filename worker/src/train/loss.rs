@@ -97,7 +97,7 @@ impl LocalLoss {
         let dtype = description.numerics.dtype;
         let row_bytes = width * number_bytes(dtype);
         let row = |row: usize, values: &mut [f32]| from_bytes(&weight[row * row_bytes..][..row_bytes], dtype, values);
-        let forward = cpu.matrix(vocabulary, width, dtype, &row).map_err(device_error)?;
+        let forward = cpu.matrix(vocabulary, width, dtype.into(), &row).map_err(device_error)?;
         let backward = cpu.transposed(&forward).map_err(device_error)?;
         Ok(Self { cpu, forward, backward, dtype, alpha })
     }

@@ -246,7 +246,7 @@ fn configurations_beyond_the_decoder_are_refused_by_field() {
     let tiny = Tiny::default();
     tiny.write(folder.path());
     for (field, value, expected) in [
-        ("model_type", serde_json::json!("mamba"), "model_type: `mamba` is not supported; supported are gemma2, "),
+        ("model_type", serde_json::json!("mamba"), "model_type: `mamba` is not supported; supported are deepseek_v2, "),
         ("rope_scaling", serde_json::json!({"rope_type": "proportional"}), "rope_type: `proportional` is not supported"),
         ("rope_scaling", serde_json::json!({"rope_type": "linear"}), "factor: key is missing"),
         ("rope_scaling", serde_json::json!({"rope_type": "linear", "factor": 0.0}), "rope_scaling: a frequency would be no finite number"),

@@ -8,8 +8,8 @@ use carryon_crds::common::Taps;
 use carryon_crds::pool::Dtype;
 use carryon_worker::head::{HeadSlot, Runner};
 use carryon_worker::kernel::candle::CandleDevice;
-use carryon_worker::kernel::{Arena, Backend, Cpu, PageLayout, PageTable, Threads, pages_for};
-use carryon_worker::model::{Capture, Model, Plan, Slot, Tap};
+use carryon_worker::kernel::{Arena, Backend, Cpu, PageLayout, PageTable, Stored, Threads, pages_for};
+use carryon_worker::model::{Capture, Files, Model, Plan, Slot, Tap};
 
 /// Our own kernels on this many threads.
 pub fn cpu(threads: usize) -> Cpu {
@@ -61,8 +61,8 @@ fn captures(taps: &Taps) -> Vec<Capture> {
 }
 
 impl<B: Backend> Engine<B> {
-    pub fn load(path: &Path, dtype: Dtype, backend: B) -> Self {
-        let model = Model::load(path, dtype, backend).unwrap();
+    pub fn load<'a>(files: impl Into<Files<'a>>, stored: impl Into<Stored>, backend: B) -> Self {
+        let model = Model::load(files, stored, backend).unwrap();
         let pages = Mutex::new(Pages::new(&model.backend, model.page_layout()));
         Self { model, pages }
     }

@@ -5,8 +5,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
+use carryon_crds::wire::FetchReport;
 use carryon_worker::fetch::manifest::Manifest;
-use carryon_worker::fetch::progress::{self, REPORT, Report};
+use carryon_worker::fetch::progress::{self, REPORT};
 
 use crate::server::{Server, content, sha256};
 
@@ -27,8 +28,16 @@ pub struct Ended {
 impl Fetch {
     pub fn new(args: &[&str]) -> Self {
         let root = tempfile::tempdir().unwrap();
+        let args = args.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
+        let folder = root.path().join("model");
+        let args = [vec!["--output".to_owned(), folder.to_str().unwrap().to_owned()], args].concat();
+        Self { folder, args, environment: Vec::new(), _root: root }
+    }
+
+    /// Into the cache that the arguments name.
+    pub fn into_cache(args: &[&str]) -> Self {
         let args = args.iter().map(|&text| text.to_owned()).collect();
-        Self { folder: root.path().join("model"), args, environment: Vec::new(), _root: root }
+        Self { args, ..Self::new(&[]) }
     }
 
     pub fn of_hub(server: &Server) -> Self {
@@ -47,7 +56,7 @@ impl Fetch {
 
     pub fn start(&self) -> Child {
         let mut command = Command::new(env!("CARGO_BIN_EXE_carryon-worker"));
-        command.arg("fetch").arg("--output").arg(&self.folder).args(&self.args);
+        command.arg("fetch").args(&self.args);
         for name in ["HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
             command.env_remove(name);
         }
@@ -79,7 +88,7 @@ impl Fetch {
         Manifest::read(&self.folder).unwrap().unwrap()
     }
 
-    pub fn report(&self) -> Report {
+    pub fn report(&self) -> FetchReport {
         progress::read(&self.folder.join(REPORT)).unwrap()
     }
 
@@ -98,12 +107,16 @@ pub async fn ended(child: Child) -> Ended {
     Ended { status: output.status, log: String::from_utf8(output.stderr).unwrap() }
 }
 
+/// What a model says of itself that could be loaded.
+pub const CONFIG: &str = r#"{"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16,
+    "vocab_size": 32, "max_position_embeddings": 64, "rms_norm_eps": 1e-5}"#;
+
 /// A small model.
 pub fn model(weights: usize) -> Vec<(&'static str, Bytes)> {
     vec![
         (".gitattributes", content(1, 100)),
         ("README.md", content(2, 1000)),
-        ("config.json", content(3, 700)),
+        ("config.json", CONFIG.into()),
         ("tokenizer.json", content(4, 200_000)),
         ("model.safetensors", content(5, weights)),
         ("pytorch_model.bin", content(6, 5000)),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use carryon_worker::fetch::part::CHUNK;
 
-use crate::harness::{Fetch, check_content, ended, length, model, until};
+use crate::harness::{CONFIG, Fetch, check_content, ended, length, model, until};
 use crate::server::{COMMIT, Fault, Server, content, sha256};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -70,7 +70,7 @@ async fn the_commit_that_was_begun_with_is_kept() {
     let process = fetch.start();
     until("it is under way", || length(&fetch.folder.join("model.safetensors.part")) == 1 << 20).await;
     until("the report says so", || fetch.report().state == "fetching" && fetch.report().bytes > 1 << 20).await;
-    assert_eq!(fetch.report().total, (2 << 20) + 700 + 200_000);
+    assert_eq!(fetch.report().total, (2 << 20) + CONFIG.len() as u64 + 200_000);
     // As kubelets do it.
     assert!(Command::new("kill").arg(process.id().to_string()).status().unwrap().success());
     let stopped = ended(process).await;

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a test may fail by panicking, in its helpers too
 
+mod cache;
 mod harness;
 mod interrupted;
 mod refused;
@@ -9,7 +10,7 @@ mod s3;
 mod server;
 mod tls;
 
-use harness::{Fetch, check_content, length, model, until};
+use harness::{CONFIG, Fetch, check_content, length, model, until};
 use server::{COMMIT, Server, TOKEN, content, sha256};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,7 +61,7 @@ async fn one_gguf_file_is_chosen_by_a_pattern() {
 async fn a_web_server_s_folder_is_fetched_with_the_shards_that_its_index_names() {
     let index = r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}"#;
     let files = [
-        ("config.json", content(1, 500)),
+        ("config.json", CONFIG.into()),
         ("model-1.safetensors", content(2, 3_000_000)),
         ("model-2.safetensors", content(3, 2_000_000)),
         ("model-3.safetensors", content(4, 1_000_000)),

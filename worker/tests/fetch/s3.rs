@@ -7,7 +7,6 @@ use std::process::{Child, Command, Stdio};
 use carryon_worker::fetch::part::CHUNK;
 
 use crate::harness::{Fetch, check_content, length, model, until};
-use crate::server::content;
 
 struct Moto {
     process: Child,
@@ -53,7 +52,7 @@ async fn a_bucket_s_prefix_or_object_is_fetched_and_gone_on_with() {
     for (name, content) in &model {
         moto.put(&format!("bucket/models/m/{name}"), content.clone()).await;
     }
-    moto.put("bucket/models/m2/config.json", content(9, 10)).await;
+    moto.put("bucket/models/m2/config.json", crate::harness::CONFIG.into()).await;
     let fetch = moto.fetch("s3://bucket/models/m");
     // Killed somewhere, if it has not ended before.
     let mut process = fetch.start();

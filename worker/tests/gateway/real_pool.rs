@@ -59,7 +59,7 @@ async fn pool() -> (String, PoolClient) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let engine = Engine { max_model_len: 512, max_num_seqs: 4, max_num_batched_tokens: 128, ..Engine::default() };
-    let config = BaseConfig { name: "real".into(), dtype: Dtype::Bfloat16, engine };
+    let config = BaseConfig { name: "real".into(), dtype: Dtype::Bfloat16, engine, text_only: false };
     tokio::spawn(base::serve(listener, config, model_path(), base::Placement::cpu(2), Duration::ZERO, std::future::pending()));
     let client = PoolClient::connect(std::slice::from_ref(&url), Duration::from_secs(120)).unwrap();
     (url, client)

@@ -46,7 +46,7 @@ fn naive(problem: &Problem, row: usize) -> (f64, Vec<f32>) {
 
 fn loss<B: Backend>(backend: &B, problem: &Problem, rows: std::ops::Range<usize>, dtype: Dtype, gradient: bool) -> LossOutput {
     let fill = |row: usize, values: &mut [f32]| values.copy_from_slice(&problem.weight[row * D..][..D]);
-    let forward = backend.matrix(V, D, dtype, &fill).unwrap();
+    let forward = backend.matrix(V, D, dtype.into(), &fill).unwrap();
     let backward = gradient.then(|| backend.transposed(&forward).unwrap());
     let weights = LossWeights { forward: &forward, backward: backward.as_ref(), dtype, softcap: None };
     lm_loss(backend, &weights, &problem.y[rows.start * D..rows.end * D], None, &problem.targets[rows]).unwrap()

@@ -43,7 +43,7 @@ fn loss_of(case: &Case, weights: &Weights, threads: &Arc<Threads>) -> (f64, Grad
 
 fn lm_loss_of(case: &Case, delta: &[f32], threads: &Arc<Threads>) -> LossOutput {
     let (cpu, (v, d), dtype) = (Cpu::new(threads.clone()), case.lm_head_shape(), Dtype::Float32);
-    let forward = cpu.matrix(v, d, dtype, &|row, values| values.copy_from_slice(&case.lm_head[row * d..][..d])).unwrap();
+    let forward = cpu.matrix(v, d, dtype.into(), &|row, values| values.copy_from_slice(&case.lm_head[row * d..][..d])).unwrap();
     let backward = cpu.transposed(&forward).unwrap();
     let weights = LossWeights { forward: &forward, backward: Some(&backward), dtype, softcap: None };
     lm_loss(&cpu, &weights, &case.target_states(), Some((delta, case.shape.alpha as f32)), &case.targets).unwrap()

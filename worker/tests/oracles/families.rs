@@ -2,13 +2,19 @@
 
 use carryon_crds::pool::Dtype;
 use carryon_worker::kernel::{Backend, PageTable};
+use carryon_worker::model::{Files, Model};
+use safetensors::SafeTensors;
 use serde_json::json;
 
 use super::common::engine::{Engine, candle, cpu};
 use super::{Expected, F32_TOLERANCE, assert_rows, decodes, fixtures, states, tap_names};
 
 /// In bf16 no row is further off than 2e-2, or than transformers' own bf16 is, which the generator prints.
-const FAMILIES: [(&str, f64); 16] = [
+const FAMILIES: [(&str, f64); 20] = [
+    ("deepseek_v2", 2e-2),
+    ("deepseek_v2_lite", 2e-2),
+    ("deepseek_v3", 2e-2),
+    ("deepseek_v3_halves", 2e-2),
     ("gemma2", 2e-2),
     ("gemma3", 5.0e-2),
     ("glm4", 2e-2),
@@ -71,6 +77,15 @@ fn families_in_bf16_are_as_near_as_bf16_of_transformers() {
 #[test]
 fn what_is_special_in_a_family_can_be_seen_in_its_states() {
     for (name, member, value) in [
+        ("deepseek_v2", "/rope_parameters/mscale", json!(0.2)),
+        ("deepseek_v2", "/rope_parameters/mscale_all_dim", json!(0.2)),
+        ("deepseek_v2", "/topk_method", json!("greedy")),
+        ("deepseek_v2", "/topk_group", json!(3)),
+        ("deepseek_v2", "/routed_scaling_factor", json!(1.0)),
+        ("deepseek_v3", "/topk_group", json!(3)),
+        ("deepseek_v3", "/norm_topk_prob", json!(false)),
+        ("deepseek_v3", "/rope_interleave", json!(false)),
+        ("deepseek_v3_halves", "/rope_interleave", json!(true)),
         ("gemma2", "/attn_logit_softcapping", json!(50.0)),
         ("gemma2", "/sliding_window", json!(64)),
         ("gemma2", "/query_pre_attn_scalar", json!(16)),
@@ -116,4 +131,30 @@ fn every_fixture_is_compared() {
     found.sort();
     known.sort();
     assert_eq!(found, known);
+}
+
+/// A model of text and images holds the text part under other names; without it being asked for, it is refused by name.
+#[test]
+fn the_text_part_of_a_model_of_text_and_images_is_the_model_that_it_is_alone() {
+    let own = fixtures().join("families/gemma3");
+    let weights = std::fs::read(own.join("model.safetensors")).unwrap();
+    let alone = Engine::load(&own, Dtype::Float32, cpu(2));
+    let tokens = Expected::read("families/gemma3/states.safetensors").integers("0.tokens");
+    let read = |path: &std::path::Path| -> serde_json::Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
+    // Today's names, and those before: of the decoder, and of what is beside it.
+    for (decoder, beside) in [("model.language_model.", "model.vision_tower."), ("language_model.model.", "vision_tower.")] {
+        let whole = tempfile::tempdir().unwrap();
+        let tensors = SafeTensors::deserialize(&weights).unwrap();
+        let renamed = tensors.iter().map(|(name, view)| (name.replacen("model.", decoder, 1), view));
+        let image = tensors.tensor("model.norm.weight").unwrap();
+        let all: Vec<_> = renamed.chain([(format!("{beside}patches.weight"), image)]).collect();
+        std::fs::write(whole.path().join("model.safetensors"), safetensors::serialize(all, None).unwrap()).unwrap();
+        let config = json!({"model_type": "gemma3", "text_config": read(&own.join("config.json")), "vision_config": {"hidden_size": 8}});
+        std::fs::write(whole.path().join("config.json"), config.to_string()).unwrap();
+        let text = Files { path: whole.path(), text_only: true };
+        let found = Engine::load(text, Dtype::Float32, cpu(2));
+        assert_eq!(states(&found, &tokens), states(&alone, &tokens), "{decoder}");
+        let refused = Model::load(whole.path(), Dtype::Float32, cpu(1)).err().unwrap().to_string();
+        assert!(refused.ends_with("`gemma3` is a model of text and more: ask for its text part alone (model.textOnly)"), "{refused}");
+    }
 }

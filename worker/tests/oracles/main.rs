@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a test may fail by panicking, in its helpers too
 
+mod blocks;
 #[path = "../common/mod.rs"]
 mod common;
 mod families;

@@ -14,7 +14,7 @@ use crate::harness::{ENGINE, checkpoint};
 /// How a pool on `path` ends: what it says, and its exit code.
 async fn end(path: &Path) -> (String, ExitCode) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let config = BaseConfig { name: "test".to_owned(), dtype: Dtype::Float32, engine: ENGINE };
+    let config = BaseConfig { name: "test".to_owned(), dtype: Dtype::Float32, engine: ENGINE, text_only: false };
     let error = base::serve(listener, config, path.to_owned(), base::Placement::cpu(1), std::time::Duration::ZERO, std::future::pending())
         .await
         .unwrap_err();

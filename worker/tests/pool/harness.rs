@@ -23,8 +23,15 @@ use crate::common::engine::{Pages, cpu, head_outputs};
 use crate::common::tiny::{Random, Tiny};
 
 /// Small enough that long sequences need several batches.
-pub const ENGINE: Engine =
-    Engine { device: Device::Cpu, kv_cache_memory: None, max_model_len: 256, max_num_seqs: 4, max_num_batched_tokens: 32 };
+pub const ENGINE: Engine = Engine {
+    device: Device::Cpu,
+    kv_cache_memory: None,
+    weight_dtype: None,
+    max_model_len: 256,
+    max_num_seqs: 4,
+    max_num_batched_tokens: 32,
+    tensor_parallel_size: None,
+};
 
 pub struct Pool {
     pub url: String,
@@ -66,7 +73,7 @@ impl Pool {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (end, told) = oneshot::channel::<()>();
-        let config = BaseConfig { name: "test".to_owned(), dtype, engine };
+        let config = BaseConfig { name: "test".to_owned(), dtype, engine, text_only: false };
         let path_of_server: PathBuf = path.to_owned();
         let server =
             tokio::spawn(base::serve(

@@ -20,7 +20,7 @@ impl Process {
     pub fn pool() -> Self {
         let folder = checkpoint(7);
         let engine = Engine { max_num_batched_tokens: 1024, ..ENGINE };
-        let config = BaseConfig { name: "process".to_owned(), dtype: Dtype::Float32, engine };
+        let config = BaseConfig { name: "process".to_owned(), dtype: Dtype::Float32, engine, text_only: false };
         Self::start(folder, "base", &serde_json::to_vec(&config).unwrap(), |command, folder| {
             command.arg("--model").arg(folder);
         })

@@ -154,7 +154,7 @@ async fn a_full_queue_is_busy_until_a_place_is_free() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_more_waits_than_memory_that_it_can_wait_for() {
     let folder = checkpoint(7);
-    let page = PageLayout { layers: 3, heads: 2, head_dim: 10, dtype: Dtype::Float32 }.bytes() as u64;
+    let page = PageLayout { layers: 3, heads: 2, head_dim: 10, latent: None, dtype: Dtype::Float32 }.bytes() as u64;
     let (engine, placement) = (Engine { max_num_seqs: 16, ..ENGINE }, Placement { kv_cache_bytes: Some(8 * page), ..Placement::cpu(2) });
     let pool = Pool::placed(folder.path(), Dtype::Float32, engine, placement).await;
     // Each takes all the memory there is; there are 64 places.

@@ -28,7 +28,7 @@ async fn answers_that_began_are_finished_before_the_end() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pool_that_cannot_load_ends_with_a_named_error() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let config = BaseConfig { name: "test".to_owned(), dtype: Dtype::Float32, engine: ENGINE };
+    let config = BaseConfig { name: "test".to_owned(), dtype: Dtype::Float32, engine: ENGINE, text_only: false };
     let error = base::serve(
         listener,
         config,

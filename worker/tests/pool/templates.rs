@@ -25,7 +25,7 @@ async fn a_template_that_cannot_be_used_is_the_pool_s_error_and_final() {
         let folder = checkpoint(7);
         settings(folder.path(), template.into());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let config = BaseConfig { name: "test".to_owned(), dtype: Dtype::Float32, engine: ENGINE };
+        let config = BaseConfig { name: "test".to_owned(), dtype: Dtype::Float32, engine: ENGINE, text_only: false };
         let error = base::serve(
             listener,
             config,

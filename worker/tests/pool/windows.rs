@@ -20,7 +20,7 @@ async fn pool(pages: u64) -> (Pool, tempfile::TempDir) {
     let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     (config["model_type"], config["sliding_window"]) = ("mistral".into(), 40.into());
     std::fs::write(&path, config.to_string()).unwrap();
-    let page = PageLayout { layers: 3, heads: 2, head_dim: 10, dtype: Dtype::Float32 }.bytes() as u64;
+    let page = PageLayout { layers: 3, heads: 2, head_dim: 10, latent: None, dtype: Dtype::Float32 }.bytes() as u64;
     let placement = Placement { kv_cache_bytes: Some(pages * page), ..Placement::cpu(2) };
     (Pool::placed(folder.path(), Dtype::Float32, ENGINE, placement).await, folder)
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use carryon_crds::names;
 use futures::StreamExt as _;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt as _;
 use tokio::sync::Notify;
 
@@ -32,10 +32,34 @@ pub struct Round<T> {
     http: Http,
     path: &'static str,
     pace: Pace,
+    who: Who,
     /// By UID.
     pods: Mutex<HashMap<String, Asked<T>>>,
     /// Somebody new is to be asked.
     new: Notify,
+}
+
+/// Which container of a pod answers.
+#[derive(Clone, Copy, Debug)]
+enum Who {
+    Worker,
+    Fetch,
+}
+
+impl Who {
+    fn port(self, pod: &Pod) -> Option<i32> {
+        match self {
+            Self::Worker => worker::port(pod),
+            Self::Fetch => worker::fetch_port(pod),
+        }
+    }
+
+    fn status(self, pod: &Pod) -> Option<&ContainerStatus> {
+        match self {
+            Self::Worker => worker::status(pod),
+            Self::Fetch => worker::fetch_status(pod),
+        }
+    }
 }
 
 /// A pod that is asked.
@@ -74,15 +98,20 @@ impl<T> Asked<T> {
 impl<T: Said + Clone + PartialEq> Round<T> {
     /// A round with nobody in it.
     pub fn new(http: Http, path: &'static str, pace: Pace) -> Self {
-        Self { http, path, pace, pods: Mutex::default(), new: Notify::new() }
+        Self { http, path, pace, who: Who::Worker, pods: Mutex::default(), new: Notify::new() }
+    }
+
+    /// One that asks the containers that fetch models.
+    pub fn of_fetches(http: Http, path: &'static str, pace: Pace) -> Self {
+        Self { who: Who::Fetch, ..Self::new(http, path, pace) }
     }
 
     /// What `pod` said last. From now on it is asked, until it is gone.
     pub fn hear(&self, pod: &Pod) -> Option<T> {
         let (uid, ip) = (pod.uid()?, pod.status.as_ref()?.pod_ip.as_deref()?);
         let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
-        let url = format!("http://{host}:{}{}", worker::port(pod)?, self.path);
-        let container = worker::status(pod)?.container_id.clone().unwrap_or_default();
+        let url = format!("http://{host}:{}{}", self.who.port(pod)?, self.path);
+        let container = self.who.status(pod)?.container_id.clone().unwrap_or_default();
         let mut pods = lock(&self.pods);
         if let Some(known) = pods.get(&uid).filter(|known| known.url == url && known.container == container) {
             return known.answer.clone();

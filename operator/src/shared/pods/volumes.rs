@@ -4,10 +4,13 @@ use std::borrow::Cow;
 
 use carryon_crds::deployment::SecretKey;
 use carryon_crds::names;
+use carryon_crds::pool::KeyReference;
+use carryon_crds::quantity::Bytes;
 use k8s_openapi::api::core::v1::{
-    ConfigMapVolumeSource, EmptyDirVolumeSource, ImageVolumeSource, KeyToPath, PersistentVolumeClaimVolumeSource, SecretVolumeSource,
-    Volume, VolumeMount,
+    ConfigMapVolumeSource, EmptyDirVolumeSource, HostPathVolumeSource, ImageVolumeSource, KeyToPath, PersistentVolumeClaimVolumeSource,
+    SecretVolumeSource, Volume, VolumeMount,
 };
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 /// Mode of a mounted Secret's files, which are root's: the pod's container may have any UID and group, and nobody else sees them.
 const SECRET_MODE: i32 = 0o444;
@@ -34,8 +37,12 @@ pub enum MountSource {
     Secret(SecretKey),
     /// An image.
     Image(String),
-    /// Nowhere: it is empty at first.
-    Empty,
+    /// One key of a ConfigMap, as of a Secret.
+    ConfigMapKey(KeyReference),
+    /// A folder of the node.
+    HostPath(String),
+    /// Nowhere: it is empty at first, and holds so many bytes at most, if that is said.
+    Empty(Option<Bytes>),
 }
 
 /// `path` inside a volume mounted at `mount`.
@@ -47,15 +54,15 @@ pub fn inside(mount: &str, path: Option<&str>) -> String {
 }
 
 /// The volumes of a pod, with configuration and `/tmp`, and where they are mounted. A kubelet does not mount one claim twice into a pod: two paths of it share the volume.
-pub(super) fn volumes(own: &[Mount]) -> (Vec<Volume>, Vec<VolumeMount>) {
+pub(super) fn volumes(own: &[&Mount]) -> (Vec<Volume>, Vec<VolumeMount>) {
     // The revision of which the template becomes a part knows the name of the ConfigMap.
     let config = MountSource::ConfigMap(String::new());
     let standard = [
         Mount { name: names::CONFIG_VOLUME.into(), path: names::CONFIG_DIR.into(), source: config, read_only: true },
-        Mount { name: "tmp".into(), path: "/tmp".into(), source: MountSource::Empty, read_only: false },
+        Mount { name: "tmp".into(), path: "/tmp".into(), source: MountSource::Empty(None), read_only: false },
     ];
     let (mut volumes, mut mounts) = (Vec::<Volume>::new(), Vec::new());
-    for Mount { name, path, source, read_only } in standard.iter().chain(own) {
+    for Mount { name, path, source, read_only } in standard.iter().chain(own.iter().copied()) {
         let volume = volume(name, source);
         let claim = &volume.persistent_volume_claim;
         let same = volumes.iter().find(|other| claim.is_some() && other.persistent_volume_claim == *claim);
@@ -94,6 +101,21 @@ fn volume(name: &str, source: &MountSource) -> Volume {
             let image = ImageVolumeSource { reference: Some(reference.clone()), pull_policy: None };
             Volume { name, image: Some(image), ..Volume::default() }
         }
-        MountSource::Empty => Volume { name, empty_dir: Some(EmptyDirVolumeSource::default()), ..Volume::default() },
+        MountSource::ConfigMapKey(KeyReference { name: config_map, key }) => {
+            let items = Some(vec![KeyToPath { key: key.clone(), path: key.clone(), mode: None }]);
+            let source =
+                ConfigMapVolumeSource { name: config_map.clone(), items, optional: Some(true), ..ConfigMapVolumeSource::default() };
+            Volume { name, config_map: Some(source), ..Volume::default() }
+        }
+        // One that a kubelet makes is root's: that it cannot be written is said by who tries.
+        MountSource::HostPath(path) => Volume {
+            name,
+            host_path: Some(HostPathVolumeSource { path: path.clone(), type_: Some("DirectoryOrCreate".to_owned()) }),
+            ..Volume::default()
+        },
+        MountSource::Empty(limit) => {
+            let size_limit = limit.map(|limit| Quantity(limit.to_string()));
+            Volume { name, empty_dir: Some(EmptyDirVolumeSource { size_limit, ..EmptyDirVolumeSource::default() }), ..Volume::default() }
+        }
     }
 }

@@ -67,18 +67,19 @@ fn mask(attention: Attention, keys: &Tensor, queries: &Tensor) -> Candle<Tensor>
 
 /// One row of each sequence, all together, to as many positions of each.
 fn decode(pages: &Pages, attention: Attention, queries: &Tensor, read: &[Tensor; 2], mask: &Tensor) -> Candle<Tensor> {
-    let (heads, head_dim) = (pages.layout().heads, pages.layout().head_dim);
+    let heads = pages.layout().heads;
     let (sequences, _, _, longest) = mask.dims4()?;
     let apart = |rows: &Tensor| {
+        let head_dim = rows.dims()[2];
         let rows = rows.reshape((sequences, longest, heads, head_dim))?.transpose(1, 2)?;
         rows.contiguous()?.reshape((sequences * heads, longest, head_dim))
     };
     sdpa(pages, attention, &queries.unsqueeze(1)?, &apart(&read[0])?, &apart(&read[1])?, mask)?.squeeze(1)
 }
 
-/// Attention of sequences × rows × (heads · head_dim) to (sequences · key/value heads) × positions × head_dim, with what is added to the scores.
+/// Attention of sequences × rows × (heads · head_dim) to (sequences · key/value heads) × positions × head_dim or value_dim, with what is added to the scores.
 fn sdpa(pages: &Pages, attention: Attention, queries: &Tensor, keys: &Tensor, values: &Tensor, mask: &Tensor) -> Candle<Tensor> {
-    let (sequences, rows, width) = queries.dims3()?;
+    let (sequences, rows, _) = queries.dims3()?;
     let (batch, positions, head_dim) = keys.dims3()?;
     let (heads, group) = (pages.layout().heads, attention.heads / pages.layout().heads);
     // One batch for each sequence and key/value head; the queries of its group lie together.
@@ -90,5 +91,6 @@ fn sdpa(pages: &Pages, attention: Attention, queries: &Tensor, keys: &Tensor, va
     }
     let weights = softmax_last_dim(&scores.broadcast_add(mask)?)?.to_dtype(values.dtype())?.reshape((batch, group * rows, positions))?;
     let context = gemm::multiply(&weights, &values.t()?)?.to_dtype(number_type(pages.layout().dtype))?;
-    context.reshape((sequences, attention.heads, rows, head_dim))?.transpose(1, 2)?.reshape((sequences, rows, width))
+    let value_dim = pages.layout().value_dim();
+    context.reshape((sequences, attention.heads, rows, value_dim))?.transpose(1, 2)?.reshape((sequences, rows, attention.heads * value_dim))
 }

@@ -4,24 +4,28 @@
 //! own bf16 product rounds its result, so products of bf16 numbers go through [`gemm`].
 
 mod attention;
+mod blocks;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod gemm;
+mod logits;
 mod pages;
 mod places;
+mod product;
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use candle_core::{D, DType, Device, Tensor};
-use candle_nn::ops::{rms_norm, sigmoid, swiglu};
+use candle_core::quantized::QTensor;
+use candle_core::{DType, Device, Tensor};
+use candle_nn::ops::{rms_norm, sigmoid};
 use candle_nn::rotary_emb::rope_thd;
 use carryon_crds::pool::Dtype;
 use half::bf16;
 
-use super::cpu::inverse;
-use super::{Activation, Attention, Backend, Fill, LOGIT_BLOCK, Left, Outline, PageLayout, Part, Result, Rotation, Sink, Span};
+use super::{Attention, Backend, Fill, Left, Outline, PageLayout, Part, Result, Rotation, Sink, Span, Stored};
 pub use pages::Pages;
 pub use places::Places;
 
@@ -39,7 +43,16 @@ pub struct Rows(Option<Tensor>);
 
 /// A weight, n × k; a transpose is another view of the same numbers.
 #[derive(Clone, Debug)]
-pub struct Matrix(Tensor);
+pub enum Matrix {
+    /// In the number type of its products.
+    Plain(Tensor),
+    /// In blocks, and whether it is turned.
+    Blocks(Arc<QTensor>, bool),
+}
+
+/// A weight of each head, heads × n × k.
+#[derive(Clone, Debug)]
+pub struct Heads(Tensor);
 
 impl Rows {
     fn tensor(&self) -> Candle<&Tensor> {
@@ -67,14 +80,20 @@ impl CandleDevice {
         Ok(Self::new(Device::new_cuda(ordinal)?))
     }
 
-    fn indices(&self, values: &[u32]) -> Candle<Tensor> {
-        Tensor::from_slice(values, values.len(), &self.device)
+    fn weight(&self, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Candle<Tensor> {
+        match dtype {
+            Dtype::Bfloat16 => Tensor::from_vec(filled(n, k, fill, bf16::from_f32), (n, k), &self.device),
+            Dtype::Float32 => Tensor::from_vec(filled(n, k, fill, |value| value), (n, k), &self.device),
+        }
     }
 
-    /// `left · rightᵀ` in f32: m × k, rounded to the number type of n × k.
-    fn multiply(&self, left: &Tensor, right: &Tensor) -> Candle<Tensor> {
-        gemm::multiply(&left.to_dtype(right.dtype())?.contiguous()?, right)
+    fn indices(&self, values: &[u32]) -> Candle<Tensor> {
+        indices(values, &self.device)
     }
+}
+
+fn indices(values: &[u32], device: &Device) -> Candle<Tensor> {
+    Tensor::from_slice(values, values.len(), device)
 }
 
 /// candle's name of a number type.
@@ -102,18 +121,6 @@ fn capped(values: &Tensor, cap: f32) -> Candle<Tensor> {
 
 fn round(rows: Tensor, dtype: Dtype) -> Candle<Tensor> {
     rows.to_dtype(number_type(dtype))?.to_dtype(DType::F32)
-}
-
-/// Rows × V logits as rows × blocks × [`LOGIT_BLOCK`], the last block filled up with -∞.
-fn in_blocks(logits: &Tensor) -> Candle<Tensor> {
-    let (rows, vocabulary) = logits.dims2()?;
-    let blocks = vocabulary.div_ceil(LOGIT_BLOCK);
-    let missing = blocks * LOGIT_BLOCK - vocabulary;
-    let whole = match missing {
-        0 => logits.clone(),
-        _ => Tensor::cat(&[logits, &Tensor::full(f32::NEG_INFINITY, (rows, missing), logits.device())?], 1)?,
-    };
-    whole.reshape((rows, blocks, LOGIT_BLOCK))
 }
 
 fn bytes_of(tensor: &Tensor) -> Candle<Bytes> {
@@ -148,6 +155,7 @@ impl Backend for CandleDevice {
     type Rows = Rows;
     type Packed = Rows;
     type Matrix = Matrix;
+    type Heads = Heads;
     type Vector = Tensor;
     type Pages = Pages;
     type Places = Places;
@@ -169,19 +177,26 @@ impl Backend for CandleDevice {
         Ok(self.device.synchronize()?)
     }
 
-    fn matrix(&self, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Matrix> {
-        Ok(Matrix(match dtype {
-            Dtype::Bfloat16 => Tensor::from_vec(filled(n, k, fill, bf16::from_f32), (n, k), &self.device)?,
-            Dtype::Float32 => Tensor::from_vec(filled(n, k, fill, |value| value), (n, k), &self.device)?,
-        }))
+    fn matrix(&self, n: usize, k: usize, stored: Stored, fill: Fill<'_>) -> Result<Matrix> {
+        Ok(match stored {
+            Stored::As(dtype) => Matrix::Plain(self.weight(n, k, dtype, fill)?),
+            Stored::Blocks(bits) => blocks::matrix(n, k, bits, fill, &self.device)?,
+        })
     }
 
-    fn gate_up(&self, width: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Matrix> {
-        self.matrix(2 * width, k, dtype, fill)
+    fn gate_up(&self, width: usize, k: usize, stored: Stored, fill: Fill<'_>) -> Result<Matrix> {
+        self.matrix(2 * width, k, stored, fill)
+    }
+
+    fn heads(&self, heads: usize, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Heads> {
+        Ok(Heads(self.weight(heads * n, k, dtype, fill)?.reshape((heads, n, k))?))
     }
 
     fn transposed(&self, matrix: &Matrix) -> Result<Matrix> {
-        Ok(Matrix(matrix.0.t()?))
+        Ok(match matrix {
+            Matrix::Plain(tensor) => Matrix::Plain(tensor.t()?),
+            Matrix::Blocks(blocks, turned) => Matrix::Blocks(blocks.clone(), !turned),
+        })
     }
 
     fn vector(&self, values: &[f32]) -> Result<Tensor> {
@@ -189,11 +204,20 @@ impl Backend for CandleDevice {
     }
 
     fn shape(matrix: &Matrix) -> (usize, usize) {
-        (matrix.0.dims()[0], matrix.0.dims()[1])
+        match matrix {
+            Matrix::Plain(tensor) => (tensor.dims()[0], tensor.dims()[1]),
+            Matrix::Blocks(blocks, turned) => {
+                let (n, k) = (blocks.shape().dims()[0], blocks.shape().dims()[1]);
+                if *turned { (k, n) } else { (n, k) }
+            }
+        }
     }
 
     fn bytes(matrix: &Matrix) -> usize {
-        matrix.0.elem_count() * matrix.0.dtype().size_in_bytes()
+        match matrix {
+            Matrix::Plain(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
+            Matrix::Blocks(blocks, _) => blocks.storage_size_in_bytes(),
+        }
     }
 
     fn count(rows: &Rows) -> usize {
@@ -213,45 +237,21 @@ impl Backend for CandleDevice {
     }
 
     fn read_matrix(&self, matrix: &Matrix, rows: Range<usize>) -> Result<Bytes> {
-        Ok(bytes_of(&matrix.0.narrow(0, rows.start, rows.len())?)?)
+        Ok(bytes_of(&matrix.rows(&rows.map(|row| row as u32).collect::<Vec<_>>())?)?)
     }
 
     fn embed(&self, table: &Matrix, tokens: &[u32], scale: f32, out: &mut Rows) -> Result<()> {
-        let rows = table.0.index_select(&self.indices(tokens)?, 0)?.to_dtype(DType::F32)?;
+        let rows = table.rows(tokens)?.to_dtype(DType::F32)?;
         *out = if scale == 1.0 { rows.into() } else { (rows * f64::from(scale))?.into() };
         Ok(())
     }
 
     fn product(&self, left: Left<'_, Self>, right: &[Part<'_, Self>], sink: Sink<'_, Self>) -> Result<()> {
-        let mut products = Vec::with_capacity(right.len());
-        let mut first = 0;
-        for Part { rows, matrix, norm } in right.iter().filter(|part| part.rows > 0) {
-            let (Left::Plain(values) | Left::Normed(values, _) | Left::Packed(values)) = left;
-            let mut values = values.tensor()?.narrow(0, first, *rows)?;
-            first += rows;
-            if let Left::Normed(_, epsilon) = left {
-                let ones = || Tensor::ones(matrix.0.dims()[1], DType::F32, &self.device);
-                values = rms_norm(&values.contiguous()?, &norm.map_or_else(ones, |norm| Ok(norm.clone()))?, epsilon)?;
-            }
-            products.push(self.multiply(&values, &matrix.0)?);
-        }
-        let Some(part) = right.first().filter(|_| !products.is_empty()) else { return Ok(()) };
-        let product = joined(products)?;
-        match sink {
-            Sink::Store(out) => *out = product.into(),
-            Sink::Add(out) => *out = (out.tensor()? + product)?.into(),
-            Sink::Gated(out, activation) => {
-                let gated = match activation {
-                    Activation::Silu => swiglu(&product)?,
-                    Activation::GeluTanh => {
-                        let halves = product.chunk(2, D::Minus1)?;
-                        (halves[0].gelu()? * &halves[1])?
-                    }
-                };
-                *out = gated.to_dtype(part.matrix.0.dtype())?.into();
-            }
-        }
-        Ok(())
+        Ok(product::product(left, right, sink)?)
+    }
+
+    fn product_heads(&self, left: Left<'_, Self>, right: &Heads, sink: Sink<'_, Self>) -> Result<()> {
+        Ok(product::product_heads(left, &right.0, sink)?)
     }
 
     fn angles(&self, rotation: &Rotation, positions: &[u32], out: &mut Rows) -> Result<()> {
@@ -327,9 +327,8 @@ impl Backend for CandleDevice {
         Ok(Places::new(self, attention, spans)?)
     }
 
-    fn append(&self, pages: &mut Pages, layer: usize, rows: &Rows, places: &Places) -> Result<()> {
-        let column = places.attention.heads * pages.layout().head_dim;
-        Ok(pages.append(layer, &rows.tensor()?.narrow(1, column, 2 * pages.width())?, places)?)
+    fn append(&self, pages: &mut Pages, layer: usize, rows: &Rows, column: usize, places: &Places) -> Result<()> {
+        Ok(pages.append(layer, &rows.tensor()?.narrow(1, column, pages.layout().width())?, places)?)
     }
 
     fn attend(&self, pages: &Pages, layer: usize, rows: &Rows, places: &Places, out: &mut Rows) -> Result<()> {
@@ -379,28 +378,15 @@ impl Backend for CandleDevice {
     }
 
     fn greedy(&self, logits: &Rows) -> Result<Vec<Option<u32>>> {
-        let logits = logits.tensor()?;
-        // Zero, or NaN where a logit is not finite.
-        let nothing = (logits * 0.0)?.sum(D::Minus1)?.to_vec1::<f32>()?;
-        let likeliest = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
-        Ok(likeliest.into_iter().zip(nothing).map(|(token, nothing)| (nothing == 0.0).then_some(token)).collect())
+        Ok(logits::greedy(logits.tensor()?)?)
     }
 
     fn outline(&self, logits: &Rows, looks: &[(u32, f32)]) -> Result<Outline> {
-        let (rows, temperatures): (Vec<u32>, Vec<f32>) = looks.iter().map(|(row, temperature)| (row, inverse(*temperature))).unzip();
-        let logits = logits.tensor()?.index_select(&self.indices(&rows)?, 0)?;
-        let temperatures = Tensor::from_slice(&temperatures, (looks.len(), 1, 1), &self.device)?;
-        let maxima = in_blocks(&logits)?.max(D::Minus1)?;
-        let largest = maxima.max_keepdim(D::Minus1)?.unsqueeze(2)?;
-        let weights = in_blocks(&logits)?.broadcast_sub(&largest)?.broadcast_mul(&temperatures)?.exp()?.sum(D::Minus1)?;
-        Ok(Outline { maxima: maxima.flatten_all()?.to_vec1()?, weights: weights.flatten_all()?.to_vec1()? })
+        Ok(logits::outline(logits.tensor()?, looks)?)
     }
 
     fn blocks(&self, logits: &Rows, which: &[(u32, u32)]) -> Result<Vec<f32>> {
-        let blocks = in_blocks(logits.tensor()?)?;
-        let count = blocks.dims()[1] as u32;
-        let which: Vec<u32> = which.iter().map(|(row, block)| row * count + block).collect();
-        Ok(blocks.flatten(0, 1)?.index_select(&self.indices(&which)?, 0)?.flatten_all()?.to_vec1()?)
+        Ok(logits::blocks(logits.tensor()?, which)?)
     }
 
     fn losses(
@@ -411,20 +397,6 @@ impl Backend for CandleDevice {
         targets: &[u32],
         softcap: Option<f32>,
     ) -> Result<(Vec<f32>, Option<Rows>)> {
-        let plain = self.multiply(y.tensor()?, &lm_head.0)?;
-        let logits = softcap.map_or_else(|| Ok(plain.clone()), |cap| capped(&plain, cap))?;
-        let target = self.indices(targets)?.unsqueeze(1)?;
-        let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
-        let exponentials = shifted.exp()?;
-        let sum = exponentials.sum_keepdim(D::Minus1)?;
-        let loss = (sum.log()? - shifted.gather(&target, 1)?)?.squeeze(1)?.to_vec1()?;
-        let Some(backward) = backward else { return Ok((loss, None)) };
-        let off =
-            exponentials.broadcast_div(&sum)?.scatter_add(&target, &Tensor::ones(target.shape(), DType::F32, &self.device)?.neg()?, 1)?;
-        let off = match softcap {
-            Some(cap) => (off * (logits / f64::from(cap))?.sqr()?.affine(-1.0, 1.0)?)?,
-            None => off,
-        };
-        Ok((loss, Some(self.multiply(&off, &backward.0)?.into())))
+        Ok(logits::losses(y.tensor()?, lm_head, backward, targets, softcap)?)
     }
 }

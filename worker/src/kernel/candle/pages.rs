@@ -14,8 +14,8 @@ pub struct Pages {
     count: usize,
     /// Pages that there is memory for.
     ready: usize,
-    /// Keys and values of each layer, positions × heads · head_dim.
-    layers: Vec<[Tensor; 2]>,
+    /// Keys of each layer, and values that keys do not hold, positions × heads · head_dim.
+    layers: Vec<Vec<Tensor>>,
 }
 
 impl Pages {
@@ -27,24 +27,18 @@ impl Pages {
         &self.layout
     }
 
-    /// Keys of a position.
-    pub(super) fn width(&self) -> usize {
-        self.layout.heads * self.layout.head_dim
-    }
-
     /// Sees to it that there is memory for `page`, one layer after the other: meanwhile no more than one layer is there twice.
     pub(super) fn reach(&mut self, page: usize) -> Candle<()> {
         if page < self.ready {
             return Ok(());
         }
         let ready = (page + 1).max(self.ready + self.ready / 4).min(self.count.max(page + 1));
-        let (rows, width, device) = ((ready - self.ready) * PAGE, self.width(), self.device.clone());
-        let empty = || Tensor::zeros((rows, width), number_type(self.layout.dtype), &device);
+        let (rows, width) = ((ready - self.ready) * PAGE, self.layout.heads * self.layout.head_dim);
+        let empty = || Tensor::zeros((rows, width), number_type(self.layout.dtype), &self.device);
         for layer in 0..self.layout.layers {
-            let more = [empty()?, empty()?];
             match self.layers.get_mut(layer) {
-                Some(known) => *known = [Tensor::cat(&[&known[0], &more[0]], 0)?, Tensor::cat(&[&known[1], &more[1]], 0)?],
-                None => self.layers.push(more),
+                Some(known) => *known = known.iter().map(|known| Tensor::cat(&[known, &empty()?], 0)).collect::<Candle<_>>()?,
+                None => self.layers.push((0..self.layout.width() / width).map(|_| empty()).collect::<Candle<_>>()?),
             }
         }
         self.ready = ready;
@@ -61,21 +55,27 @@ impl Pages {
     /// Writes rows `[keys | values]`, and clears what has to be.
     pub(super) fn append(&self, layer: usize, rows: &Tensor, places: &Places) -> Candle<()> {
         for (part, target) in self.layers[layer].iter().enumerate() {
-            let values = rows.narrow(1, part * self.width(), self.width())?.to_dtype(target.dtype())?.contiguous()?;
+            let width = target.dims()[1];
+            let values = rows.narrow(1, part * width, width)?.to_dtype(target.dtype())?.contiguous()?;
             let values = match places.cleared {
                 0 => values,
-                zeros => Tensor::cat(&[&values, &Tensor::zeros((zeros, self.width()), values.dtype(), &self.device)?], 0)?,
+                zeros => Tensor::cat(&[&values, &Tensor::zeros((zeros, width), values.dtype(), &self.device)?], 0)?,
             };
             scatter(target, &places.written, &values)?;
         }
         Ok(())
     }
 
-    /// Keys and values of a layer at these rows, each rows × heads × head_dim.
+    /// Keys and values of a layer at these rows, rows × heads × head_dim and value_dim.
     pub(super) fn gather(&self, layer: usize, rows: &Tensor) -> Candle<[Tensor; 2]> {
-        let shape = (rows.elem_count(), self.layout.heads, self.layout.head_dim);
-        let [keys, values] = &self.layers[layer];
-        Ok([keys.index_select(rows, 0)?.reshape(shape)?, values.index_select(rows, 0)?.reshape(shape)?])
+        let PageLayout { heads, head_dim, .. } = self.layout;
+        let at = |tensor: &Tensor| tensor.index_select(rows, 0)?.reshape((rows.elem_count(), heads, head_dim));
+        let keys = at(&self.layers[layer][0])?;
+        let values = match self.layout.latent {
+            Some(value_dim) => keys.narrow(2, head_dim - value_dim, value_dim)?,
+            None => at(&self.layers[layer][1])?,
+        };
+        Ok([keys, values])
     }
 }
 

@@ -14,7 +14,7 @@ use super::panels::Panels;
 use super::product::{self, RUN};
 use super::rows::{add, add_multiple, add_normalised, exp, normalise_in_place, rms_norm, rope, softcap};
 use super::{Threads, isa, loss, outline};
-use crate::kernel::{Attention, Backend, Fill, LOGIT_BLOCK, Left, Outline, PageLayout, Part, Result, Rotation, Sink, Span};
+use crate::kernel::{Attention, Backend, Fill, LOGIT_BLOCK, Left, Outline, PageLayout, Part, Result, Rotation, Sink, Span, Stored};
 
 /// Rows of a block of the row operations.
 const BLOCK_ROWS: usize = 32;
@@ -44,6 +44,7 @@ impl Backend for Cpu {
     type Rows = Rows;
     type Packed = PackedRows;
     type Matrix = Panels;
+    type Heads = Vec<Panels>;
     type Vector = Vec<f32>;
     type Pages = Pages;
     type Places = Places;
@@ -64,17 +65,22 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn matrix(&self, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Panels> {
-        Ok(Panels::from_rows(n, k, dtype, &self.threads, fill))
+    fn matrix(&self, n: usize, k: usize, stored: Stored, fill: Fill<'_>) -> Result<Panels> {
+        Ok(Panels::from_rows(n, k, stored, &self.threads, fill))
     }
 
     /// Gate and up in runs of [`RUN`]; absent outputs of the last runs are zero.
-    fn gate_up(&self, width: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Panels> {
+    fn gate_up(&self, width: usize, k: usize, stored: Stored, fill: Fill<'_>) -> Result<Panels> {
         let row_of = |row: usize, values: &mut [f32]| {
             let (half, row) = (row % (2 * RUN) / RUN * width, row / (2 * RUN) * RUN + row % RUN);
             if row < width { fill(half + row, values) } else { values.fill(0.0) }
         };
-        Ok(Panels::from_rows(2 * width.next_multiple_of(RUN), k, dtype, &self.threads, row_of))
+        Ok(Panels::from_rows(2 * width.next_multiple_of(RUN), k, stored, &self.threads, row_of))
+    }
+
+    fn heads(&self, heads: usize, n: usize, k: usize, dtype: Dtype, fill: Fill<'_>) -> Result<Vec<Panels>> {
+        let head = |head| Panels::from_rows(n, k, dtype, &self.threads, |row, values| fill(head * n + row, values));
+        Ok((0..heads).map(head).collect())
     }
 
     fn transposed(&self, matrix: &Panels) -> Result<Panels> {
@@ -136,17 +142,18 @@ impl Backend for Cpu {
             .collect();
         let Some(first) = right.first().map(|part| part.panels) else { return Ok(()) };
         let rows = right.iter().map(|part| part.rows).sum();
-        let left = match left {
-            Left::Plain(rows) => product::Left::Plain(&rows.values),
-            Left::Normed(rows, epsilon) => product::Left::Normed(&rows.values, epsilon),
-            Left::Packed(packed) => product::Left::Packed(&packed.words, packed.stride),
+        product::product(&self.threads, left_side(&left), &right, shaped(sink, rows, first.rows(), first.dtype()));
+        Ok(())
+    }
+
+    fn product_heads(&self, left: Left<'_, Self>, right: &Vec<Panels>, sink: Sink<'_, Self>) -> Result<()> {
+        let Some(first) = right.first() else { return Ok(()) };
+        let rows = match left {
+            Left::Plain(rows) | Left::Normed(rows, _) => rows.count(),
+            Left::Packed(packed) => packed.words.len() / packed.stride,
         };
-        let sink = match sink {
-            Sink::Store(out) => product::Sink::Store(out.shape(rows, first.rows())),
-            Sink::Add(out) => product::Sink::Add(&mut out.values),
-            Sink::Gated(out, activation) => product::Sink::Gated(out.shape(rows, words(first.dtype(), first.rows() / 2)), activation),
-        };
-        product::product(&self.threads, left, &right, sink);
+        let sink = shaped(sink, rows, right.len() * first.rows(), first.dtype());
+        product::product_heads(&self.threads, left_side(&left), rows, right, sink);
         Ok(())
     }
 
@@ -224,15 +231,14 @@ impl Backend for Cpu {
         Ok(Places::new(attention, spans))
     }
 
-    fn append(&self, pages: &mut Pages, layer: usize, rows: &Rows, places: &Places) -> Result<()> {
-        let column = places.attention.heads * pages.layout().head_dim;
+    fn append(&self, pages: &mut Pages, layer: usize, rows: &Rows, column: usize, places: &Places) -> Result<()> {
         pages.append(&self.threads, layer, &rows.values, rows.width, column, &places.spans());
         Ok(())
     }
 
     fn attend(&self, pages: &Pages, layer: usize, rows: &Rows, places: &Places, out: &mut PackedRows) -> Result<()> {
         let (attention, spans) = (places.attention, places.spans());
-        let stride = words(pages.layout().dtype, attention.heads * pages.layout().head_dim);
+        let stride = words(pages.layout().dtype, attention.heads * pages.layout().value_dim());
         let count = spans.iter().map(|span| span.rows).sum();
         let queries = super::Queries { values: &rows.values, stride: rows.width };
         super::attend(&self.threads, pages, layer, attention, queries, &spans, out.shape(count, stride));
@@ -335,6 +341,24 @@ impl Backend for Cpu {
     ) -> Result<(Vec<f32>, Option<Rows>)> {
         let (loss, gradient) = loss::losses(&self.threads, &y.values, lm_head, backward, targets, softcap);
         Ok((loss, gradient.map(|values| Rows { values, width: y.width })))
+    }
+}
+
+fn left_side<'a>(left: &Left<'a, Cpu>) -> product::Left<'a> {
+    match left {
+        Left::Plain(rows) => product::Left::Plain(&rows.values),
+        Left::Normed(rows, epsilon) => product::Left::Normed(&rows.values, *epsilon),
+        Left::Packed(packed) => product::Left::Packed(&packed.words, packed.stride),
+    }
+}
+
+/// The sink in the shape rows × width.
+fn shaped<'a>(sink: Sink<'a, Cpu>, rows: usize, width: usize, dtype: Dtype) -> product::Sink<'a> {
+    match sink {
+        Sink::Store(out) => product::Sink::Store(out.shape(rows, width)),
+        Sink::Add(out) => product::Sink::Add(&mut out.values),
+        Sink::Pack(out) => product::Sink::Pack(out.shape(rows, words(dtype, width))),
+        Sink::Gated(out, activation) => product::Sink::Gated(out.shape(rows, words(dtype, width / 2)), activation),
     }
 }
 

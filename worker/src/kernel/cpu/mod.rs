@@ -4,6 +4,7 @@
 
 mod attention;
 mod backend;
+mod blocks;
 mod buffers;
 pub(crate) mod isa;
 mod loss;
@@ -15,6 +16,7 @@ mod product;
 mod rows;
 mod threads;
 mod tile;
+mod widen;
 
 pub use attention::{Queries, attend};
 pub use backend::Cpu;
@@ -26,6 +28,6 @@ pub use outline::{Weight, block_weights, inverse, outline};
 pub use pages::Pages;
 pub(super) use pages::page_words;
 pub use panels::Panels;
-pub use product::{Left, Part, Sink, matmul, product};
+pub use product::{Left, Part, Sink, matmul, product, product_heads};
 pub use rows::{add, dot, exp, reduce, rms_norm, rope, silu_mul, softmax_row};
 pub use threads::Threads;

@@ -14,10 +14,15 @@ pub fn words(dtype: Dtype, values: usize) -> usize {
 /// The bits of `value` rounded to bf16, nearest even; NaN stays NaN.
 #[inline(always)]
 pub(super) fn bf16_bits(value: f32) -> u32 {
+    let quiet = (value.to_bits() >> 16) | 0x40;
+    if value.is_nan() { quiet } else { bf16_finite(value) }
+}
+
+/// The same of a number that is finite, or an infinity.
+#[inline(always)]
+pub(super) fn bf16_finite(value: f32) -> u32 {
     let bits = value.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
-    let quiet = (bits >> 16) | 0x40;
-    if value.is_nan() { quiet } else { rounded }
+    bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16
 }
 
 /// [`pack_row`] for callers that are compiled per instruction set themselves.

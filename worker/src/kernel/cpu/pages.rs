@@ -1,7 +1,8 @@
 //! Keys and values in pages, packed for the tile kernel.
 //!
 //! A page holds 32 positions in all layers: for each layer and key/value head one panel of keys (32 positions as columns, head values as steps)
-//! and panels of values (head values as columns, positions as steps). Absent positions are zero.
+//! and panels of values (head values as columns, positions as steps). Where values are part of the keys they are kept once, as keys, and whoever
+//! sums them up turns a panel at a time. Absent positions are zero.
 
 use carryon_crds::pool::Dtype;
 
@@ -29,7 +30,8 @@ fn layer_words(layout: &PageLayout) -> usize {
 }
 
 fn head_words(layout: &PageLayout) -> usize {
-    key_words(layout) + layout.head_dim.div_ceil(COLUMNS) * value_panel_words(layout)
+    let value_panels = if layout.latent.is_some() { 0 } else { layout.head_dim.div_ceil(COLUMNS) };
+    key_words(layout) + value_panels * value_panel_words(layout)
 }
 
 fn key_words(layout: &PageLayout) -> usize {
@@ -46,6 +48,7 @@ impl Pages {
     pub fn new(layout: PageLayout, count: usize) -> Self {
         let PageLayout { heads, head_dim, .. } = layout;
         assert!(heads > 0 && head_dim > 0 && head_dim.is_multiple_of(2), "no pages of {heads} heads of {head_dim} values");
+        assert!(layout.latent.is_none_or(|value| value.is_multiple_of(2) && value <= head_dim), "no value in a key of {head_dim} values");
         Self { layout, pages: std::iter::repeat_with(Box::default).take(count).collect() }
     }
 
@@ -70,7 +73,8 @@ impl Pages {
         self.pages[page as usize] = Box::default();
     }
 
-    /// Writes keys and values of the spans' rows, which are `stride` floats apart, in `layer`; a row holds its keys from `column` on, then its values.
+    /// Writes keys and values of the spans' rows, which are `stride` floats apart, in `layer`; a row holds its keys from `column` on, then its values,
+    /// if they are not part of the keys.
     pub fn append(&mut self, threads: &Threads, layer: usize, rows: &[f32], stride: usize, column: usize, spans: &[Span<'_>]) {
         let layout = self.layout;
         let mut tasks = Vec::new();
@@ -106,22 +110,33 @@ impl Pages {
         &self.head(page, layer, head)[..key_words(&self.layout)]
     }
 
-    /// The panel `panel` of its values.
-    pub(super) fn values(&self, page: u32, layer: usize, head: usize, panel: usize) -> &[u32] {
+    /// The panel `panel` of its values; `turned` is room for one that has to be made.
+    pub(super) fn values<'a>(&'a self, page: u32, layer: usize, head: usize, panel: usize, turned: &'a mut Vec<u32>) -> &'a [u32] {
         let length = value_panel_words(&self.layout);
-        &self.head(page, layer, head)[key_words(&self.layout) + panel * length..][..length]
+        let Some(value_dim) = self.layout.latent else {
+            return &self.head(page, layer, head)[key_words(&self.layout) + panel * length..][..length];
+        };
+        turned.resize(length, 0);
+        let first = self.layout.head_dim - value_dim + panel * COLUMNS;
+        let columns = COLUMNS.min(self.layout.head_dim - first);
+        let keys =
+            &self.keys(page, layer, head)[words(self.layout.dtype, first) * COLUMNS..][..words(self.layout.dtype, columns) * COLUMNS];
+        match self.layout.dtype {
+            Dtype::Float32 => turn_f32(keys, turned),
+            Dtype::Bfloat16 => turn_bf16(keys, turned),
+        }
+        turned
     }
 }
 
 vectorised! {
     /// Writes `count` rows as positions `first..` of one layer's page.
     fn write(page: &mut [u32], layout: &PageLayout, first: usize, rows: &[f32], stride: usize, column: usize, count: usize) {
-        let width = layout.heads * layout.head_dim;
         for position in 0..count {
-            let (keys, values) = rows[position * stride + column..][..2 * width].split_at(width);
-            let heads = page.chunks_exact_mut(head_words(layout)).zip(keys.chunks_exact(layout.head_dim)).zip(values.chunks_exact(layout.head_dim));
-            for ((head, keys), values) in heads {
+            let (keys, values) = rows[position * stride + column..][..layout.width()].split_at(layout.heads * layout.head_dim);
+            for (index, (head, keys)) in page.chunks_exact_mut(head_words(layout)).zip(keys.chunks_exact(layout.head_dim)).enumerate() {
                 let (key_panel, value_panels) = head.split_at_mut(key_words(layout));
+                let values = values.get(index * layout.head_dim..(index + 1) * layout.head_dim).unwrap_or_default();
                 match layout.dtype {
                     Dtype::Float32 => write_f32(key_panel, value_panels, first + position, keys, values),
                     Dtype::Bfloat16 => write_bf16(key_panel, value_panels, first + position, keys, values),
@@ -152,6 +167,29 @@ fn write_bf16(key_panel: &mut [u32], value_panels: &mut [u32], position: usize, 
     for (panel, values) in value_panels.chunks_exact_mut(PAGE / 2 * COLUMNS).zip(values.chunks(COLUMNS)) {
         for (word, value) in panel[position / 2 * COLUMNS..].iter_mut().zip(values) {
             *word = (*word & !(0xffff << shift)) | (bf16_bits(*value) << shift);
+        }
+    }
+}
+
+vectorised! {
+    /// A panel of keys (values as steps, positions as columns) as one of values (positions as steps, values as columns).
+    fn turn_f32(keys: &[u32], values: &mut [u32]) {
+        for (value, keys) in keys.as_chunks::<PAGE>().0.iter().enumerate() {
+            for (target, key) in values.chunks_exact_mut(COLUMNS).zip(keys) {
+                target[value] = *key;
+            }
+        }
+    }
+}
+
+vectorised! {
+    /// [`turn_f32`] of pairs of values, which become pairs of positions.
+    fn turn_bf16(keys: &[u32], values: &mut [u32]) {
+        for (pair, keys) in keys.as_chunks::<PAGE>().0.iter().enumerate() {
+            for (target, [one, next]) in values.chunks_exact_mut(COLUMNS).zip(keys.as_chunks::<2>().0) {
+                target[2 * pair] = (one & 0xffff) | (next << 16);
+                target[2 * pair + 1] = (one >> 16) | (next & 0xffff_0000);
+            }
         }
     }
 }

@@ -17,6 +17,8 @@ use crate::kernel::Activation;
 const BLOCK_ROWS: usize = 8 * ROWS;
 /// Steps of a panel that many rows walk before the next: 32 KiB.
 const STEPS: usize = 256;
+/// Steps of a panel that are widened for few rows: four panels of 4 KiB.
+const WIDENED_STEPS: usize = 32;
 /// Gate and up outputs alternate in runs of this many: half a panel each.
 pub(super) const RUN: usize = COLUMNS / 2;
 
@@ -48,7 +50,7 @@ pub enum Sink<'a> {
     Store(&'a mut [f32]),
     /// Adds to f32 rows of n values.
     Add(&'a mut [f32]),
-    /// Overwrites packed rows of n values (a multiple of 32), rounded to the number type of the right side.
+    /// Overwrites packed rows of n values, rounded to the number type of the right side.
     Pack(&'a mut [u32]),
     /// The right side holds 16 gate and 16 up outputs in turn; writes packed rows of `activation(gate) · up`, n / 2 values each.
     Gated(&'a mut [u32], Activation),
@@ -67,14 +69,41 @@ pub fn product(threads: &Threads, left: Left<'_>, right: &[Part<'_>], mut sink: 
     if first.panels.rows() == 0 {
         return;
     }
-    let target = Target::new(&mut sink, first.panels);
-    let blocks = blocks(right, threads.count());
+    let (k, n) = (first.panels.cols(), first.panels.rows());
+    let target = Target::new(&mut sink, n, first.panels.dtype());
+    let lane = |first_row| Lane { first_row, left: 0, target: 0 };
+    let lanes: Vec<_> = right.iter().scan(0, |row, part| Some(lane(std::mem::replace(row, *row + part.rows)))).collect();
+    run(threads, left, k, right, &lanes, &target);
+}
+
+/// The product of each head's values of every row with its own weight: values `head · k ..` on the left become values `head · n ..`.
+pub fn product_heads(threads: &Threads, left: Left<'_>, rows: usize, heads: &[Panels], mut sink: Sink<'_>) {
+    let Some(first) = heads.first() else { return };
+    let (k, n, dtype) = (first.cols(), first.rows(), first.dtype());
+    check_heads(&left, rows, heads, &sink);
+    let target = Target::new(&mut sink, heads.len() * n, dtype);
+    let right: Vec<_> = heads.iter().map(|panels| Part { rows, panels, norm: &[] }).collect();
+    let lanes: Vec<_> = (0..heads.len()).map(|head| Lane { first_row: 0, left: head * k, target: head * n }).collect();
+    run(threads, left, heads.len() * k, &right, &lanes, &target);
+}
+
+/// Where the rows of a part are: the first of them, and the first of its columns on the left and in the target.
+struct Lane {
+    first_row: usize,
+    left: usize,
+    target: usize,
+}
+
+/// All parts, each in its lane; `width` is that of f32 rows on the left.
+fn run(threads: &Threads, left: Left<'_>, width: usize, right: &[Part<'_>], lanes: &[Lane], target: &Target<'_>) {
+    let blocks = blocks(right, lanes, threads.count());
     threads.run_blocks(blocks.len(), |index| {
         let Block { part, rows, panels } = &blocks[index];
-        let Part { panels: weights, norm, .. } = right[*part];
-        with_packed(left, weights, norm, rows.clone(), |packed, stride| {
+        let (Part { panels: weights, norm, .. }, lane) = (right[*part], &lanes[*part]);
+        with_packed(left, (width, lane.left), weights, norm, rows.clone(), |packed, stride| {
             multiply_block(packed, stride, rows.len(), weights, panels.clone(), |row, column, count, tile| {
-                target.write(rows.start + row, column, count, tile);
+                let columns = COLUMNS.min(weights.rows() - column);
+                target.write(rows.start + row, lane.target + column, count, columns, tile);
             });
         });
     });
@@ -88,9 +117,8 @@ struct Block {
 }
 
 /// How a product is cut: large ones by rows (a block keeps its left side in cache), small ones by columns, many parts by parts.
-fn blocks(right: &[Part<'_>], threads: usize) -> Vec<Block> {
+fn blocks(right: &[Part<'_>], lanes: &[Lane], threads: usize) -> Vec<Block> {
     let mut blocks = Vec::new();
-    let mut first = 0;
     let threads_each = threads.div_ceil(right.len());
     for (part, Part { rows: m, panels, .. }) in right.iter().enumerate() {
         let (tiles, count) = (m.div_ceil(ROWS), panels.count());
@@ -101,13 +129,12 @@ fn blocks(right: &[Part<'_>], threads: usize) -> Vec<Block> {
             _ => ((threads_each * m.div_ceil(BLOCK_ROWS * threads_each)).min(tiles), 1),
         };
         for block in 0..row_blocks {
-            let start = |index| first + (share(tiles, row_blocks, index) * ROWS).min(*m);
+            let start = |index| lanes[part].first_row + (share(tiles, row_blocks, index) * ROWS).min(*m);
             for group in 0..column_groups {
                 let panels = share(count, column_groups, group)..share(count, column_groups, group + 1);
                 blocks.push(Block { part, rows: start(block)..start(block + 1), panels });
             }
         }
-        first += m;
     }
     blocks
 }
@@ -129,16 +156,38 @@ fn multiply_block(
         return multiply_many(left, stride, m, right, panels, write);
     }
     let together = tile::panels_together(m);
-    for first in panels.clone().step_by(together) {
-        let count = together.min(panels.end - first);
-        let walked: [&[u32]; 4] = std::array::from_fn(|panel| if panel < count { right.panel(first + panel) } else { &[] });
-        let mut output = [0.0; OUTPUT];
-        let right_side = tile::Right { panels: &walked[..count], steps: right.steps() };
-        tile::multiply(right.dtype(), tile::Left { words: left, stride, rows: m }, right_side, &mut output);
-        for (panel, tile) in output.chunks(m * COLUMNS).take(count).enumerate() {
-            write(0, (first + panel) * COLUMNS, m, tile);
+    let parts = parts(right, WIDENED_STEPS);
+    WIDENED.with_borrow_mut(|widened| {
+        for first in panels.clone().step_by(together) {
+            let count = together.min(panels.end - first);
+            let mut output = [0.0; OUTPUT];
+            for part in 0..parts {
+                let steps = part_of(right, parts, part);
+                let mut room = widened.iter_mut();
+                let mut walked: [&[u32]; 4] = [&[]; 4];
+                for (panel, (walked, room)) in walked.iter_mut().zip(&mut room).take(count).enumerate() {
+                    *walked = right.walk(first + panel, steps.clone(), room);
+                }
+                let left = tile::Left { words: &left[steps.start..], stride, rows: m };
+                tile::multiply(right.dtype(), left, tile::Right { panels: &walked[..count], steps: steps.len() }, &mut output);
+            }
+            for (panel, tile) in output.chunks(m * COLUMNS).take(count).enumerate() {
+                write(0, (first + panel) * COLUMNS, m, tile);
+            }
         }
-    }
+    });
+}
+
+/// Parts of a panel that are walked one after the other: of about `steps` steps each, or all of it where nothing has to be widened for it.
+fn parts(right: &Panels, steps: usize) -> usize {
+    if right.stride().is_some() { right.steps().div_ceil(steps) } else { 1 }
+}
+
+/// The steps of a part.
+fn part_of(right: &Panels, parts: usize, part: usize) -> Range<usize> {
+    let stride = right.stride().unwrap_or(1);
+    let start = |part| (share(right.steps().div_ceil(stride), parts, part) * stride).min(right.steps());
+    start(part)..start(part + 1)
 }
 
 /// Many rows: all of them walk some steps of a panel before the next, so that what is read again and again lies in the nearest caches.
@@ -147,15 +196,15 @@ fn multiply_block(
 fn multiply_many(left: &[u32], stride: usize, m: usize, right: &Panels, panels: Range<usize>, write: impl Fn(usize, usize, usize, &[f32])) {
     let wide = right.dtype() == Dtype::Bfloat16 && !tile::multiplies_bf16();
     let (dtype, words) = if wide { (Dtype::Float32, 2) } else { (right.dtype(), 1) };
-    MANY.with_borrow_mut(|(wide_left, wide_panel, sums)| {
-        let left = if wide { spread(&left[..stride * m], 1, wide_left) } else { left };
+    MANY.with_borrow_mut(|Many { left: wide_left, widened, panel: wide_panel, sums }| {
+        let left = if wide { spread(&left[..stride * (m - 1) + right.steps()], 1, wide_left) } else { left };
         let parts = (words * right.steps() / STEPS).max(1);
         for panel in panels {
             sums.clear();
             sums.resize(m * COLUMNS, 0.0);
             for part in 0..parts {
-                let steps = share(right.steps(), parts, part)..share(right.steps(), parts, part + 1);
-                let narrow = &right.panel(panel)[steps.start * COLUMNS..steps.end * COLUMNS];
+                let steps = part_of(right, parts, part);
+                let narrow = right.walk(panel, steps.clone(), widened);
                 let panel = if wide { spread(narrow, COLUMNS, wide_panel) } else { narrow };
                 let right = tile::Right { panels: &[panel], steps: words * steps.len() };
                 for (index, sums) in sums.chunks_mut(ROWS * COLUMNS).enumerate() {
@@ -178,24 +227,46 @@ fn spread<'a>(words: &[u32], run: usize, wide: &'a mut Vec<u32>) -> &'a [u32] {
     wide
 }
 
+/// Buffers of [`multiply_many`].
+#[derive(Default)]
+struct Many {
+    /// The rows of the block at hand, spread out.
+    left: Vec<u32>,
+    /// Part of a panel as it is widened.
+    widened: Vec<u32>,
+    /// The same spread out.
+    panel: Vec<u32>,
+    /// The sums of all rows.
+    sums: Vec<f32>,
+}
+
 thread_local! {
     /// The packed rows of the block at hand, and one row of f32.
     static SCRATCH: RefCell<(Vec<u32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
-    /// The rows of the block at hand and part of a panel, spread out, and the sums of all rows.
-    static MANY: RefCell<(Vec<u32>, Vec<u32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new(), Vec::new())) };
+    static MANY: RefCell<Many> = RefCell::default();
+    /// Parts of panels that are walked together, widened.
+    static WIDENED: RefCell<[Vec<u32>; 4]> = const { RefCell::new([const { Vec::new() }; 4]) };
 }
 
-/// Calls `run` with these rows of the left side, packed, and the words between them.
-fn with_packed(left: Left<'_>, panels: &Panels, norm: &[f32], rows: Range<usize>, run: impl FnOnce(&[u32], usize)) {
+/// Calls `run` with these rows of the left side, packed, and the words between them. Of f32 rows of `width` values those from `column` on count.
+fn with_packed(
+    left: Left<'_>,
+    (width, column): (usize, usize),
+    panels: &Panels,
+    norm: &[f32],
+    rows: Range<usize>,
+    run: impl FnOnce(&[u32], usize),
+) {
     let (dtype, k, stride) = (panels.dtype(), panels.cols(), panels.steps());
     let source = match left {
-        Left::Packed(packed, stride) => return run(&packed[rows.start * stride..rows.end * stride], stride),
-        Left::Plain(values) | Left::Normed(values, _) => &values[rows.start * k..rows.end * k],
+        Left::Packed(packed, stride) => return run(&packed[rows.start * stride + words(dtype, column)..rows.end * stride], stride),
+        Left::Plain(values) | Left::Normed(values, _) => &values[rows.start * width..rows.end * width],
     };
     SCRATCH.with_borrow_mut(|(packed, row)| {
         packed.resize(rows.len() * stride, 0);
         row.resize(k, 0.0);
-        for (values, words) in source.chunks_exact(k.max(1)).zip(packed.chunks_exact_mut(stride.max(1))) {
+        for (values, words) in source.chunks_exact(width.max(1)).zip(packed.chunks_exact_mut(stride.max(1))) {
+            let values = &values[column..][..k];
             if let Left::Normed(_, epsilon) = left {
                 normalise(values, norm, epsilon, row);
                 pack_row(dtype, row, words);
@@ -216,24 +287,23 @@ enum Target<'a> {
 }
 
 impl<'a> Target<'a> {
-    fn new(sink: &'a mut Sink<'_>, right: &Panels) -> Self {
+    /// For rows of `width` values of a product of `dtype`.
+    fn new(sink: &'a mut Sink<'_>, width: usize, dtype: Dtype) -> Self {
         match sink {
-            Sink::Store(out) => Self::Store(Disjoint::new(out), right.rows()),
-            Sink::Add(out) => Self::Add(Disjoint::new(out), right.rows()),
-            Sink::Pack(out) => Self::Pack(Disjoint::new(out), words(right.dtype(), right.rows()), right.dtype()),
-            Sink::Gated(out, activation) => {
-                Self::Gated(Disjoint::new(out), words(right.dtype(), right.rows() / 2), right.dtype(), *activation)
-            }
+            Sink::Store(out) => Self::Store(Disjoint::new(out), width),
+            Sink::Add(out) => Self::Add(Disjoint::new(out), width),
+            Sink::Pack(out) => Self::Pack(Disjoint::new(out), words(dtype, width), dtype),
+            Sink::Gated(out, activation) => Self::Gated(Disjoint::new(out), words(dtype, width / 2), dtype, *activation),
         }
     }
 
-    /// Takes `rows` rows of 32 columns that start at `row`, `column`.
-    fn write(&self, row: usize, column: usize, rows: usize, tile: &[f32]) {
+    /// Takes `rows` rows that start at `row`, `column`; of their 32 columns the first `columns` count.
+    fn write(&self, row: usize, column: usize, rows: usize, columns: usize, tile: &[f32]) {
         let tile = &tile[..rows * COLUMNS];
         match self {
-            Self::Store(out, n) => store(out, row * n + column, *n, COLUMNS.min(n - column), tile),
-            Self::Add(out, n) => accumulate(out, row * n + column, *n, COLUMNS.min(n - column), tile),
-            Self::Pack(out, stride, dtype) => round(out, row * stride + words(*dtype, column), *stride, *dtype, tile),
+            Self::Store(out, n) => store(out, row * n + column, *n, columns, tile),
+            Self::Add(out, n) => accumulate(out, row * n + column, *n, columns, tile),
+            Self::Pack(out, stride, dtype) => round(out, row * stride + words(*dtype, column), *stride, columns, *dtype, tile),
             Self::Gated(out, stride, dtype, activation) => {
                 let start = row * stride + words(*dtype, column / 2);
                 match activation {
@@ -264,10 +334,10 @@ vectorised! {
 }
 
 vectorised! {
-    fn round(out: &Disjoint<'_, u32>, start: usize, stride: usize, dtype: Dtype, tile: &[f32]) {
+    fn round(out: &Disjoint<'_, u32>, start: usize, stride: usize, width: usize, dtype: Dtype, tile: &[f32]) {
         for (row, sums) in tile.as_chunks::<COLUMNS>().0.iter().enumerate() {
             // SAFETY: as in `store`.
-            pack_into(dtype, sums, unsafe { out.slice(start + row * stride, words(dtype, COLUMNS)) });
+            pack_into(dtype, &sums[..width], unsafe { out.slice(start + row * stride, words(dtype, width)) });
         }
     }
 }
@@ -323,10 +393,7 @@ fn check(left: &Left<'_>, right: &[Part<'_>], sink: &Sink<'_>) {
     }
     match sink {
         Sink::Store(out) | Sink::Add(out) => assert_eq!(out.len(), m * n, "output is not {m} x {n}"),
-        Sink::Pack(out) => {
-            assert!(n.is_multiple_of(COLUMNS), "{n} outputs do not fill their panels");
-            assert_eq!(out.len(), m * words(dtype, n), "output is not {m} x {n}");
-        }
+        Sink::Pack(out) => assert_eq!(out.len(), m * words(dtype, n), "output is not {m} x {n}"),
         Sink::Gated(out, _) => {
             assert_eq!(n % COLUMNS, 0, "gate and up do not fill their panels");
             assert_eq!(out.len(), m * words(dtype, n / 2), "output is not {m} x {}", n / 2);
@@ -334,10 +401,29 @@ fn check(left: &Left<'_>, right: &[Part<'_>], sink: &Sink<'_>) {
     }
 }
 
+fn check_heads(left: &Left<'_>, m: usize, heads: &[Panels], sink: &Sink<'_>) {
+    let (k, n, dtype, count) = (heads[0].cols(), heads[0].rows(), heads[0].dtype(), heads.len());
+    assert!(k.is_multiple_of(2) && n.is_multiple_of(2), "heads of {n} x {k} have no words of their own");
+    assert!(heads.iter().all(|head| (head.rows(), head.cols(), head.dtype()) == (n, k, dtype)), "heads have different shapes");
+    match left {
+        Left::Plain(values) => assert_eq!(values.len(), m * count * k, "left side is not {m} x {count} x {k}"),
+        Left::Packed(packed, stride) => {
+            assert!(packed.len() == m * stride && *stride >= words(dtype, count * k), "left side is not {m} x {count} x {k}");
+        }
+        Left::Normed(..) => panic!("heads are not normed"),
+    }
+    match sink {
+        Sink::Store(out) => assert_eq!(out.len(), m * count * n, "output is not {m} x {count} x {n}"),
+        Sink::Pack(out) => assert_eq!(out.len(), m * words(dtype, count * n), "output is not {m} x {count} x {n}"),
+        Sink::Add(_) | Sink::Gated(..) => panic!("products of heads are neither added nor gated"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::kernel::cpu::round_bf16;
+    use crate::kernel::{Bits, Stored};
 
     #[test]
     fn sinks_agree_for_any_number_of_rows_and_threads() {
@@ -367,6 +453,29 @@ mod tests {
     }
 
     #[test]
+    fn weights_in_blocks_have_the_products_of_the_numbers_that_they_stand_for() {
+        let (n, threads) = (70, Threads::new(2));
+        let values = |count: usize| (0..count).map(|i| ((i * 7919 % 1009) as f32 - 500.0) / 300.0).collect::<Vec<f32>>();
+        for (bits, k) in [Bits::Q8, Bits::Q4].into_iter().flat_map(|bits| [(bits, 33), (bits, 160), (bits, 4 * STEPS + 70)]) {
+            let weight = values(n * k);
+            let blocks =
+                Panels::from_rows(n, k, Stored::Blocks(bits), &threads, |row, values| values.copy_from_slice(&weight[row * k..][..k]));
+            let plain = Panels::from_rows(n, k, Dtype::Bfloat16, &threads, |row, values| blocks.row(row, values));
+            for m in [1, 3, 12, 40, 130] {
+                let (x, y) = (values(m * k), values(m * n));
+                let (mut found, mut expected) = (vec![0.0; m * n], vec![0.0; m * n]);
+                matmul(&threads, &x, &blocks, &mut found);
+                matmul(&threads, &x, &plain, &mut expected);
+                assert_eq!(found, expected, "{bits:?} {m} x {k}");
+                let (mut found, mut expected) = (vec![0.0; m * k], vec![0.0; m * k]);
+                matmul(&threads, &y, &blocks.transposed(&threads), &mut found);
+                matmul(&threads, &y, &plain.transposed(&threads), &mut expected);
+                assert_eq!(found, expected, "{bits:?} {m} x {k}, transposed");
+            }
+        }
+    }
+
+    #[test]
     fn parts_have_the_products_that_they_have_alone() {
         let (n, k, threads) = (70, 33, Threads::new(2));
         let values =
@@ -385,6 +494,32 @@ mod tests {
             product(&threads, Left::Normed(&x[first * k..][..rows * k], 1e-5), &[part(index)], Sink::Store(&mut alone));
             assert_eq!(together[first * n..][..rows * n], alone);
             first += rows;
+        }
+    }
+
+    #[test]
+    fn heads_have_the_products_that_their_columns_have_alone() {
+        let (m, n, k, count, threads) = (29, 38, 34, 3, Threads::new(2));
+        let values = |count: usize| (0..count).map(|i| ((i * 7919 % 1009) as f32 - 500.0) / 300.0).collect::<Vec<f32>>();
+        let x = values(m * count * k);
+        for dtype in [Dtype::Float32, Dtype::Bfloat16] {
+            let heads: Vec<_> = (1..=count).map(|head| Panels::pack(&values((head + 1) * n * k)[head * n * k..], n, k, dtype)).collect();
+            let mut packed = vec![0; m * words(dtype, count * k)];
+            x.chunks(count * k).zip(packed.chunks_mut(words(dtype, count * k))).for_each(|(row, words)| pack_row(dtype, row, words));
+            let (mut out, mut rounded) = (vec![0.0; m * count * n], vec![0; m * words(dtype, count * n)]);
+            product_heads(&threads, Left::Plain(&x), m, &heads, Sink::Store(&mut out));
+            product_heads(&threads, Left::Packed(&packed, words(dtype, count * k)), m, &heads, Sink::Pack(&mut rounded));
+            for (head, weight) in heads.iter().enumerate() {
+                let own: Vec<f32> = x.chunks(count * k).flat_map(|row| &row[head * k..][..k]).copied().collect();
+                let mut alone = vec![0.0; m * n];
+                matmul(&threads, &own, weight, &mut alone);
+                for (row, alone) in alone.chunks(n).enumerate() {
+                    assert_eq!(alone, &out[(row * count + head) * n..][..n], "{dtype:?}");
+                    let mut words_of = vec![0; words(dtype, n)];
+                    pack_row(dtype, alone, &mut words_of);
+                    assert_eq!(words_of, rounded[row * words(dtype, count * n) + words(dtype, head * n)..][..words(dtype, n)], "{dtype:?}");
+                }
+            }
         }
     }
 

@@ -28,6 +28,7 @@ const GGUF_NAMES: [(&str, &str); 15] = [
 ];
 
 /// Where the configuration stands.
+#[derive(Clone)]
 enum Origin {
     Json,
     /// Architecture.
@@ -128,11 +129,16 @@ impl Keys {
     /// When it is there and no object.
     pub fn object(&self, name: &str) -> Result<Option<Self>, ModelError> {
         let Some(values) = self.optional(name)? else { return Ok(None) };
-        let origin = match &self.origin {
-            Origin::Json => Origin::Json,
-            Origin::Gguf(architecture) => Origin::Gguf(architecture.clone()),
-        };
-        Ok(Some(Self { path: self.path.clone(), values, origin, name: self.name.clone() }))
+        Ok(Some(Self { path: self.path.clone(), values, origin: self.origin.clone(), name: self.name.clone() }))
+    }
+
+    /// The same members, and these where they are not written; a GGUF file writes all that it has to.
+    pub fn with_defaults(&self, defaults: Value) -> Self {
+        let (mut values, origin) = (self.values.clone(), self.origin.clone());
+        if let (Value::Object(defaults), Origin::Json) = (defaults, &origin) {
+            defaults.into_iter().for_each(|(name, value)| _ = values.entry(name).or_insert(value));
+        }
+        Self { path: self.path.clone(), values, origin, name: self.name.clone() }
     }
 
     /// An error at a member, under the file's own name for it.

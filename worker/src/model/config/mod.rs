@@ -5,6 +5,7 @@ mod rotation;
 
 use std::path::Path;
 
+use super::checkpoint::Files;
 use super::error::ModelError;
 use super::families::{self, Names};
 use crate::kernel::Activation;
@@ -42,6 +43,8 @@ pub struct ModelConfig {
     pub logit_softcap: Option<f32>,
     /// Decoder layers.
     pub layers: Vec<LayerConfig>,
+    /// Layers of the checkpoint behind the last one, which predict further tokens and are not run.
+    pub further_layers: usize,
     /// What the checkpoint calls its tensors.
     pub names: Names,
 }
@@ -57,15 +60,17 @@ pub struct LayerConfig {
     pub norms: Norms,
 }
 
-/// Attention whose query heads share keys and values in groups.
+/// Attention whose query heads share keys and values in groups. Latent attention is such with one key head, between projections of its own.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttentionConfig {
     /// Query heads.
     pub heads: usize,
     /// Key and value heads.
     pub key_value_heads: usize,
-    /// Values of a head.
+    /// Values of a key.
     pub head_dim: usize,
+    /// What latent attention keeps and makes of it.
+    pub latent: Option<LatentConfig>,
     /// Whether queries, keys and values have a bias.
     pub bias: bool,
     /// Whether the output has one.
@@ -83,10 +88,30 @@ pub struct AttentionConfig {
 }
 
 impl AttentionConfig {
+    /// Values that the output projection takes of each head.
+    pub fn value_dim(&self) -> usize {
+        self.latent.map_or(self.head_dim, |latent| latent.value)
+    }
+
     /// Outputs of the projection to queries, keys and values.
     pub fn rows(&self) -> usize {
         (self.heads + 2 * self.key_value_heads) * self.head_dim
     }
+}
+
+/// Sizes of latent attention (arXiv 2405.04434). A key is [`rope` rotated values | `rank` compressed ones], and its compressed part the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatentConfig {
+    /// Values that queries are compressed to, if they are.
+    pub query_rank: Option<usize>,
+    /// Values that keys and values are compressed to.
+    pub rank: usize,
+    /// Values of a query, and of an uncompressed key, that have a position.
+    pub rope: usize,
+    /// The others.
+    pub nope: usize,
+    /// Values of an uncompressed value.
+    pub value: usize,
 }
 
 /// What a norm of queries and keys goes over.
@@ -123,8 +148,36 @@ pub struct ExpertsConfig {
     pub width: usize,
     /// What the gate goes through.
     pub activation: Activation,
-    /// Whether the weights of a row's experts sum to 1; otherwise those of all do.
+    /// Outputs of gate and up of one more expert, to which all rows go.
+    pub shared: Option<usize>,
+    /// What is made of the router's logits.
+    pub scores: Scores,
+    /// Groups of which a row's experts come.
+    pub groups: Option<Groups>,
+    /// Whether the weights of a row's experts sum to 1; otherwise they are their scores.
     pub normalise: bool,
+    /// Factor of the weights.
+    pub factor: f32,
+}
+
+/// What is made of the logits of a router.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scores {
+    /// Their softmax over all experts.
+    Softmax,
+    /// Their sigmoid; a bias of each expert has a say in the choice.
+    Sigmoid,
+}
+
+/// Experts that lie in groups of one size: a row goes to experts of its best groups only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Groups {
+    /// All of them.
+    pub count: usize,
+    /// Those that a row goes to.
+    pub top: usize,
+    /// How many of its best scores a group is judged by.
+    pub best: usize,
 }
 
 impl FeedForwardConfig {
@@ -196,6 +249,23 @@ impl ModelConfig {
             if layer.norms != Norms::Pre {
                 return Err(keys.unsupported("num_experts_per_tok", "experts before a norm"));
             }
+            if let Some(shared) = experts.shared {
+                check_size(keys, "n_shared_experts", shared)?;
+            }
+            if let Some(Groups { count, top, .. }) = experts.groups
+                && !(count > 0
+                    && experts.count.is_multiple_of(count)
+                    && (1..=count).contains(&top)
+                    && experts.count / count * top >= experts.top)
+            {
+                return Err(keys.invalid("n_group", format!("{top} of {count} groups for {} of {} experts", experts.top, experts.count)));
+            }
+            if !experts.factor.is_finite() {
+                return Err(keys.invalid("routed_scaling_factor", format!("{} is not finite", experts.factor)));
+            }
+        }
+        if let Some(latent) = attention.latent {
+            latent.check(keys)?;
         }
         if !attention.heads.is_multiple_of(attention.key_value_heads) {
             let problem = format!("{} query heads are no multiple of {}", attention.heads, attention.key_value_heads);
@@ -226,6 +296,25 @@ impl ModelConfig {
     }
 }
 
+impl LatentConfig {
+    fn check(&self, keys: &Keys) -> Result<(), ModelError> {
+        let sizes = [
+            ("q_lora_rank", self.query_rank.unwrap_or(2)),
+            ("kv_lora_rank", self.rank),
+            ("qk_rope_head_dim", self.rope),
+            ("qk_nope_head_dim", self.nope),
+            ("v_head_dim", self.value),
+        ];
+        for (name, size) in sizes {
+            check_size(keys, name, size)?;
+            if !size.is_multiple_of(2) {
+                return Err(keys.unsupported(name, size.to_string()));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A number of layers from outside, before anything is allocated by it.
 pub fn checked_layers(keys: &Keys) -> Result<usize, ModelError> {
     match keys.required("num_hidden_layers")? {
@@ -239,6 +328,16 @@ fn check_size(keys: &Keys, name: &str, size: usize) -> Result<(), ModelError> {
         1..=MAX_SIZE => Ok(()),
         _ => Err(keys.invalid(name, format!("{size} is not between 1 and {MAX_SIZE}"))),
     }
+}
+
+/// What the `config.json` of a folder says.
+///
+/// # Errors
+/// When it cannot be read, or asks for what the decoder does not do.
+pub fn of_folder(Files { path, text_only }: Files<'_>) -> Result<ModelConfig, ModelError> {
+    let keys = read_json(&path.join("config.json"))?;
+    let text = if text_only { keys.object("text_config")? } else { None };
+    ModelConfig::read(&text.unwrap_or(keys))
 }
 
 /// Reads `config.json` at `path`.

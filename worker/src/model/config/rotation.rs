@@ -51,6 +51,8 @@ pub enum Scaling {
         truncate: bool,
         /// Factor of cosines and sines.
         magnitude: f64,
+        /// What `mscale_all_dim` makes queries and keys longer by, where it is given; 1 otherwise.
+        all_dims: f64,
     },
     /// A divisor for each pair, and a factor of cosines and sines.
     Pairs(Vec<f64>, f64),
@@ -166,7 +168,7 @@ impl RotationConfig {
                 };
                 Rotation { frequencies: each(&scaled), ..plain }
             }
-            Scaling::Yarn { factor, fast, slow, original, truncate, magnitude } => {
+            Scaling::Yarn { factor, fast, slow, original, truncate, magnitude, .. } => {
                 let (begin, end) = self.blended(*fast, *slow, *original, *truncate);
                 let scaled = |pair: usize, frequency: f64| {
                     let interpolated = ((pair as f64 - begin) / (end - begin)).clamp(0.0, 1.0);
@@ -198,7 +200,8 @@ fn yarn(parameters: &Keys, context: f64, original: f64) -> Result<Scaling, Model
     let factor = parameters.optional("factor")?.unwrap_or(context / original);
     let scale = |by: f64| if factor <= 1.0 { 1.0 } else { 0.1 * by * factor.ln() + 1.0 };
     let (by, all) = (parameters.optional::<f64>("mscale")?, parameters.optional::<f64>("mscale_all_dim")?);
-    let inferred = match (by.filter(|by| *by != 0.0), all.filter(|all| *all != 0.0)) {
+    let all = all.filter(|all| *all != 0.0);
+    let inferred = match (by.filter(|by| *by != 0.0), all) {
         (Some(by), Some(all)) => scale(by) / scale(all),
         _ => scale(1.0),
     };
@@ -209,6 +212,7 @@ fn yarn(parameters: &Keys, context: f64, original: f64) -> Result<Scaling, Model
         original,
         truncate: parameters.optional("truncate")?.unwrap_or(true),
         magnitude: parameters.optional("attention_factor")?.unwrap_or(inferred),
+        all_dims: all.map_or(1.0, scale),
     })
 }
 

@@ -24,10 +24,11 @@ pub fn second(keys: &Keys) -> Result<ModelConfig, ModelError> {
 
 /// Gemma 3: five layers of six are windowed and rotate faster; each head of queries and keys is normed.
 pub fn third(keys: &Keys) -> Result<ModelConfig, ModelError> {
-    if let Some(text) = keys.object("text_config")? {
-        let problem = format!("a model of text and images (`{}`)", text.required::<String>("model_type")?);
-        return Err(keys.unsupported("text_config", problem));
-    }
+    // What is not written, as in the text part of larger models, is as in transformers' Gemma3TextConfig.
+    let keys = &keys.with_defaults(json!({
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262_208, "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-6,
+    }));
     let mut config = gemma(keys)?;
     let pattern = keys.optional::<usize>("sliding_window_pattern")?.unwrap_or(6).max(1);
     let windowed = windowed(keys, config.layers.len(), |layer| !(layer + 1).is_multiple_of(pattern))?;

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Names, plain, set_experts, set_windows, windowed};
+use super::{Names, experts, plain, set_experts, set_windows, windowed};
 use crate::model::config::{Keys, ModelConfig};
 use crate::model::error::ModelError;
 
@@ -27,11 +27,11 @@ pub fn mistral(keys: &Keys) -> Result<ModelConfig, ModelError> {
 pub fn mixtral(keys: &Keys) -> Result<ModelConfig, ModelError> {
     let mut config = mistral(keys)?;
     config.names = Names {
-        router: "block_sparse_moe.gate",
+        router: ("block_sparse_moe.gate", "ffn_gate_inp"),
         expert: ["block_sparse_moe.experts.{}.w1", "block_sparse_moe.experts.{}.w3", "block_sparse_moe.experts.{}.w2"],
         ..Names::default()
     };
-    set_experts(keys, &mut config, keys.required("intermediate_size")?, true, |_| true)?;
+    set_experts(&mut config, &experts(keys, keys.required("intermediate_size")?, true)?, |_| true);
     Ok(config)
 }
 

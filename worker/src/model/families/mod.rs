@@ -1,5 +1,6 @@
 //! The families of models: what each says in its configuration, and what it calls its tensors. One decoder runs them all.
 
+mod deepseek;
 mod gemma;
 mod glm;
 mod llama;
@@ -11,17 +12,20 @@ mod qwen;
 use serde_json::json;
 
 use super::config::{
-    AttentionConfig, ExpertsConfig, FeedForwardConfig, Keys, LayerConfig, ModelConfig, Norms, RotationConfig, checked_layers,
+    AttentionConfig, ExpertsConfig, FeedForwardConfig, Groups, Keys, LatentConfig, LayerConfig, ModelConfig, Norms, RotationConfig, Scores,
+    checked_layers,
 };
 use super::error::ModelError;
 use super::quantization;
 use crate::kernel::Activation;
-pub use names::{EMBEDDING, FINAL_NORM, LM_HEAD, Name, Names};
+pub use names::{EMBEDDING, FINAL_NORM, LM_HEAD, Name, Names, SHARED_EXPERT};
 
 type Read = fn(&Keys) -> Result<ModelConfig, ModelError>;
 
 /// `model_type` of `config.json`, or GGUF's architecture, and how such a configuration is read.
-const FAMILIES: [(&str, Read); 13] = [
+const FAMILIES: [(&str, Read); 15] = [
+    ("deepseek_v2", deepseek::second),
+    ("deepseek_v3", deepseek::third),
     ("gemma2", gemma::second),
     ("gemma3", gemma::third),
     ("gemma3_text", gemma::third),
@@ -43,6 +47,11 @@ const FAMILIES: [(&str, Read); 13] = [
 /// When the family is not known, a member is missing or of another type, or asks for what the decoder does not do.
 pub fn config(keys: &Keys) -> Result<ModelConfig, ModelError> {
     let family: String = keys.required("model_type")?;
+    if keys.object("text_config")?.is_some() {
+        return Err(
+            keys.invalid("text_config", format!("`{family}` is a model of text and more: ask for its text part alone (model.textOnly)"))
+        );
+    }
     match FAMILIES.iter().find(|(name, _)| *name == family) {
         Some((_, read)) => read(keys),
         None => {
@@ -78,6 +87,7 @@ fn plain(keys: &Keys) -> Result<ModelConfig, ModelError> {
             heads,
             key_value_heads: keys.optional("num_key_value_heads")?.unwrap_or(heads),
             head_dim,
+            latent: None,
             bias,
             output_bias: bias,
             query_key_norm: None,
@@ -101,27 +111,27 @@ fn plain(keys: &Keys) -> Result<ModelConfig, ModelError> {
         embedding_scale: 1.0,
         logit_softcap: None,
         layers: vec![layer; layers],
+        further_layers: 0,
         names: Names::default(),
     })
 }
 
-/// Experts of the layers that are `sparse`, in place of their feed-forward layer.
-fn set_experts(
-    keys: &Keys,
-    config: &mut ModelConfig,
-    width: usize,
-    normalise: bool,
-    sparse: impl Fn(usize) -> bool,
-) -> Result<(), ModelError> {
-    let count = match keys.optional("num_experts")? {
-        Some(count) => count,
-        None => keys.required("num_local_experts")?,
-    };
-    let experts = ExpertsConfig { count, top: keys.required("num_experts_per_tok")?, width, activation: activation(keys)?, normalise };
+/// Experts whose weights are a softmax.
+fn experts(keys: &Keys, width: usize, normalise: bool) -> Result<ExpertsConfig, ModelError> {
+    let mut named = None;
+    for name in ["num_experts", "num_local_experts", "n_routed_experts"] {
+        named = named.or(keys.optional(name)?);
+    }
+    let count = named.ok_or_else(|| keys.invalid("num_experts", "key is missing"))?;
+    let (top, activation) = (keys.required("num_experts_per_tok")?, activation(keys)?);
+    Ok(ExpertsConfig { count, top, width, activation, shared: None, scores: Scores::Softmax, groups: None, normalise, factor: 1.0 })
+}
+
+/// Gives the layers that are `sparse` experts in place of their feed-forward layer.
+fn set_experts(config: &mut ModelConfig, experts: &ExpertsConfig, sparse: impl Fn(usize) -> bool) {
     for (_, layer) in config.layers.iter_mut().enumerate().filter(|(index, _)| sparse(*index)) {
         layer.feed_forward = FeedForwardConfig::Experts(experts.clone());
     }
-    Ok(())
 }
 
 fn activation(keys: &Keys) -> Result<Activation, ModelError> {

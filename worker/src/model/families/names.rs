@@ -10,6 +10,13 @@ pub const FINAL_NORM: Name = ("model.norm", "output_norm");
 /// The LM head.
 pub const LM_HEAD: Name = ("lm_head", "output");
 
+/// Gate, up and down of the expert to which all rows go.
+pub const SHARED_EXPERT: [Name; 3] = [
+    ("mlp.shared_experts.gate_proj", "ffn_gate_shexp"),
+    ("mlp.shared_experts.up_proj", "ffn_up_shexp"),
+    ("mlp.shared_experts.down_proj", "ffn_down_shexp"),
+];
+
 /// The tensors of a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Names {
@@ -31,8 +38,8 @@ pub struct Names {
     pub down: Name,
     /// Norm behind the feed-forward layer.
     pub down_norm: Name,
-    /// What chooses experts, in safetensors.
-    pub router: &'static str,
+    /// What chooses experts.
+    pub router: Name,
     /// Gate, up and down of an expert, in safetensors, with its number for `{}`.
     pub expert: [&'static str; 3],
     /// Whether safetensors keep the weights of norms less 1. GGUF has them whole.
@@ -52,7 +59,7 @@ impl Default for Names {
             gate_up: &[("mlp.gate_proj", "ffn_gate"), ("mlp.up_proj", "ffn_up")],
             down: ("mlp.down_proj", "ffn_down"),
             down_norm: ("post_feedforward_layernorm", "post_ffw_norm"),
-            router: "mlp.gate",
+            router: ("mlp.gate", "ffn_gate_inp"),
             expert: ["mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj", "mlp.experts.{}.down_proj"],
             norms_less_one: false,
         }

@@ -27,7 +27,7 @@ pub fn experts(keys: &Keys) -> Result<ModelConfig, ModelError> {
     let step = keys.optional::<usize>("decoder_sparse_step")?.unwrap_or(1).max(1);
     let normalise = keys.optional("norm_topk_prob")?.unwrap_or(false);
     let is_sparse = |layer: usize| !dense.contains(&layer) && (layer + 1).is_multiple_of(step);
-    set_experts(keys, &mut config, keys.required("moe_intermediate_size")?, normalise, is_sparse)?;
+    set_experts(&mut config, &super::experts(keys, keys.required("moe_intermediate_size")?, normalise)?, is_sparse);
     Ok(config)
 }
 

@@ -62,7 +62,9 @@ fn qwen_3_30b_a3b_and_mixtral_choose_experts() {
     let own = json!({"head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": true,
         "decoder_sparse_step": 1, "mlp_only_layers": []});
     let config = sized("qwen3_moe", [2048, 6144, 48, 32, 4], own);
-    let experts = ExpertsConfig { count: 128, top: 8, width: 768, activation: Activation::Silu, normalise: true };
+    let (scores, activation) = (Scores::Softmax, Activation::Silu);
+    let experts =
+        ExpertsConfig { count: 128, top: 8, width: 768, activation, shared: None, scores, groups: None, normalise: true, factor: 1.0 };
     assert!(config.layers.iter().all(|layer| layer.feed_forward == FeedForwardConfig::Experts(experts.clone())));
     let config =
         sized("mixtral", [4096, 14336, 32, 32, 8], json!({"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": null}));
@@ -135,8 +137,71 @@ fn what_is_not_done_is_refused_by_name() {
     let vision = json!({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}, "vision_config": {}});
     assert_eq!(
         read(vision).unwrap_err().to_string(),
-        "config.json: text_config: a model of text and images (`gemma3_text`) is not supported"
+        "config.json: text_config: `gemma3` is a model of text and more: ask for its text part alone (model.textOnly)"
     );
     let error = read(json!({"model_type": "qwen2_vl"})).unwrap_err().to_string();
-    assert!(error.starts_with("config.json: model_type: `qwen2_vl` is not supported; supported are gemma2, gemma3,"), "{error}");
+    assert!(
+        error.starts_with("config.json: model_type: `qwen2_vl` is not supported; supported are deepseek_v2, deepseek_v3, gemma2,"),
+        "{error}"
+    );
+}
+
+/// What DeepSeek's configurations have in common.
+fn latent(model_type: &str, [hidden, wide, layers, heads]: [usize; 4], own: Value) -> ModelConfig {
+    let mut json = json!({
+        "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "moe_layer_freq": 1, "attention_bias": false,
+    });
+    let (Value::Object(members), Value::Object(own)) = (&mut json, own) else { unreachable!() };
+    members.extend(own);
+    sized(model_type, [hidden, wide, layers, heads, heads], json)
+}
+
+fn routing(config: &ModelConfig, layer: usize) -> &ExpertsConfig {
+    let FeedForwardConfig::Experts(experts) = &config.layers[layer].feed_forward else { panic!("layer {layer} is dense") };
+    experts
+}
+
+#[test]
+fn deepseek_v2_lite_keeps_512_compressed_and_64_rotated_values() {
+    let scaling = json!({"beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 0.707, "mscale_all_dim": 0.707,
+                         "original_max_position_embeddings": 4096, "type": "yarn"});
+    let own = json!({
+        "q_lora_rank": null, "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6, "moe_intermediate_size": 1408,
+        "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "topk_method": "greedy", "norm_topk_prob": false, "scoring_func": "softmax",
+        "routed_scaling_factor": 1.0, "rope_scaling": scaling, "max_position_embeddings": 163_840,
+    });
+    let config = latent("deepseek_v2", [2048, 10944, 27, 16], own);
+    let attention = config.attention();
+    assert_eq!((attention.key_value_heads, attention.head_dim, attention.value_dim()), (1, 576, 128));
+    let lengthened = 0.1 * 0.707 * 40f32.ln() + 1.0;
+    assert!((attention.scale - lengthened * lengthened / 192f32.sqrt()).abs() < 1e-6);
+    assert!((rotation(&config, 0).rotation().magnitude - 1.0).abs() < 1e-6, "mscale over mscale_all_dim");
+    assert_eq!(config.layers[0].feed_forward.width(), 10944);
+    let experts = routing(&config, 1);
+    assert_eq!((experts.count, experts.top, experts.shared, experts.groups), (64, 6, Some(2816), None));
+}
+
+#[test]
+fn deepseek_v3_chooses_from_four_of_eight_groups_and_its_61st_layer_is_not_run() {
+    let own = json!({
+        "q_lora_rank": 1536, "n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8, "moe_intermediate_size": 2048,
+        "first_k_dense_replace": 3, "n_group": 8, "topk_group": 4, "topk_method": "noaux_tc", "norm_topk_prob": true, "scoring_func": "sigmoid",
+        "routed_scaling_factor": 2.5, "num_nextn_predict_layers": 1,
+        "quantization_config": {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]},
+    });
+    let config = latent("deepseek_v3", [7168, 18432, 61, 128], own);
+    assert_eq!((config.attention().latent.unwrap().query_rank, config.further_layers), (Some(1536), 1));
+    assert!(matches!(config.layers[2].feed_forward, FeedForwardConfig::Gated { .. }));
+    let experts = routing(&config, 3);
+    assert_eq!((experts.scores, experts.groups), (Scores::Sigmoid, Some(Groups { count: 8, top: 4, best: 2 })));
+    assert_eq!((experts.shared, experts.normalise, experts.factor), (Some(2048), true, 2.5));
+}
+
+#[test]
+fn experts_that_no_row_could_reach_are_refused() {
+    let own = json!({"model_type": "deepseek_v3", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "vocab_size": 100, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "kv_lora_rank": 16, "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8, "v_head_dim": 8, "n_routed_experts": 8, "num_experts_per_tok": 5, "moe_intermediate_size": 8, "n_group": 4,
+        "topk_group": 2});
+    assert_eq!(read(own).unwrap_err().to_string(), "config.json: n_group: 2 of 4 groups for 5 of 8 experts");
 }

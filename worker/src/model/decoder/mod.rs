@@ -1,5 +1,8 @@
 //! The forward pass: one decoder with taps for all families, on any device.
 
+mod attention;
+mod feed_forward;
+
 use std::ops::ControlFlow;
 use std::sync::Mutex;
 
@@ -8,9 +11,7 @@ use carryon_crds::pool::Dtype;
 use half::bf16;
 
 use super::Model;
-use super::config::{AttentionConfig, FeedForwardConfig, ModelConfig, RotationConfig};
-use super::experts;
-use super::weights::{FeedForward, Layer};
+use super::config::{AttentionConfig, ModelConfig, RotationConfig};
 use crate::kernel::{Arena, Attention, Backend, Left, PageTable, Part, Result, Rotation, Sink, Span};
 
 /// Tokens of one sequence, which continue what `kv` holds.
@@ -81,10 +82,7 @@ struct Way {
 /// The buffers of one forward pass, kept for the next: another pass may run between two pieces of one.
 struct Scratch<B: Backend> {
     pieces: Vec<Buffers<B>>,
-    /// Queries, keys and values, rows × (heads + 2 · key/value heads) · head_dim.
-    query_key_value: B::Rows,
-    /// Output of attention.
-    context: B::Packed,
+    attention: attention::Scratch<B>,
     /// Output of gate and up.
     gated: B::Packed,
     /// What is normed before it is added.
@@ -176,7 +174,7 @@ struct Pass<'a, 's, B: Backend> {
 
 impl<B: Backend> Pass<'_, '_, B> {
     fn layers(&mut self, pieces: &[Piece], scratch: &mut Scratch<B>, states: States<'_, B>, pause: Pause<'_>) -> Result<ControlFlow<()>> {
-        let Scratch { pieces: buffers, query_key_value, context, gated, added } = scratch;
+        let Scratch { pieces: buffers, attention, gated, added } = scratch;
         for (piece, buffers) in pieces.iter().zip(&mut *buffers) {
             self.embed(piece, buffers)?;
             self.tap(Tap::Layer(0), piece, buffers, states)?;
@@ -189,8 +187,8 @@ impl<B: Backend> Pass<'_, '_, B> {
                 {
                     return Ok(ControlFlow::Break(()));
                 }
-                self.attend(index, layer, piece.rows, buffers, query_key_value, context)?;
-                self.add(&layer.output, context, layer.attention_norm.as_ref(), buffers, added)?;
+                self.attend(index, layer, piece.rows, buffers, attention)?;
+                self.add(&layer.output, &attention.context, layer.attention_norm.as_ref(), buffers, added)?;
                 if let Some(bias) = &layer.output_bias {
                     self.model.backend.add_bias(&mut buffers.residual, bias)?;
                 }
@@ -227,69 +225,6 @@ impl<B: Backend> Pass<'_, '_, B> {
             buffers.ways.push((backend.places(*attention, &spans)?, angles));
         }
         Ok(())
-    }
-
-    /// `context = attention(norm(residual))`.
-    fn attend(
-        &mut self,
-        index: usize,
-        layer: &Layer<B>,
-        rows: usize,
-        buffers: &Buffers<B>,
-        query_key_value: &mut B::Rows,
-        context: &mut B::Packed,
-    ) -> Result<()> {
-        let (backend, epsilon) = (&self.model.backend, self.model.config.rms_norm_eps);
-        let AttentionConfig { heads, key_value_heads, head_dim, .. } = &self.model.config.layers[index].attention;
-        let (queries, keys) = (heads * head_dim, key_value_heads * head_dim);
-        let part = Part { rows, matrix: &layer.query_key_value, norm: layer.input_norm.as_ref() };
-        backend.product(left(&buffers.residual, layer.input_norm.as_ref(), epsilon), &[part], Sink::Store(query_key_value))?;
-        if let Some(bias) = &layer.bias {
-            backend.add_bias(query_key_value, bias)?;
-        }
-        if let Some([of_queries, of_keys]) = &layer.query_key_norm {
-            backend.norm_columns(query_key_value, 0..queries, of_queries, epsilon)?;
-            backend.norm_columns(query_key_value, queries..queries + keys, of_keys, epsilon)?;
-        }
-        let way = self.decoder.way_of[index];
-        let (places, angles) = &buffers.ways[way];
-        if self.decoder.ways[way].rotation.is_some() {
-            backend.rotate(query_key_value, queries + keys, *head_dim, angles)?;
-        }
-        self.arena.attend(backend, index, query_key_value, places, context)
-    }
-
-    /// `residual += down(activation(gate(norm(residual))) · up(norm(residual)))`, or the weighted sum of such over each row's experts.
-    fn feed_forward(
-        &self,
-        index: usize,
-        layer: &Layer<B>,
-        rows: usize,
-        buffers: &mut Buffers<B>,
-        gated: &mut B::Packed,
-        added: &mut B::Rows,
-    ) -> Result<()> {
-        let (backend, epsilon, norm) = (&self.model.backend, self.model.config.rms_norm_eps, layer.feed_forward_norm.as_ref());
-        match (&layer.feed_forward, &self.model.config.layers[index].feed_forward) {
-            (FeedForward::Gated(weights), FeedForwardConfig::Gated { activation, .. }) => {
-                let part = Part { rows, matrix: &weights.gate_up, norm };
-                backend.product(left(&buffers.residual, norm, epsilon), &[part], Sink::Gated(gated, *activation))?;
-                self.add(&weights.down, gated, layer.down_norm.as_ref(), buffers, added)
-            }
-            (FeedForward::Experts { router, experts }, FeedForwardConfig::Experts(config)) => {
-                let part = Part { rows, matrix: router, norm };
-                backend.product(left(&buffers.residual, norm, epsilon), &[part], Sink::Store(added))?;
-                let dealt = experts::deal(&backend.read(added)?, config);
-                let own = backend.tap(&buffers.residual, Some(&dealt.rows), None, Dtype::Float32)?;
-                let busy = || experts.iter().zip(&dealt.counts).filter(|(_, rows)| **rows > 0);
-                let parts: Vec<_> = busy().map(|(expert, rows)| Part { rows: *rows, matrix: &expert.gate_up, norm }).collect();
-                backend.product(left(&own, norm, epsilon), &parts, Sink::Gated(gated, config.activation))?;
-                let parts: Vec<_> = busy().map(|(expert, rows)| Part { rows: *rows, matrix: &expert.down, norm: None }).collect();
-                backend.product(Left::Packed(gated), &parts, Sink::Store(added))?;
-                backend.add_scaled(&mut buffers.residual, added, &dealt.rows, &dealt.weights)
-            }
-            _ => unreachable!("weights are loaded as the configuration says"),
-        }
     }
 
     /// `residual += norm(matrix(packed))`, without the norm where there is none.
@@ -331,8 +266,7 @@ fn left<'a, B: Backend>(rows: &'a B::Rows, norm: Option<&B::Vector>, epsilon: f3
 
 impl<B: Backend> Default for Scratch<B> {
     fn default() -> Self {
-        let (context, gated) = (B::Packed::default(), B::Packed::default());
-        Self { pieces: Vec::new(), query_key_value: B::Rows::default(), context, gated, added: B::Rows::default() }
+        Self { pieces: Vec::new(), attention: attention::Scratch::default(), gated: B::Packed::default(), added: B::Rows::default() }
     }
 }
 
