@@ -6,6 +6,7 @@ use carryon_worker::model::gguf::Gguf;
 use carryon_worker::text::{Tokenizer, Vocabulary};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokenizers::NormalizedString;
 
 use super::{digest, published, read, vocabulary};
 
@@ -46,6 +47,12 @@ fn row(tokenizer: &Tokenizer, text: &str) -> String {
     pieces.push_str(&stream.finish());
     assert_eq!(pieces, decoded, "{text:?}, piece by piece");
     serde_json::to_string(&(ids, around, decoded)).unwrap()
+}
+
+fn composed(text: &str) -> String {
+    let mut normalized = NormalizedString::from(text);
+    normalized.nfc();
+    normalized.get().to_owned()
 }
 
 fn compare(name: &str, texts: &[String], expected: &str, found: impl Fn(&str) -> String) {
@@ -110,7 +117,13 @@ fn tokens_of_published_vocabularies_are_those_of_transformers_and_llama_cpp() {
         } else {
             let gguf = Gguf::open(&published(&format!("{name}.gguf"))).unwrap();
             let tokenizer = Tokenizer::from_vocabulary(&vocabulary(&gguf)).unwrap();
-            compare(name, &texts, expected, |text| serde_json::to_string(&tokenizer.encode(text, false).unwrap()).unwrap());
+            // Qwen's own tokenizer composes characters first, as ours does; llama.cpp reads them as they are. And it takes `</s>` for an end token
+            // by its looks, which it is not in this file.
+            let is_plain = |text: &str| composed(text) == text && !text.contains("</s>");
+            let (texts, expected): (Vec<String>, Vec<&str>) =
+                texts.iter().cloned().zip(expected.split(' ')).filter(|(text, _)| name != "qwen2" || is_plain(text)).unzip();
+            assert!(texts.len() >= 325, "{name}");
+            compare(name, &texts, &expected.join(" "), |text| serde_json::to_string(&tokenizer.encode(text, false).unwrap()).unwrap());
         }
     }
 }

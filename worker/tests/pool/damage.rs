@@ -56,6 +56,6 @@ async fn a_tokenizer_that_is_sound_and_of_another_kind_is_a_matter_of_configurat
     let word_level = r#"{"version":"1.0","added_tokens":[],"model":{"type":"WordLevel","vocab":{"a":0},"unk_token":"a"}}"#;
     fs::write(folder.path().join("tokenizer.json"), word_level).unwrap();
     let (text, code) = end(folder.path()).await;
-    assert!(text.contains("only byte-level BPE is supported"), "{text}");
+    assert!(text.contains("only BPE is supported, of bytes (ByteLevel) or with ByteFallback"), "{text}");
     assert_eq!(code, ExitCode::Configuration);
 }
