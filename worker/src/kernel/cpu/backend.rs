@@ -13,7 +13,7 @@ use super::pages::Pages;
 use super::panels::Panels;
 use super::product::{self, RUN};
 use super::rows::{add, add_multiple, add_normalised, exp, normalise_in_place, rms_norm, rope, softcap};
-use super::{Threads, isa, loss, outline};
+use super::{Threads, isa, loss, outline, sink};
 use crate::kernel::{Attention, Backend, Fill, LOGIT_BLOCK, Left, Outline, PageLayout, Part, Result, Rotation, Sink, Span, Stored};
 
 /// Rows of a block of the row operations.
@@ -353,12 +353,12 @@ fn left_side<'a>(left: &Left<'a, Cpu>) -> product::Left<'a> {
 }
 
 /// The sink in the shape rows × width.
-fn shaped<'a>(sink: Sink<'a, Cpu>, rows: usize, width: usize, dtype: Dtype) -> product::Sink<'a> {
-    match sink {
-        Sink::Store(out) => product::Sink::Store(out.shape(rows, width)),
-        Sink::Add(out) => product::Sink::Add(&mut out.values),
-        Sink::Pack(out) => product::Sink::Pack(out.shape(rows, words(dtype, width))),
-        Sink::Gated(out, activation) => product::Sink::Gated(out.shape(rows, words(dtype, width / 2)), activation),
+fn shaped<'a>(target: Sink<'a, Cpu>, rows: usize, width: usize, dtype: Dtype) -> sink::Sink<'a> {
+    match target {
+        Sink::Store(out) => sink::Sink::Store(out.shape(rows, width)),
+        Sink::Add(out) => sink::Sink::Add(&mut out.values),
+        Sink::Pack(out) => sink::Sink::Pack(out.shape(rows, words(dtype, width))),
+        Sink::Gated(out, activation) => sink::Sink::Gated(out.shape(rows, words(dtype, width / 2)), activation),
     }
 }
 
