@@ -24,6 +24,11 @@ pub struct FetchReport {
     pub failure: Option<FetchFailure>,
 }
 
+/// Whether a revision of a hub's repository is a commit already, a whole one: the short forms that hubs take too may come to mean two.
+pub fn is_commit(revision: &str) -> bool {
+    revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// Why a fetch failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FetchFailure {

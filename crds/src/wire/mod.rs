@@ -9,7 +9,7 @@ pub mod model;
 pub mod progress;
 
 pub use config::{BaseConfig, ServeConfig, ServeHead, TapChoice, TrainConfig};
-pub use fetch::{FetchFailure, FetchReport};
+pub use fetch::{FetchFailure, FetchReport, is_commit};
 pub use gateway::{GatewayStatus, KeyState};
 pub use head::{BaseReference, HeadManifest, HeadShape};
 pub use model::{Identity, Limits, ModelDescription, Numerics};

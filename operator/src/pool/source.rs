@@ -5,6 +5,7 @@ use carryon_crds::names;
 use carryon_crds::pool::{
     CaBundle, HuggingFaceSource, ImageMount, KeyReference, ModelCache, ModelImage, ModelReference, ObjectStoreSource,
 };
+use carryon_crds::wire::is_commit;
 use k8s_openapi::api::core::v1::{ConfigMapKeySelector, EnvFromSource, EnvVar, EnvVarSource, SecretEnvSource, SecretKeySelector};
 
 use crate::shared::pods::{Before, Mount, MountSource, inside};
@@ -50,7 +51,6 @@ impl Fetched {
 
     /// Whether what is asked for may be another thing tomorrow, until it is resolved to a commit.
     pub fn moves(&self) -> bool {
-        let is_commit = |revision: &str| revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit());
         matches!(&self.from, From::Hub(hub) if !is_commit(&hub.revision))
     }
 

@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use carryon_crds::wire::digest;
+use carryon_crds::wire::{digest, is_commit};
 
 use super::args::FetchArgs;
 use super::error::FetchError;
@@ -81,11 +81,6 @@ impl Place {
         let _ = fs::remove_file(&new);
         symlink(target, &new).and_then(|()| fs::rename(&new, link)).map_err(FetchError::file("link", link))
     }
-}
-
-/// A whole one: the short forms that hubs take too may come to mean two.
-fn is_commit(revision: &str) -> bool {
-    revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// The commit of the folder that the link leads into already, if it is one of the same source.

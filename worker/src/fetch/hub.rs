@@ -1,6 +1,7 @@
 //! A Hugging Face hub, or a server that speaks its protocol: revisions, lists, files. The transfer is ours: the crate `hf-hub` neither goes on
 //! where a killed process was nor compares digests.
 
+use carryon_crds::wire::is_commit;
 use futures::{StreamExt as _, TryStreamExt as _};
 use reqwest::Url;
 use serde::Deserialize;
@@ -96,7 +97,7 @@ impl Hub {
     /// No such repository or revision; no access; an answer that is none.
     pub async fn resolve_revision(&self) -> Result<String, FetchError> {
         let (what, Description { sha, .. }) = self.describe(&self.revision).await?;
-        if sha.len() == 40 { Ok(sha) } else { Err(FetchError::Refused(format!("{what}: the hub says that its commit is {sha:?}"))) }
+        if is_commit(&sha) { Ok(sha) } else { Err(FetchError::Refused(format!("{what}: the hub says that its commit is {sha:?}"))) }
     }
 
     async fn describe(&self, revision: &str) -> Result<(String, Description), FetchError> {
