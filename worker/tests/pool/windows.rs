@@ -25,28 +25,47 @@ async fn pool(pages: u64) -> (Pool, tempfile::TempDir) {
     (Pool::placed(folder.path(), Dtype::Float32, ENGINE, placement).await, folder)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_an_answer_no_longer_sees_makes_room_for_others() {
-    let (pool, _folder) = pool(10).await;
-    // Eight pages, and four: they do not fit both, before the first has left two behind.
-    let (long, short) = (GenerateRequest::greedy(tokens(3, 101, 1), 240), GenerateRequest::greedy(tokens(60, 101, 2), 50));
-    let mut first = Box::pin(pool.client.generate(None, &long).await.unwrap());
+/// Tokens of an answer of 240, and of one of 50 asked for when it has begun: `None` where the first had ended by the time that the second was heard.
+async fn side_by_side(pool: &Pool, long: &GenerateRequest, short: &GenerateRequest) -> Option<(Vec<u32>, Vec<u32>)> {
+    let mut first = Box::pin(pool.client.generate(None, long).await.unwrap());
     let mut events = vec![first.next().await.unwrap().unwrap()];
     let mut second = tokio::spawn({
         let (client, short) = (pool.client.clone(), short.clone());
         async move { client.generate(None, &short).await.unwrap().map(Result::unwrap).collect::<Vec<_>>().await }
     });
-    let mut beside = None;
-    while beside.is_none() {
+    let beside = loop {
         tokio::select! {
-            event = first.next() => events.push(event.expect("the long one ends last").unwrap()),
-            answer = &mut second => beside = Some(tokens_of(&answer.unwrap())),
+            event = first.next() => match event {
+                Some(event) => events.push(event.unwrap()),
+                None => break None,
+            },
+            answer = &mut second => break Some(tokens_of(&answer.unwrap())),
         }
+    };
+    if beside.is_none() {
+        second.await.unwrap();
     }
     let rest: Vec<GenerateEvent> = first.map(Result::unwrap).collect().await;
     events.extend(rest);
-    assert_eq!(beside.unwrap(), pool.greedy(&short.prompt, 50, None));
-    assert_eq!(tokens_of(&events), pool.greedy(&long.prompt, 240, None));
+    Some((tokens_of(&events), beside?))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_answer_no_longer_sees_makes_room_for_others() {
+    let (pool, _folder) = pool(10).await;
+    // Eight pages, and four: they do not fit both, before the first has left two behind.
+    let (long, short) = (GenerateRequest::greedy(tokens(3, 101, 1), 240), GenerateRequest::greedy(tokens(60, 101, 2), 50));
+    // On a busy machine the first may be through before the second is heard: that says nothing, and is done again.
+    let mut both = None;
+    for _ in 0..20 {
+        both = side_by_side(&pool, &long, &short).await;
+        if both.is_some() {
+            break;
+        }
+    }
+    let (first, second) = both.expect("the short answer ends while the long one runs");
+    assert_eq!(first, pool.greedy(&long.prompt, 240, None));
+    assert_eq!(second, pool.greedy(&short.prompt, 50, None));
 }
 
 #[tokio::test(flavor = "multi_thread")]
