@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use carryon_worker::text::{Chat, ChatTemplate, Conversation, Ending, TextError, Tokenizer, Vocabulary};
+use carryon_worker::text::{Chat, ChatTemplate, Conversation, Ending, TextError, Tokenizer, Vocabulary, render_apart};
 use serde::Deserialize;
 
 use super::{digest, published, read};
@@ -66,10 +66,11 @@ fn agrees(found: &Result<String, String>, expected: &str) -> bool {
 
 #[test]
 fn prompts_of_published_templates_are_those_of_apply_chat_template() {
+    render_apart(env!("CARGO_BIN_EXE_carryon-worker").into());
     let fixture: Prompts = serde_json::from_slice(&read("prompts.json")).unwrap();
     let (tokenizer, mut cases, mut wrong) = (bytes(), 0, Vec::new());
     for (name, rows) in &fixture.prompts {
-        let mut template = ChatTemplate::new(&source(name), Some("<s>"), Some("</s>"));
+        let mut template = ChatTemplate::new(&source(name), None, Some("<s>"), Some("</s>"));
         if let Ok(template) = &mut template {
             template.stand_still(jiff::Timestamp::from_second(fixture.now).unwrap());
         }
