@@ -66,6 +66,8 @@ impl Renderer {
         environment.set_syntax(syntax.map_err(|error| error.to_string())?);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", to_json);
+        // As Python has it: nothing is no empty list.
+        environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> { Err(refusal(message)) });
         let named = [(Name::Default, Some(&templates.default)), (Name::ToolUse, templates.tool_use.as_ref())];
         for (name, template) in named.into_iter().filter_map(|(name, template)| Some((name, template?))) {

@@ -5,7 +5,7 @@ use minijinja::value::Value;
 
 use super::TextError;
 use super::apart::Apart;
-use super::message::{Conversation, Message};
+use super::message::{Conversation, Message, REASONING};
 use super::render::{Failure, Job, Name, Renderer, Templates};
 
 /// A compiled chat template.
@@ -68,7 +68,9 @@ impl ChatTemplate {
             (Name::ToolUse, Some(template)) => template,
             _ => &self.templates.default,
         };
-        words(source).any(|word| word == member)
+        // Whatever name it came by, templates find it by two.
+        let thought = REASONING.contains(&member);
+        words(source).any(|word| word == member || (thought && REASONING[..2].contains(&word)))
     }
 
     /// Whether `character` stands in it.
