@@ -3,18 +3,17 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::Tensor;
 use carryon_crds::job::{Task, Training};
 use carryon_crds::wire::HeadShape;
 
-use crate::head::tape::{Tape, TapeError};
-use crate::head::{Gradients, Weights};
+use crate::head::pass::{Keep, Pass, PassError};
+use crate::head::{Gradients, Weight, Weights};
 use crate::kernel::Threads;
 use crate::train::error::TrainError;
 use crate::train::loss::{Loss, Measured};
 use crate::train::optim::{Optimizers, accumulate, clip_norm, scale};
 use crate::train::schedule::Schedule;
-use crate::train::states::{Feed, MicroBatch};
+use crate::train::states::Feed;
 
 /// A head in training: what a step changes, and what it needs for that.
 pub struct Learner {
@@ -74,13 +73,16 @@ impl Learner {
     /// States or losses that do not come; a loss or gradient that is not finite; a tensor without a gradient.
     pub fn step(&mut self, step: u64, micro_batches: usize, feed: &mut Feed) -> Result<Option<StepFigures>, TrainError> {
         let started = Instant::now();
-        let tape = Tape::new(&self.shape, &self.weights, self.threads.clone()).map_err(tape_error)?;
+        let pass = Pass::new(&self.shape, self.threads.clone()).map_err(pass_error)?;
         let (mut gradients, mut sum, mut targets, mut tokens) = (Gradients::new(), 0.0, 0, 0);
         for _ in 0..micro_batches {
             let Some(batch) = feed.receive()? else { return Ok(None) };
-            let output = self.forward(&tape, &batch)?;
-            let Some(measured) = self.loss.measure(&batch, Some(&values(&output)?), true)? else { return Ok(None) };
-            accumulate(&mut gradients, tape.gradients(&output, &measured.gradient).map_err(tape_error)?);
+            let forward = pass.forward(&self.weights, &batch.packed, Keep::All).map_err(pass_error)?;
+            let Some(measured) = self.loss.measure(&batch, Some(&forward.output), true)? else { return Ok(None) };
+            if let Some(saved) = forward.saved {
+                let mut take = |name: &str, _: &mut Weight, gradient: &[f32]| accumulate(&mut gradients, name, gradient);
+                pass.backward(&mut self.weights, &batch.packed, saved, &measured.gradient, &mut take);
+            }
             sum += total(&measured);
             targets += batch.targets.len();
             tokens += batch.tokens;
@@ -107,12 +109,13 @@ impl Learner {
         feed: &mut Feed,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Option<Evaluated>, TrainError> {
-        let tape = weights.map(|weights| Tape::new(&self.shape, weights, self.threads.clone())).transpose().map_err(tape_error)?;
+        let pass = Pass::new(&self.shape, self.threads.clone()).map_err(pass_error)?;
         let labels = self.shape.labels.len();
         let (mut sum, mut targets, mut confusion) = (0.0, 0, vec![vec![0; labels]; labels]);
         for done in 0..batches {
             let Some(batch) = feed.receive()? else { return Ok(None) };
-            let output = tape.as_ref().map(|tape| values(&self.forward(tape, &batch)?)).transpose()?;
+            let output = weights.map(|weights| pass.forward(weights, &batch.packed, Keep::Nothing)).transpose().map_err(pass_error)?;
+            let output = output.map(|forward| forward.output);
             let Some(measured) = self.loss.measure(&batch, output.as_deref(), false)? else { return Ok(None) };
             if let (Task::Classification, Some(logits)) = (self.shape.task, &output) {
                 for (row, &label) in logits.chunks_exact(labels).zip(&batch.targets) {
@@ -125,18 +128,6 @@ impl Learner {
         }
         Ok(Some(Evaluated { loss: sum / targets as f64, confusion }))
     }
-
-    fn forward(&self, tape: &Tape, batch: &MicroBatch) -> Result<Tensor, TrainError> {
-        match self.shape.task {
-            Task::CausalLM => tape.delta(&batch.packed),
-            Task::Classification => tape.class_logits(&batch.packed),
-        }
-        .map_err(tape_error)
-    }
-}
-
-fn values(output: &Tensor) -> Result<Vec<f32>, TrainError> {
-    output.flatten_all().and_then(|flat| flat.to_vec1()).map_err(|error| TrainError::Head(error.to_string()))
 }
 
 /// Summed in f64, target by target, so that it does not depend on how requests were split.
@@ -152,9 +143,6 @@ fn highest(row: &[f32]) -> usize {
     (0..row.len()).rev().max_by(|&left, &right| row[left].total_cmp(&row[right])).unwrap_or(0)
 }
 
-fn tape_error(error: TapeError) -> TrainError {
-    match error {
-        TapeError::NoGradient(names) => TrainError::NoGradient(names.join(", ")),
-        error => TrainError::Head(error.to_string()),
-    }
+fn pass_error(error: PassError) -> TrainError {
+    TrainError::Head(error.to_string())
 }

@@ -1,16 +1,13 @@
 //! Gradients as a whole: adding, scaling, clipping. Sums run in the order of names, so they have equal bits in every run.
 
-use std::collections::btree_map::Entry;
-
 use crate::head::Gradients;
+use crate::kernel::cpu;
 
-/// Adds `more` to `total`; a name that `total` lacks is taken over.
-pub fn accumulate(total: &mut Gradients, more: Gradients) {
-    for (name, gradient) in more {
-        match total.entry(name) {
-            Entry::Vacant(entry) => drop(entry.insert(gradient)),
-            Entry::Occupied(mut entry) => entry.get_mut().iter_mut().zip(&gradient).for_each(|(total, more)| *total += more),
-        }
+/// Adds `more` to what `total` has under `name`, if anything.
+pub fn accumulate(total: &mut Gradients, name: &str, more: &[f32]) {
+    match total.get_mut(name) {
+        Some(total) => cpu::add(total, more),
+        None => drop(total.insert(name.to_owned(), more.to_vec())),
     }
 }
 
@@ -51,8 +48,9 @@ mod tests {
     #[test]
     fn accumulates_by_name() {
         let mut total = Gradients::new();
-        accumulate(&mut total, gradients());
-        accumulate(&mut total, gradients());
+        for (name, gradient) in gradients().iter().chain(&gradients()) {
+            accumulate(&mut total, name, gradient);
+        }
         assert_eq!(total["b"], [-8.0]);
     }
 }
