@@ -96,7 +96,7 @@ impl<S: HiddenStates> Run<S> {
     fn save(&mut self) -> Result<(), TrainError> {
         self.lock.check()?;
         self.metrics.sync()?;
-        let optimizer = self.learner.optimizers.state();
+        let optimizer = self.learner.optimizers.state(&self.learner.weights);
         self.state.optimizer_steps = optimizer.steps;
         self.state.peak_anonymous_bytes = self.memory.peak_anonymous();
         let (weights, best) = (self.learner.weights.clone(), self.best.clone());
@@ -121,7 +121,7 @@ impl<S: HiddenStates> Run<S> {
     }
 
     fn record(&mut self, figures: StepFigures) -> Result<(), TrainError> {
-        self.state.train_loss = Some(figures.loss);
+        (self.state.train_loss, self.state.grad_norm) = (Some(figures.loss), Some(figures.grad_norm));
         self.state.train_seconds += figures.seconds;
         let line = StepLine {
             step: self.state.step,

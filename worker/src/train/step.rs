@@ -3,17 +3,17 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use carryon_crds::job::{Task, Training};
+use carryon_crds::job::{NormScope, Task, Training};
 use carryon_crds::wire::HeadShape;
 
-use crate::head::pass::{Keep, Pass, PassError};
+use crate::head::pass::{Forward, Keep, Pass, PassError, Saved};
 use crate::head::{Gradients, Weight, Weights};
 use crate::kernel::Threads;
 use crate::train::error::TrainError;
 use crate::train::loss::{Loss, Measured};
-use crate::train::optim::{Optimizers, accumulate, clip_norm, scale};
+use crate::train::optim::{Optimizers, accumulate, clip_norm, norm, scale, shrink};
 use crate::train::schedule::Schedule;
-use crate::train::states::Feed;
+use crate::train::states::{Feed, MicroBatch};
 
 /// A head in training: what a step changes, and what it needs for that.
 pub struct Learner {
@@ -31,6 +31,8 @@ pub struct Learner {
     pub loss: Box<dyn Loss>,
     /// For the head's arithmetic.
     pub threads: Arc<Threads>,
+    /// Norm of the gradients of the step before.
+    pub last_norm: Option<f64>,
 }
 
 /// What a step did.
@@ -74,27 +76,79 @@ impl Learner {
     pub fn step(&mut self, step: u64, micro_batches: usize, feed: &mut Feed) -> Result<Option<StepFigures>, TrainError> {
         let started = Instant::now();
         let pass = Pass::new(&self.shape, self.threads.clone()).map_err(pass_error)?;
-        let (mut gradients, mut sum, mut targets, mut tokens) = (Gradients::new(), 0.0, 0, 0);
+        let fused = micro_batches == 1 && self.training.max_grad_norm_scope != NormScope::Global;
+        let factor = self.schedule.factor(step);
+        let (mut gradients, mut sum, mut targets, mut tokens, mut fused_norm) = (Gradients::new(), 0.0, 0, 0, 0.0);
         for _ in 0..micro_batches {
             let Some(batch) = feed.receive()? else { return Ok(None) };
-            let forward = pass.forward(&self.weights, &batch.packed, Keep::All).map_err(pass_error)?;
-            let Some(measured) = self.loss.measure(&batch, Some(&forward.output), true)? else { return Ok(None) };
-            if let Some(saved) = forward.saved {
-                let mut take = |name: &str, _: &mut Weight, gradient: &[f32]| accumulate(&mut gradients, name, gradient);
-                pass.backward(&mut self.weights, &batch.packed, saved, &measured.gradient, &mut take);
-            }
+            let keep = if self.training.gradient_checkpointing { Keep::Inputs } else { Keep::All };
+            let Forward { output, saved } = pass.forward(&self.weights, &batch.packed, keep).map_err(pass_error)?;
+            let Some(measured) = self.loss.measure(&batch, Some(&output), true)? else { return Ok(None) };
+            drop(output);
             sum += total(&measured);
             targets += batch.targets.len();
             tokens += batch.tokens;
+            let Some(saved) = saved else { continue };
+            if fused {
+                finite("loss", step, sum / targets as f64)?;
+                fused_norm = self.fused(&pass, &batch, saved, measured.gradient, factor);
+            } else {
+                let mut take = |name: &str, _: &mut Weight, gradient: &[f32]| accumulate(&mut gradients, name, gradient);
+                pass.backward(&mut self.weights, &batch.packed, saved, &measured.gradient, &mut take);
+            }
         }
         let loss = finite("loss", step, sum / targets as f64)?;
-        scale(&mut gradients, 1.0 / targets as f32);
-        let grad_norm = finite("gradient norm", step, clip_norm(&mut gradients, self.training.max_grad_norm))?;
-        let factor = self.schedule.factor(step);
-        let moved = self.optimizers.step(&self.threads, &mut self.weights, &gradients, factor);
-        moved.map_err(|error| TrainError::Head(error.to_string()))?;
+        let grad_norm = if fused { fused_norm } else { self.update(gradients, targets, factor)? };
+        let grad_norm = finite("gradient norm", step, grad_norm)?;
+        self.last_norm = Some(grad_norm);
         let learning_rate = self.training.learning_rate * factor;
         Ok(Some(StepFigures { loss, learning_rate, grad_norm, tokens, seconds: started.elapsed().as_secs_f64() }))
+    }
+
+    /// Goes back and changes each weight as soon as its gradient is known. `by_output` is not yet divided by the number of targets. Gives the
+    /// norm of all gradients.
+    fn fused(&mut self, pass: &Pass, batch: &MicroBatch, saved: Saved, mut by_output: Vec<f32>, factor: f64) -> f64 {
+        let share = 1.0 / batch.targets.len() as f32;
+        by_output.iter_mut().for_each(|gradient| *gradient *= share);
+        let (most, scope) = (self.training.max_grad_norm, self.training.max_grad_norm_scope);
+        let before = self.last_norm.map_or(1.0, |norm| shrink(norm, most));
+        let Self { weights, optimizers, threads, .. } = self;
+        let mut squares = 0.0;
+        optimizers.begin();
+        let mut take = |name: &str, weight: &mut Weight, gradient: &[f32]| {
+            let norm = norm(gradient);
+            squares += norm * norm;
+            let less = if scope == NormScope::PerTensor { shrink(norm, most) } else { before };
+            match less {
+                1.0 => optimizers.update(threads, name, weight, gradient, factor),
+                less => {
+                    let gradient: Vec<f32> = gradient.iter().map(|gradient| gradient * less).collect();
+                    optimizers.update(threads, name, weight, &gradient, factor);
+                }
+            }
+        };
+        pass.backward(weights, &batch.packed, saved, &by_output, &mut take);
+        squares.sqrt()
+    }
+
+    /// Changes all weights by gradients that are not yet divided by the number of targets. Gives their norm.
+    fn update(&mut self, mut gradients: Gradients, targets: usize, factor: f64) -> Result<f64, TrainError> {
+        scale(&mut gradients, 1.0 / targets as f32);
+        let most = self.training.max_grad_norm;
+        let found = match self.training.max_grad_norm_scope {
+            NormScope::Global => clip_norm(&mut gradients, most),
+            scope => {
+                let found = norm(gradients.values().flatten());
+                let before = self.last_norm.map_or(1.0, |norm| shrink(norm, most));
+                for gradient in gradients.values_mut() {
+                    let less = if scope == NormScope::PerTensor { shrink(norm(&*gradient), most) } else { before };
+                    gradient.iter_mut().for_each(|gradient| *gradient *= less);
+                }
+                found
+            }
+        };
+        let moved = self.optimizers.step(&self.threads, &mut self.weights, &gradients, factor);
+        moved.map_err(|error| TrainError::Head(error.to_string())).map(|()| found)
     }
 
     /// Measures `weights` on all of `feed`, or the base alone when there are none. `progress` is told after each of the micro-batches.

@@ -16,13 +16,23 @@ pub fn scale(gradients: &mut Gradients, factor: f32) {
     gradients.values_mut().flatten().for_each(|gradient| *gradient *= factor);
 }
 
-/// Scales all gradients down to a global L2 norm of `most`, as `torch.nn.utils.clip_grad_norm_`; 0 means no bound.
-/// Gives the norm before, NaN included.
-pub fn clip_norm(gradients: &mut Gradients, most: f64) -> f64 {
-    let norm = gradients.values().flatten().map(|gradient| f64::from(*gradient).powi(2)).sum::<f64>().sqrt();
+/// L2 norm, NaN included.
+pub fn norm<'a>(gradients: impl IntoIterator<Item = &'a f32>) -> f64 {
+    gradients.into_iter().map(|gradient| f64::from(*gradient).powi(2)).sum::<f64>().sqrt()
+}
+
+/// What brings a gradient of this norm down to `most`, as `torch.nn.utils.clip_grad_norm_`: 1 where it is below; a `most` of 0 means no bound.
+pub fn shrink(norm: f64, most: f64) -> f32 {
     let factor = most / (norm + 1e-6);
-    if most > 0.0 && factor < 1.0 {
-        scale(gradients, factor as f32);
+    if most > 0.0 && factor < 1.0 { factor as f32 } else { 1.0 }
+}
+
+/// Scales all gradients down to a global L2 norm of `most`; 0 means no bound. Gives the norm before, NaN included.
+pub fn clip_norm(gradients: &mut Gradients, most: f64) -> f64 {
+    let norm = norm(gradients.values().flatten());
+    match shrink(norm, most) {
+        1.0 => {}
+        factor => scale(gradients, factor),
     }
     norm
 }
