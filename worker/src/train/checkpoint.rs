@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use carryon_crds::wire::limits::{CHECKPOINT_HEADER_BYTES, MAX_CHECKPOINT_BYTES};
 use carryon_crds::wire::{Identity, Numerics};
@@ -91,9 +92,9 @@ pub struct Checkpoint {
     /// All but the tensors.
     pub state: State,
     /// The head's tensors.
-    pub weights: Weights,
+    pub weights: Arc<Weights>,
     /// Those of the best evaluation, unless they are the present ones' ancestors no more asked for.
-    pub best: Option<Weights>,
+    pub best: Option<Arc<Weights>>,
     /// What the optimizers remember.
     pub optimizer: OptimizerState,
 }
@@ -101,7 +102,7 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Where training starts.
     pub fn start(state: State, weights: Weights) -> Self {
-        Self { state, weights, best: None, optimizer: OptimizerState::default() }
+        Self { state, weights: weights.into(), best: None, optimizer: OptimizerState::default() }
     }
 }
 
@@ -232,13 +233,13 @@ const SCALES: &str = ".scales";
 fn write(path: &Path, checkpoint: &Checkpoint) -> std::io::Result<()> {
     let mut tensors: BTreeMap<String, Stored<'_>> = BTreeMap::new();
     for (group, weights) in [("weights", Some(&checkpoint.weights)), ("best", checkpoint.best.as_ref())] {
-        for (name, Weight { shape, values }) in weights.into_iter().flatten() {
+        for (name, Weight { shape, values }) in weights.into_iter().flat_map(|weights| weights.iter()) {
             tensors.insert(format!("{group}.{name}"), (Dtype::F32, shape.clone(), bytemuck::cast_slice(values)));
         }
     }
     for (name, (shape, moment)) in &checkpoint.optimizer.tensors {
         let (name, shape) = (format!("optimizer.{name}"), shape.clone());
-        let stored = match moment {
+        let stored = match &**moment {
             Moment::Float32(values) => (Dtype::F32, shape, bytemuck::cast_slice(values)),
             Moment::Bfloat16(values) => (Dtype::BF16, shape, bytemuck::cast_slice(values)),
             Moment::Int8 { codes, scales, .. } => {
@@ -302,13 +303,14 @@ fn read(path: &Path) -> Result<Checkpoint, String> {
                 Dtype::BF16 => Moment::Bfloat16(tensor.data().as_chunks::<2>().0.iter().map(|bytes| bf16::from_le_bytes(*bytes)).collect()),
                 _ => Moment::Float32(floats(&tensor).map_err(|problem| format!("tensor {name:?} {problem}"))?),
             };
-            optimizer.tensors.insert(name.to_owned(), (shape, moment));
+            optimizer.tensors.insert(name.to_owned(), (shape, moment.into()));
         } else {
             let values = floats(&tensor).map_err(|problem| format!("tensor {name:?} {problem}"))?;
             groups.entry(group).or_default().insert(name.to_owned(), Weight { shape, values });
         }
     }
-    Ok(Checkpoint { state, weights: groups.remove("weights").unwrap_or_default(), best: groups.remove("best"), optimizer })
+    let (weights, best) = (groups.remove("weights").unwrap_or_default(), groups.remove("best"));
+    Ok(Checkpoint { state, weights: weights.into(), best: best.map(Arc::new), optimizer })
 }
 
 fn floats(tensor: &TensorView<'_>) -> Result<Vec<f32>, String> {

@@ -19,8 +19,8 @@ use crate::train::states::{Feed, MicroBatch};
 pub struct Learner {
     /// Shape of the head.
     pub shape: HeadShape,
-    /// Its tensors.
-    pub weights: Weights,
+    /// Its tensors; copied when they change while somebody else has them still.
+    pub weights: Arc<Weights>,
     /// With their states.
     pub optimizers: Optimizers,
     /// Of the learning rates.
@@ -94,7 +94,7 @@ impl Learner {
                 fused_norm = self.fused(&pass, &batch, saved, measured.gradient, factor);
             } else {
                 let mut take = |name: &str, _: &mut Weight, gradient: &[f32]| accumulate(&mut gradients, name, gradient);
-                pass.backward(&mut self.weights, &batch.packed, saved, &measured.gradient, &mut take);
+                pass.backward(Arc::make_mut(&mut self.weights), &batch.packed, saved, &measured.gradient, &mut take);
             }
         }
         let loss = finite("loss", step, sum / targets as f64)?;
@@ -127,7 +127,7 @@ impl Learner {
                 }
             }
         };
-        pass.backward(weights, &batch.packed, saved, &by_output, &mut take);
+        pass.backward(Arc::make_mut(weights), &batch.packed, saved, &by_output, &mut take);
         squares.sqrt()
     }
 
@@ -147,7 +147,7 @@ impl Learner {
                 found
             }
         };
-        let moved = self.optimizers.step(&self.threads, &mut self.weights, &gradients, factor);
+        let moved = self.optimizers.step(&self.threads, Arc::make_mut(&mut self.weights), &gradients, factor);
         moved.map_err(|error| TrainError::Head(error.to_string())).map(|()| found)
     }
 

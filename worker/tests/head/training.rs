@@ -148,7 +148,7 @@ fn codes_of_8_bits_are_the_nearest_of_bitsandbytes_map() {
     optimizers.step(&Threads::new(2), &mut weights, &[("w".to_owned(), gradient.values.clone())].into(), 1.0).unwrap();
     let state = optimizers.state(&weights);
     for moment in ["first_moment", "second_moment"] {
-        let Moment::Int8 { codes, scales, .. } = &state.tensors[&format!("adamw.w.{moment}")].1 else { panic!("{moment}") };
+        let Moment::Int8 { codes, scales, .. } = &*state.tensors[&format!("adamw.w.{moment}")].1 else { panic!("{moment}") };
         assert_close(moment, scales, &fixture[&format!("int8.{moment}.scales")].values, 1e-6);
         // A value that lies half way may go either way.
         let expected = &fixture[&format!("int8.{moment}.codes")].values;
@@ -173,7 +173,7 @@ fn states_of_another_head_are_refused_by_name() {
     assert!(refusal(&|state| drop(state.tensors.remove(name))).contains("\"muon.output.weight.momentum\" is missing"));
     assert!(refusal(&|state| state.tensors.get_mut(name).unwrap().0.reverse()).contains("another shape"));
     assert!(
-        refusal(&|state| drop(state.tensors.insert("muon.x.momentum".into(), (vec![1], Moment::Float32(vec![0.0])))))
+        refusal(&|state| drop(state.tensors.insert("muon.x.momentum".into(), (vec![1], Moment::Float32(vec![0.0]).into()))))
             .contains("belongs to no parameter")
     );
 }

@@ -21,11 +21,12 @@ fn checkpoint(step: u64, run: &str) -> Checkpoint {
         ("adamw.a.second_moment", Moment::Int8 { map: Map::Unsigned, codes: vec![1, 255], scales: vec![0.1] }),
         ("muon.b.momentum", Moment::Int8 { map: Map::Signed, codes: vec![7, 0], scales: vec![3.0] }),
     ];
-    let tensors = moments.map(|(name, moment)| (name.to_owned(), (vec![2, 1], moment)));
+    let tensors = moments.map(|(name, moment)| (name.to_owned(), (vec![2, 1], moment.into())));
     let optimizer = OptimizerState { steps: step, tensors: tensors.into() };
     let best = Best { step: 1, loss: 0.1 + 0.2, accuracy: None };
     let state = State::new(run.to_owned(), identity(), numerics(), 7);
     let state = State { step, optimizer_steps: step, best: Some(best), train_seconds: 1.0 / 3.0, ..state };
+    let weights = Arc::new(weights);
     Checkpoint { state, best: Some(weights.clone()), weights, optimizer }
 }
 

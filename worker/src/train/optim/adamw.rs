@@ -1,6 +1,7 @@
 //! AdamW with decoupled decay, as `torch.optim.AdamW`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use carryon_crds::job::StateDtype;
 
@@ -11,7 +12,7 @@ const BETAS: [f64; 2] = [0.9, 0.999];
 const EPSILON: f64 = 1e-8;
 
 /// First and second moment by parameter name.
-pub(super) type Moments = BTreeMap<String, [Moment; 2]>;
+pub(super) type Moments = BTreeMap<String, [Arc<Moment>; 2]>;
 
 /// What codes of the two moments mean.
 pub(super) const MAPS: [Map; 2] = [Map::Signed, Map::Unsigned];
@@ -27,7 +28,7 @@ impl AdamW {
     /// The step `at` of one parameter:
     /// `m ← β₁m + (1-β₁)g`, `v ← β₂v + (1-β₂)g²`, `p ← (1-ηλ)p - η m̂ / (√v̂ + ε)`, where `m̂` and `v̂` undo the start from zero.
     pub fn step(&mut self, at: &At<'_>, Parameter { name, weight, gradient }: Parameter<'_>) {
-        let zeros = || MAPS.map(|map| Moment::zeros(weight.values.len(), self.dtype, map));
+        let zeros = || MAPS.map(|map| Moment::zeros(weight.values.len(), self.dtype, map).into());
         let [first, second] = self.moments.entry(name.to_owned()).or_insert_with(zeros);
         let rate = self.learning_rate * at.factor;
         let [correction, correction_squared] = BETAS.map(|beta| 1.0 - beta.powf(at.step as f64));
@@ -43,7 +44,7 @@ impl AdamW {
                 *value = keep * *value - size * *m / (v.sqrt() / root + EPSILON as f32);
             }
         };
-        let moments = first.chunks().into_iter().zip(second.chunks());
+        let moments = Arc::make_mut(first).chunks().into_iter().zip(Arc::make_mut(second).chunks());
         let mut work: Vec<_> = weight.values.chunks_mut(CHUNK).zip(gradient.chunks(CHUNK)).zip(moments).collect();
         let dice = [0, 1].map(|which| Dice::new(at.seed, at.step, name, which));
         at.threads.for_each(&mut work, |chunk, ((values, gradient), (m, v))| {

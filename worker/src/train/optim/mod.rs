@@ -6,6 +6,7 @@ mod moment;
 mod muon;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use carryon_crds::job::{Optimizer, StateDtype, Training};
 
@@ -33,7 +34,7 @@ pub struct OptimizerState {
     pub steps: u64,
     /// `muon.{parameter}.momentum`, `adamw.{parameter}.first_moment` and `adamw.{parameter}.second_moment`: the parameter's shape, and a number for each
     /// of its values. A parameter has state from its first step on.
-    pub tensors: BTreeMap<String, (Vec<usize>, Moment)>,
+    pub tensors: BTreeMap<String, (Vec<usize>, Arc<Moment>)>,
 }
 
 /// A step.
@@ -114,7 +115,7 @@ impl Optimizers {
         if muon { self.muon.step(&at, vec![parameter]) } else { self.adamw.step(&at, parameter) }
     }
 
-    /// A copy of all states of `weights`.
+    /// All states of `weights`.
     pub fn state(&self, weights: &Weights) -> OptimizerState {
         let shape = |name: &str| weights.get(name).map_or_else(Vec::new, |weight| weight.shape.clone());
         let momenta = self.muon.momenta.iter().map(|(name, momentum)| (format!("muon.{name}.momentum"), (shape(name), momentum.clone())));

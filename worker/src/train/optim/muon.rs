@@ -1,6 +1,7 @@
 //! Muon: momentum, then the nearest matrix whose singular values are about one.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use carryon_crds::job::StateDtype;
 use carryon_crds::pool::Dtype;
@@ -21,7 +22,7 @@ pub(super) struct Muon {
     pub learning_rate: f64,
     pub weight_decay: f64,
     pub dtype: StateDtype,
-    pub momenta: BTreeMap<String, Moment>,
+    pub momenta: BTreeMap<String, Arc<Moment>>,
 }
 
 impl Muon {
@@ -30,14 +31,15 @@ impl Muon {
         let rate = self.learning_rate * at.factor;
         let keep = (1.0 - rate * self.weight_decay) as f32;
         let (momenta, dtype) = (&mut self.momenta, self.dtype);
-        let mut momentum =
-            |name: &str, weight: &Weight| momenta.remove(name).unwrap_or_else(|| Moment::zeros(weight.values.len(), dtype, Map::Signed));
+        let mut momentum = |name: &str, weight: &Weight| {
+            momenta.remove(name).unwrap_or_else(|| Moment::zeros(weight.values.len(), dtype, Map::Signed).into())
+        };
         let mut work: Vec<_> = matrices.into_iter().map(|matrix| (momentum(matrix.name, matrix.weight), matrix)).collect();
         work.sort_by_key(|(_, matrix)| std::cmp::Reverse(matrix.gradient.len())); // the large ones first: no thread ends with one alone
         at.threads.for_each(&mut work, |_, (momentum, Parameter { name, weight, gradient })| {
             let [rows, columns] = weight.shape[..] else { unreachable!("Muon takes matrices") };
             let (dice, mut ahead) = (Dice::new(at.seed, at.step, name, 0), gradient.to_vec());
-            let chunks = momentum.chunks().into_iter().zip(gradient.chunks(CHUNK)).zip(ahead.chunks_mut(CHUNK));
+            let chunks = Arc::make_mut(momentum).chunks().into_iter().zip(gradient.chunks(CHUNK)).zip(ahead.chunks_mut(CHUNK));
             for (chunk, ((mut momentum, gradient), ahead)) in chunks.enumerate() {
                 momentum.with(dice, chunk * CHUNK, |momentum| {
                     for ((m, g), ahead) in momentum.iter_mut().zip(gradient).zip(ahead) {
