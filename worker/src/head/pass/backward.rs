@@ -7,7 +7,7 @@ use super::elementwise::{GateGradients, gated_backward, silu_mul_backward};
 use super::linear::{Stack, transpose, weight_gradient};
 use super::norm::norm_backward;
 use super::pooling::pool_backward;
-use super::{DOWN, GATE_UP, INPUT_NORM, Inside, O, POST_NORM, PackedBatch, Pass, QKV, Saved, bridge, in_block};
+use super::{DOWN, GATE_UP, Gate, INPUT_NORM, Inside, O, POST_NORM, PackedBatch, Pass, QKV, Saved, bridge, in_block};
 use crate::head::layers::{self, Angles};
 use crate::head::{Weight, Weights};
 use crate::kernel::cpu;
@@ -82,13 +82,13 @@ impl Back<'_, '_> {
     }
 
     /// From the gradient by `g ⊙ Δ` to that by u, `[rows, w]`.
-    fn delta(&mut self, batch: &PackedBatch, u: &[f32], gate: Option<(Vec<f32>, Vec<f32>)>, dy: &[f32]) -> Vec<f32> {
+    fn delta(&mut self, batch: &PackedBatch, u: &[f32], gate: Option<Gate>, dy: &[f32]) -> Vec<f32> {
         let (pass, m, width) = (self.pass, batch.rows.len(), self.pass.attention.width);
         let targets = pass.targets(batch, u);
         let normed = pass.plain_norm(&targets);
         let dnormed = match gate {
             None => self.linear(&["output.weight".to_owned()], &normed, dy, m),
-            Some((z, delta)) => {
+            Some(Gate { z, delta }) => {
                 let by = gated_backward(&pass.threads, &z, &self.weights["gate.bias"].values, &delta, dy);
                 let GateGradients { z: dz, bias, delta: ddelta } = by;
                 self.give("gate.bias", &bias);

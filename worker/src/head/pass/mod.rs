@@ -82,8 +82,16 @@ pub struct Saved {
     blocks: Vec<(Vec<f32>, Option<Inside>)>,
     /// Behind the last block, `[rows, w]`.
     u: Vec<f32>,
-    /// CausalLM with a gate: `G · norm(u)` and `O · norm(u)` of the rows with a target.
-    gate: Option<(Vec<f32>, Vec<f32>)>,
+    /// CausalLM with a gate.
+    gate: Option<Gate>,
+}
+
+/// What the gate was computed from, of the rows with a target.
+struct Gate {
+    /// `G · norm(u)`.
+    z: Vec<f32>,
+    /// `O · norm(u)`.
+    delta: Vec<f32>,
 }
 
 /// What a block computes on its way.
@@ -155,14 +163,14 @@ impl Pass {
         (Inside { qkv, attended, middle, gate_up }, out)
     }
 
-    /// `g ⊙ Δ` of normed rows, and `(z, Δ)` where there is a gate.
-    fn delta(&self, weights: &Weights, normed: &[f32]) -> (Vec<f32>, Option<(Vec<f32>, Vec<f32>)>) {
+    /// `g ⊙ Δ` of normed rows.
+    fn delta(&self, weights: &Weights, normed: &[f32]) -> (Vec<f32>, Option<Gate>) {
         let delta = Stack(vec![&weights["output.weight"]]).forward(&self.threads, normed);
         if !self.shape.gate {
             return (delta, None);
         }
         let z = Stack(vec![&weights["gate.weight"]]).forward(&self.threads, normed);
-        (layers::gated(&self.threads, &z, &weights["gate.bias"].values, &delta), Some((z, delta)))
+        (layers::gated(&self.threads, &z, &weights["gate.bias"].values, &delta), Some(Gate { z, delta }))
     }
 
     fn class_logits(&self, weights: &Weights, batch: &PackedBatch, u: &[f32]) -> Vec<f32> {
