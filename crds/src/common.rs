@@ -242,3 +242,8 @@ fn volumes(_: &mut SchemaGenerator) -> Schema {
 pub(crate) fn yes() -> bool {
     true
 }
+
+/// For fields that are left out where they say nothing new.
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}

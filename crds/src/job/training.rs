@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::common::is_default;
+
 /// How to train.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -112,10 +114,6 @@ pub enum NormScope {
     PerTensor,
     /// That of all gradients together in the step before; the first step is not bounded.
     PreviousStep,
-}
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
 }
 
 /// Where the vocabulary-sized product runs.

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::common::{TapPreset, TapSelection, Taps};
+use crate::common::{TapPreset, TapSelection, Taps, is_default};
 use crate::job::{Checkpoint, DataFormat, Evaluation, HeadSpec, Overlong, Split, Targets, Task, Training};
 use crate::pool::{Dtype, Engine};
 
@@ -130,10 +130,6 @@ pub struct ServeHead {
     pub served_model_name: String,
     /// Digest the artifact must have.
     pub digest: String,
-}
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
 }
 
 #[cfg(test)]

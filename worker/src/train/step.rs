@@ -110,16 +110,14 @@ impl Learner {
     fn fused(&mut self, pass: &Pass, batch: &MicroBatch, saved: Saved, mut by_output: Vec<f32>, factor: f64) -> f64 {
         let share = 1.0 / batch.targets.len() as f32;
         by_output.iter_mut().for_each(|gradient| *gradient *= share);
-        let (most, scope) = (self.training.max_grad_norm, self.training.max_grad_norm_scope);
-        let before = self.last_norm.map_or(1.0, |norm| shrink(norm, most));
+        let bound = self.bound();
         let Self { weights, optimizers, threads, .. } = self;
         let mut squares = 0.0;
         optimizers.begin();
         let mut take = |name: &str, weight: &mut Weight, gradient: &[f32]| {
             let norm = norm(gradient);
             squares += norm * norm;
-            let less = if scope == NormScope::PerTensor { shrink(norm, most) } else { before };
-            match less {
+            match bound(norm) {
                 1.0 => optimizers.update(threads, name, weight, gradient, factor),
                 less => {
                     let gradient: Vec<f32> = gradient.iter().map(|gradient| gradient * less).collect();
@@ -131,17 +129,22 @@ impl Learner {
         squares.sqrt()
     }
 
+    /// What a tensor's gradient of some norm is scaled by, where the scope is another than `Global`.
+    fn bound(&self) -> impl Fn(f64) -> f32 + use<> {
+        let (most, per_tensor) = (self.training.max_grad_norm, self.training.max_grad_norm_scope == NormScope::PerTensor);
+        let before = self.last_norm.map_or(1.0, |norm| shrink(norm, most));
+        move |norm| if per_tensor { shrink(norm, most) } else { before }
+    }
+
     /// Changes all weights by gradients that are not yet divided by the number of targets. Gives their norm.
     fn update(&mut self, mut gradients: Gradients, targets: usize, factor: f64) -> Result<f64, TrainError> {
         scale(&mut gradients, 1.0 / targets as f32);
-        let most = self.training.max_grad_norm;
         let found = match self.training.max_grad_norm_scope {
-            NormScope::Global => clip_norm(&mut gradients, most),
-            scope => {
-                let found = norm(gradients.values().flatten());
-                let before = self.last_norm.map_or(1.0, |norm| shrink(norm, most));
+            NormScope::Global => clip_norm(&mut gradients, self.training.max_grad_norm),
+            _ => {
+                let (found, bound) = (norm(gradients.values().flatten()), self.bound());
                 for gradient in gradients.values_mut() {
-                    let less = if scope == NormScope::PerTensor { shrink(norm(&*gradient), most) } else { before };
+                    let less = bound(norm(&*gradient));
                     gradient.iter_mut().for_each(|gradient| *gradient *= less);
                 }
                 found

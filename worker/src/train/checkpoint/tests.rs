@@ -1,7 +1,9 @@
 use carryon_crds::pool::Dtype;
+use half::bf16;
 
 use super::*;
-use crate::train::optim::Map;
+use crate::head::Weight;
+use crate::train::optim::{Map, Moment};
 
 pub(crate) fn identity() -> Identity {
     let text = str::to_owned;
@@ -93,7 +95,7 @@ fn checkpoints_of_another_base_are_set_aside_by_name_and_left_there() {
         let expected = format!("{name}\" is of another base (identity member `tokenizer` differs): set aside as {:?}", aside.join(name));
         assert!(warning.ends_with(&expected), "{warning}");
     }
-    assert_eq!(read(&aside.join("step-0000000006.safetensors")).unwrap(), checkpoint(6, "run"));
+    assert_eq!(file::read(&aside.join("step-0000000006.safetensors")).unwrap(), checkpoint(6, "run"));
     assert_eq!(folder.latest("run", &other).unwrap().warnings, [""; 0]);
 }
 
