@@ -26,6 +26,9 @@ ROWS ?= all
 MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 DATA_PYTHON := $(CACHE)/venvs/data/bin/python
 TORCH_PYTHON := $(CACHE)/venvs/torch/bin/python
+# llama.cpp's converter to GGUF, from the source of the package that computes with such files.
+LLAMA_CPP_PYTHON := 0.3.36
+export CARRYON_LLAMA_CPP := $(CACHE)/llama.cpp-$(LLAMA_CPP_PYTHON)
 TOOLS := $(CACHE)/venvs/tools/bin
 CHART_PYTHON := $(CACHE)/venvs/chart/bin/python
 LINT_PYTHON := $(CACHE)/venvs/chart-lint/bin/python
@@ -94,7 +97,7 @@ test-external:
 	@trap '$(CLUSTER)/down.sh --wipe' EXIT; \
 	$(MAKE) --no-print-directory cluster-up cluster-load && CARRYON_E2E=external $(CLUSTER)/exec.sh $(MAKE) --no-print-directory cluster-e2e
 
-oracles: build $(CARRYON_MODEL) $(CARRYON_VOCABULARIES) $(QUICKSTART_DATA) $(TORCH_PYTHON) ## Regenerate the PyTorch fixtures, compare them with the committed ones
+oracles: build $(CARRYON_MODEL) $(CARRYON_VOCABULARIES) $(QUICKSTART_DATA) $(CARRYON_LLAMA_CPP) ## Regenerate the PyTorch fixtures, compare them with the committed ones
 	$(TORCH_PYTHON) tests/oracles/generate.py
 	$(TORCH_PYTHON) tests/oracles/leave.py
 
@@ -184,6 +187,13 @@ $(CARRYON_VOCABULARIES): tests/oracles/fetch.py
 	python3 $< $@
 	touch $@
 
+$(CARRYON_LLAMA_CPP): | $(TORCH_PYTHON)
+	$(call say,downloading the converter of llama.cpp (77 MB))
+	@rm -rf $@ $@.part && mkdir -p $@.part
+	cd $@.part && $(TORCH_PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --no-binary llama_cpp_python llama_cpp_python==$(LLAMA_CPP_PYTHON)
+	cd $@.part && tar --extract --file *.tar.gz --strip-components=3 --wildcards '*/vendor/llama.cpp/conversion' '*/vendor/llama.cpp/gguf-py'
+	rm $@.part/*.tar.gz && mv $@.part $@
+
 $(QUICKSTART_DATA): examples/quickstart/data.py | $(DATA_PYTHON)
 	$(DATA_PYTHON) $< $(@D)
 
@@ -237,4 +247,4 @@ $(CUDA_PYTHON):
 
 $(TORCH_PYTHON):
 	$(call say,installing PyTorch (7 GB))
-	@$(call venv,torch,torch==2.15.0 transformers==5.23.0 gguf==0.19.0 safetensors==0.8.0 numpy==2.4.6 accelerate==1.15.0 llama_cpp_python==0.3.36 psutil==7.2.2)
+	@$(call venv,torch,torch==2.15.0 transformers==5.23.0 gguf==0.19.0 safetensors==0.8.0 numpy==2.4.6 accelerate==1.15.0 llama_cpp_python==$(LLAMA_CPP_PYTHON) psutil==7.2.2)
