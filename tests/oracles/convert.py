@@ -1,4 +1,5 @@
-"""Writes checkpoints as GGUF by llama.cpp's own converter, which lies in the source of llama_cpp_python: `convert.py FOLDER TYPE FILE`…
+"""Writes checkpoints as GGUF by llama.cpp's own converter, which lies in the source of llama_cpp_python: `convert.py FOLDER TYPE FILE`…,
+where `bf16:8` puts eight tensors into each of several files.
 
 The converter and its library are of one version, so this runs in a process of its own, with both in PYTHONPATH. Only the vocabulary is left out:
 what is compared are tensors.
@@ -33,4 +34,5 @@ def convert(folder: pathlib.Path, kind: str, path: pathlib.Path, **more) -> None
 if __name__ == "__main__":
     logging.disable(logging.WARNING)
     for folder, kind, path in zip(*[iter(sys.argv[1:])] * 3, strict=True):
-        convert(pathlib.Path(folder), kind, pathlib.Path(path))
+        kind, _, tensors = kind.partition(":")
+        convert(pathlib.Path(folder), kind, pathlib.Path(path), split_max_tensors=int(tensors or 0))

@@ -5,6 +5,7 @@ What a GGUF file cannot say is not in these checkpoints: windows of Mistral and 
 experts, a choice of layers without positions.
 """
 
+import copy
 import json
 import os
 import pathlib
@@ -57,6 +58,10 @@ GGUF = {
 }
 # Whose matrices, experts too, are in blocks of 8 bits; the others' are in bf16.
 QUANTISED = ["mixtral"]
+# In several files of eight tensors.
+SPLIT = ["llama3"]
+# As files before 2025 are: one tensor makes keys and values of what is compressed, and widths are those of what it makes.
+JOINED = ["deepseek_v2"]
 # What the converter reads and transformers no longer writes into config.json.
 PUBLISHED = {"deepseek_v3": {"scoring_func": "sigmoid"}}
 # Rows that llama.cpp computes otherwise: it has no window for Phi-3.
@@ -91,6 +96,32 @@ def convert(jobs: list[tuple[pathlib.Path, str, pathlib.Path]]) -> None:
     subprocess.run([sys.executable, script, *arguments], env=os.environ | {"PYTHONPATH": path}, check=True, stderr=subprocess.PIPE)
 
 
+def join(path: pathlib.Path, model) -> None:
+    """Puts `attn_kv_b` in place of what the converter has made of it."""
+    reader, config = gguf.GGUFReader(path), model.config
+    old = {
+        "deepseek2.attention.head_count_kv": config.num_attention_heads,
+        "deepseek2.attention.key_length": config.qk_nope_head_dim + config.qk_rope_head_dim,
+        "deepseek2.attention.value_length": config.v_head_dim,
+    }
+    writer = gguf.GGUFWriter(path.with_suffix(".joined"), "deepseek2")
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and not key.endswith("_mla") and key != "general.architecture":
+            writer.add_key_value(key, old.get(key, field.contents()), field.types[0])
+    for tensor in reader.tensors:
+        layer, _, part = tensor.name.rpartition(".attn_")
+        if part == "v_b.weight":
+            weight = model.model.layers[int(layer.removeprefix("blk."))].self_attn.kv_b_proj.weight.detach().numpy()
+            writer.add_tensor(f"{layer}.attn_kv_b.weight", gguf.quantize(weight, tensor.tensor_type), raw_dtype=tensor.tensor_type)
+        elif part != "k_b.weight":
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    path.with_suffix(".joined").replace(path)
+
+
 def llama_cpp_logits(path: pathlib.Path, sequence: list[int]) -> torch.Tensor:
     from llama_cpp import GGML_TYPE_F32, Llama
 
@@ -102,7 +133,7 @@ def llama_cpp_logits(path: pathlib.Path, sequence: list[int]) -> torch.Tensor:
 def generate_gguf_families(folder: pathlib.Path) -> None:
     sequence = tokens_of(0)[:TOKENS]
     with tempfile.TemporaryDirectory() as temporary:
-        work, own, jobs = pathlib.Path(temporary), {}, []
+        work, own, jobs, joined = pathlib.Path(temporary), {}, [], []
         for name, (family, changes) in GGUF.items():
             model = random_model(family, changes)
             if name in QUANTISED:
@@ -111,12 +142,17 @@ def generate_gguf_families(folder: pathlib.Path) -> None:
             own[name] = states(model, sequence)
             target = folder / "gguf" / f"{name}.gguf"
             target.parent.mkdir(parents=True, exist_ok=True)
-            jobs += [(work / name, "q8_0" if name in QUANTISED else "bf16", target), (work / name, "f32", work / f"{name}.gguf")]
+            kind = ("q8_0" if name in QUANTISED else "bf16") + (":8" if name in SPLIT else "")
+            jobs += [(work / name, kind, target), (work / name, "f32", work / f"{name}.gguf")]
+            if name in JOINED:
+                joined += [(target, copy.deepcopy(model)), (work / f"{name}.gguf", copy.deepcopy(model))]
             save(target.with_suffix(".safetensors"), {"tokens": torch.tensor(sequence, dtype=torch.uint32), **own[name]})
             model = model.bfloat16()
             off = max(difference(own[name][tap], tensor) for tap, tensor in states(model, sequence).items())
             print(f"  {name}: bf16 of transformers is off by {off:.1e}")
         convert(jobs)
+        for path, model in joined:
+            join(path, model)
         for name in GGUF:
             rows = LLAMA_CPP_ROWS.get(name, TOKENS)
             if rows:

@@ -8,6 +8,7 @@ mod f8;
 mod ggml;
 mod safetensors_files;
 mod shards;
+mod split;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,6 +1,7 @@
 //! What a checkpoint says of its architecture: sizes and constants of a decoder, layer by layer.
 
 mod keys;
+mod metadata;
 mod rotation;
 
 use std::path::Path;
@@ -220,7 +221,7 @@ impl ModelConfig {
     }
 
     /// Refuses sizes that are zero, huge or do not divide. There is a layer: see [`checked_layers`].
-    fn checked(self, keys: &Keys) -> Result<Self, ModelError> {
+    pub(super) fn checked(self, keys: &Keys) -> Result<Self, ModelError> {
         let attention = self.attention();
         let sizes = [
             ("hidden_size", self.hidden_size),

@@ -189,7 +189,7 @@ impl Reader<'_> {
             }
             let rows = shape[1].checked_mul(shape[2]).and_then(|rows| rows.checked_mul(shape[3]));
             let rows = rows.filter(|rows| rows.checked_mul(shape[0]).is_some()).ok_or_else(|| self.invalid("the shape is too large"))?;
-            let place = Place { rows, cols: shape[0], kind: self.u32()?, offset: self.u64()? };
+            let place = Place { part: 0, rows, cols: shape[0], kind: self.u32()?, offset: self.u64()? };
             if tensors.insert(name, place).is_some() {
                 return Err(self.invalid("tensor appears twice"));
             }
