@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, ErrorKind, Read};
 use std::path::Path;
 
 use super::{Place, Value};
@@ -14,9 +14,10 @@ const NOT_UTF_8: Value = Value::Other("text that is not UTF-8");
 /// Metadata, tensors, and the place of the first byte behind both.
 pub(super) type Head = (BTreeMap<String, Value>, BTreeMap<String, Place>, u64);
 
-/// Reads the head of `file`, which is `length` bytes long.
+/// Reads the head of `file`, which is `length` bytes long, or will be: where it ends before its head does, the error is [`ErrorKind::UnexpectedEof`].
 pub(super) fn read(path: &Path, file: File, length: u64) -> Result<Head, ModelError> {
-    let mut reader = Reader { path, input: BufReader::new(file), length, position: 0, at: "header".into() };
+    let there = file.metadata().map_err(ModelError::read(path))?.len().min(length);
+    let mut reader = Reader { path, input: BufReader::new(file), length, there, position: 0, at: "header".into() };
     let (tensors, keys) = reader.header()?;
     Ok((reader.metadata(keys)?, reader.tensors(tensors)?, reader.position))
 }
@@ -26,6 +27,8 @@ struct Reader<'a> {
     path: &'a Path,
     input: BufReader<File>,
     length: u64,
+    /// Bytes of it that are there already.
+    there: u64,
     position: u64,
     at: String,
 }
@@ -37,9 +40,10 @@ impl Reader<'_> {
 
     /// Claims `count` items of at least `size` bytes: an error when the file is too short for them.
     fn claim(&self, count: u64, size: u64, what: &str) -> Result<usize, ModelError> {
-        let left = self.length - self.position;
+        let (left, there) = (self.length - self.position, self.there - self.position);
         match count.checked_mul(size) {
-            Some(bytes) if bytes <= left => Ok(count as usize),
+            Some(bytes) if bytes <= there => Ok(count as usize),
+            Some(bytes) if bytes <= left => Err(ModelError::read(self.path)(ErrorKind::UnexpectedEof.into())),
             _ => Err(self.invalid(format!("{count} {what} do not fit into the {left} bytes that are left"))),
         }
     }
