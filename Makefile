@@ -250,4 +250,4 @@ $(CUDA_PYTHON):
 
 $(TORCH_PYTHON):
 	$(call say,installing PyTorch (7 GB))
-	@$(call venv,torch,torch==2.15.0 transformers==5.23.0 gguf==0.19.0 safetensors==0.8.0 numpy==2.4.6 accelerate==1.15.0 llama_cpp_python==$(LLAMA_CPP_PYTHON) psutil==7.2.2)
+	@$(call venv,torch,torch==2.15.0 transformers==5.23.0 gguf==0.19.0 safetensors==0.8.0 numpy==2.4.6 accelerate==1.15.0 llama_cpp_python==$(LLAMA_CPP_PYTHON) psutil==7.2.2 bitsandbytes==0.50.2)

@@ -220,6 +220,18 @@ def generate_optimizers(folder: pathlib.Path) -> None:
             weight.grad = torch.randn(size)
             adamw.step()
             tensors |= {f"adamw.{name}.grad.{step}": weight.grad.clone(), f"adamw.{name}.{step}": weight.detach().clone()}
+    # Nobody else needs it.
+    import bitsandbytes.functional as bitsandbytes
+
+    gradient = torch.randn(16, 256) * torch.logspace(-4, 1, 256)
+    tensors["int8.gradient"] = gradient
+    for moment, value in [("first_moment", (1 - 0.9) * gradient), ("second_moment", (1 - 0.999) * gradient * gradient)]:
+        code_map = bitsandbytes.create_dynamic_map(signed=moment == "first_moment")
+        _, state = bitsandbytes.quantize_blockwise(value, code=code_map, blocksize=256)
+        # The nearest value of the map; bitsandbytes' own loop for CPUs looks small ones up in a coarse table.
+        shares = value.reshape(-1, 256) / state.absmax[:, None]
+        codes = (shares[:, :, None] - code_map).abs().argmin(-1).reshape(value.shape)
+        tensors |= {f"int8.{moment}.codes": codes.float(), f"int8.{moment}.scales": state.absmax}
     save(folder / "optimizers.safetensors", tensors)
 
 

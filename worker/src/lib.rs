@@ -14,6 +14,7 @@ pub mod head;
 pub mod http;
 pub mod kernel;
 pub mod model;
+pub mod numbers;
 pub mod serve;
 pub mod tensor_file;
 pub mod text;

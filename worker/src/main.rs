@@ -6,6 +6,7 @@ use carryon_crds::wire::ExitCode;
 use carryon_worker::base::{self, BaseArgs};
 use carryon_worker::fetch::{self, FetchArgs};
 use carryon_worker::serve::{self, ServeArgs};
+use carryon_worker::text;
 use carryon_worker::train::{self, TrainArgs};
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
@@ -22,6 +23,9 @@ enum Command {
     Serve(ServeArgs),
     /// Fetch a model into a folder, from a hub, a bucket or a web server; goes on where it was when it was ended.
     Fetch(FetchArgs),
+    /// Render chat templates, a line of JSON each: what the others run it for, under limits of the kernel.
+    #[command(hide = true)]
+    Render,
 }
 
 /// An error and the exit code the operator reads it by.
@@ -39,6 +43,9 @@ fn main() -> std::process::ExitCode {
             return (code as u8).into();
         }
     };
+    if let Ok(program) = std::env::current_exe() {
+        text::render_apart(program);
+    }
     let code = run(command).unwrap_or_else(|(code, error)| {
         tracing::error!("{error}");
         code
@@ -52,5 +59,6 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Train(args) => train::run(&args).map_err(|error| (error.exit_code(), error.into())),
         Command::Serve(args) => serve::run(&args).map_err(|error| (error.exit_code(), error.into())),
         Command::Fetch(args) => fetch::run(&args).map_err(|error| (error.exit_code(), error.into())),
+        Command::Render => text::render_lines().map(|()| ExitCode::Complete).map_err(|error| (ExitCode::Configuration, error.into())),
     }
 }

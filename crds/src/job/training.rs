@@ -22,6 +22,12 @@ pub struct Training {
     pub gradient_accumulation_steps: u32,
     /// Optimizer.
     pub optim: Optimizer,
+    /// Number type of what the optimizer remembers; the less, the less memory.
+    #[serde(skip_serializing_if = "is_default")]
+    pub optim_state_dtype: StateDtype,
+    /// Whether what happens inside of a block is computed again on the way back, instead of being remembered: less memory, more work.
+    #[serde(skip_serializing_if = "is_default")]
+    pub gradient_checkpointing: bool,
     /// Learning rate of AdamW.
     #[schemars(range(min = 0.0, max = 10.0))]
     pub learning_rate: f64,
@@ -37,9 +43,13 @@ pub struct Training {
     /// Where the cosine ends, as a share of the peak.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub min_lr_ratio: f64,
-    /// Global gradient norm above which gradients are scaled down.
+    /// Gradient norm above which gradients are scaled down.
     #[schemars(range(min = 0.0, max = 1_000_000.0))]
     pub max_grad_norm: f64,
+    /// Whose norm that is. With another than `Global`, and without accumulation, a weight is changed as soon as its gradient is known, so that there are
+    /// never gradients of all weights at once.
+    #[serde(skip_serializing_if = "is_default")]
+    pub max_grad_norm_scope: NormScope,
     /// Seed of initial weights and of the order of samples.
     #[schemars(range(min = 0, max = 9_007_199_254_740_991u64))]
     pub seed: u64,
@@ -55,12 +65,15 @@ impl Default for Training {
             per_device_train_batch_size: 8,
             gradient_accumulation_steps: 1,
             optim: Optimizer::Muon,
+            optim_state_dtype: StateDtype::Float32,
+            gradient_checkpointing: false,
             learning_rate: 3e-3,
             muon_learning_rate: 0.02,
             weight_decay: 0.01,
             warmup_steps: 10,
             min_lr_ratio: 0.1,
             max_grad_norm: 1.0,
+            max_grad_norm_scope: NormScope::Global,
             seed: 0,
             loss: LossPlace::Remote,
         }
@@ -75,6 +88,34 @@ pub enum Optimizer {
     Muon,
     /// AdamW for everything.
     AdamW,
+}
+
+/// Number type of what an optimizer remembers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum StateDtype {
+    /// 4 bytes a number.
+    #[default]
+    Float32,
+    /// 2 bytes, rounded by chance.
+    Bfloat16,
+    /// 1 byte, by blocks of 256 with a scale each.
+    Int8,
+}
+
+/// Whose norm is bounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum NormScope {
+    /// That of all gradients together.
+    #[default]
+    Global,
+    /// That of each tensor's gradient.
+    PerTensor,
+    /// That of all gradients together in the step before; the first step is not bounded.
+    PreviousStep,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Where the vocabulary-sized product runs.

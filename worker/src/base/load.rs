@@ -47,8 +47,8 @@ impl Words {
     /// Whether the templates can be used is found out before a trainer or gateway has to.
     fn compile(&self) -> Result<(), TextError> {
         let Some(template) = &self.chat_template else { return Ok(()) };
-        let compiled = ChatTemplate::new(template, self.bos_token.as_deref(), self.eos_token.as_deref())?;
-        compiled.with_tool_use(self.tool_use_template.as_deref()).map(drop)
+        let (bos, eos) = (self.bos_token.as_deref(), self.eos_token.as_deref());
+        ChatTemplate::new(template, self.tool_use_template.as_deref(), bos, eos).map(drop)
     }
 
     fn template_digest(&self) -> String {

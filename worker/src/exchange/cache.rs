@@ -23,8 +23,9 @@ use sha2::{Digest as _, Sha256};
 
 pub use error::CacheError;
 
-use super::states::{SequenceStates, number_bytes};
+use super::states::SequenceStates;
 use super::wire::tap_names;
+use crate::numbers::number_bytes;
 use record::{HEADER_BYTES, Header};
 
 /// Records begin at multiples of this, so that a damaged header costs one record and not those behind it.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use carryon_crds::pool::Dtype;
 
 use super::frames::{self, Frame, FrameError, Outgoing};
-use super::states::{from_bytes, to_bytes, wire_dtype};
+use crate::numbers::{from_bytes, to_bytes, wire_dtype};
 
 /// Asks for the loss of N rows: y = x̂ + delta against targets through the base's LM head.
 #[derive(Clone, Debug, PartialEq)]

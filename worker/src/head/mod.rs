@@ -15,10 +15,10 @@ pub mod init;
 mod layers;
 pub mod loss;
 pub mod parameters;
+pub mod pass;
 mod runner;
-pub mod tape;
 
 pub use artifact::{Artifact, ArtifactError};
 pub use parameters::{Gradients, ShapeError, Weight, Weights};
+pub use pass::transpose;
 pub use runner::{HeadSlot, Runner, RunnerError, page_layout};
-pub use tape::transpose;

@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Vec<(String, String)>, Value> {
-        let template = ChatTemplate::new("{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}", None, None).unwrap();
+        let template = ChatTemplate::new("{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}", None, None, None).unwrap();
         let read = conversation(format!(r#"{{"messages": {text}}}"#).as_bytes(), &template);
         let turns = read.map_err(|error| error.body()["error"]["param"].clone())?.messages;
         Ok(turns.into_iter().map(|turn| (turn.role, turn.content)).collect())
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn a_template_that_knows_tools_and_calls_gets_them_and_another_one_refuses_them() {
         let body = br#"{"tools":[{"z":1,"a":2}],"messages":[{"role":"user","content":"a"},{"role":"assistant","content":null,"tool_calls":[{"function":{"name":"f","arguments":"{}"}}]}]}"#;
-        let template = |text| ChatTemplate::new(text, None, None).unwrap();
+        let template = |text| ChatTemplate::new(text, None, None, None).unwrap();
         let knows = template("{{ tools | tojson }}{% for m in messages %}{{ m.content }}{{ m.tool_calls | tojson }}{% endfor %}");
         let Conversation { messages, tools, .. } = conversation(body, &knows).unwrap();
         assert_eq!(serde_json::to_string(&tools).unwrap(), r#"[{"z":1,"a":2}]"#, "in the client's order");
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn the_id_of_a_call_and_a_name_are_for_templates_that_know_them() {
-        let turns = |text, body: &str| conversation(body.as_bytes(), &ChatTemplate::new(text, None, None).unwrap());
+        let turns = |text, body: &str| conversation(body.as_bytes(), &ChatTemplate::new(text, None, None, None).unwrap());
         let body = r#"{"messages":[{"role":"user","name":"eve","content":"a"},{"role":"tool","tool_call_id":"1","content":"b"}]}"#;
         let qwen = "{% for m in messages %}{% if m.role == 'tool' %}user<tool_response>{{ m.content }}</tool_response>{% else %}{{ m.role }}{{ m.content }}{% endif %}{% endfor %}";
         let without = turns(qwen, body).unwrap().messages;
@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn switches_of_a_template_are_for_templates_that_know_them() {
         let read = |options: &str| {
-            let template = ChatTemplate::new("{{ enable_thinking }}{{ effort }}", None, None).unwrap();
+            let template = ChatTemplate::new("{{ enable_thinking }}{{ effort }}", None, None, None).unwrap();
             let body = format!(r#"{{"messages": [{{"role": "user", "content": "a"}}], "chat_template_kwargs": {options}}}"#);
             conversation(body.as_bytes(), &template).map(|read| read.options.len()).map_err(|error| error.body()["error"]["param"].clone())
         };

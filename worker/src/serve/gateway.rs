@@ -75,8 +75,8 @@ impl Gateway {
         }
         let template = match &model.chat_template {
             Some(template) => {
-                let compiled = ChatTemplate::new(template, model.bos_token.as_deref(), model.eos_token.as_deref())?;
-                Some(compiled.with_tool_use(model.tool_use_template.as_deref())?)
+                let (bos, eos) = (model.bos_token.as_deref(), model.eos_token.as_deref());
+                Some(ChatTemplate::new(template, model.tool_use_template.as_deref(), bos, eos)?)
             }
             None => None,
         };

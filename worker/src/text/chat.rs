@@ -229,7 +229,7 @@ mod tests {
     }
 
     fn prompt(template: &str, turns: &[(&str, &str)], ending: Ending) -> String {
-        let (tokenizer, template) = (tokenizer(), ChatTemplate::new(template, None, None).unwrap());
+        let (tokenizer, template) = (tokenizer(), ChatTemplate::new(template, None, None, None).unwrap());
         let ids = Chat::new(&tokenizer, &template, &conversation(turns), true).unwrap().prompt(ending).unwrap();
         shown(&ids)
     }
@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_text_that_uses_up_all_marks_is_refused() {
-        let (tokenizer, template) = (tokenizer(), ChatTemplate::new(PLAIN, None, None).unwrap());
+        let (tokenizer, template) = (tokenizer(), ChatTemplate::new(PLAIN, None, None, None).unwrap());
         let content: String = MARKS.chain("<|e|>".chars()).collect();
         let refused = Chat::new(&tokenizer, &template, &conversation(&[("user", &content)]), true).err().unwrap();
         assert!(matches!(refused, TextError::Encode(_)), "{refused}");
@@ -278,7 +278,7 @@ mod tests {
 
     /// The learned parts of each sequence, in brackets.
     fn learned(template: &str, turns: &[(&str, &str)], targets: &[usize]) -> Result<Vec<String>, TextError> {
-        let (tokenizer, template) = (tokenizer(), ChatTemplate::new(template, None, None).unwrap());
+        let (tokenizer, template) = (tokenizer(), ChatTemplate::new(template, None, None, None).unwrap());
         let lessons = Chat::new(&tokenizer, &template, &conversation(turns), true)?.lessons(targets, &[258])?;
         let show = |Lesson { ids, learned }: Lesson| {
             let (mut text, mut done) = (String::new(), 0);

@@ -14,6 +14,9 @@ const RESERVED: &[&str] =
 const MAX_OPTIONS: usize = 32;
 const MAX_OPTION_BYTES: usize = 4096;
 
+/// Names under which clients send what the assistant thought, the first that is there counts: vLLM's and DeepSeek's, gpt-oss', OpenRouter's.
+pub(super) const REASONING: &[&str] = &["reasoning_content", "thinking", "reasoning"];
+
 /// What is wrong with a part of a content that is an image, say.
 const NO_TEXT: &str = r#"must be {"type": "text", "text": …}: this model reads text only"#;
 
@@ -86,10 +89,18 @@ impl Message {
         Ok(Self { role: if name == "developer" { "system".to_owned() } else { name.to_owned() }, content, others })
     }
 
-    /// The turn as a template sees it.
+    /// The turn as a template sees it: what the assistant thought under both names that templates read, as transformers hands it to them.
     pub(super) fn to_value(&self) -> Value {
         let own = [("role", Value::from(self.role.as_str())), ("content", Value::from(self.content.as_str()))];
-        Value::from_pairs(own.into_iter().chain(self.others.iter().map(|(name, value)| (name.as_str(), value.clone()))))
+        let others = self.others.iter().map(|(name, value)| (name.as_str(), value.clone()));
+        let thought = |name: &&str| self.others.iter().find(|(member, value)| member == name && !value.is_none()).map(|(_, value)| value);
+        match REASONING.iter().find_map(thought) {
+            Some(value) => {
+                let [first, last] = ["thinking", "reasoning_content"].map(|name| (name, value.clone()));
+                Value::from_pairs([first].into_iter().chain(own).chain(others).chain([last]))
+            }
+            None => Value::from_pairs(own.into_iter().chain(others)),
+        }
     }
 }
 

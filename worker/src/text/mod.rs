@@ -3,16 +3,19 @@
 //! BPE only, of bytes or of pieces that fall back to bytes: any other vocabulary is refused by name. A tokenizer comes from a GGUF [`Vocabulary`] or from a
 //! `tokenizer.json`; [`Tokenizer::to_json`] is the one form that pools hand out and that heads are bound to.
 
+mod apart;
 mod bytes;
 mod chat;
 mod message;
 mod pieces;
+mod render;
 mod spelling;
 mod template;
 mod tojson;
 mod tokenizer;
 mod vocabulary;
 
+pub use apart::{render_apart, render_lines};
 pub use bytes::DecodeStream;
 pub use chat::{Chat, Ending, Lesson};
 pub use message::{Conversation, Fault, Message, read_messages};

@@ -1,18 +1,22 @@
 //! Chat templates: Jinja rendered to the byte as transformers' `apply_chat_template` does.
 
-use minijinja::syntax::SyntaxConfig;
+use minijinja::context;
 use minijinja::value::Value;
-use minijinja::{Environment, Error, ErrorKind, context};
 
 use super::TextError;
-use super::message::{Conversation, Message};
-use super::tojson::to_json;
+use super::apart::Apart;
+use super::message::{Conversation, Message, REASONING};
+use super::render::{Failure, Job, Name, Renderer, Templates};
 
 /// A compiled chat template.
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    templates: Templates,
+    /// Renders them here, for want of a process to do so.
+    here: Renderer,
+    apart: Option<Apart>,
     bos_token: Option<String>,
     eos_token: Option<String>,
+    now: Option<i64>,
 }
 
 /// What a template may do: about as many steps, each of which may take 64 bytes. The publishers' need some hundreds for a turn.
@@ -20,120 +24,82 @@ const FUEL: u64 = 1_000_000;
 /// And for each byte of the conversation, which templates copy a few times.
 const FUEL_PER_BYTE: u64 = 2;
 
-const DEFAULT: &str = "default";
-const TOOL_USE: &str = "tool_use";
-
 impl ChatTemplate {
-    /// Compiles `template`; `bos` and `eos` are the tokens' texts, left undefined when absent.
-    pub fn new(template: &str, bos: Option<&str>, eos: Option<&str>) -> Result<Self, TextError> {
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|error| TextError::Template(error.to_string()))?);
-        environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_filter("tojson", to_json);
-        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> { Err(refusal(message)) });
-        environment.add_function("strftime_now", |format: String| strftime(&format, jiff::Timestamp::now()));
-        Self { environment, bos_token: bos.map(String::from), eos_token: eos.map(String::from) }.with(DEFAULT, template)
+    /// Compiles `template`, and the one for conversations with tools where there is another; `bos` and `eos` are the tokens' texts, left
+    /// undefined when absent.
+    pub fn new(template: &str, tool_use: Option<&str>, bos: Option<&str>, eos: Option<&str>) -> Result<Self, TextError> {
+        let templates = Templates { default: template.to_owned(), tool_use: tool_use.map(String::from) };
+        let here = Renderer::new(&templates).map_err(TextError::Template)?;
+        let (apart, bos_token, eos_token) = (Apart::new(&templates), bos.map(String::from), eos.map(String::from));
+        let compiled = Self { templates, here, apart, bos_token, eos_token, now: None };
+        // What it calls is looked up when it runs: a name that nobody knows is found by running it. What it says of the messages is no matter.
+        let trial = Conversation { messages: vec![Message::new("user", "")], ..Conversation::default() };
+        for name in [Some(Name::Default), tool_use.map(|_| Name::ToolUse)].into_iter().flatten() {
+            if let Err(Failure { message, unknown: true }) = compiled.run(name, &trial, 1, true) {
+                return Err(TextError::Template(message));
+            }
+        }
+        Ok(compiled)
     }
 
     /// Lets the template's clock stand at `now`, which is what `strftime_now` says from here on.
     pub fn stand_still(&mut self, now: jiff::Timestamp) {
-        self.environment.add_function("strftime_now", move |format: String| strftime(&format, now));
-    }
-
-    /// This template, with another one for conversations with tools.
-    pub fn with_tool_use(self, template: Option<&str>) -> Result<Self, TextError> {
-        match template {
-            Some(template) => self.with(TOOL_USE, template),
-            None => Ok(self),
-        }
-    }
-
-    fn with(mut self, name: &'static str, template: &str) -> Result<Self, TextError> {
-        let unusable = |error: Error| TextError::Template(error.to_string());
-        self.environment.add_template_owned(name, without_generation(template)).map_err(unusable)?;
-        // What it calls is looked up when it runs: a name that nobody knows is found by running it. What it says of the messages is no matter.
-        let trial = Conversation { messages: vec![Message::new("user", "")], ..Conversation::default() };
-        let trial = self.environment.get_template(name).and_then(|found| found.render(self.variables(&trial, 1, true)));
-        let unknown = [ErrorKind::UnknownFilter, ErrorKind::UnknownTest, ErrorKind::UnknownFunction];
-        match trial {
-            Err(error) if unknown.contains(&error.kind()) => Err(unusable(error)),
-            _ => Ok(self),
-        }
+        self.now = Some(now.as_millisecond());
     }
 
     /// The prompt for the first `turns` messages; `add_generation_prompt` appends the beginning of the assistant's next turn.
     pub fn render(&self, conversation: &Conversation, turns: usize, add_generation_prompt: bool) -> Result<String, TextError> {
+        let rendered = self.run(self.name(&conversation.tools), conversation, turns, add_generation_prompt);
+        rendered.map_err(|failure| TextError::Render(failure.message))
+    }
+
+    fn run(&self, name: Name, conversation: &Conversation, turns: usize, add_generation_prompt: bool) -> Result<String, Failure> {
         let variables = self.variables(conversation, turns, add_generation_prompt);
-        let mut environment = self.environment.clone();
-        environment.set_fuel(Some(FUEL + FUEL_PER_BYTE * conversation.size()));
-        let template = environment.get_template(self.name(&conversation.tools));
-        let rendered = template.and_then(|template| template.render(variables));
-        rendered.map_err(|error| TextError::Render(error.detail().map_or_else(|| error.to_string(), String::from)))
+        let job = Job { name, variables, fuel: FUEL + FUEL_PER_BYTE * conversation.size(), now: self.now };
+        match &self.apart {
+            Some(apart) => apart.render(&job),
+            None => self.here.render(&job),
+        }
     }
 
     /// Whether the template that conversations without or with `tools` get looks at `member`.
     pub fn knows(&self, member: &str, tools: &[Value]) -> bool {
-        let template = self.environment.get_template(self.name(tools));
-        template.is_ok_and(|template| words(template.source()).any(|word| word == member))
+        let source = match (self.name(tools), &self.templates.tool_use) {
+            (Name::ToolUse, Some(template)) => template,
+            _ => &self.templates.default,
+        };
+        // Whatever name it came by, templates find it by two.
+        let thought = REASONING.contains(&member);
+        words(source).any(|word| word == member || (thought && REASONING[..2].contains(&word)))
     }
 
     /// Whether `character` stands in it.
     pub(super) fn holds(&self, character: char) -> bool {
-        self.environment.templates().any(|(_, template)| template.source().contains(character))
+        let Templates { default, tool_use } = &self.templates;
+        default.contains(character) || tool_use.as_ref().is_some_and(|template| template.contains(character))
     }
 
-    fn name(&self, tools: &[Value]) -> &'static str {
-        let for_tools = !tools.is_empty() && self.environment.get_template(TOOL_USE).is_ok();
-        if for_tools { TOOL_USE } else { DEFAULT }
+    fn name(&self, tools: &[Value]) -> Name {
+        if !tools.is_empty() && self.templates.tool_use.is_some() { Name::ToolUse } else { Name::Default }
     }
 
     fn variables(&self, Conversation { messages, tools, options }: &Conversation, turns: usize, add_generation_prompt: bool) -> Value {
-        let token = |token: &Option<String>| token.as_deref().map_or(Value::UNDEFINED, Value::from);
         let own = context! {
             messages => messages[..turns].iter().map(Message::to_value).collect::<Value>(),
             add_generation_prompt,
             tools => if tools.is_empty() { Value::from(()) } else { tools.iter().cloned().collect() },
             documents => (),
-            bos_token => token(&self.bos_token),
-            eos_token => token(&self.eos_token),
         };
-        match options.is_empty() {
-            true => own,
-            false => context! { ..own, ..Value::from_pairs(options.iter().map(|(name, value)| (name.as_str(), value.clone()))) },
-        }
+        let tokens = [("bos_token", &self.bos_token), ("eos_token", &self.eos_token)];
+        let tokens = tokens.into_iter().filter_map(|(name, token)| Some((name, Value::from(token.as_deref()?))));
+        let options = options.iter().map(|(name, value)| (name.as_str(), value.clone()));
+        context! { ..own, ..Value::from_pairs(tokens.chain(options)) }
     }
-}
-
-/// transformers marks what an assistant says by `{% generation %}`: a block whose body is rendered, in a scope of its own.
-fn without_generation(template: &str) -> String {
-    let mut parts = template.split("{%");
-    let mut plain = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        plain.push_str("{%");
-        let tag = part.split("%}").next().unwrap_or_default();
-        let word = tag.trim_matches(|character: char| character.is_whitespace() || matches!(character, '-' | '+'));
-        match word {
-            "generation" | "endgeneration" => plain.push_str(&part.replacen("generation", "with", 1)),
-            _ => plain.push_str(part),
-        }
-    }
-    plain
 }
 
 /// The names in a template, and the words of its texts.
 fn words(template: &str) -> impl Iterator<Item = &str> {
     template.split(|character: char| !character.is_alphanumeric() && character != '_')
-}
-
-pub(super) fn refusal(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, message)
-}
-
-fn strftime(format: &str, now: jiff::Timestamp) -> Result<String, Error> {
-    let now = now.to_zoned_datetime(jiff::tz::TimeZone::system());
-    jiff::fmt::strtime::format(format, &now).map_err(|error| refusal(format!("strftime_now: {error}")))
 }
 
 #[cfg(test)]
@@ -142,7 +108,7 @@ mod tests {
 
     fn render(template: &str) -> Result<String, TextError> {
         let messages = vec![Message::new("user", "é \"<&>\" "), Message::new("assistant", "b")];
-        ChatTemplate::new(template, None, Some("</s>"))?.render(&Conversation { messages, ..Conversation::default() }, 2, true)
+        ChatTemplate::new(template, None, None, Some("</s>"))?.render(&Conversation { messages, ..Conversation::default() }, 2, true)
     }
 
     // Expected texts: transformers 5.23 with jinja2 3.1.6, `_compile_jinja_template(template).render(messages=…, add_generation_prompt=True, eos_token="</s>", tools=None, documents=None)`.
@@ -202,14 +168,14 @@ mod tests {
 
     #[test]
     fn a_clock_can_stand_still() {
-        let mut template = ChatTemplate::new("{{ strftime_now('%d %b %Y %s') }}", None, None).unwrap();
+        let mut template = ChatTemplate::new("{{ strftime_now('%d %b %Y %s') }}", None, None, None).unwrap();
         template.stand_still(jiff::Timestamp::from_second(1_700_000_000).unwrap());
         assert_eq!(template.render(&Conversation::default(), 0, true).unwrap(), "14 Nov 2023 1700000000");
     }
 
     #[test]
     fn conversations_with_tools_get_the_template_that_is_for_them() {
-        let template = |tool_use| ChatTemplate::new("plain", None, None).unwrap().with_tool_use(tool_use).unwrap();
+        let template = |tool_use| ChatTemplate::new("plain", tool_use, None, None).unwrap();
         let tools = vec![Value::from_pairs([("name", "f"), ("z", "1"), ("a", "2")])];
         let (without, with) = (Conversation::default(), Conversation { tools: tools.clone(), ..Conversation::default() });
         let both = template(Some("{{ tools | tojson }}"));
@@ -220,21 +186,8 @@ mod tests {
     }
 
     #[test]
-    fn a_template_can_neither_loop_nor_allocate_without_bound() {
-        for template in [
-            "{{ 'x' * 1000000000 }}",
-            "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}",
-            "{% set n = namespace(x='xxxxxxxx') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-        ] {
-            let started = std::time::Instant::now();
-            assert!(render(template).is_err(), "{template}");
-            assert!(started.elapsed().as_secs() < 5, "{template}");
-        }
-    }
-
-    #[test]
     fn options_are_variables_of_the_template() {
-        let template = ChatTemplate::new("{{ enable_thinking is defined and not enable_thinking }}{{ effort }}", None, None).unwrap();
+        let template = ChatTemplate::new("{{ enable_thinking is defined and not enable_thinking }}{{ effort }}", None, None, None).unwrap();
         let options = vec![("enable_thinking".to_owned(), Value::from(false)), ("effort".to_owned(), Value::from("low"))];
         assert_eq!(template.render(&Conversation { options, ..Conversation::default() }, 0, true).unwrap(), "Truelow");
         assert_eq!(template.render(&Conversation::default(), 0, true).unwrap(), "False");

@@ -4,7 +4,7 @@ use minijinja::value::{Kwargs, Value};
 use minijinja::{Error, State};
 use serde::Serialize;
 
-use super::template::refusal;
+use super::render::refusal;
 
 /// What a unit of minijinja's fuel pays for.
 const BYTES_PER_FUEL: u64 = 64;

@@ -7,9 +7,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use carryon_crds::wire::limits::{CHECKPOINT_HEADER_BYTES, MAX_CHECKPOINT_BYTES};
 use carryon_crds::wire::{Identity, Numerics};
+use half::bf16;
+use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -17,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 use crate::head::{Weight, Weights};
 use crate::train::batches::Cursor;
 use crate::train::error::TrainError;
-use crate::train::optim::OptimizerState;
+use crate::train::optim::{Moment, OptimizerState, map_of};
 use crate::{files, tensor_file};
 
 /// Version of the format this code writes and reads.
@@ -61,6 +64,9 @@ pub struct State {
     pub eval_loss: Option<f64>,
     /// Loss of the last step, nats per target.
     pub train_loss: Option<f64>,
+    /// Norm of the last step's gradients, before they were scaled down.
+    #[serde(default)]
+    pub grad_norm: Option<f64>,
     /// Seconds of training, over all attempts.
     pub train_seconds: f64,
     /// Highest anonymous memory, over all attempts, bytes.
@@ -86,9 +92,9 @@ pub struct Checkpoint {
     /// All but the tensors.
     pub state: State,
     /// The head's tensors.
-    pub weights: Weights,
+    pub weights: Arc<Weights>,
     /// Those of the best evaluation, unless they are the present ones' ancestors no more asked for.
-    pub best: Option<Weights>,
+    pub best: Option<Arc<Weights>>,
     /// What the optimizers remember.
     pub optimizer: OptimizerState,
 }
@@ -96,7 +102,7 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Where training starts.
     pub fn start(state: State, weights: Weights) -> Self {
-        Self { state, weights, best: None, optimizer: OptimizerState::default() }
+        Self { state, weights: weights.into(), best: None, optimizer: OptimizerState::default() }
     }
 }
 
@@ -218,21 +224,38 @@ impl Folder {
     }
 }
 
+/// A tensor of the file: number type, shape, bytes as they lie there; the worker runs on little-endian machines only.
+type Stored<'a> = (Dtype, Vec<usize>, &'a [u8]);
+
+/// Behind the name of codes, that of their blocks' scales.
+const SCALES: &str = ".scales";
+
 fn write(path: &Path, checkpoint: &Checkpoint) -> std::io::Result<()> {
-    let groups =
-        [("weights", Some(&checkpoint.weights)), ("best", checkpoint.best.as_ref()), ("optimizer", Some(&checkpoint.optimizer.tensors))];
-    let tensors: BTreeMap<String, &Weight> = groups
-        .into_iter()
-        .filter_map(|(group, tensors)| Some((group, tensors?)))
-        .flat_map(|(group, tensors)| tensors.iter().map(move |(name, tensor)| (format!("{group}.{name}"), tensor)))
-        .collect();
+    let mut tensors: BTreeMap<String, Stored<'_>> = BTreeMap::new();
+    for (group, weights) in [("weights", Some(&checkpoint.weights)), ("best", checkpoint.best.as_ref())] {
+        for (name, Weight { shape, values }) in weights.into_iter().flat_map(|weights| weights.iter()) {
+            tensors.insert(format!("{group}.{name}"), (Dtype::F32, shape.clone(), bytemuck::cast_slice(values)));
+        }
+    }
+    for (name, (shape, moment)) in &checkpoint.optimizer.tensors {
+        let (name, shape) = (format!("optimizer.{name}"), shape.clone());
+        let stored = match &**moment {
+            Moment::Float32(values) => (Dtype::F32, shape, bytemuck::cast_slice(values)),
+            Moment::Bfloat16(values) => (Dtype::BF16, shape, bytemuck::cast_slice(values)),
+            Moment::Int8 { codes, scales, .. } => {
+                tensors.insert(format!("{name}{SCALES}"), (Dtype::F32, vec![scales.len()], bytemuck::cast_slice(scales)));
+                (Dtype::U8, shape, &codes[..])
+            }
+        };
+        tensors.insert(name, stored);
+    }
     let state = serde_json::to_string(&checkpoint.state).expect("a state is plain data");
-    let digest = digest(&state, tensors.iter().map(|(name, tensor)| (name.as_str(), tensor.shape.as_slice(), bytes(tensor))));
-    let infos = tensors.iter().map(|(name, tensor)| (name.as_str(), Dtype::F32, tensor.shape.as_slice()));
+    let digest = digest(&state, tensors.iter().map(|(name, (_, shape, bytes))| (name.as_str(), shape.as_slice(), *bytes)));
+    let infos = tensors.iter().map(|(name, (dtype, shape, _))| (name.as_str(), *dtype, shape.as_slice()));
     let header = tensor_file::header(&[(STATE_KEY, &state), (DIGEST_KEY, &digest)], infos);
     files::write_atomic_with(path, |file| {
         file.write_all(&header)?;
-        tensors.values().try_for_each(|tensor| file.write_all(bytes(tensor)))
+        tensors.values().try_for_each(|(_, _, bytes)| file.write_all(bytes))
     })
 }
 
@@ -268,18 +291,33 @@ fn read(path: &Path) -> Result<Checkpoint, String> {
         return Err(format!("format version {}, this worker reads {FORMAT_VERSION}", state.format_version));
     }
     let mut groups: BTreeMap<&str, Weights> = BTreeMap::new();
+    let mut optimizer = OptimizerState { steps: state.optimizer_steps, tensors: BTreeMap::new() };
     for (name, tensor) in tensors {
         let (group, name) = name.split_once('.').ok_or_else(|| format!("tensor {name:?} is of no group"))?;
-        if tensor.dtype() != Dtype::F32 {
-            return Err(format!("tensor {name:?} has type {:?}, expected F32", tensor.dtype()));
+        let shape = tensor.shape().to_vec();
+        if group == "optimizer" {
+            let scales = || file.tensor(&format!("{group}.{name}{SCALES}")).map_err(|error| error.to_string());
+            let moment = match tensor.dtype() {
+                Dtype::F32 if name.ends_with(SCALES) => continue,
+                Dtype::U8 => Moment::Int8 { map: map_of(name), codes: tensor.data().to_vec(), scales: floats(&scales()?)? },
+                Dtype::BF16 => Moment::Bfloat16(tensor.data().as_chunks::<2>().0.iter().map(|bytes| bf16::from_le_bytes(*bytes)).collect()),
+                _ => Moment::Float32(floats(&tensor).map_err(|problem| format!("tensor {name:?} {problem}"))?),
+            };
+            optimizer.tensors.insert(name.to_owned(), (shape, moment.into()));
+        } else {
+            let values = floats(&tensor).map_err(|problem| format!("tensor {name:?} {problem}"))?;
+            groups.entry(group).or_default().insert(name.to_owned(), Weight { shape, values });
         }
-        let values = tensor.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-        groups.entry(group).or_default().insert(name.to_owned(), Weight { shape: tensor.shape().to_vec(), values });
     }
-    let weights = groups.remove("weights").unwrap_or_default();
-    let tensors = groups.remove("optimizer").unwrap_or_default();
-    let optimizer = OptimizerState { steps: state.optimizer_steps, tensors };
-    Ok(Checkpoint { state, weights, best: groups.remove("best"), optimizer })
+    let (weights, best) = (groups.remove("weights").unwrap_or_default(), groups.remove("best"));
+    Ok(Checkpoint { state, weights: weights.into(), best: best.map(Arc::new), optimizer })
+}
+
+fn floats(tensor: &TensorView<'_>) -> Result<Vec<f32>, String> {
+    match tensor.dtype() {
+        Dtype::F32 => Ok(tensor.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()),
+        other => Err(format!("has type {other:?}, expected F32")),
+    }
 }
 
 /// Over the state and every tensor's name, shape and bytes, in the order of names.
@@ -290,11 +328,6 @@ fn digest<'a>(state: &str, tensors: impl Iterator<Item = (&'a str, &'a [usize], 
         hasher.update(bytes);
     }
     carryon_crds::wire::digest_of(hasher)
-}
-
-/// Values as they lie in the file; the worker runs on little-endian machines only.
-fn bytes(tensor: &Weight) -> &[u8] {
-    bytemuck::cast_slice(&tensor.values)
 }
 
 impl State {
@@ -315,6 +348,7 @@ impl State {
             base_eval_loss: None,
             eval_loss: None,
             train_loss: None,
+            grad_norm: None,
             train_seconds: 0.0,
             peak_anonymous_bytes: 0,
             optimizer_steps: 0,

@@ -43,9 +43,6 @@ pub enum TrainError {
         /// NaN or an infinity.
         value: f64,
     },
-    /// A trainable tensor took no part in the loss.
-    #[error("no gradient reached trainable tensor {0:?}: the head's graph is cut")]
-    NoGradient(String),
     /// The untrained head does not leave the base's loss alone.
     #[error("loss of the untrained head is {head}, the base's own is {base}: they must be equal before the first step")]
     StepZero {
@@ -88,9 +85,7 @@ impl TrainError {
             // The same steps lead to the same numbers.
             Self::Configuration(_) | Self::IdentityChanged { .. } | Self::NotFinite { .. } => ExitCode::Configuration,
             Self::Stopped { .. } => ExitCode::Resume,
-            Self::File { .. } | Self::Pool(_) | Self::NoGradient(_) | Self::StepZero { .. } | Self::FolderTaken | Self::Head(_) => {
-                ExitCode::Retryable
-            }
+            Self::File { .. } | Self::Pool(_) | Self::StepZero { .. } | Self::FolderTaken | Self::Head(_) => ExitCode::Retryable,
         }
     }
 }

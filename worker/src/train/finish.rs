@@ -1,5 +1,7 @@
 //! The last stage of a run: head, report and marker.
 
+use std::sync::Arc;
+
 use carryon_crds::job::Task;
 use carryon_crds::wire::{HeadManifest, TerminationMessage};
 
@@ -21,7 +23,7 @@ pub(super) fn finish(
     data: &Data,
     run: &mut Run<PoolStates>,
 ) -> Result<TerminationMessage, TrainError> {
-    let weights = run.best.clone().unwrap_or_else(|| run.learner.weights.clone());
+    let weights = run.best.take().unwrap_or_else(|| run.learner.weights.clone());
     let confusion = match inputs.config.task {
         Task::Classification => match run.measure(Some(&weights), Phase::Evaluating)? {
             Some(found) => found.confusion,
@@ -31,7 +33,9 @@ pub(super) fn finish(
         Task::CausalLM => Vec::new(),
     };
     run.console.phase(Phase::Writing, 0, "");
-    let artifact = output::artifact(&data.shape, &base.description, weights)?;
+    // Nobody trains any more.
+    drop(std::mem::take(&mut run.learner.weights));
+    let artifact = output::artifact(&data.shape, &base.description, Arc::unwrap_or_clone(weights))?;
     run.state.peak_anonymous_bytes = run.memory.peak_anonymous();
     run.lock.check()?;
     let manifest = run.written(|run| output::write(places, &artifact, &base.description, inputs, &run.state))?;

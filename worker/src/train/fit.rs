@@ -28,7 +28,7 @@ pub struct Run<S> {
     /// Where the run stands.
     pub state: State,
     /// Weights of the best evaluation.
-    pub best: Option<Weights>,
+    pub best: Option<Arc<Weights>>,
     /// Order of the training samples.
     pub order: Order,
     /// Hidden states of the training samples.
@@ -96,7 +96,7 @@ impl<S: HiddenStates> Run<S> {
     fn save(&mut self) -> Result<(), TrainError> {
         self.lock.check()?;
         self.metrics.sync()?;
-        let optimizer = self.learner.optimizers.state();
+        let optimizer = self.learner.optimizers.state(&self.learner.weights);
         self.state.optimizer_steps = optimizer.steps;
         self.state.peak_anonymous_bytes = self.memory.peak_anonymous();
         let (weights, best) = (self.learner.weights.clone(), self.best.clone());
@@ -121,7 +121,7 @@ impl<S: HiddenStates> Run<S> {
     }
 
     fn record(&mut self, figures: StepFigures) -> Result<(), TrainError> {
-        self.state.train_loss = Some(figures.loss);
+        (self.state.train_loss, self.state.grad_norm) = (Some(figures.loss), Some(figures.grad_norm));
         self.state.train_seconds += figures.seconds;
         let line = StepLine {
             step: self.state.step,
@@ -162,7 +162,9 @@ impl<S: HiddenStates> Run<S> {
         let first = self.state.step == 0;
         let causal = self.learner.shape.task == carryon_crds::job::Task::CausalLM;
         let weights = (!(first && causal)).then(|| self.learner.weights.clone());
-        let Some(found) = self.measure(weights.as_ref(), if first { Phase::Caching } else { Phase::Evaluating })? else { return Ok(None) };
+        let Some(found) = self.measure(weights.as_deref(), if first { Phase::Caching } else { Phase::Evaluating })? else {
+            return Ok(None);
+        };
         if first && causal {
             self.state.base_eval_loss = Some(found.loss);
             if self.compare_with_base()?.is_none() {

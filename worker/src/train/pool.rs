@@ -54,9 +54,10 @@ impl Base {
         }
         let tokenizer = Tokenizer::from_json(&tokenizer).map_err(|error| TrainError::Pool(error.to_string()))?;
         let (bos, eos) = (description.bos_token.as_deref(), description.eos_token.as_deref());
-        let template = description.chat_template.as_ref().map(|template| {
-            ChatTemplate::new(template, bos, eos).and_then(|compiled| compiled.with_tool_use(description.tool_use_template.as_deref()))
-        });
+        let template = description
+            .chat_template
+            .as_ref()
+            .map(|template| ChatTemplate::new(template, description.tool_use_template.as_deref(), bos, eos));
         // A pool of today has compiled it before it said that it is ready.
         let template = template.transpose().map_err(|error| TrainError::Configuration(format!("{}: {error}", description.name)))?;
         Ok(Self { client, description, tokenizer, pods, template })

@@ -3,14 +3,14 @@
 
 use std::sync::atomic::AtomicBool;
 
-use carryon_crds::job::Optimizer;
+use carryon_crds::job::Training;
 use carryon_crds::wire::{HeadShape, TrainConfig};
 
 use crate::exchange::{CacheError, CacheKey, StateCache};
 use crate::head::parameters;
 use crate::train::data::DataSet;
 use crate::train::error::TrainError;
-use crate::train::optim::state_values;
+use crate::train::optim::state_bytes;
 use crate::train::output::Places;
 use crate::train::plan;
 use crate::train::pool::{Base, CachedPool};
@@ -26,10 +26,11 @@ const ENTRY_BYTES: u64 = 256;
 const METADATA_BYTES: u64 = 4096;
 
 /// Bytes of a checkpoint of a head of this shape at most: weights now and at the best evaluation, and what the optimizers remember.
-pub fn checkpoint_bytes(shape: &HeadShape, optimizer: Optimizer) -> u64 {
+pub fn checkpoint_bytes(shape: &HeadShape, training: &Training) -> u64 {
     let tensor = |dimensions: &Vec<usize>| {
         let values: u64 = dimensions.iter().map(|&length| length as u64).product();
-        (2 + state_values(optimizer, dimensions)) * (4 * values + ENTRY_BYTES)
+        let (state, tensors) = state_bytes(training, dimensions);
+        2 * 4 * values + state + (2 + tensors) * ENTRY_BYTES
     };
     METADATA_BYTES + parameters::of(shape).values().map(tensor).sum::<u64>()
 }
@@ -38,7 +39,7 @@ pub fn checkpoint_bytes(shape: &HeadShape, optimizer: Optimizer) -> u64 {
 fn reserved(shape: &HeadShape, config: &TrainConfig, steps: u64) -> u64 {
     let kept = u64::from(config.checkpoint.save_total_limit).min(steps.div_ceil(config.checkpoint.save_steps) + 1);
     let head = 4 * parameters::count(shape) + METADATA_BYTES + ENTRY_BYTES * parameters::of(shape).len() as u64;
-    (kept + 1).saturating_mul(checkpoint_bytes(shape, config.training.optim)).saturating_add(head)
+    (kept + 1).saturating_mul(checkpoint_bytes(shape, &config.training)).saturating_add(head)
 }
 
 /// What the cache may take in all of `available` bytes, of which `reserved` are not for it. The same for every attempt: what an earlier one

@@ -226,6 +226,7 @@ fn prepare(
             training: config.training.clone(),
             loss: loss(inputs, base, &environment, data.shape.labels.len())?,
             threads: environment.threads,
+            last_norm: state.grad_norm,
         },
         metrics: Metrics::open(&places.metrics(), state.step, state.evaluated)?,
         memory: Watch::start(&environment.handle, state.peak_anonymous_bytes),

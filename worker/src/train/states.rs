@@ -4,15 +4,14 @@ use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use candle_core::{Device, Tensor};
 use carryon_crds::pool::Dtype;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use tokio::runtime::Handle;
 
 use crate::exchange::SequenceStates;
-use crate::exchange::states::{from_bytes, number_bytes};
-use crate::head::tape::PackedBatch;
+use crate::head::pass::PackedBatch;
+use crate::numbers::number_bytes;
 use crate::train::data::{Sample, Target};
 use crate::train::error::TrainError;
 use crate::train::stop::Stop;
@@ -36,10 +35,8 @@ pub trait HiddenStates: Send + Sync + 'static {
 pub struct MicroBatch {
     /// What the head reads: taps, lengths, rows with a target.
     pub packed: PackedBatch,
-    /// x̂ at the rows with a target, `[rows, D]` in the pool's number type, little-endian; empty for classifiers.
+    /// x̂ at the rows with a target, `[rows, D]` numbers of the taps' type, little-endian; empty for classifiers.
     pub x: Bytes,
-    /// Number type of `x`.
-    pub dtype: Dtype,
     /// Width D.
     pub hidden_size: usize,
     /// Token each row predicts, or the label of each sample.
@@ -63,17 +60,7 @@ impl MicroBatch {
                 return Err(TrainError::Pool(format!("hidden states of {} tokens do not fit a sample of {length}", states.tokens)));
             }
         }
-        let taps = (0..head_taps).map(|tap| {
-            let mut values = vec![0.0; rows * hidden_size];
-            let mut rest = values.as_mut_slice();
-            for states in states {
-                let (own, after) = rest.split_at_mut(states.tokens * hidden_size);
-                from_bytes(&states.taps[tap], dtype, own);
-                rest = after;
-            }
-            Tensor::from_vec(values, (rows, hidden_size), &Device::Cpu)
-        });
-        let taps = taps.collect::<Result<_, _>>().map_err(|error| TrainError::Head(error.to_string()))?;
+        let taps = (0..head_taps).map(|tap| states.iter().map(|states| states.taps[tap].clone()).collect()).collect();
         let (mut learned, mut x, mut targets, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for ((sample, states), length) in samples.iter().zip(states).zip(&lengths) {
             targets.extend(sample.wanted());
@@ -85,7 +72,7 @@ impl MicroBatch {
             }
             first += length;
         }
-        Ok(Self { packed: PackedBatch { taps, lengths, rows: learned }, x: x.into(), dtype, hidden_size, targets, tokens: rows })
+        Ok(Self { packed: PackedBatch { taps, dtype, lengths, rows: learned }, x: x.into(), hidden_size, targets, tokens: rows })
     }
 }
 
@@ -131,7 +118,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::exchange::states::to_bytes;
+    use crate::numbers::{from_bytes, to_bytes};
 
     fn states(tokens: usize, start: f32, taps: usize) -> SequenceStates {
         let rows = |tap: usize| {
@@ -145,7 +132,8 @@ mod tests {
         let first = Sample { ids: vec![1, 2, 3], target: Target::Tokens(vec![1..2, 2..3]) };
         let second = Sample { ids: vec![4, 5], target: (1..2).into() };
         let batch = MicroBatch::pack(&[&first, &second], &[states(3, 0.0, 2), states(2, 50.0, 2)], 2, 2).unwrap();
-        assert_eq!(batch.packed.taps[0].to_vec2::<f32>().unwrap(), [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [50.0, 51.0], [52.0, 53.0]]);
+        let numbers = |values: &[f32]| to_bytes(values, Dtype::Float32);
+        assert_eq!(batch.packed.taps[0], [numbers(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), numbers(&[50.0, 51.0, 52.0, 53.0])]);
         assert_eq!((batch.packed.rows.as_slice(), batch.targets.as_slice()), (&[0, 1, 3][..], &[2, 3, 5][..]));
         let mut x = [0.0; 6];
         from_bytes(&batch.x, Dtype::Float32, &mut x);

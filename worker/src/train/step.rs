@@ -3,16 +3,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::Tensor;
-use carryon_crds::job::{Task, Training};
+use carryon_crds::job::{NormScope, Task, Training};
 use carryon_crds::wire::HeadShape;
 
-use crate::head::tape::{Tape, TapeError};
-use crate::head::{Gradients, Weights};
+use crate::head::pass::{Forward, Keep, Pass, PassError, Saved};
+use crate::head::{Gradients, Weight, Weights};
 use crate::kernel::Threads;
 use crate::train::error::TrainError;
 use crate::train::loss::{Loss, Measured};
-use crate::train::optim::{Optimizers, accumulate, clip_norm, scale};
+use crate::train::optim::{Optimizers, accumulate, clip_norm, norm, scale, shrink};
 use crate::train::schedule::Schedule;
 use crate::train::states::{Feed, MicroBatch};
 
@@ -20,8 +19,8 @@ use crate::train::states::{Feed, MicroBatch};
 pub struct Learner {
     /// Shape of the head.
     pub shape: HeadShape,
-    /// Its tensors.
-    pub weights: Weights,
+    /// Its tensors; copied when they change while somebody else has them still.
+    pub weights: Arc<Weights>,
     /// With their states.
     pub optimizers: Optimizers,
     /// Of the learning rates.
@@ -32,6 +31,8 @@ pub struct Learner {
     pub loss: Box<dyn Loss>,
     /// For the head's arithmetic.
     pub threads: Arc<Threads>,
+    /// Norm of the gradients of the step before.
+    pub last_norm: Option<f64>,
 }
 
 /// What a step did.
@@ -74,25 +75,80 @@ impl Learner {
     /// States or losses that do not come; a loss or gradient that is not finite; a tensor without a gradient.
     pub fn step(&mut self, step: u64, micro_batches: usize, feed: &mut Feed) -> Result<Option<StepFigures>, TrainError> {
         let started = Instant::now();
-        let tape = Tape::new(&self.shape, &self.weights, self.threads.clone()).map_err(tape_error)?;
-        let (mut gradients, mut sum, mut targets, mut tokens) = (Gradients::new(), 0.0, 0, 0);
+        let pass = Pass::new(&self.shape, self.threads.clone()).map_err(pass_error)?;
+        let fused = micro_batches == 1 && self.training.max_grad_norm_scope != NormScope::Global;
+        let factor = self.schedule.factor(step);
+        let (mut gradients, mut sum, mut targets, mut tokens, mut fused_norm) = (Gradients::new(), 0.0, 0, 0, 0.0);
         for _ in 0..micro_batches {
             let Some(batch) = feed.receive()? else { return Ok(None) };
-            let output = self.forward(&tape, &batch)?;
-            let Some(measured) = self.loss.measure(&batch, Some(&values(&output)?), true)? else { return Ok(None) };
-            accumulate(&mut gradients, tape.gradients(&output, &measured.gradient).map_err(tape_error)?);
+            let keep = if self.training.gradient_checkpointing { Keep::Inputs } else { Keep::All };
+            let Forward { output, saved } = pass.forward(&self.weights, &batch.packed, keep).map_err(pass_error)?;
+            let Some(measured) = self.loss.measure(&batch, Some(&output), true)? else { return Ok(None) };
+            drop(output);
             sum += total(&measured);
             targets += batch.targets.len();
             tokens += batch.tokens;
+            let Some(saved) = saved else { continue };
+            if fused {
+                finite("loss", step, sum / targets as f64)?;
+                fused_norm = self.fused(&pass, &batch, saved, measured.gradient, factor);
+            } else {
+                let mut take = |name: &str, _: &mut Weight, gradient: &[f32]| accumulate(&mut gradients, name, gradient);
+                pass.backward(Arc::make_mut(&mut self.weights), &batch.packed, saved, &measured.gradient, &mut take);
+            }
         }
         let loss = finite("loss", step, sum / targets as f64)?;
-        scale(&mut gradients, 1.0 / targets as f32);
-        let grad_norm = finite("gradient norm", step, clip_norm(&mut gradients, self.training.max_grad_norm))?;
-        let factor = self.schedule.factor(step);
-        let moved = self.optimizers.step(&self.threads, &mut self.weights, &gradients, factor);
-        moved.map_err(|error| TrainError::Head(error.to_string()))?;
+        let grad_norm = if fused { fused_norm } else { self.update(gradients, targets, factor)? };
+        let grad_norm = finite("gradient norm", step, grad_norm)?;
+        self.last_norm = Some(grad_norm);
         let learning_rate = self.training.learning_rate * factor;
         Ok(Some(StepFigures { loss, learning_rate, grad_norm, tokens, seconds: started.elapsed().as_secs_f64() }))
+    }
+
+    /// Goes back and changes each weight as soon as its gradient is known. `by_output` is not yet divided by the number of targets. Gives the
+    /// norm of all gradients.
+    fn fused(&mut self, pass: &Pass, batch: &MicroBatch, saved: Saved, mut by_output: Vec<f32>, factor: f64) -> f64 {
+        let share = 1.0 / batch.targets.len() as f32;
+        by_output.iter_mut().for_each(|gradient| *gradient *= share);
+        let (most, scope) = (self.training.max_grad_norm, self.training.max_grad_norm_scope);
+        let before = self.last_norm.map_or(1.0, |norm| shrink(norm, most));
+        let Self { weights, optimizers, threads, .. } = self;
+        let mut squares = 0.0;
+        optimizers.begin();
+        let mut take = |name: &str, weight: &mut Weight, gradient: &[f32]| {
+            let norm = norm(gradient);
+            squares += norm * norm;
+            let less = if scope == NormScope::PerTensor { shrink(norm, most) } else { before };
+            match less {
+                1.0 => optimizers.update(threads, name, weight, gradient, factor),
+                less => {
+                    let gradient: Vec<f32> = gradient.iter().map(|gradient| gradient * less).collect();
+                    optimizers.update(threads, name, weight, &gradient, factor);
+                }
+            }
+        };
+        pass.backward(Arc::make_mut(weights), &batch.packed, saved, &by_output, &mut take);
+        squares.sqrt()
+    }
+
+    /// Changes all weights by gradients that are not yet divided by the number of targets. Gives their norm.
+    fn update(&mut self, mut gradients: Gradients, targets: usize, factor: f64) -> Result<f64, TrainError> {
+        scale(&mut gradients, 1.0 / targets as f32);
+        let most = self.training.max_grad_norm;
+        let found = match self.training.max_grad_norm_scope {
+            NormScope::Global => clip_norm(&mut gradients, most),
+            scope => {
+                let found = norm(gradients.values().flatten());
+                let before = self.last_norm.map_or(1.0, |norm| shrink(norm, most));
+                for gradient in gradients.values_mut() {
+                    let less = if scope == NormScope::PerTensor { shrink(norm(&*gradient), most) } else { before };
+                    gradient.iter_mut().for_each(|gradient| *gradient *= less);
+                }
+                found
+            }
+        };
+        let moved = self.optimizers.step(&self.threads, Arc::make_mut(&mut self.weights), &gradients, factor);
+        moved.map_err(|error| TrainError::Head(error.to_string())).map(|()| found)
     }
 
     /// Measures `weights` on all of `feed`, or the base alone when there are none. `progress` is told after each of the micro-batches.
@@ -107,12 +163,13 @@ impl Learner {
         feed: &mut Feed,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Option<Evaluated>, TrainError> {
-        let tape = weights.map(|weights| Tape::new(&self.shape, weights, self.threads.clone())).transpose().map_err(tape_error)?;
+        let pass = Pass::new(&self.shape, self.threads.clone()).map_err(pass_error)?;
         let labels = self.shape.labels.len();
         let (mut sum, mut targets, mut confusion) = (0.0, 0, vec![vec![0; labels]; labels]);
         for done in 0..batches {
             let Some(batch) = feed.receive()? else { return Ok(None) };
-            let output = tape.as_ref().map(|tape| values(&self.forward(tape, &batch)?)).transpose()?;
+            let output = weights.map(|weights| pass.forward(weights, &batch.packed, Keep::Nothing)).transpose().map_err(pass_error)?;
+            let output = output.map(|forward| forward.output);
             let Some(measured) = self.loss.measure(&batch, output.as_deref(), false)? else { return Ok(None) };
             if let (Task::Classification, Some(logits)) = (self.shape.task, &output) {
                 for (row, &label) in logits.chunks_exact(labels).zip(&batch.targets) {
@@ -125,18 +182,6 @@ impl Learner {
         }
         Ok(Some(Evaluated { loss: sum / targets as f64, confusion }))
     }
-
-    fn forward(&self, tape: &Tape, batch: &MicroBatch) -> Result<Tensor, TrainError> {
-        match self.shape.task {
-            Task::CausalLM => tape.delta(&batch.packed),
-            Task::Classification => tape.class_logits(&batch.packed),
-        }
-        .map_err(tape_error)
-    }
-}
-
-fn values(output: &Tensor) -> Result<Vec<f32>, TrainError> {
-    output.flatten_all().and_then(|flat| flat.to_vec1()).map_err(|error| TrainError::Head(error.to_string()))
 }
 
 /// Summed in f64, target by target, so that it does not depend on how requests were split.
@@ -152,9 +197,6 @@ fn highest(row: &[f32]) -> usize {
     (0..row.len()).rev().max_by(|&left, &right| row[left].total_cmp(&row[right])).unwrap_or(0)
 }
 
-fn tape_error(error: TapeError) -> TrainError {
-    match error {
-        TapeError::NoGradient(names) => TrainError::NoGradient(names.join(", ")),
-        error => TrainError::Head(error.to_string()),
-    }
+fn pass_error(error: PassError) -> TrainError {
+    TrainError::Head(error.to_string())
 }

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use carryon_crds::pool::Dtype as Number;
 use carryon_crds::wire::HeadShape;
-use carryon_worker::head::tape::PackedBatch;
+use carryon_worker::head::pass::PackedBatch;
 use carryon_worker::head::{Gradients, Weight, Weights};
+use carryon_worker::numbers::to_bytes;
 use safetensors::{Dtype, SafeTensors};
 
 pub fn fixture(name: &str) -> Vec<u8> {
@@ -95,9 +96,11 @@ impl Case {
     }
 
     pub fn batch(&self) -> PackedBatch {
-        let rows: usize = self.lengths.iter().sum();
-        let tap = |tap: &Vec<f32>| Tensor::from_slice(tap, (rows, self.hidden_size()), &Device::Cpu).unwrap();
-        PackedBatch { taps: self.taps.iter().map(tap).collect(), lengths: self.lengths.clone(), rows: self.rows.clone() }
+        let d = self.hidden_size();
+        let rows =
+            |tap: &[f32]| self.sequences().iter().map(|(first, rows)| to_bytes(&tap[first * d..][..rows * d], Number::Float32)).collect();
+        let taps = self.taps.iter().map(|tap| rows(tap)).collect();
+        PackedBatch { taps, dtype: Number::Float32, lengths: self.lengths.clone(), rows: self.rows.clone() }
     }
 
     /// x̂ of the rows that carry a target: the last tap is `final`.

@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use carryon_crds::pool::Dtype;
 use carryon_worker::head::loss::{LossOutput, LossWeights, lm_loss};
-use carryon_worker::head::tape::{self, PackedBatch, Tape, TapeError};
-use carryon_worker::head::{Gradients, Runner, Weights, init};
+use carryon_worker::head::pass::{Keep, PackedBatch, Pass};
+use carryon_worker::head::{Gradients, Runner, Weight, Weights, init};
 use carryon_worker::kernel::{Backend, Cpu, PageTable, Threads};
 use common::engine::{Pages, candle, class_logits, cpu, head_outputs};
 use fixtures::*;
@@ -32,13 +32,29 @@ fn whole<B: Backend>(backend: &B, runner: &Runner<B>, case: &Case) -> Vec<f32> {
 }
 
 fn loss_of(case: &Case, weights: &Weights, threads: &Arc<Threads>) -> (f64, Gradients) {
-    let tape = Tape::new(&case.shape, weights, threads.clone()).unwrap();
-    let delta = tape.delta(&case.batch()).unwrap();
-    let output = lm_loss_of(case, &delta.flatten_all().unwrap().to_vec1().unwrap(), threads);
+    let output = lm_loss_of(case, &trained(case, weights, threads), threads);
     let scale = case.shape.alpha as f32 / case.rows.len() as f32;
     let by_delta: Vec<f32> = output.gradient.iter().map(|gradient| gradient * scale).collect();
     let mean = output.loss.iter().map(|loss| f64::from(*loss)).sum::<f64>() / case.rows.len() as f64;
-    (mean, tape.gradients(&delta, &by_delta).unwrap())
+    (mean, gradients(case, weights, threads, &by_delta, Keep::All))
+}
+
+/// What training computes of the head's output.
+fn trained(case: &Case, weights: &Weights, threads: &Arc<Threads>) -> Vec<f32> {
+    Pass::new(&case.shape, threads.clone()).unwrap().forward(weights, &case.batch(), Keep::Nothing).unwrap().output
+}
+
+fn gradients(case: &Case, weights: &Weights, threads: &Arc<Threads>, by_output: &[f32], keep: Keep) -> Gradients {
+    let (pass, batch, mut weights) = (Pass::new(&case.shape, threads.clone()).unwrap(), case.batch(), weights.clone());
+    let saved = pass.forward(&weights, &batch, keep).unwrap().saved.unwrap();
+    let mut gradients = Gradients::new();
+    // Nothing reads a weight again whose gradient is known.
+    let mut take = |name: &str, weight: &mut Weight, gradient: &[f32]| {
+        weight.values.fill(f32::NAN);
+        assert!(gradients.insert(name.to_owned(), gradient.to_vec()).is_none(), "{name} twice");
+    };
+    pass.backward(&mut weights, &batch, saved, by_output, &mut take);
+    gradients
 }
 
 fn lm_loss_of(case: &Case, delta: &[f32], threads: &Arc<Threads>) -> LossOutput {
@@ -62,28 +78,33 @@ fn loss_and_every_gradient_are_those_of_pytorch() {
 #[test]
 fn classifier_gradients_are_those_of_pytorch() {
     let case = Case::load("classifier");
-    let tape = Tape::new(&case.shape, &case.weights, Threads::new(2)).unwrap();
-    let logits = tape.class_logits(&case.batch()).unwrap();
-    assert_close("logits", &logits.flatten_all().unwrap().to_vec1().unwrap(), &case.expected["output"].values, 1e-5);
-    let loss = tape::class_loss(&logits, &case.labels).unwrap();
-    assert!((loss.to_scalar::<f32>().unwrap() / case.expected["loss"].values[0] - 1.0).abs() < 1e-5);
-    assert_gradients("classifier", &tape.backward(&loss).unwrap(), &case.expected);
+    let (threads, labels) = (Threads::new(2), case.shape.labels.len());
+    let logits = trained(&case, &case.weights, &threads);
+    assert_close("logits", &logits, &case.expected["output"].values, 1e-5);
+    let (mut loss, mut by_logits, share) = (0.0, logits.clone(), 1.0 / case.labels.len() as f32);
+    for (row, &label) in by_logits.chunks_exact_mut(labels).zip(&case.labels) {
+        let sum: f32 = row.iter().map(|logit| logit.exp()).sum();
+        loss += share * (sum.ln() - row[label as usize]);
+        row.iter_mut().for_each(|logit| *logit = share * logit.exp() / sum);
+        row[label as usize] -= share;
+    }
+    assert!((loss / case.expected["loss"].values[0] - 1.0).abs() < 1e-5);
+    assert_gradients("classifier", &gradients(&case, &case.weights, &threads, &by_logits, Keep::All), &case.expected);
     let served = class_logits(&cpu(1), &runner(&case, &cpu(1)), &case.tap_slices(), &case.lengths);
-    assert_eq!(bits(&served), bits(&logits.flatten_all().unwrap().to_vec1().unwrap()));
+    assert_eq!(bits(&served), bits(&logits));
     let other = class_logits(&candle(), &runner(&case, &candle()), &case.tap_slices(), &case.lengths);
     assert_close("logits of candle", &other, &case.expected["output"].values, 1e-5);
 }
 
 #[test]
-fn runner_gives_the_output_of_pytorch_and_the_bits_of_the_tape() {
+fn runner_gives_the_output_of_pytorch_and_the_bits_of_training() {
     for name in ["gated", "plain"] {
         let case = Case::load(name);
         let served = whole(&cpu(1), &runner(&case, &cpu(1)), &case);
         assert_close(name, &served, &case.expected["output"].values, 1e-5);
         let other = whole(&candle(), &runner(&case, &candle()), &case);
         assert_close(name, &other, &case.expected["output"].values, 1e-5);
-        let tape = Tape::new(&case.shape, &case.weights, Threads::new(2)).unwrap();
-        let trained: Vec<f32> = tape.delta(&case.batch()).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let trained = trained(&case, &case.weights, &Threads::new(2));
         let d = case.hidden_size();
         let rows: Vec<f32> = case.rows.iter().flat_map(|row| served[*row as usize * d..][..d].to_vec()).collect();
         assert_eq!(bits(&rows), bits(&trained), "{name}");
@@ -130,8 +151,7 @@ fn bits_stay_in_a_sliding_window() {
     // The window is felt, and training slides as serving does.
     let full = whole(&cpu, &runner_of(&Case::load("gated"), &cpu), &case);
     assert_ne!(bits(&full), bits(&all));
-    let tape = Tape::new(&case.shape, &case.weights, Threads::new(2)).unwrap();
-    let trained: Vec<f32> = tape.delta(&case.batch()).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    let trained = trained(&case, &case.weights, &Threads::new(2));
     let rows: Vec<f32> = case.rows.iter().flat_map(|row| all[*row as usize * d..][..d].to_vec()).collect();
     assert_eq!(bits(&rows), bits(&trained));
 }
@@ -196,7 +216,7 @@ fn accumulated_micro_batches_equal_one_batch() {
         let (_, mut gradients) = loss_of(&part, &case.weights, &threads);
         let share = part.rows.len() as f32 / case.rows.len() as f32;
         carryon_worker::train::optim::scale(&mut gradients, share);
-        carryon_worker::train::optim::accumulate(&mut total, gradients);
+        gradients.iter().for_each(|(name, gradient)| carryon_worker::train::optim::accumulate(&mut total, name, gradient));
     }
     for (name, gradient) in &together {
         assert_close(name, &total[name], gradient, 1e-5);
@@ -237,31 +257,27 @@ fn initial_weights_change_nothing_and_still_learn() {
 }
 
 #[test]
-fn a_parameter_without_gradient_is_named() {
-    let case = Case::load("gated");
-    let tape = Tape::new(&case.shape, &case.weights, Threads::new(1)).unwrap();
-    let other = Tape::new(&case.shape, &case.weights, Threads::new(1)).unwrap();
-    let delta = other.delta(&case.batch()).unwrap();
-    match tape.backward(&delta.sum_all().unwrap()) {
-        Err(TapeError::NoGradient(names)) => assert_eq!(names, case.weights.keys().cloned().collect::<Vec<_>>()),
-        other => panic!("{other:?}"),
+fn what_is_computed_again_has_the_same_bits() {
+    for name in ["gated", "plain", "classifier"] {
+        let (case, threads) = (Case::load(name), Threads::new(2));
+        let by_output: Vec<f32> = (0..trained(&case, &case.weights, &threads).len()).map(|index| (index as f32).sin()).collect();
+        let [all, inputs] = [Keep::All, Keep::Inputs].map(|keep| gradients(&case, &case.weights, &threads, &by_output, keep));
+        assert_eq!(all.keys().collect::<Vec<_>>(), case.weights.keys().collect::<Vec<_>>());
+        all.iter().for_each(|(weight, gradient)| assert_eq!(bits(gradient), bits(&inputs[weight]), "{name}: {weight}"));
     }
 }
 
 #[test]
-fn tracked_taps_and_misfits_are_refused() {
+fn misfits_are_refused() {
     let case = Case::load("plain");
-    let tape = Tape::new(&case.shape, &case.weights, Threads::new(1)).unwrap();
+    let pass = Pass::new(&case.shape, Threads::new(1)).unwrap();
     let refusal = |change: &dyn Fn(&mut PackedBatch)| {
         let mut batch = case.batch();
         change(&mut batch);
-        tape.delta(&batch).unwrap_err().to_string()
+        pass.forward(&case.weights, &batch, Keep::Nothing).err().unwrap().to_string()
     };
-    assert!(
-        refusal(&|batch| batch.taps[1] = candle_core::Var::from_tensor(&batch.taps[1]).unwrap().as_tensor().clone())
-            .contains("tap 1 is tracked")
-    );
     assert!(refusal(&|batch| batch.rows.push(42)).contains("row 42 of 42"));
     assert!(refusal(&|batch| drop(batch.taps.pop())).contains("has 2 taps, the head 3"));
-    assert!(refusal(&|batch| batch.lengths[0] += 1).contains("tap 0 has shape"));
+    assert!(refusal(&|batch| batch.lengths[0] += 1).contains("tap 0 does not have"));
+    assert!(refusal(&|batch| batch.dtype = Dtype::Bfloat16).contains("tap 0 does not have"));
 }

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use carryon_crds::job::{Optimizer, Training};
+use carryon_crds::job::{Optimizer, StateDtype, Training};
 use carryon_worker::head::{Gradients, Weight, Weights};
 use carryon_worker::kernel::Threads;
-use carryon_worker::train::optim::{OptimError, OptimizerState, Optimizers, clip_norm};
+use carryon_worker::train::optim::{Moment, OptimError, OptimizerState, Optimizers, clip_norm};
 use carryon_worker::train::schedule::Schedule;
 
 use super::fixtures::{Case, assert_close, fixture, tensors};
@@ -104,17 +104,65 @@ fn a_resumed_run_has_the_bits_of_an_unbroken_one_with_any_threads() {
     first.steps(&batches, 0..3);
     let (mut second, _) = run(2);
     second.weights = first.weights.clone();
-    second.optimizers.restore(&second.weights, first.optimizers.state()).unwrap();
+    second.optimizers.restore(&second.weights, first.optimizers.state(&first.weights)).unwrap();
     second.steps(&batches, 3..6);
     assert_eq!(second.weights, unbroken.weights);
-    assert_eq!(second.optimizers.state(), unbroken.optimizers.state());
+    assert_eq!(second.optimizers.state(&second.weights), unbroken.optimizers.state(&unbroken.weights));
+}
+
+#[test]
+fn a_weight_changed_on_the_way_back_gets_the_bits_of_a_whole_step() {
+    let threads = Threads::new(2);
+    for (optim, dtype) in
+        [(Optimizer::Muon, StateDtype::Int8), (Optimizer::AdamW, StateDtype::Bfloat16), (Optimizer::AdamW, StateDtype::Float32)]
+    {
+        let (mut whole, batches) = batches();
+        // Large enough for other types than f32.
+        let more = |values: &[f32]| values.iter().copied().cycle().take(64 * 96).collect();
+        whole.insert("large".into(), Weight { shape: vec![64, 96], values: more(&whole["output.weight"].values) });
+        let mut parts = whole.clone();
+        let training = Training { optim_state_dtype: dtype, ..training(optim) };
+        let (mut together, mut apart) = (Optimizers::new(&training), Optimizers::new(&training));
+        for case in &batches {
+            let (_, mut gradients) = loss_of(case, &whole, &threads);
+            gradients.insert("large".into(), more(&gradients["output.weight"]));
+            together.step(&threads, &mut whole, &gradients, 0.5).unwrap();
+            apart.begin();
+            for (name, weight) in parts.iter_mut().rev() {
+                apart.update(&threads, name, weight, &gradients[name], 0.5);
+            }
+        }
+        assert_eq!(parts, whole, "{optim:?} {dtype:?}");
+        assert_eq!(apart.state(&parts), together.state(&whole));
+    }
+}
+
+/// The first step from nothing leaves a tenth of the gradient and a thousandth of its square.
+#[test]
+fn codes_of_8_bits_are_the_nearest_of_bitsandbytes_map() {
+    let fixture = tensors(&fixture("optimizers.safetensors")).0;
+    let gradient = &fixture["int8.gradient"];
+    let mut weights = Weights::from([("w".to_owned(), Weight::filled(gradient.shape.clone(), 0.0))]);
+    let training = Training { optim_state_dtype: StateDtype::Int8, ..training(Optimizer::AdamW) };
+    let mut optimizers = Optimizers::new(&training);
+    optimizers.step(&Threads::new(2), &mut weights, &[("w".to_owned(), gradient.values.clone())].into(), 1.0).unwrap();
+    let state = optimizers.state(&weights);
+    for moment in ["first_moment", "second_moment"] {
+        let Moment::Int8 { codes, scales, .. } = &*state.tensors[&format!("adamw.w.{moment}")].1 else { panic!("{moment}") };
+        assert_close(moment, scales, &fixture[&format!("int8.{moment}.scales")].values, 1e-6);
+        // A value that lies half way may go either way.
+        let expected = &fixture[&format!("int8.{moment}.codes")].values;
+        let other = codes.iter().zip(expected).filter(|(code, expected)| f32::from(**code) != **expected).count();
+        assert!(other * 1000 <= codes.len(), "{moment}: {other} of {} codes", codes.len());
+        assert!(codes.iter().zip(expected).all(|(code, expected)| (f32::from(*code) - expected).abs() <= 1.0));
+    }
 }
 
 #[test]
 fn states_of_another_head_are_refused_by_name() {
     let (mut run, batches) = run(1);
     run.steps(&batches, 0..1);
-    let state = run.optimizers.state();
+    let state = run.optimizers.state(&run.weights);
     assert_eq!(state.steps, 1);
     let refusal = |change: &dyn Fn(&mut OptimizerState)| {
         let mut changed = state.clone();
@@ -123,9 +171,9 @@ fn states_of_another_head_are_refused_by_name() {
     };
     let name = "muon.output.weight.momentum";
     assert!(refusal(&|state| drop(state.tensors.remove(name))).contains("\"muon.output.weight.momentum\" is missing"));
-    assert!(refusal(&|state| state.tensors.get_mut(name).unwrap().shape.reverse()).contains("another shape"));
+    assert!(refusal(&|state| state.tensors.get_mut(name).unwrap().0.reverse()).contains("another shape"));
     assert!(
-        refusal(&|state| drop(state.tensors.insert("muon.x.momentum".into(), Weight::filled(vec![1], 0.0))))
+        refusal(&|state| drop(state.tensors.insert("muon.x.momentum".into(), (vec![1], Moment::Float32(vec![0.0]).into()))))
             .contains("belongs to no parameter")
     );
 }

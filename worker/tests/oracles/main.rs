@@ -244,7 +244,7 @@ fn prompts_are_those_of_apply_chat_template() {
     let own = vocabulary(&Gguf::open(&smollm2()).unwrap()).chat_template.unwrap();
     chats.templates.insert("model".to_owned(), own);
     for chat in &chats.cases {
-        let template = ChatTemplate::new(&chats.templates[&chat.template], Some(&chats.bos_token), Some(&chats.eos_token)).unwrap();
+        let template = ChatTemplate::new(&chats.templates[&chat.template], None, Some(&chats.bos_token), Some(&chats.eos_token)).unwrap();
         let messages: Vec<Message> = chat.messages.iter().map(|turn| Message::new(&turn.role, turn.content.as_str())).collect();
         let (turns, conversation) = (messages.len(), Conversation { messages, ..Conversation::default() });
         let text = template.render(&conversation, turns, chat.add_generation_prompt).unwrap();
@@ -280,7 +280,7 @@ struct Apart {
 fn what_is_learned_of_a_conversation_is_what_transformers_masks() {
     let lessons: Lessons = serde_json::from_slice(&read("lessons.json")).unwrap();
     let tokenizer = Tokenizer::from_vocabulary(&vocabulary(&Gguf::open(&smollm2()).unwrap())).unwrap();
-    let template = ChatTemplate::new(&lessons.template, None, None).unwrap();
+    let template = ChatTemplate::new(&lessons.template, None, None, None).unwrap();
     let end = tokenizer.token_id("<|im_end|>").unwrap();
     let learn = |line: &str| {
         let conversation = Conversation::parse(line).unwrap();
@@ -310,7 +310,7 @@ fn what_is_learned_of_a_conversation_is_what_transformers_masks() {
 #[test]
 fn tokens_of_conversations_are_those_of_llama_cpp() {
     let tokenizer = Tokenizer::from_vocabulary(&vocabulary(&Gguf::open(&smollm2()).unwrap())).unwrap();
-    let template = ChatTemplate::new("{{ messages[0].content }}", None, None).unwrap();
+    let template = ChatTemplate::new("{{ messages[0].content }}", None, None, None).unwrap();
     let rows: Vec<(String, Vec<u32>)> = serde_json::from_slice(&read("tokens.json")).unwrap();
     for (text, ids) in rows {
         let conversation = Conversation { messages: vec![Message::new("user", text.as_str())], ..Conversation::default() };

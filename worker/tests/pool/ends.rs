@@ -28,7 +28,7 @@ async fn an_answer_of_a_gguf_file_ends_with_the_turn_whatever_its_eos_token_is()
     let model = &pool.description;
     assert_eq!((model.eos_token.as_deref(), &model.eos_token_ids[..]), (Some("<|endoftext|>"), &[0, 2][..]));
     let tokenizer = Tokenizer::from_json(&pool.client.tokenizer().await.unwrap()).unwrap();
-    let template = ChatTemplate::new(model.chat_template.as_deref().unwrap(), model.bos_token.as_deref(), None).unwrap();
+    let template = ChatTemplate::new(model.chat_template.as_deref().unwrap(), None, model.bos_token.as_deref(), None).unwrap();
     let messages = vec![Message::new("user", "Say the word yes, and nothing else.")];
     let asked = Conversation { messages, ..Conversation::default() };
     let prompt = tokenizer.encode(&template.render(&asked, 1, true).unwrap(), false).unwrap();

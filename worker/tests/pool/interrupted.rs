@@ -11,9 +11,9 @@ use axum::{Json, Router};
 use bytes::Bytes;
 use carryon_crds::common::Taps;
 use carryon_crds::pool::Dtype;
-use carryon_worker::exchange::states::to_bytes;
 use carryon_worker::exchange::wire::{GenerateRequest, HiddenStatesRequest, JOB_HEADER};
 use carryon_worker::exchange::{ClientError, PoolClient, SequenceStates};
+use carryon_worker::numbers::to_bytes;
 use futures::{StreamExt as _, stream};
 
 const WIDTH: usize = 4;

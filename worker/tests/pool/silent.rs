@@ -12,9 +12,9 @@ use axum::routing::{get, post};
 use carryon_crds::common::Taps;
 use carryon_crds::pool::Dtype;
 use carryon_crds::wire::{Identity, Numerics};
-use carryon_worker::exchange::states::to_bytes;
 use carryon_worker::exchange::wire::{GenerateRequest, HiddenStatesRequest, NUMERICS_HEADER};
 use carryon_worker::exchange::{ClientError, LossRequest, PoolClient, SequenceStates, Silence};
+use carryon_worker::numbers::to_bytes;
 use futures::StreamExt as _;
 use tokio::sync::Semaphore;
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use carryon_crds::pool::Dtype;
 use carryon_crds::wire::{BaseConfig, ExitCode, digest};
 use carryon_worker::base;
+use carryon_worker::text::{ChatTemplate, Conversation, Message, TextError, render_apart};
 use serde_json::json;
 use tokio::net::TcpListener;
 
@@ -64,4 +65,51 @@ async fn of_several_templates_one_is_the_default_and_one_is_for_tools() {
     let one = Pool::start(folder.path(), Dtype::Float32, ENGINE).await.description;
     assert_eq!((one.chat_template.as_deref(), one.tool_use_template), (Some("one"), None));
     assert_eq!(one.identity.chat_template, digest(b"one"));
+}
+
+fn compiled_apart(template: &str) -> (ChatTemplate, Conversation) {
+    render_apart(env!("CARGO_BIN_EXE_carryon-worker").into());
+    let conversation = Conversation { messages: vec![Message::new("user", "a")], ..Conversation::default() };
+    (ChatTemplate::new(template, None, None, None).unwrap(), conversation)
+}
+
+/// Each is guarded, so that the trial which every template has to pass renders nothing of it.
+const HOSTILE: &[&str] = &[
+    "{{ 'x' * 1000000000 }}",
+    "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}",
+    "{% set n = namespace(x='xxxxxxxx') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "{% set n = namespace(x=[1]) %}{% for a in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}{{ n.x }}",
+    "{% set n = namespace(x='xxxxxxxx') %}{% for a in range(60) %}{% set y %}{{ n.x }}{{ n.x }}{% endset %}{% set n.x = y %}{% endfor %}",
+    "{% macro m(a) %}{{ m(a) }}{{ m(a) }}{% endmacro %}{{ m(1) }}",
+    "{{ 'aaaaaaaaaaaaaaaa'.replace('a', 'x' * 100000).replace('x', 'y' * 100000) }}",
+    "{{ '%10000000000d' | format(1) }}",
+    "{% set n = namespace(x='a') %}{% for a in range(60) %}{% set n.x = [n.x, n.x] | tojson %}{% endfor %}",
+    "{% set n = namespace(x=[]) %}{% for a in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x | tojson }}",
+    "{% set n = namespace(x=[]) %}{% for a in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x | tojson(sort_keys=True) }}",
+    "{% set n = namespace(x=[]) %}{% for a in range(90000) %}{% set n.x = [n.x] %}{% endfor %}{{ n.x | tojson }}",
+    "{% set n = namespace(x=[]) %}{% for a in range(90000) %}{% set n.x = {'a': n.x} %}{% endfor %}{{ raise_exception('deep') }}",
+];
+
+#[test]
+fn a_template_can_neither_loop_nor_allocate_nor_go_deep_without_bound() {
+    for template in HOSTILE {
+        let (compiled, conversation) = compiled_apart(&format!("{{% if messages[0].content %}}{template}{{% endif %}}fine"));
+        let refused = compiled.render(&conversation, 1, true).unwrap_err();
+        println!("{template}: {refused}");
+        assert!(matches!(refused, TextError::Render(_)), "{template}: {refused}");
+        // Whoever asks next is answered.
+        let harmless = Conversation { messages: vec![Message::new("user", "")], ..Conversation::default() };
+        assert_eq!(compiled.render(&harmless, 1, true).unwrap(), "fine", "{template}");
+    }
+}
+
+#[test]
+fn a_renderer_that_was_ended_is_started_again() {
+    let (compiled, conversation) = compiled_apart("{{ messages[0].content }}");
+    let me = std::process::id().to_string();
+    for _ in 0..3 {
+        assert_eq!(compiled.render(&conversation, 1, true).unwrap(), "a");
+        assert!(std::process::Command::new("pkill").args(["-KILL", "-f", "carryon-worker render", "-P", &me]).status().unwrap().success());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
 }

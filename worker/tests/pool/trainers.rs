@@ -1,11 +1,11 @@
 use carryon_crds::common::{TapPreset, Taps};
 use carryon_crds::pool::{Dtype, Engine};
 use carryon_worker::base::Placement;
-use carryon_worker::exchange::states::{from_bytes, to_bytes};
 use carryon_worker::exchange::wire::HiddenStatesRequest;
 use carryon_worker::exchange::{LossRequest, SequenceStates};
 use carryon_worker::head::loss::{LossWeights, lm_loss};
 use carryon_worker::kernel::Backend as _;
+use carryon_worker::numbers::{from_bytes, to_bytes};
 use futures::StreamExt as _;
 
 use crate::common::{model_path, tiny::Random, tokens};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use carryon_crds::common::Taps;
-use carryon_crds::job::Optimizer;
+use carryon_crds::job::{Optimizer, StateDtype};
 use carryon_crds::wire::{ExitCode, Identity, Progress, TapChoice};
 use carryon_worker::head::artifact;
 use carryon_worker::train::room;
@@ -174,14 +174,19 @@ fn size_of_a_checkpoint(job: &Job) -> u64 {
 #[test]
 fn what_is_reserved_for_a_checkpoint_is_what_it_takes() {
     let pool = ToyPool::start();
-    for optimizer in [Optimizer::Muon, Optimizer::AdamW] {
+    for (optimizer, dtype) in [
+        (Optimizer::Muon, StateDtype::Float32),
+        (Optimizer::AdamW, StateDtype::Float32),
+        (Optimizer::AdamW, StateDtype::Bfloat16),
+        (Optimizer::Muon, StateDtype::Int8),
+    ] {
         let mut job = small();
         job.config.head.width = 64;
-        job.config.training.optim = optimizer;
+        (job.config.training.optim, job.config.training.optim_state_dtype) = (optimizer, dtype);
         job.run(&pool).unwrap();
         let (head, _) = artifact::read(&job.head_folder()).unwrap();
-        let (found, reserved) = (size_of_a_checkpoint(&job), room::checkpoint_bytes(&head.shape, optimizer));
-        assert!(found <= reserved && reserved < found + found / 5, "{found} bytes, {reserved} reserved");
+        let (found, reserved) = (size_of_a_checkpoint(&job), room::checkpoint_bytes(&head.shape, &job.config.training));
+        assert!(found <= reserved && reserved < found + found / 5, "{optimizer:?} {dtype:?}: {found} bytes, {reserved} reserved");
     }
 }
 

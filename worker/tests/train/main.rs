@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use carryon_crds::common::Taps;
-use carryon_crds::job::{DataFormat, Evaluation, HeadSpec, LossPlace, Split, Task, Training};
+use carryon_crds::job::{DataFormat, Evaluation, HeadSpec, LossPlace, NormScope, Optimizer, Split, StateDtype, Task, Training};
 use carryon_crds::names::artifact_folder;
 use carryon_crds::wire::{ExitCode, TapChoice, TerminationMessage, TrainConfig};
 use carryon_worker::head::artifact;
@@ -172,6 +172,60 @@ fn going_on_after_a_kill_gives_the_bits_of_an_unbroken_run() {
             |job: &Job| job.steps().iter().map(|line| (line.step, line.loss.to_bits(), line.grad_norm.to_bits())).collect::<Vec<_>>();
         assert_eq!(losses(&killed), losses(&unbroken), "killed after step {step}");
     }
+}
+
+/// A job whose matrices are large enough for moments of less than f32.
+fn wide(change: impl Fn(&mut Training)) -> Job {
+    let mut job = Job::chat();
+    job.config.head.width = 64;
+    change(&mut job.config.training);
+    job
+}
+
+#[test]
+fn what_saves_memory_goes_on_with_the_bits_of_an_unbroken_run() {
+    let pool = ToyPool::start();
+    for (optim, dtype, scope) in [
+        (Optimizer::Muon, StateDtype::Int8, NormScope::PreviousStep),
+        (Optimizer::AdamW, StateDtype::Int8, NormScope::PerTensor),
+        (Optimizer::AdamW, StateDtype::Bfloat16, NormScope::PreviousStep),
+        (Optimizer::Muon, StateDtype::Bfloat16, NormScope::Global),
+    ] {
+        let job = || {
+            wide(|training| {
+                (training.optim, training.optim_state_dtype, training.max_grad_norm_scope) = (optim, dtype, scope);
+                (training.gradient_checkpointing, training.max_grad_norm) = (true, 0.1);
+            })
+        };
+        let (unbroken, killed) = (job(), job());
+        unbroken.run(&pool).unwrap();
+        killed.run(&pool).unwrap();
+        killed.kill_after(3);
+        killed.run(&pool).unwrap();
+        assert_eq!(killed.head(), unbroken.head(), "{optim:?} {dtype:?} {scope:?}");
+        let (first, last) = (unbroken.steps()[0].loss, unbroken.steps().last().unwrap().loss);
+        assert!(last < first, "{optim:?} {dtype:?} {scope:?}: {first} to {last}");
+    }
+}
+
+#[test]
+fn what_saves_memory_changes_little_or_nothing() {
+    let pool = ToyPool::start();
+    let losses = |change: &dyn Fn(&mut Training)| {
+        let job = wide(|training| {
+            training.max_grad_norm = 0.0;
+            change(training);
+        });
+        job.run(&pool).unwrap();
+        job.steps().iter().map(|line| line.loss).collect::<Vec<_>>()
+    };
+    let plain = losses(&|_| {});
+    assert_eq!(losses(&|training| training.gradient_checkpointing = true), plain);
+    let close = |other: Vec<f64>, tolerance: f64| other.iter().zip(&plain).all(|(loss, plain)| (loss / plain - 1.0).abs() < tolerance);
+    // Each weight is changed on the way back, by gradients that are divided by the number of targets earlier.
+    assert!(close(losses(&|training| training.max_grad_norm_scope = NormScope::PerTensor), 1e-4));
+    assert!(close(losses(&|training| training.optim_state_dtype = StateDtype::Bfloat16), 1e-2));
+    assert!(close(losses(&|training| training.optim_state_dtype = StateDtype::Int8), 1e-2));
 }
 
 #[test]

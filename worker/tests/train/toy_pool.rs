@@ -12,7 +12,6 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use carryon_crds::pool::Dtype;
 use carryon_crds::wire::{Identity, Limits, ModelDescription, Numerics, digest};
-use carryon_worker::exchange::states::to_bytes;
 use carryon_worker::exchange::wire::{
     ErrorBody, ErrorCode, GenerateRequest, HiddenStatesRequest, IDENTITY_HEADER, NUMERICS_HEADER, WireError,
 };
@@ -20,6 +19,7 @@ use carryon_worker::exchange::{LossRequest, SequenceStates};
 use carryon_worker::head::loss::{LossWeights, lm_loss};
 use carryon_worker::kernel::cpu::{Cpu, Panels};
 use carryon_worker::kernel::{Backend as _, Threads};
+use carryon_worker::numbers::to_bytes;
 use carryon_worker::text::{Tokenizer, Vocabulary};
 use tokio::sync::Semaphore;
 

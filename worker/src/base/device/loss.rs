@@ -2,11 +2,11 @@
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use crate::exchange::states::{from_bytes, number_bytes};
 use crate::exchange::{LossRequest, LossResponse};
 use crate::head::loss::{self, LossWeights};
 use crate::kernel::{Backend, Result};
 use crate::model::LmHead;
+use crate::numbers::{from_bytes, number_bytes};
 
 /// Losses and gradients of rows.
 pub struct LossJob {

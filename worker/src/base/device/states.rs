@@ -11,10 +11,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::base::schedule::training_batch;
 use crate::exchange::SequenceStates;
-use crate::exchange::states::number_bytes;
 use crate::exchange::wire::tap_names;
 use crate::kernel::{Arena, Backend, PageTable, Result, pages_for};
 use crate::model::{Capture, Model, Pause, Plan, Slot, Tap};
+use crate::numbers::number_bytes;
 
 /// Bytes of a permit.
 const UNIT: u64 = 1024;
@@ -212,7 +212,7 @@ mod tests {
         let number = |tap: usize, row: usize, column: usize| (tap * 100 + row * 10 + column) as f32;
         let rows = |tap: usize, rows: std::ops::Range<usize>| {
             let values: Vec<f32> = rows.flat_map(|row| (0..width).map(move |column| number(tap, row, column))).collect();
-            crate::exchange::states::to_bytes(&values, Dtype::Float32)
+            crate::numbers::to_bytes(&values, Dtype::Float32)
         };
         let (mut job, mut received) = job(&lengths, &taps, room(1024, 24));
         let (sequences, mut frames) = job.next_batch(100, width, Dtype::Float32);

@@ -11,10 +11,10 @@ use super::prompts;
 use super::sequence::{Purpose, Sequence};
 use crate::base::metrics::Class;
 use crate::base::schedule::Demand;
-use crate::exchange::states::number_bytes;
 use crate::head::Runner;
 use crate::kernel::{Backend, PAGE, Result};
 use crate::model::{Capture, Slot, Tap};
+use crate::numbers::number_bytes;
 
 /// Rows of the step that are kept with a block: place of the sequence, block of it, first row.
 struct BlockRows {

@@ -17,8 +17,8 @@ use super::{Pool, Refusal, body, check};
 use crate::base::device::{Job, LossJob, StatesJob, StatesOut};
 use crate::base::schedule::Trainer;
 use crate::exchange::loss::LossRequest;
-use crate::exchange::states::{number_bytes, wire_dtype};
 use crate::exchange::wire::{ErrorCode, HiddenStatesRequest, JOB_HEADER, SAFETENSORS, tap_names};
+use crate::numbers::{number_bytes, wire_dtype};
 use crate::tensor_file;
 
 /// Rows of the LM head that are unpacked at a time.

@@ -1,7 +1,7 @@
 use carryon_crds::pool::Dtype;
 
 use super::*;
-use crate::exchange::states::to_bytes;
+use crate::numbers::to_bytes;
 
 fn key() -> CacheKey {
     let text = |text: &str| text.to_owned();

@@ -122,7 +122,7 @@ impl PoolClient {
         let call = Call::get("/v1/lm-head");
         let (endpoint, bytes) = self.ask_bytes(&call).await?;
         let shape = [description.vocab_size as usize, description.hidden_size as usize];
-        let dtype = super::states::wire_dtype(description.numerics.dtype);
+        let dtype = crate::numbers::wire_dtype(description.numerics.dtype);
         let weight = Frame::parse(bytes).and_then(|frame| frame.tensor("weight", dtype, &shape));
         weight.map_err(|cause| ClientError::frame(&endpoint, &call.what(), &cause))
     }

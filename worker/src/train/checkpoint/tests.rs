@@ -1,6 +1,7 @@
 use carryon_crds::pool::Dtype;
 
 use super::*;
+use crate::train::optim::Map;
 
 pub(crate) fn identity() -> Identity {
     let text = str::to_owned;
@@ -14,10 +15,18 @@ pub(crate) fn numerics() -> Numerics {
 fn checkpoint(step: u64, run: &str) -> Checkpoint {
     let tensor = |value| Weight { shape: vec![2, 1], values: vec![value, f32::MIN_POSITIVE] };
     let weights = Weights::from([("output.weight".to_owned(), tensor(step as f32))]);
-    let optimizer = OptimizerState { steps: step, tensors: Weights::from([("muon.output.weight.momentum".to_owned(), tensor(0.5))]) };
+    let moments = [
+        ("muon.output.weight.momentum", Moment::Float32(vec![0.5, f32::MIN_POSITIVE])),
+        ("adamw.a.first_moment", Moment::Bfloat16(vec![bf16::from_f32(0.5), bf16::NEG_ONE])),
+        ("adamw.a.second_moment", Moment::Int8 { map: Map::Unsigned, codes: vec![1, 255], scales: vec![0.1] }),
+        ("muon.b.momentum", Moment::Int8 { map: Map::Signed, codes: vec![7, 0], scales: vec![3.0] }),
+    ];
+    let tensors = moments.map(|(name, moment)| (name.to_owned(), (vec![2, 1], moment.into())));
+    let optimizer = OptimizerState { steps: step, tensors: tensors.into() };
     let best = Best { step: 1, loss: 0.1 + 0.2, accuracy: None };
     let state = State::new(run.to_owned(), identity(), numerics(), 7);
     let state = State { step, optimizer_steps: step, best: Some(best), train_seconds: 1.0 / 3.0, ..state };
+    let weights = Arc::new(weights);
     Checkpoint { state, best: Some(weights.clone()), weights, optimizer }
 }
 
@@ -37,7 +46,7 @@ fn what_is_read_is_what_was_written() {
 fn a_state_that_an_earlier_worker_wrote_is_read() {
     let state = checkpoint(3, "run").state;
     let mut earlier = serde_json::to_value(&state).unwrap();
-    for member in ["total_steps", "eval_loss"] {
+    for member in ["total_steps", "eval_loss", "grad_norm"] {
         earlier.as_object_mut().unwrap().remove(member).unwrap();
     }
     assert_eq!(serde_json::from_value::<State>(earlier).unwrap(), state);

@@ -201,7 +201,7 @@ mod tests {
     fn read_with(template: &str, content: &str, rules: &Rules<'_>) -> Result<DataSet, TrainError> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), content).unwrap();
-        let (tokenizer, template) = (byte_tokenizer(&["<|end|>"]), ChatTemplate::new(template, None, None).unwrap());
+        let (tokenizer, template) = (byte_tokenizer(&["<|end|>"]), ChatTemplate::new(template, None, None, None).unwrap());
         load(&[file.path().to_owned()], rules, Language { tokenizer: &tokenizer, template: Some(&template) }, &mut |_| Ok(()))
     }
 

@@ -1,16 +1,13 @@
 //! Gradients as a whole: adding, scaling, clipping. Sums run in the order of names, so they have equal bits in every run.
 
-use std::collections::btree_map::Entry;
-
 use crate::head::Gradients;
+use crate::kernel::cpu;
 
-/// Adds `more` to `total`; a name that `total` lacks is taken over.
-pub fn accumulate(total: &mut Gradients, more: Gradients) {
-    for (name, gradient) in more {
-        match total.entry(name) {
-            Entry::Vacant(entry) => drop(entry.insert(gradient)),
-            Entry::Occupied(mut entry) => entry.get_mut().iter_mut().zip(&gradient).for_each(|(total, more)| *total += more),
-        }
+/// Adds `more` to what `total` has under `name`, if anything.
+pub fn accumulate(total: &mut Gradients, name: &str, more: &[f32]) {
+    match total.get_mut(name) {
+        Some(total) => cpu::add(total, more),
+        None => drop(total.insert(name.to_owned(), more.to_vec())),
     }
 }
 
@@ -19,13 +16,23 @@ pub fn scale(gradients: &mut Gradients, factor: f32) {
     gradients.values_mut().flatten().for_each(|gradient| *gradient *= factor);
 }
 
-/// Scales all gradients down to a global L2 norm of `most`, as `torch.nn.utils.clip_grad_norm_`; 0 means no bound.
-/// Gives the norm before, NaN included.
-pub fn clip_norm(gradients: &mut Gradients, most: f64) -> f64 {
-    let norm = gradients.values().flatten().map(|gradient| f64::from(*gradient).powi(2)).sum::<f64>().sqrt();
+/// L2 norm, NaN included.
+pub fn norm<'a>(gradients: impl IntoIterator<Item = &'a f32>) -> f64 {
+    gradients.into_iter().map(|gradient| f64::from(*gradient).powi(2)).sum::<f64>().sqrt()
+}
+
+/// What brings a gradient of this norm down to `most`, as `torch.nn.utils.clip_grad_norm_`: 1 where it is below; a `most` of 0 means no bound.
+pub fn shrink(norm: f64, most: f64) -> f32 {
     let factor = most / (norm + 1e-6);
-    if most > 0.0 && factor < 1.0 {
-        scale(gradients, factor as f32);
+    if most > 0.0 && factor < 1.0 { factor as f32 } else { 1.0 }
+}
+
+/// Scales all gradients down to a global L2 norm of `most`; 0 means no bound. Gives the norm before, NaN included.
+pub fn clip_norm(gradients: &mut Gradients, most: f64) -> f64 {
+    let norm = norm(gradients.values().flatten());
+    match shrink(norm, most) {
+        1.0 => {}
+        factor => scale(gradients, factor),
     }
     norm
 }
@@ -51,8 +58,9 @@ mod tests {
     #[test]
     fn accumulates_by_name() {
         let mut total = Gradients::new();
-        accumulate(&mut total, gradients());
-        accumulate(&mut total, gradients());
+        for (name, gradient) in gradients().iter().chain(&gradients()) {
+            accumulate(&mut total, name, gradient);
+        }
         assert_eq!(total["b"], [-8.0]);
     }
 }

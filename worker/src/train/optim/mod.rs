@@ -2,11 +2,16 @@
 
 mod adamw;
 mod gradients;
+mod moment;
 mod muon;
 
-use carryon_crds::job::{Optimizer, Training};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-pub use gradients::{accumulate, clip_norm, scale};
+use carryon_crds::job::{Optimizer, StateDtype, Training};
+
+pub use gradients::{accumulate, clip_norm, norm, scale, shrink};
+pub use moment::{BLOCK, Map, Moment};
 
 use crate::head::{Gradients, Weight, Weights};
 use crate::kernel::Threads;
@@ -16,6 +21,7 @@ use muon::Muon;
 /// Muon for matrices and AdamW for the rest, or AdamW for everything.
 pub struct Optimizers {
     kind: Optimizer,
+    seed: u64,
     steps: u64,
     muon: Muon,
     adamw: AdamW,
@@ -26,9 +32,26 @@ pub struct Optimizers {
 pub struct OptimizerState {
     /// Steps made.
     pub steps: u64,
-    /// `muon.{parameter}.momentum`, `adamw.{parameter}.first_moment` and `adamw.{parameter}.second_moment`, shaped like the parameter.
-    /// A parameter has state from its first step on.
-    pub tensors: Weights,
+    /// `muon.{parameter}.momentum`, `adamw.{parameter}.first_moment` and `adamw.{parameter}.second_moment`: the parameter's shape, and a number for each
+    /// of its values. A parameter has state from its first step on.
+    pub tensors: BTreeMap<String, (Vec<usize>, Arc<Moment>)>,
+}
+
+/// A step.
+struct At<'a> {
+    threads: &'a Threads,
+    seed: u64,
+    /// From 1.
+    step: u64,
+    /// Of the learning rates.
+    factor: f64,
+}
+
+/// What a step changes, and by what.
+struct Parameter<'a> {
+    name: &'a str,
+    weight: &'a mut Weight,
+    gradient: &'a [f32],
 }
 
 /// Why a step was not made or a state not taken.
@@ -50,11 +73,13 @@ pub enum OptimError {
 impl Optimizers {
     /// Optimizers as a job asks for them, with empty states.
     pub fn new(training: &Training) -> Self {
+        let (weight_decay, dtype) = (training.weight_decay, training.optim_state_dtype);
         Self {
             kind: training.optim,
+            seed: training.seed,
             steps: 0,
-            muon: Muon::new(training.muon_learning_rate, training.weight_decay),
-            adamw: AdamW::new(training.learning_rate, training.weight_decay),
+            muon: Muon { learning_rate: training.muon_learning_rate, weight_decay, dtype, momenta: BTreeMap::new() },
+            adamw: AdamW { learning_rate: training.learning_rate, weight_decay, dtype, moments: BTreeMap::new() },
         }
     }
 
@@ -68,20 +93,35 @@ impl Optimizers {
         if let Some((name, _)) = weights.iter().find(|&entry| !complete(entry)) {
             return Err(OptimError::Gradient(name.clone()));
         }
-        self.steps += 1;
-        let (matrices, vectors): (Vec<_>, Vec<_>) = weights.iter_mut().partition(|(_, weight)| uses_muon(self.kind, &weight.shape));
-        self.muon.step(threads, matrices, gradients, factor);
-        for (name, weight) in vectors {
-            self.adamw.step(self.steps, name, weight, &gradients[name], factor);
-        }
+        self.begin();
+        let parameters = weights.iter_mut().map(|(name, weight)| Parameter { name, weight, gradient: &gradients[name] });
+        let (matrices, vectors): (Vec<_>, Vec<_>) = parameters.partition(|parameter| uses_muon(self.kind, &parameter.weight.shape));
+        let at = At { threads, seed: self.seed, step: self.steps, factor };
+        self.muon.step(&at, matrices);
+        vectors.into_iter().for_each(|parameter| self.adamw.step(&at, parameter));
         Ok(())
     }
 
-    /// A copy of all states.
-    pub fn state(&self) -> OptimizerState {
-        let momenta = self.muon.momenta.iter().map(|(name, momentum)| (format!("muon.{name}.momentum"), momentum.clone()));
-        let moments = self.adamw.moments.iter().flat_map(|(name, [first, second])| {
-            [(format!("adamw.{name}.first_moment"), first.clone()), (format!("adamw.{name}.second_moment"), second.clone())]
+    /// Begins a step that is made by [`Self::update`], one weight after the other.
+    pub fn begin(&mut self) {
+        self.steps += 1;
+    }
+
+    /// What [`Self::step`] does to one weight; with the same bits.
+    pub fn update(&mut self, threads: &Threads, name: &str, weight: &mut Weight, gradient: &[f32], factor: f64) {
+        let at = At { threads, seed: self.seed, step: self.steps, factor };
+        let muon = uses_muon(self.kind, &weight.shape);
+        let parameter = Parameter { name, weight, gradient };
+        if muon { self.muon.step(&at, vec![parameter]) } else { self.adamw.step(&at, parameter) }
+    }
+
+    /// All states of `weights`.
+    pub fn state(&self, weights: &Weights) -> OptimizerState {
+        let shape = |name: &str| weights.get(name).map_or_else(Vec::new, |weight| weight.shape.clone());
+        let momenta = self.muon.momenta.iter().map(|(name, momentum)| (format!("muon.{name}.momentum"), (shape(name), momentum.clone())));
+        let moments = self.adamw.moments.iter().flat_map(|(name, moments)| {
+            let named = MOMENTS.iter().zip(moments);
+            named.map(|(which, moment)| (format!("adamw.{name}.{which}"), (shape(name), moment.clone()))).collect::<Vec<_>>()
         });
         OptimizerState { steps: self.steps, tensors: momenta.chain(moments).collect() }
     }
@@ -89,20 +129,24 @@ impl Optimizers {
     /// Goes on from `state`, which must hold exactly what optimizers of this kind remember of `weights`.
     ///
     /// # Errors
-    /// The first tensor that is missing, of another shape, or of no use.
+    /// The first tensor that is missing, of another shape or number type, or of no use.
     pub fn restore(&mut self, weights: &Weights, mut state: OptimizerState) -> Result<(), OptimError> {
-        let mut take = |name: String, shape: &[usize]| match state.tensors.remove(&name) {
-            Some(tensor) if tensor.shape == shape => Ok(tensor),
-            Some(_) => Err(OptimError::State { name, reason: "has another shape than its parameter" }),
+        let dtype = self.adamw.dtype;
+        let mut take = |name: String, weight: &Weight, map: Map| match state.tensors.remove(&name) {
+            Some((shape, _)) if shape != weight.shape => Err(OptimError::State { name, reason: "has another shape than its parameter" }),
+            Some((_, moment)) if !moment.is_like(&Moment::zeros(weight.values.len(), dtype, map)) => {
+                Err(OptimError::State { name, reason: "is of another number type" })
+            }
+            Some((_, moment)) => Ok(moment),
             None => Err(OptimError::State { name, reason: "is missing" }),
         };
-        let (mut momenta, mut moments) = (Weights::new(), adamw::Moments::new());
+        let (mut momenta, mut moments) = (BTreeMap::new(), adamw::Moments::new());
         let moved = weights.iter().filter(|_| state.steps > 0);
         for (name, weight) in moved {
             if uses_muon(self.kind, &weight.shape) {
-                momenta.insert(name.clone(), take(format!("muon.{name}.momentum"), &weight.shape)?);
+                momenta.insert(name.clone(), take(format!("muon.{name}.momentum"), weight, Map::Signed)?);
             } else {
-                let [first, second] = ["first", "second"].map(|which| take(format!("adamw.{name}.{which}_moment"), &weight.shape));
+                let [first, second] = [0, 1].map(|which| take(format!("adamw.{name}.{}", MOMENTS[which]), weight, adamw::MAPS[which]));
                 moments.insert(name.clone(), [first?, second?]);
             }
         }
@@ -114,9 +158,19 @@ impl Optimizers {
     }
 }
 
-/// Values that are remembered of each value of a parameter.
-pub fn state_values(kind: Optimizer, shape: &[usize]) -> u64 {
-    if uses_muon(kind, shape) { 1 } else { 2 }
+/// AdamW's, as they are named in a checkpoint.
+const MOMENTS: [&str; 2] = ["first_moment", "second_moment"];
+
+/// What the codes of the state `name` mean.
+pub fn map_of(name: &str) -> Map {
+    if name.ends_with(MOMENTS[1]) { adamw::MAPS[1] } else { Map::Signed }
+}
+
+/// Bytes that are remembered of a parameter of this shape, and in how many tensors.
+pub fn state_bytes(training: &Training, shape: &[usize]) -> (u64, u64) {
+    let moments = if uses_muon(training.optim, shape) { 1 } else { 2 };
+    let tensors = moments * if training.optim_state_dtype == StateDtype::Int8 { 2 } else { 1 };
+    (moments * moment::bytes(shape.iter().map(|&length| length as u64).product(), training.optim_state_dtype), tensors)
 }
 
 fn uses_muon(kind: Optimizer, shape: &[usize]) -> bool {

@@ -1,8 +1,14 @@
 //! Muon: momentum, then the nearest matrix whose singular values are about one.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use carryon_crds::job::StateDtype;
 use carryon_crds::pool::Dtype;
 
-use crate::head::{Gradients, Weight, Weights, transpose};
+use super::moment::{CHUNK, Dice, Map, Moment};
+use super::{At, Parameter};
+use crate::head::{Weight, transpose};
 use crate::kernel::Threads;
 use crate::kernel::cpu::{Panels, matmul};
 
@@ -13,48 +19,41 @@ const B: f32 = -4.7750;
 const C: f32 = 2.0315;
 
 pub(super) struct Muon {
-    learning_rate: f64,
-    weight_decay: f64,
-    pub momenta: Weights,
-}
-
-/// One matrix on its way through a step.
-struct Work<'a> {
-    name: &'a String,
-    weight: &'a mut Weight,
-    momentum: Weight,
-    gradient: &'a [f32],
+    pub learning_rate: f64,
+    pub weight_decay: f64,
+    pub dtype: StateDtype,
+    pub momenta: BTreeMap<String, Arc<Moment>>,
 }
 
 impl Muon {
-    pub fn new(learning_rate: f64, weight_decay: f64) -> Self {
-        Self { learning_rate, weight_decay, momenta: Weights::new() }
-    }
-
     /// `m ← 0.95m + g`, `p ← (1-ηλ)p - η √max(1, rows/columns) · orthogonal(g + 0.95m)` for each matrix; one thread takes one matrix at a time.
-    pub fn step(&mut self, threads: &Threads, matrices: Vec<(&String, &mut Weight)>, gradients: &Gradients, factor: f64) {
-        let rate = self.learning_rate * factor;
+    pub fn step(&mut self, at: &At<'_>, matrices: Vec<Parameter<'_>>) {
+        let rate = self.learning_rate * at.factor;
         let keep = (1.0 - rate * self.weight_decay) as f32;
-        let mut work: Vec<Work> = matrices
-            .into_iter()
-            .map(|(name, weight)| {
-                let momentum = self.momenta.remove(name).unwrap_or_else(|| Weight::filled(weight.shape.clone(), 0.0));
-                Work { name, weight, momentum, gradient: &gradients[name] }
-            })
-            .collect();
-        work.sort_by_key(|work| std::cmp::Reverse(work.gradient.len())); // the large ones first: no thread ends with one alone
-        threads.for_each(&mut work, |_, Work { weight, momentum, gradient, .. }| {
+        let (momenta, dtype) = (&mut self.momenta, self.dtype);
+        let mut momentum = |name: &str, weight: &Weight| {
+            momenta.remove(name).unwrap_or_else(|| Moment::zeros(weight.values.len(), dtype, Map::Signed).into())
+        };
+        let mut work: Vec<_> = matrices.into_iter().map(|matrix| (momentum(matrix.name, matrix.weight), matrix)).collect();
+        work.sort_by_key(|(_, matrix)| std::cmp::Reverse(matrix.gradient.len())); // the large ones first: no thread ends with one alone
+        at.threads.for_each(&mut work, |_, (momentum, Parameter { name, weight, gradient })| {
             let [rows, columns] = weight.shape[..] else { unreachable!("Muon takes matrices") };
-            for (m, g) in momentum.values.iter_mut().zip(*gradient) {
-                *m = MOMENTUM * *m + g;
+            let (dice, mut ahead) = (Dice::new(at.seed, at.step, name, 0), gradient.to_vec());
+            let chunks = Arc::make_mut(momentum).chunks().into_iter().zip(gradient.chunks(CHUNK)).zip(ahead.chunks_mut(CHUNK));
+            for (chunk, ((mut momentum, gradient), ahead)) in chunks.enumerate() {
+                momentum.with(dice, chunk * CHUNK, |momentum| {
+                    for ((m, g), ahead) in momentum.iter_mut().zip(gradient).zip(ahead) {
+                        *m = MOMENTUM * *m + g;
+                        *ahead = g + MOMENTUM * *m;
+                    }
+                });
             }
-            let ahead = momentum.values.iter().zip(*gradient).map(|(m, g)| g + MOMENTUM * m).collect();
             let size = (rate * (rows as f64 / columns as f64).max(1.0).sqrt()) as f32;
-            for (value, direction) in weight.values.iter_mut().zip(orthogonal(threads, ahead, rows, columns)) {
+            for (value, direction) in weight.values.iter_mut().zip(orthogonal(at.threads, ahead, rows, columns)) {
                 *value = keep * *value - size * direction;
             }
         });
-        self.momenta = work.into_iter().map(|work| (work.name.clone(), work.momentum)).collect();
+        self.momenta.extend(work.into_iter().map(|(momentum, matrix)| (matrix.name.to_owned(), momentum)));
     }
 }
 

@@ -1,44 +1,22 @@
-//! Causal attention with rotary positions over the sequences of a packed batch.
+//! Backward through causal attention with rotary positions, over the sequences of a packed batch.
 
 use std::ops::Range;
-use std::sync::Arc;
-
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 use super::linear::{times, transpose};
-use super::values::{Values, operand, result, tensor};
 use crate::head::layers::{Angles, HeadAttention, linear, pack};
 use crate::kernel::{Threads, cpu};
 
 /// Queries whose scores exist at the same time: nothing grows with the square of a sequence's length.
 const TILE: usize = 96;
 
-/// `[q | k | v] [m, 3w] → [m, w]`; the probabilities are computed again on the way back.
-pub(super) struct CausalAttention {
-    pub threads: Arc<Threads>,
-    pub attention: HeadAttention,
+/// What [`HeadAttention::forward`] ran on.
+pub(super) struct AttentionBackward<'a> {
+    pub threads: &'a Threads,
+    pub attention: &'a HeadAttention,
     /// Angles of the positions of the longest sequence.
-    pub angles: Arc<Angles>,
+    pub angles: &'a Angles,
     /// Rows of each sequence.
-    pub lengths: Vec<usize>,
-}
-
-impl CustomOp1 for CausalAttention {
-    fn name(&self) -> &'static str {
-        "causal_attention"
-    }
-
-    fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let mut qkv = operand(qkv, layout)?.to_vec();
-        let attended = self.attention.forward(&self.threads, &self.angles, &mut qkv, &self.lengths);
-        result(attended, (layout.shape().dims2()?.0, self.attention.width))
-    }
-
-    fn bwd(&self, qkv: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let dy = dy.contiguous()?;
-        let gradient = self.backward(Values::of(qkv)?.to_vec(), &Values::of(&dy)?);
-        Ok(Some(tensor(gradient, qkv.shape())?))
-    }
+    pub lengths: &'a [usize],
 }
 
 /// One head of one sequence: contiguous rows of `head_dim` values.
@@ -51,19 +29,11 @@ struct Strip {
     dv: Vec<f32>,
 }
 
-impl CausalAttention {
-    /// The gradient by `qkv`, from unrotated rows and the gradient by the result.
-    fn backward(&self, mut qkv: Vec<f32>, dy: &[f32]) -> Vec<f32> {
+impl AttentionBackward<'_> {
+    /// The gradient by the unrotated `[q | k | v] [m, 3w]`, from the rotated ones and the gradient by the result, `[m, w]`. The probabilities are
+    /// computed again.
+    pub fn gradient(&self, qkv: &[f32], dy: &[f32]) -> Vec<f32> {
         let (width, heads, d) = (self.attention.width, self.attention.heads, self.attention.head_dim());
-        let mut rest = &mut qkv[..];
-        let mut sequences = Vec::new();
-        for length in &self.lengths {
-            let (rows, after) = rest.split_at_mut(length * 3 * width);
-            rest = after;
-            sequences.push(rows);
-        }
-        self.threads.for_each(&mut sequences, |_, rows| self.attention.rotate(&self.angles, 0, rows));
-
         let mut strips = Vec::new();
         let mut position_of_row = Vec::new();
         for (index, rows) in self.lengths.iter().copied().enumerate() {
@@ -71,7 +41,7 @@ impl CausalAttention {
             strips.extend((0..heads).map(|head| Strip { first_row, rows, head, dq: Vec::new(), dk: Vec::new(), dv: Vec::new() }));
             position_of_row.extend((0..rows).map(|position| (index, position)));
         }
-        self.threads.for_each(&mut strips, |_, strip| self.strip_backward(&qkv, dy, strip));
+        self.threads.for_each(&mut strips, |_, strip| self.strip_backward(qkv, dy, strip));
 
         let mut gradient = vec![0.0; qkv.len()];
         self.threads.for_rows(&mut gradient, 3 * width, TILE, |first, block| {
@@ -107,16 +77,17 @@ impl CausalAttention {
             let keys = (first + 1).saturating_sub(self.attention.window)..queries.end;
             let part = |values: &[f32], range: &Range<usize>| values[range.start * d..range.end * d].to_vec();
             let (q, dy, k, v) = (part(&q, &queries), part(&dy, &queries), part(&k, &keys), part(&v, &keys));
-            let mut p = linear(&self.threads, &q, &pack(&self.threads, &k, keys.len(), d));
-            let mut ds = linear(&self.threads, &dy, &pack(&self.threads, &v, keys.len(), d));
+            let mut p = linear(self.threads, &q, &pack(self.threads, &k, keys.len(), d));
+            let mut ds = linear(self.threads, &dy, &pack(self.threads, &v, keys.len(), d));
             for (query, (p, ds)) in queries.clone().zip(p.chunks_exact_mut(keys.len()).zip(ds.chunks_exact_mut(keys.len()))) {
                 let visible = (query + 1).saturating_sub(self.attention.window).max(keys.start) - keys.start..query + 1 - keys.start;
                 softmax_backward(p, ds, visible);
             }
-            dq[queries.start * d..queries.end * d].copy_from_slice(&times(&self.threads, &ds, &k, keys.len(), d));
+            dq[queries.start * d..queries.end * d].copy_from_slice(&times(self.threads, &ds, keys.len(), d, |row| &k[row * d..][..d]));
             let into = |target: &mut [f32], left: &[f32], right: &[f32]| {
-                let left = transpose(&self.threads, left, queries.len(), keys.len());
-                cpu::add(&mut target[keys.start * d..keys.end * d], &times(&self.threads, &left, right, queries.len(), d));
+                let left = transpose(self.threads, left, queries.len(), keys.len());
+                let product = times(self.threads, &left, queries.len(), d, |row| &right[row * d..][..d]);
+                cpu::add(&mut target[keys.start * d..keys.end * d], &product);
             };
             into(&mut dk, &ds, &q);
             into(&mut dv, &p, &dy);

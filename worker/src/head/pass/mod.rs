@@ -1,0 +1,260 @@
+//! Training: the head's formula forward, and the explicit way back through it.
+//!
+//! Batches are packed: the rows of all sequences one after the other, no padding. [`Pass::forward`] computes with the arithmetic of inference; what it
+//! keeps, [`Pass::backward`] goes back through. A weight's gradient is handed out as soon as it is known, when nothing needs that weight any more:
+//! whoever takes it may add it up, or change the weight on the spot and drop it.
+
+mod attention;
+mod backward;
+mod elementwise;
+mod linear;
+mod norm;
+mod pooling;
+
+pub use backward::Take;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use carryon_crds::job::Task;
+use carryon_crds::pool::Dtype;
+use carryon_crds::wire::HeadShape;
+
+use super::layers::{self, Angles, HeadAttention};
+use super::parameters::{self, ShapeError, Weight, Weights};
+use crate::kernel::{Threads, cpu};
+use crate::numbers::{from_bytes, number_bytes};
+use linear::Stack;
+pub use linear::transpose;
+
+/// Hidden states of some whole sequences.
+#[derive(Clone, Debug)]
+pub struct PackedBatch {
+    /// For each tap of the head (layers ascending, `final` last) the rows of each sequence: `[length, D]` numbers, little-endian.
+    pub taps: Vec<Vec<Bytes>>,
+    /// Type of the numbers.
+    pub dtype: Dtype,
+    /// Rows of each sequence, in order.
+    pub lengths: Vec<usize>,
+    /// Rows that carry a target, ascending, for CausalLM: only these are given an output.
+    pub rows: Vec<u32>,
+}
+
+/// Why a batch was not computed.
+#[derive(Debug, thiserror::Error)]
+pub enum PassError {
+    /// The shape is out of bounds.
+    #[error("the head's {0}")]
+    Shape(#[from] ShapeError),
+    /// Taps, lengths and rows do not fit together.
+    #[error("batch: {0}")]
+    Batch(String),
+}
+
+/// What a forward pass keeps for the way back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing: there is none.
+    Nothing,
+    /// The rows that go into each block; what a block does with them is computed again.
+    Inputs,
+    /// All that the way back needs.
+    All,
+}
+
+/// The head's arithmetic on packed batches, for weights that are given with each call.
+pub struct Pass {
+    shape: HeadShape,
+    threads: Arc<Threads>,
+    attention: HeadAttention,
+}
+
+/// What a forward pass gives.
+pub struct Forward {
+    /// Row-major. CausalLM: `g ⊙ Δ` without α of the rows that carry a target, `[batch.rows, D]`. Classification: logits, `[sequences, labels]`.
+    pub output: Vec<f32>,
+    /// For [`Pass::backward`]; none with [`Keep::Nothing`].
+    pub saved: Option<Saved>,
+}
+
+/// What was kept.
+pub struct Saved {
+    blocks: Vec<(Vec<f32>, Option<Inside>)>,
+    /// Behind the last block, `[rows, w]`.
+    u: Vec<f32>,
+    /// CausalLM with a gate.
+    gate: Option<Gate>,
+}
+
+/// What the gate was computed from, of the rows with a target.
+struct Gate {
+    /// `G · norm(u)`.
+    z: Vec<f32>,
+    /// `O · norm(u)`.
+    delta: Vec<f32>,
+}
+
+/// What a block computes on its way.
+struct Inside {
+    /// `[q | k | v]`, rotated.
+    qkv: Vec<f32>,
+    attended: Vec<f32>,
+    /// Between attention and feed-forward.
+    middle: Vec<f32>,
+    /// `[gate | up]`.
+    gate_up: Vec<f32>,
+}
+
+impl Pass {
+    /// # Errors
+    /// A shape out of bounds.
+    pub fn new(shape: &HeadShape, threads: Arc<Threads>) -> Result<Self, PassError> {
+        parameters::check(shape)?;
+        Ok(Self { attention: HeadAttention::new(shape), shape: shape.clone(), threads })
+    }
+
+    /// The head's output for `batch`; `weights` are complete for its shape.
+    ///
+    /// # Errors
+    /// A batch whose members do not fit together.
+    pub fn forward(&self, weights: &Weights, batch: &PackedBatch, keep: Keep) -> Result<Forward, PassError> {
+        self.check(batch)?;
+        let angles = self.angles(batch);
+        let (mut u, mut blocks) = (self.bridge(weights, batch), Vec::new());
+        for index in 0..self.shape.blocks {
+            let (inside, out) = self.block(weights, index, &angles, &batch.lengths, &u);
+            let input = std::mem::replace(&mut u, out);
+            if keep != Keep::Nothing {
+                blocks.push((input, (keep == Keep::All).then_some(inside)));
+            }
+        }
+        let (output, gate) = match self.shape.task {
+            Task::CausalLM => self.delta(weights, &self.normed_targets(batch, &u)),
+            Task::Classification => (self.class_logits(weights, batch, &u), None),
+        };
+        Ok(Forward { output, saved: (keep != Keep::Nothing).then_some(Saved { blocks, u, gate }) })
+    }
+
+    /// `Σ_k B_k · norm(h_k)`, `[rows, w]`.
+    fn bridge(&self, weights: &Weights, batch: &PackedBatch) -> Vec<f32> {
+        let mut u = Vec::new();
+        for (index, tap) in batch.taps.iter().enumerate() {
+            let projected = Stack(vec![&weights[&bridge(index)]]).forward(&self.threads, &self.normed_tap(tap, batch.dtype));
+            match u.is_empty() {
+                true => u = projected,
+                false => cpu::add(&mut u, &projected),
+            }
+        }
+        u
+    }
+
+    /// What the block does with `u`, and what it makes of it.
+    fn block(&self, weights: &Weights, index: u32, angles: &Angles, lengths: &[usize], u: &[f32]) -> (Inside, Vec<f32>) {
+        let weight = |part: &str| &weights[&in_block(index, part)];
+        let stack = |parts: &[&str]| Stack(parts.iter().map(|part| weight(part)).collect());
+        let (threads, f) = (&*self.threads, self.shape.feed_forward as usize);
+        let mut qkv = stack(QKV).forward(threads, &self.norm(u, weight(INPUT_NORM)));
+        let attended = self.attention.forward(threads, angles, &mut qkv, lengths);
+        let mut middle = stack(O).forward(threads, &attended);
+        cpu::add(&mut middle, u);
+        let gate_up = stack(GATE_UP).forward(threads, &self.norm(&middle, weight(POST_NORM)));
+        let mut out = stack(DOWN).forward(threads, &layers::silu_mul(threads, &gate_up, f));
+        cpu::add(&mut out, &middle);
+        (Inside { qkv, attended, middle, gate_up }, out)
+    }
+
+    /// `g ⊙ Δ` of normed rows.
+    fn delta(&self, weights: &Weights, normed: &[f32]) -> (Vec<f32>, Option<Gate>) {
+        let delta = Stack(vec![&weights["output.weight"]]).forward(&self.threads, normed);
+        if !self.shape.gate {
+            return (delta, None);
+        }
+        let z = Stack(vec![&weights["gate.weight"]]).forward(&self.threads, normed);
+        (layers::gated(&self.threads, &z, &weights["gate.bias"].values, &delta), Some(Gate { z, delta }))
+    }
+
+    fn class_logits(&self, weights: &Weights, batch: &PackedBatch, u: &[f32]) -> Vec<f32> {
+        let pooled = layers::pool(&self.plain_norm(u), &weights["pooling.weight"].values, &batch.lengths);
+        let mut logits = Stack(vec![&weights["classifier.weight"]]).forward(&self.threads, &pooled);
+        layers::add_bias(&mut logits, &weights["classifier.bias"].values);
+        logits
+    }
+
+    /// `norm(u)` of the rows with a target.
+    fn normed_targets(&self, batch: &PackedBatch, u: &[f32]) -> Vec<f32> {
+        self.plain_norm(&self.targets(batch, u))
+    }
+
+    fn targets(&self, batch: &PackedBatch, u: &[f32]) -> Vec<f32> {
+        let width = self.attention.width;
+        batch.rows.iter().flat_map(|row| &u[*row as usize * width..][..width]).copied().collect()
+    }
+
+    /// `norm(ĥ)`, `[rows, D]`.
+    fn normed_tap(&self, tap: &[Bytes], dtype: Dtype) -> Vec<f32> {
+        let numbers = |bytes: &Bytes| bytes.len() / number_bytes(dtype);
+        let mut values = vec![0.0; tap.iter().map(numbers).sum()];
+        let mut rest = &mut values[..];
+        for bytes in tap {
+            let (own, after) = rest.split_at_mut(numbers(bytes));
+            from_bytes(bytes, dtype, own);
+            rest = after;
+        }
+        layers::norm(&self.threads, &values, &vec![1.0; self.shape.hidden_size as usize], self.epsilon())
+    }
+
+    fn norm(&self, x: &[f32], weight: &Weight) -> Vec<f32> {
+        layers::norm(&self.threads, x, &weight.values, self.epsilon())
+    }
+
+    fn plain_norm(&self, u: &[f32]) -> Vec<f32> {
+        layers::norm(&self.threads, u, &vec![1.0; self.attention.width], self.epsilon())
+    }
+
+    fn epsilon(&self) -> f32 {
+        self.shape.norm_epsilon as f32
+    }
+
+    fn angles(&self, batch: &PackedBatch) -> Angles {
+        self.attention.angles(0..batch.lengths.iter().copied().max().unwrap_or(0))
+    }
+
+    fn check(&self, batch: &PackedBatch) -> Result<(), PassError> {
+        let refuse = |reason: String| Err(PassError::Batch(reason));
+        if batch.taps.len() != self.shape.taps.count() {
+            return refuse(format!("has {} taps, the head {}", batch.taps.len(), self.shape.taps.count()));
+        }
+        if batch.lengths.contains(&0) {
+            return refuse("has an empty sequence".into());
+        }
+        let row_bytes = self.shape.hidden_size as usize * number_bytes(batch.dtype);
+        for (index, tap) in batch.taps.iter().enumerate() {
+            if !tap.iter().map(Bytes::len).eq(batch.lengths.iter().map(|length| length * row_bytes)) {
+                return refuse(format!("tap {index} does not have {:?} rows of {}", batch.lengths, self.shape.hidden_size));
+            }
+        }
+        if self.shape.task == Task::CausalLM && batch.rows.is_empty() {
+            return refuse("has no row with a target".into());
+        }
+        let rows: usize = batch.lengths.iter().sum();
+        match batch.rows.iter().find(|row| **row as usize >= rows) {
+            Some(row) => refuse(format!("row {row} of {rows}")),
+            None => Ok(()),
+        }
+    }
+}
+
+const INPUT_NORM: &str = "input_layernorm";
+const POST_NORM: &str = "post_attention_layernorm";
+const QKV: &[&str] = &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];
+const O: &[&str] = &["self_attn.o_proj"];
+const GATE_UP: &[&str] = &["mlp.gate_proj", "mlp.up_proj"];
+const DOWN: &[&str] = &["mlp.down_proj"];
+
+fn bridge(tap: usize) -> String {
+    format!("bridge.{tap}.weight")
+}
+
+fn in_block(index: u32, part: &str) -> String {
+    format!("blocks.{index}.{part}.weight")
+}
