@@ -1,5 +1,7 @@
 //! Qwen 2, 2.5 and 3, with and without experts.
 
+use std::collections::BTreeSet;
+
 use super::{plain, set_experts, set_windows, windowed};
 use crate::model::config::{Keys, ModelConfig, QueryKeyNorm};
 use crate::model::error::ModelError;
@@ -23,7 +25,7 @@ pub fn third(keys: &Keys) -> Result<ModelConfig, ModelError> {
 /// Qwen 3 with experts, in all layers or some.
 pub fn experts(keys: &Keys) -> Result<ModelConfig, ModelError> {
     let mut config = third(keys)?;
-    let dense: Vec<usize> = keys.optional("mlp_only_layers")?.unwrap_or_default();
+    let dense: BTreeSet<usize> = keys.optional("mlp_only_layers")?.unwrap_or_default();
     let step = keys.optional::<usize>("decoder_sparse_step")?.unwrap_or(1).max(1);
     let normalise = keys.optional("norm_topk_prob")?.unwrap_or(false);
     let is_sparse = |layer: usize| !dense.contains(&layer) && (layer + 1).is_multiple_of(step);
