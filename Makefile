@@ -104,7 +104,7 @@ bench: $(CARRYON_MODEL) $(TORCH_PYTHON) $(DATA_PYTHON) ## Side by side with PyTo
 	$(TORCH_PYTHON) tests/bench/bench.py --rows $(ROWS) --data-python $(DATA_PYTHON) --cache $(CACHE)/bench --output target/bench.json
 
 # Our own crates once more, counted; all others are those of the other builds.
-fuzz: ## What reads strangers' files, $$FUZZ_SECONDS each (60), from the kept corpus: no crash, no hang, bounded memory (needs a C++ compiler)
+fuzz: ## What reads strangers' files, $FUZZ_SECONDS each (60), from the kept corpus: no crash, no hang, bounded memory (needs a C++ compiler)
 	RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/tests/fuzz/rustc.sh cargo build --release --locked --workspace --features carryon-fuzz/fuzzer --bin fuzz
 	tests/fuzz/run.sh $(CARRYON_BIN)/fuzz $(CACHE)/fuzz
 

@@ -25,12 +25,13 @@ pub struct Target {
 const PER_BYTE: usize = 128;
 
 /// Every reader. What a tokenizer may take is the table of its ids and its expressions, each as large as the library for them allows.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target { name: "gguf", read: gguf, fixed: 16 },
     Target { name: "safetensors", read: safetensors, fixed: 16 },
     Target { name: "index", read: index, fixed: 16 },
     Target { name: "config", read: config, fixed: 16 },
-    Target { name: "tokenizer", read: tokenizer, fixed: 128 },
+    Target { name: "vocabulary", read: vocabulary, fixed: 256 },
+    Target { name: "tokenizer", read: tokenizer, fixed: 256 },
     Target { name: "template", read: template, fixed: 128 },
 ];
 
@@ -92,6 +93,11 @@ fn gguf(folder: &Folder, bytes: &[u8]) {
         let _ = gguf.tensor(name).map(|tensor| (tensor.rows > 0).then(|| tensor.vector()));
     }
     let _ = model::describe(&path);
+}
+
+/// The tokenizer of a GGUF file.
+fn vocabulary(folder: &Folder, bytes: &[u8]) {
+    let path = folder.with("gguf/model.gguf", bytes).join("model.gguf");
     if let Ok(tokenizer) = base::tokenizer(&path) {
         encode(&tokenizer);
     }
@@ -120,7 +126,10 @@ fn tokenizer(_: &Folder, bytes: &[u8]) {
 }
 
 fn encode(tokenizer: &Tokenizer) {
-    for text in ["", "Hello <s> wörld\n 123 🦐", "   a\r\n<|end|>b"] {
+    // What it takes for a token of its own, with and without blanks around.
+    let own: String =
+        tokenizer.special_ids().take(4).chain(0..4).map(|id| String::from_utf8_lossy(tokenizer.token_bytes(id)) + "  ").collect();
+    for text in ["", "Hello <s> wörld\n 123 🦐", "   a\r\n<|end|>b", &own] {
         tokenizer.control_tokens(text);
         for ids in [tokenizer.encode(text, true), tokenizer.encode_plain(text)].into_iter().flatten() {
             tokenizer.decode(&ids);

@@ -6,6 +6,7 @@
 mod bytes;
 mod chat;
 mod message;
+mod outline;
 mod pieces;
 mod spelling;
 mod template;
