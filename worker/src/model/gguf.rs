@@ -1,5 +1,6 @@
 //! GGUF files: metadata and the places of tensors.
 
+mod integers;
 mod kinds;
 mod reader;
 mod split;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use super::encoding::Encoding;
 use super::error::ModelError;
 use super::tensor::Tensor;
+pub use integers::Integers;
 use kinds::encoding;
 pub use split::parts;
 
@@ -31,8 +33,8 @@ pub enum Value {
     String(String),
     /// A list of strings.
     Strings(Vec<String>),
-    /// A list of integers.
-    Integers(Vec<i128>),
+    /// A list of integers, not widened.
+    Integers(Integers),
     /// A list of floats.
     Floats(Vec<f64>),
     /// What no key that we know has, e.g. a list of lists: skipped, and refused only where it is asked for.

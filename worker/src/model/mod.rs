@@ -61,6 +61,14 @@ pub fn check_gguf(path: &Path, length: u64) -> std::result::Result<bool, ModelEr
     Ok(true)
 }
 
+/// What a checkpoint says of its architecture; of its tensors only where they lie is read.
+///
+/// # Errors
+/// As for [`Model::load`].
+pub fn describe<'a>(files: impl Into<Files<'a>>) -> std::result::Result<ModelConfig, ModelError> {
+    Checkpoint::open(files.into())?.config()
+}
+
 /// A loaded base model. Shared by reference: all state of a sequence is in its [`PageTable`](crate::kernel::PageTable).
 pub struct Model<B: Backend> {
     /// Sizes and constants.

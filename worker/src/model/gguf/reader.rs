@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read};
 use std::path::Path;
 
+use super::integers::{Integers, width};
 use super::{Place, Value};
 use crate::model::error::ModelError;
 
@@ -67,9 +68,15 @@ impl Reader<'_> {
     /// Bytes of text behind their number.
     fn text(&mut self) -> Result<Vec<u8>, ModelError> {
         let length = self.u64()?;
-        let mut bytes = vec![0; self.claim(length, 1, "bytes of text")?];
+        let length = self.claim(length, 1, "bytes of text")?;
+        self.take(length)
+    }
+
+    /// So many bytes, which are there: see [`Self::claim`].
+    fn take(&mut self, length: usize) -> Result<Vec<u8>, ModelError> {
+        let mut bytes = vec![0; length];
         self.input.read_exact(&mut bytes).map_err(ModelError::read(self.path))?;
-        self.position += length;
+        self.position += length as u64;
         Ok(bytes)
     }
 
@@ -111,7 +118,7 @@ impl Reader<'_> {
             6 | 12 => Value::Float(self.float(kind)?),
             7 => Value::Bool(self.bytes::<1>()?[0] != 0),
             8 => String::from_utf8(self.text()?).map_or(NOT_UTF_8, Value::String),
-            _ => Value::Integer(self.integer(kind)?),
+            _ => Value::Integer(self.integers(kind, 1)?.iter().next().unwrap_or_default()),
         })
     }
 
@@ -119,18 +126,11 @@ impl Reader<'_> {
         Ok(if kind == 6 { f64::from(f32::from_le_bytes(self.bytes()?)) } else { f64::from_le_bytes(self.bytes()?) })
     }
 
-    fn integer(&mut self, kind: u32) -> Result<i128, ModelError> {
-        Ok(match kind {
-            0 => i128::from(self.bytes::<1>()?[0]),
-            1 => i128::from(i8::from_le_bytes(self.bytes()?)),
-            2 => i128::from(u16::from_le_bytes(self.bytes()?)),
-            3 => i128::from(i16::from_le_bytes(self.bytes()?)),
-            4 => i128::from(self.u32()?),
-            5 => i128::from(i32::from_le_bytes(self.bytes()?)),
-            10 => i128::from(self.u64()?),
-            11 => i128::from(i64::from_le_bytes(self.bytes()?)),
-            _ => return Err(self.invalid(format!("unknown value type {kind}"))),
-        })
+    /// `count` integers of the type `kind`.
+    fn integers(&mut self, kind: u32, count: usize) -> Result<Integers, ModelError> {
+        let width = width(kind).ok_or_else(|| self.invalid(format!("unknown value type {kind}")))?;
+        let count = self.claim(count as u64, width as u64, "integers")?;
+        Ok(Integers::new(kind, width, self.take(count * width)?))
     }
 
     fn list(&mut self) -> Result<Value, ModelError> {
@@ -142,9 +142,8 @@ impl Reader<'_> {
                 texts.map_or(NOT_UTF_8, Value::Strings)
             }
             6 | 12 => Value::Floats((0..count).map(|_| self.float(kind)).collect::<Result<_, _>>()?),
-            7 => Value::Integers((0..count).map(|_| self.integer(0)).collect::<Result<_, _>>()?),
             9 => self.skip_lists(count)?,
-            _ => Value::Integers((0..count).map(|_| self.integer(kind)).collect::<Result<_, _>>()?),
+            _ => Value::Integers(self.integers(kind, count)?),
         })
     }
 
