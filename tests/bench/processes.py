@@ -63,11 +63,11 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def start_pool(worker: pathlib.Path, model: pathlib.Path, folder: pathlib.Path, **engine) -> tuple[Process, str]:
+def start_pool(worker: pathlib.Path, model: pathlib.Path, folder: pathlib.Path, dtype: str = "bfloat16", **engine) -> tuple[Process, str]:
     """A pool, once it is ready; what `engine` does not say is as by default."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "pool.json"
-    config.write_text(json.dumps({"name": "bench", "dtype": "bfloat16", "engine": engine}))
+    config.write_text(json.dumps({"name": "bench", "dtype": dtype, "engine": engine}))
     url = f"http://127.0.0.1:{free_port()}"
     command = [worker, "base", "--config", config, "--model", model, "--listen", url.removeprefix("http://"), "--threads", THREADS]
     pool = Process(command, folder / "pool.log")

@@ -12,6 +12,7 @@ import torch
 
 import families
 import formats
+import gguf_families
 import head
 import llama
 import prompts
@@ -29,8 +30,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         fresh = pathlib.Path(temporary)
         parts = [
-            llama.generate_tiny, llama.generate_smollm2, families.generate_families, formats.generate_formats, head.generate_heads,
-            head.generate_optimizers, head.generate_training, text.generate_chat, text.generate_lessons, text.generate_tokens,
+            llama.generate_tiny, llama.generate_smollm2, families.generate_families, gguf_families.generate_gguf_families, formats.generate_formats,
+            head.generate_heads, head.generate_optimizers, head.generate_training, text.generate_chat, text.generate_lessons, text.generate_tokens,
             prompts.generate_prompts, vocabularies.generate_vocabularies,
         ]
         for part in parts:

@@ -59,7 +59,7 @@ impl Words {
 
 /// Loads the checkpoint at `path` onto a device, in a pod with `memory` bytes.
 pub fn load<B: Backend>(path: &Path, config: &BaseConfig, instance: &str, backend: B, memory: u64) -> Result<Loaded<B>, BaseError> {
-    let words = if path.is_dir() { words_of_folder(path)? } else { words_of_gguf(path)? };
+    let words = words(path)?;
     words.compile().map_err(|source| BaseError::Template { path: path.to_owned(), source })?;
     let model = Model::load(Files { path, text_only: config.text_only }, stored(config), backend)?;
     let tokenizer = words.tokenizer.to_json().map_err(|source| BaseError::Tokenizer { path: path.to_owned(), source })?;
@@ -120,6 +120,18 @@ fn limits(config: &BaseConfig, model: &ModelConfig, memory: u64) -> Limits {
     }
 }
 
+/// The tokenizer of the checkpoint at `path`, and nothing else of it.
+///
+/// # Errors
+/// When a file with text in it cannot be read, or the tokenizer is none that we know.
+pub fn tokenizer(path: &Path) -> Result<Tokenizer, BaseError> {
+    words(path).map(|words| words.tokenizer)
+}
+
+fn words(path: &Path) -> Result<Words, BaseError> {
+    if path.is_dir() { words_of_folder(path) } else { words_of_gguf(path) }
+}
+
 fn words_of_gguf(path: &Path) -> Result<Words, BaseError> {
     let gguf = Gguf::open(path)?;
     let wrong = |reason: String| BaseError::Tokenizer { path: path.to_owned(), source: TextError::Vocabulary(reason) };
@@ -145,7 +157,7 @@ fn words_of_gguf(path: &Path) -> Result<Words, BaseError> {
         Some(kind) => return Err(wrong(format!("{} is {kind:?}: only BPE (gpt2, llama) is supported", key("model")))),
     };
     let token_types = match gguf.metadata.get(&key("token_type")) {
-        Some(Value::Integers(values)) => values.iter().map(|value| *value as u32).collect(),
+        Some(Value::Integers(values)) => values.iter().map(|value| value as u32).collect(),
         _ => return Err(wrong(format!("{} must be a list of integers", key("token_type")))),
     };
     let vocabulary = Vocabulary {

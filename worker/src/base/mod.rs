@@ -34,6 +34,7 @@ pub use args::BaseArgs;
 use device::{Ended, EngineLimits};
 pub use error::BaseError;
 use load::Loaded;
+pub use load::tokenizer;
 use metrics::Metrics;
 pub use placement::Placement;
 use registry::{Fit, LoadedHead, Registry};

@@ -13,6 +13,7 @@ use super::args::FetchArgs;
 use super::error::FetchError;
 use super::manifest::{Manifest, Origin};
 use super::source::Source;
+use crate::model::gguf;
 
 /// Characters of a name that tell people what it is.
 const READABLE: usize = 120;
@@ -63,7 +64,8 @@ impl Place {
     pub fn finish(&self, manifest: &Manifest) -> Result<(), FetchError> {
         let names = || manifest.entries.iter().map(|entry| entry.remote.name.as_str());
         let folder = names().any(|name| name.ends_with(".safetensors"));
-        let mut files = names().filter(|name| !folder && name.ends_with(".gguf"));
+        let later = |name: &str| gguf::parts(name).is_some_and(|parts| parts[0] != name);
+        let mut files = names().filter(|name| !folder && name.ends_with(".gguf") && !later(name));
         match (files.next(), files.next()) {
             (Some(file), None) => self.link(&self.folder.join(file)),
             _ => Ok(()),

@@ -9,6 +9,7 @@ mod client;
 mod dial;
 mod error;
 pub mod folder;
+mod head;
 mod hub;
 pub mod manifest;
 pub mod part;

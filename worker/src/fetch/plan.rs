@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::FetchError;
 use super::folder::{PART, RECORD, RESERVED};
+use crate::model::gguf;
 
 /// Files a source may list.
 pub const MAX_FILES: usize = 20_000;
@@ -49,7 +50,8 @@ pub struct RemoteFile {
 /// # Errors
 /// A pattern that is none or matches nothing; no weights that we can read; a name that is no plain relative path.
 pub fn choose(source: &str, names: &[String], patterns: &[String]) -> Result<Vec<String>, FetchError> {
-    let chosen = if patterns.is_empty() { needed(source, names)? } else { matching(source, names, patterns)? };
+    let mut chosen = if patterns.is_empty() { needed(source, names)? } else { matching(source, names, patterns)? };
+    chosen.extend(others(source, names, &chosen)?);
     chosen.iter().try_for_each(|name| check_name(name))?;
     Ok(chosen.into_iter().collect())
 }
@@ -66,6 +68,20 @@ fn matching(source: &str, names: &[String], patterns: &[String]) -> Result<BTree
     Ok(chosen)
 }
 
+/// The files that are one with a GGUF file that is chosen.
+fn others(source: &str, names: &[String], chosen: &BTreeSet<String>) -> Result<BTreeSet<String>, FetchError> {
+    let parts: BTreeSet<String> = chosen.iter().filter_map(|name| gguf::parts(name)).flatten().collect();
+    match parts.iter().find(|part| !names.contains(part)) {
+        Some(missing) => Err(FetchError::Missing(format!("{source} lacks {missing}, without which the others of its set are no model"))),
+        None => Ok(parts),
+    }
+}
+
+/// The names of a file, and of those that it is one with.
+pub fn together(name: &str) -> Vec<String> {
+    gguf::parts(name).unwrap_or_else(|| vec![name.to_owned()])
+}
+
 fn needed(source: &str, names: &[String]) -> Result<BTreeSet<String>, FetchError> {
     let find = |pattern: &str| filter(names, pattern).expect("the patterns above are patterns");
     let mut chosen: BTreeSet<String> = BESIDE.iter().flat_map(|pattern| find(pattern)).collect();
@@ -76,7 +92,9 @@ fn needed(source: &str, names: &[String]) -> Result<BTreeSet<String>, FetchError
     }
     if weights.is_empty() {
         weights = find("*.gguf");
-        if weights.len() > 1 {
+        // Files that are one count as one.
+        let models: BTreeSet<String> = weights.iter().map(|name| together(name).remove(0)).collect();
+        if models.len() > 1 {
             let list = weights.join(", ");
             return Err(FetchError::Configuration(format!("{source} holds several GGUF files: say by --files which one: {list}")));
         }
@@ -147,6 +165,16 @@ mod tests {
         check(&["README.md", "x.gguf"], &[], Ok(&["x.gguf"]));
         check(&["a.gguf", "b.gguf"], &[], Err("a.gguf, b.gguf"));
         check(&["pytorch_model.bin"], &[], Err("neither"));
+    }
+
+    #[test]
+    fn gguf_files_that_are_one_are_chosen_together() {
+        let names = ["a-Q4-00001-of-00002.gguf", "a-Q4-00002-of-00002.gguf", "a-Q8.gguf", "b-00002-of-00002.gguf"];
+        check(&names[..2], &[], Ok(&names[..2]));
+        check(&names[..3], &[], Err("several GGUF files"));
+        check(&names, &["*Q4*.gguf"], Ok(&names[..2]));
+        check(&names, &["a-Q4-00001-of-00002.gguf"], Ok(&names[..2]));
+        check(&names[3..], &[], Err("m lacks b-00001-of-00002.gguf"));
     }
 
     #[test]

@@ -66,8 +66,8 @@ impl Store {
     /// # Errors
     /// Nothing there; no access.
     pub async fn list(&self) -> Result<Listing, FetchError> {
-        if let Some(file) = patiently(|| self.single()).await? {
-            return Ok(Listing { commit: None, files: vec![file] });
+        if let Some(files) = patiently(|| self.single()).await? {
+            return Ok(Listing { commit: None, files });
         }
         let objects = patiently(|| self.beneath()).await?;
         let source = shown(&self.url);
@@ -85,9 +85,11 @@ impl Store {
     /// # Errors
     /// No answer, or one that is no success.
     pub async fn read(&self, file: &RemoteFile, offset: u64) -> Result<Rest, FetchError> {
-        let single = self.prefix.filename() == Some(&file.name) && !self.url.path().ends_with('/');
-        let location =
-            if single { self.prefix.clone() } else { self.prefix.parts().chain(Path::from(file.name.as_str()).parts()).collect() };
+        let single = self.prefix.filename().filter(|_| !self.url.path().ends_with('/'));
+        let location = match single.filter(|name| plan::together(name).contains(&file.name)) {
+            Some(_) => self.beside(&file.name),
+            None => self.prefix.parts().chain(Path::from(file.name.as_str()).parts()).collect(),
+        };
         let if_match = file.etag.clone();
         let options = GetOptions { if_match, range: Some(GetRange::Bounded(offset..file.size)), ..GetOptions::default() };
         let result = self.objects.get_opts(&location, options).await.map_err(|error| self.failure(&file.name, &error))?;
@@ -99,17 +101,31 @@ impl Store {
         Ok(Rest { start: offset, stream })
     }
 
-    /// The object that has the prefix as its whole name.
-    async fn single(&self) -> Result<Option<RemoteFile>, FetchError> {
+    /// The object that has the prefix as its whole name, and those that it is one with.
+    async fn single(&self) -> Result<Option<Vec<RemoteFile>>, FetchError> {
         let Some(name) = self.prefix.filename().filter(|_| !self.url.path().ends_with('/')) else { return Ok(None) };
-        match self.objects.head(&self.prefix).await {
-            Ok(object) => {
-                plan::check_name(name)?;
-                Ok(Some(described(name.to_owned(), object)))
+        let mut files = Vec::new();
+        for part in plan::together(name) {
+            match self.objects.head(&self.beside(&part)).await {
+                Ok(object) => {
+                    plan::check_name(&part)?;
+                    files.push(described(part, object));
+                }
+                Err(object_store::Error::NotFound { .. }) if part == name => return Ok(None),
+                Err(error) => return Err(self.failure(&part, &error)),
             }
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(self.failure(name, &error)),
         }
+        Ok(Some(files))
+    }
+
+    /// Where an object lies that has this name in place of the prefix's last part.
+    fn beside(&self, name: &str) -> Path {
+        let parts: Vec<_> = self.prefix.parts().collect();
+        parts[..parts.len().saturating_sub(1)]
+            .iter()
+            .cloned()
+            .chain(Path::from(name).parts().map(|part| part.as_ref().to_owned().into()))
+            .collect()
     }
 
     async fn beneath(&self) -> Result<Vec<RemoteFile>, FetchError> {

@@ -10,6 +10,7 @@ use tokio::task::{JoinSet, block_in_place};
 use super::client::SILENCE;
 use super::error::FetchError;
 use super::folder;
+use super::head::Head;
 use super::manifest::{Entry, Manifest};
 use super::part::{self, Part};
 use super::plan::RemoteFile;
@@ -138,9 +139,9 @@ impl Transfer {
     /// Appends until the part is whole, asking again whenever the source breaks off.
     async fn fill(&self, part: &mut Part, file: &RemoteFile, commit: Option<&str>) -> Result<(), FetchError> {
         // Of a source without ranges the same bytes come again and again: these are no progress.
-        let (mut attempts, mut furthest) = (Attempts::default(), part.length());
+        let (mut attempts, mut furthest, mut head) = (Attempts::default(), part.length(), Head::of(file));
         while part.length() < file.size {
-            let ended = self.append(part, file, commit).await;
+            let ended = self.append(part, file, commit, &mut head).await;
             if part.length() > furthest {
                 furthest = part.length();
                 attempts.progress();
@@ -153,7 +154,7 @@ impl Transfer {
         Ok(())
     }
 
-    async fn append(&self, part: &mut Part, file: &RemoteFile, commit: Option<&str>) -> Result<(), FetchError> {
+    async fn append(&self, part: &mut Part, file: &RemoteFile, commit: Option<&str>, head: &mut Head) -> Result<(), FetchError> {
         let mut rest = self.source.read(commit, file, part.length()).await?;
         if rest.start != part.length() {
             tracing::warn!("the source of {} knows no ranges: it is fetched from its beginning", file.name);
@@ -170,6 +171,7 @@ impl Transfer {
             };
             block_in_place(|| part.write(&piece))?;
             self.meter.add(piece.len() as u64);
+            block_in_place(|| head.look(&part::path(&self.folder.join(&file.name)), file, part.length()))?;
         }
         Ok(())
     }

@@ -70,8 +70,8 @@ impl Web {
     /// A file that was named is missing; a folder has no weights.
     pub async fn list(&self) -> Result<Listing, FetchError> {
         if !self.url.path().ends_with('/') {
-            let file = self.describe(&self.name()?).await?;
-            return Ok(Listing { commit: None, files: vec![file] });
+            let names = plan::together(&self.name()?).into_iter().collect();
+            return Ok(Listing { commit: None, files: self.describe_all(names).await? });
         }
         if !self.files.is_empty() {
             self.files.iter().try_for_each(|name| plan::check_name(name))?;
@@ -143,6 +143,8 @@ impl Web {
         let mut url = self.url.clone();
         if url.path().ends_with('/') {
             url.path_segments_mut().expect("an https:// address has a path").pop_if_empty().extend(name.split('/'));
+        } else if plan::together(name).len() > 1 {
+            url.path_segments_mut().expect("an https:// address has a path").pop().push(name);
         }
         url
     }

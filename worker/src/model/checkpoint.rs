@@ -17,12 +17,15 @@ use super::weights::TensorName;
 const ROTATION: [&str; 3] = ["rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached"];
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const LM_HEAD: &str = "lm_head.weight";
+/// Divisors of Llama 3's frequencies in a GGUF file; those of Phi-3 for short texts, and for longer ones than are answered.
 const FREQUENCIES: &str = "rope_freqs.weight";
+const SHORT: &str = "rope_factors_short.weight";
+const LONG: &str = "rope_factors_long.weight";
 
 /// A checkpoint, and what of it is wanted.
 #[derive(Clone, Copy, Debug)]
 pub struct Files<'a> {
-    /// A GGUF file or a folder.
+    /// A GGUF file, the first of several that are one, or a folder.
     pub path: &'a Path,
     /// Whether the text part of a model of text and images is.
     pub text_only: bool,
@@ -43,7 +46,7 @@ pub struct Checkpoint {
 }
 
 enum Layout {
-    /// One GGUF file.
+    /// A GGUF file, or several that are one.
     Gguf(Gguf),
     /// A folder with `config.json` and `*.safetensors`.
     Folder(PathBuf, Folder),
@@ -63,9 +66,20 @@ impl Checkpoint {
     pub fn config(&self) -> Result<ModelConfig, ModelError> {
         match &self.layout {
             Layout::Gguf(gguf) => {
-                let mut config = ModelConfig::read(&Keys::gguf(gguf)?)?;
-                if gguf.tensor_names().any(|name| name == FREQUENCIES) {
-                    self.scale_rotations(&mut config)?;
+                let keys = Keys::gguf(gguf)?;
+                let mut config = ModelConfig::read(&keys)?;
+                if gguf.rows(FREQUENCIES).is_some() {
+                    self.divide_frequencies(&mut config, FREQUENCIES, 1.0)?;
+                }
+                if gguf.rows(SHORT).is_some() {
+                    let key = |name: &str| format!("{}.rope.scaling.{name}", config.model_type);
+                    let (magnitude, original) = (gguf.float(&key("attn_factor"))?, gguf.integer(&key("original_context_length"))?);
+                    self.divide_frequencies(&mut config, SHORT, magnitude.unwrap_or(1.0))?;
+                    // Beyond the original context every frequency would be another one, and with it what was computed before.
+                    config.max_position_embeddings =
+                        original.map_or(usize::MAX, |original| original as usize).min(config.max_position_embeddings);
+                    self.use_up(LONG);
+                    config = config.checked(&keys)?;
                 }
                 Ok(config)
             }
@@ -73,16 +87,20 @@ impl Checkpoint {
         }
     }
 
-    /// GGUF files keep the divisors of Llama 3's frequencies as a tensor.
-    fn scale_rotations(&self, config: &mut ModelConfig) -> Result<(), ModelError> {
+    /// GGUF files keep a divisor for each frequency as a tensor.
+    fn divide_frequencies(&self, config: &mut ModelConfig, name: &str, magnitude: f64) -> Result<(), ModelError> {
         for rotation in config.layers.iter_mut().filter_map(|layer| layer.attention.rotation.as_mut()) {
-            let divisors = self.tensor(&[String::new(), FREQUENCIES.to_owned()], 1, rotation.dims / 2)?.vector()?;
+            let divisors = self.tensor(&[String::new(), name.to_owned()], 1, rotation.dims / 2)?.vector()?;
             if let Some(divisor) = divisors.iter().find(|divisor| !(divisor.is_finite() && **divisor > 0.0)) {
-                return Err(ModelError::invalid(self.path(), FREQUENCIES, format!("{divisor} is not a positive number")));
+                return Err(ModelError::invalid(self.path(), name, format!("{divisor} is not a positive number")));
             }
-            rotation.scaling = Scaling::Pairs(divisors.into_iter().map(f64::from).collect(), 1.0);
+            rotation.scaling = Scaling::Pairs(divisors.into_iter().map(f64::from).collect(), magnitude);
         }
         Ok(())
+    }
+
+    fn use_up(&self, name: &str) {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
     }
 
     fn path(&self) -> &Path {
@@ -107,8 +125,16 @@ impl Checkpoint {
             let problem = format!("shape {} x {} is not {rows} x {cols}", tensor.rows, tensor.cols);
             return Err(ModelError::invalid(self.path(), name, problem));
         }
-        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone());
+        self.use_up(name);
         Ok(tensor)
+    }
+
+    /// Whether there is such a tensor.
+    pub fn has(&self, [safetensors, gguf]: &TensorName) -> bool {
+        match &self.layout {
+            Layout::Gguf(file) => file.rows(gguf).is_some(),
+            Layout::Folder(_, folder) => folder.tensor_names().any(|name| name == safetensors),
+        }
     }
 
     /// Refuses tensors that nobody has asked for, by name: with them it is another model than the one that was loaded.
@@ -119,7 +145,10 @@ impl Checkpoint {
         let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let unused = |name: &&str| !used.contains(*name);
         match &self.layout {
-            Layout::Gguf(gguf) => refuse(gguf.tensor_names().filter(unused).collect(), |_| gguf.path()),
+            Layout::Gguf(gguf) => {
+                let left = gguf.tensor_names().filter(unused).filter(|name| !further(name, config)).collect();
+                refuse(left, |name| gguf.file_of(name))
+            }
             Layout::Folder(_, folder) => {
                 let rotation = |name: &str| ROTATION.iter().any(|end| name.ends_with(end));
                 let mut left: Vec<&str> =
@@ -136,13 +165,13 @@ impl Checkpoint {
         }
     }
 
-    /// Starts on `sha256:…` of the GGUF file, or of `config.json` and all files with its weights, one after the other.
+    /// Starts on `sha256:…` of the GGUF files, or of `config.json` and all files with its weights, one after the other.
     ///
     /// # Errors
     /// When there is no `config.json`.
     pub fn digest_beside(&self) -> Result<DigestBeside, ModelError> {
         Ok(DigestBeside::start(match &self.layout {
-            Layout::Gguf(gguf) => vec![(gguf.path().to_owned(), gguf.file().clone())],
+            Layout::Gguf(gguf) => gguf.files().collect(),
             Layout::Folder(path, folder) => {
                 let config = path.join("config.json");
                 let file = File::open(&config).map_err(ModelError::read(&config))?;
@@ -154,7 +183,10 @@ impl Checkpoint {
 
 /// Whether a tensor is one of the layers behind the last.
 fn further(name: &str, config: &ModelConfig) -> bool {
-    let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+    let layer = name
+        .strip_prefix("model.layers.")
+        .or_else(|| name.strip_prefix("blk."))
+        .and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
     let last = config.layers.len();
     layer.is_some_and(|layer| (last..last.saturating_add(config.further_layers)).contains(&layer))
 }

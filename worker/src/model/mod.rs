@@ -20,16 +20,19 @@ mod tensor;
 mod weights;
 
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use carryon_crds::pool::Dtype;
 
 use crate::kernel::{Arena, Backend, PageLayout, Result, Stored};
 use checkpoint::Checkpoint;
 pub use checkpoint::Files;
+use config::Keys;
 pub use config::{AttentionConfig, ModelConfig};
 use decoder::Decoder;
 pub use decoder::{Capture, Pause, Plan, Slot, States, Tap};
 pub use error::ModelError;
+use gguf::Gguf;
 pub use lm_head::LmHead;
 use weights::Weights;
 
@@ -39,6 +42,31 @@ use weights::Weights;
 /// When it cannot be read, or asks for what the decoder does not do.
 pub fn check_config(folder: Files<'_>) -> std::result::Result<(), ModelError> {
     config::of_folder(folder).map(drop)
+}
+
+/// The same of a GGUF file of which only a beginning is at `path` yet, and that will be `length` bytes long: false when it does not say enough. Of
+/// several files that are one, it is of the first. What is damaged is left to whoever has all of it.
+///
+/// # Errors
+/// When it cannot be read; when its architecture, or the type of a tensor, is not supported.
+pub fn check_gguf(path: &Path, length: u64) -> std::result::Result<bool, ModelError> {
+    let gguf = match Gguf::open_beginning(path, length) {
+        Ok(Some(gguf)) => gguf,
+        Ok(None) => return Ok(false),
+        Err(ModelError::Invalid { .. }) => return Ok(true),
+        Err(error) => return Err(error),
+    };
+    ModelConfig::read(&Keys::gguf(&gguf)?)?;
+    gguf.check_kinds()?;
+    Ok(true)
+}
+
+/// What a checkpoint says of its architecture; of its tensors only where they lie is read.
+///
+/// # Errors
+/// As for [`Model::load`].
+pub fn describe<'a>(files: impl Into<Files<'a>>) -> std::result::Result<ModelConfig, ModelError> {
+    Checkpoint::open(files.into())?.config()
 }
 
 /// A loaded base model. Shared by reference: all state of a sequence is in its [`PageTable`](crate::kernel::PageTable).

@@ -22,7 +22,7 @@ const SECONDS: u64 = 5;
 /// Address space of the process, its program among it.
 const MEMORY_BYTES: u64 = 1 << 30;
 /// Longest answer, as JSON.
-const MAX_ANSWER_BYTES: u64 = 1 << 28;
+const MAX_ANSWER_BYTES: u64 = 1 << 26;
 
 /// What is run with the argument `render`.
 static PROGRAM: OnceLock<PathBuf> = OnceLock::new();

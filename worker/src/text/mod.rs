@@ -7,6 +7,7 @@ mod apart;
 mod bytes;
 mod chat;
 mod message;
+mod outline;
 mod pieces;
 mod render;
 mod spelling;

@@ -8,7 +8,7 @@ use tokenizers::{OffsetReferential, OffsetType};
 
 use super::bytes::{DecodeStream, TokenBytes};
 use super::spelling::{Prefix, Spelling, without_prefix};
-use super::{TextError, Vocabulary};
+use super::{TextError, Vocabulary, outline};
 
 /// A BPE tokenizer, of bytes or of pieces that fall back to bytes.
 pub struct Tokenizer {
@@ -47,6 +47,7 @@ impl Tokenizer {
     /// From the bytes of a `tokenizer.json`; truncation and padding set there are dropped.
     pub fn from_json(json: &[u8]) -> Result<Self, TextError> {
         let unusable = |reason: String| TextError::TokenizerJson(reason);
+        outline::check(json).map_err(unusable)?;
         let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|error| unusable(error.to_string()))?;
         inner.with_truncation(None).map_err(|error| unusable(error.to_string()))?;
         inner.with_padding(None);
@@ -223,6 +224,7 @@ mod tests {
         assert!(refusal(Vocabulary { pre: None, ..vocabulary("") }).contains("tokenizer.ggml.pre"));
         assert!(refusal(Vocabulary { merges: vec!["hi".into()], ..vocabulary("gpt-2") }).contains("merge 0"));
         assert!(refusal(Vocabulary { merges: vec!["zz zz".into()], ..vocabulary("gpt-2") }).contains("zz"));
+        assert!(refusal(Vocabulary { merges: vec!["<|end|> <|end|>".into()], ..vocabulary("gpt-2") }).contains("longer than any token"));
         let mut twice = vocabulary("gpt-2");
         twice.tokens[3] = "hi".into();
         assert!(refusal(twice).contains("tokens 3 and 256 are both \"hi\""));

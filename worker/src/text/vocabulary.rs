@@ -89,9 +89,14 @@ impl Vocabulary {
 
     fn model(&self, ignore_merges: bool) -> Result<BPE, TextError> {
         let vocabulary = self.ids()?;
+        let longest = self.tokens.iter().map(String::len).max().unwrap_or(0);
         let mut merges = Vec::with_capacity(self.merges.len());
         for (rank, merge) in self.merges.iter().enumerate() {
             let pair = merge.split_once(' ').ok_or_else(|| unusable(format!("merge {rank} is not a pair: {merge:?}")))?;
+            // The library would end the process over it.
+            if pair.0.len() + pair.1.len() > longest {
+                return Err(unusable(format!("merge {rank} is longer than any token: {merge:?}")));
+            }
             merges.push((pair.0.to_owned(), pair.1.to_owned()));
         }
         BPE::builder().vocab_and_merges(vocabulary, merges).ignore_merges(ignore_merges).build().map_err(unusable)

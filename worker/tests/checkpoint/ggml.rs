@@ -41,18 +41,20 @@ fn other_types_are_refused_by_name() {
     // The type follows the tensor's name and two dimensions.
     let place = whole.windows(19).position(|window| window == b"blk.0.ffn_up.weight").unwrap() + 19 + 4 + 16;
     for (kind, expected) in [
-        (9, "tensor type Q8_1 is not supported"),
-        (16, "tensor type IQ2_XXS is not supported"),
-        (21, "tensor type IQ3_S is not supported"),
-        (34, "tensor type TQ1_0 is not supported"),
-        (39, "tensor type MXFP4 is not supported"),
-        (4, "tensor type 4 is not supported"),
+        (9, "tensor type Q8_1, where {read} are read, is not supported"),
+        (16, "tensor type IQ2_XXS, where {read} are read, is not supported"),
+        (21, "tensor type IQ3_S, where {read} are read, is not supported"),
+        (34, "tensor type TQ1_0, where {read} are read, is not supported"),
+        (39, "tensor type MXFP4, where {read} are read, is not supported"),
+        (4, "tensor type 4, where {read} are read, is not supported"),
         (12, "72 rows of 40 values are no blocks of 256"),
         (20, "72 rows of 40 values are no blocks of 32"),
     ] {
         let mut bytes = whole.clone();
         bytes[place] = kind;
         fs::write(&path, bytes).unwrap();
+        let read = "F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, BF16";
+        let expected = expected.replace("{read}", read);
         assert_eq!(error(&path), format!("{}: blk.0.ffn_up.weight: {expected}", path.display()));
     }
 }

@@ -8,6 +8,7 @@ mod f8;
 mod ggml;
 mod safetensors_files;
 mod shards;
+mod split;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -131,13 +132,21 @@ fn metadata_that_nobody_asks_for_refuse_no_model() {
         entry(b"some.empty", 9, &[&list(9, 0)]),
         entry(b"some.deep", 9, &[&deep.concat()]),
         entry(b"some.sizes", 9, &[&list(10, 2), &[0xFF; 8], &7u64.to_le_bytes()]),
+        entry(b"some.signed", 9, &[&list(3, 2), &[0xFE, 0xFF, 0xFF, 0x7F]]),
+        entry(b"some.bits", 9, &[&list(7, 2), &[1, 0]]),
         entry(b"some.doubles", 9, &[&list(12, 1), &0.1f64.to_le_bytes()]),
         entry(b"last.key", 4, &[&7u32.to_le_bytes()]),
     ];
     fs::write(&path, Tiny::default().gguf_with(&entries)).unwrap();
     let gguf = Gguf::open(&path).unwrap();
+    let integers = |key: &str| match &gguf.metadata[key] {
+        Value::Integers(values) => values.iter().collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
     assert_eq!(gguf.metadata["last.key"], Value::Integer(7));
-    assert_eq!(gguf.metadata["some.sizes"], Value::Integers(vec![u64::MAX.into(), 7]));
+    assert_eq!(integers("some.sizes"), [u64::MAX.into(), 7]);
+    assert_eq!(integers("some.signed"), [-2, 0x7FFF]);
+    assert_eq!(integers("some.bits"), [1, 0]);
     assert_eq!(gguf.metadata["some.doubles"], Value::Floats(vec![0.1]));
     assert_eq!(gguf.metadata["some.table"], Value::Other("a list of lists"));
     assert!(

@@ -55,6 +55,7 @@ fn bytes_of_two_tensors_or_of_none_are_refused_as_the_format_says() {
         (json!({"a": {"dtype": "F32", "shape": [0], "data_offsets": [16, 0]}}), 16, "a: bytes 16..0 are not inside the file"),
         (json!({"__metadata__": {"format": "pt"}}), 8, "data: 8 bytes at the end belong to no tensor"),
         (json!([1]), 0, "header"),
+        (json!({"a": {"dtype": "F32", "shape": [1]}}), 4, "header: a: missing field `data_offsets`"),
     ];
     for (header, length, expected) in cases {
         let bytes = file(&header, &vec![0; length]);

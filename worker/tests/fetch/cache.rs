@@ -76,6 +76,21 @@ async fn a_link_leads_to_the_one_gguf_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_link_leads_to_the_first_of_gguf_files_that_are_one_and_all_are_fetched() {
+    let names = ["a-00001-of-00002.gguf", "a-00002-of-00002.gguf"];
+    let server = Server::start(&[(names[0], content(1, 1000)), (names[1], content(3, 1000)), ("config.json", content(2, 10))]).await;
+    let cache = tempfile::tempdir().unwrap();
+    let address = format!("{}/web/{}", server.url, names[0]);
+    for args in [&["--hugging-face", "o/n", "--endpoint", &server.url][..], &["--url", &address]] {
+        let pod = Pod::new(cache.path(), args);
+        pod.fetch.succeeds().await;
+        let target = pod.target();
+        assert_eq!(target.file_name().unwrap(), names[0]);
+        assert_eq!(fs::read(target.with_file_name(names[1])).unwrap(), content(3, 1000));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn failures_are_told_by_kind() {
     let server = Server::start(&model(100_000)).await;
     let cache = tempfile::tempdir().unwrap();

@@ -96,3 +96,48 @@ async fn arguments_that_name_no_source_or_two_are_refused() {
         assert!(!log.contains("panicked"), "{log}");
     }
 }
+
+/// A GGUF file that says of itself `architecture`, with a tensor of type `kind`, of `length` bytes.
+fn gguf(architecture: &str, kind: u32, length: usize) -> Vec<u8> {
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+    let word = |key: &str, value: &str| [text(key), 8u32.to_le_bytes().to_vec(), text(value)].concat();
+    let number = |key: &str, value: u32| [text(&format!("{architecture}.{key}")), [4u32, value].map(u32::to_le_bytes).concat()].concat();
+    let sizes = ["block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count"];
+    let epsilon =
+        [text(&format!("{architecture}.attention.layer_norm_rms_epsilon")), 6u32.to_le_bytes().to_vec(), 1e-5f32.to_le_bytes().to_vec()];
+    // A vocabulary, before which the architecture is not known.
+    let filler = [text("tokenizer.chat_template"), 8u32.to_le_bytes().to_vec(), text(&"x".repeat(3 << 20))].concat();
+    let tensor =
+        [text("token_embd.weight"), 1u32.to_le_bytes().to_vec(), 64u64.to_le_bytes().to_vec(), kind.to_le_bytes().to_vec(), vec![0; 8]];
+    let entries = sizes.len() as u64 + 3;
+    let head = [b"GGUF\x03\0\0\0".to_vec(), 1u64.to_le_bytes().to_vec(), entries.to_le_bytes().to_vec(), filler].concat();
+    let sizes: Vec<u8> = sizes.iter().flat_map(|key| number(key, if key.ends_with("head_count") { 4 } else { 64 })).collect();
+    let mut bytes = [head, word("general.architecture", architecture), sizes, epsilon.concat(), tensor.concat()].concat();
+    bytes.resize(length, 0);
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gguf_file_that_no_pool_can_run_is_refused_by_its_beginning() {
+    const LENGTH: usize = 60_000_000;
+    for (architecture, kind, expected) in [
+        (
+            "mamba",
+            0,
+            "general.architecture: `mamba` is not supported; supported are deepseek2, gemma2, gemma3, glm4, llama, olmo2, phi3, qwen2, qwen3",
+        ),
+        ("llama", 23, "token_embd.weight: tensor type IQ4_XS, where F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K"),
+    ] {
+        let server = Server::start(&[("m.gguf", gguf(architecture, kind, LENGTH).into())]).await;
+        for fetch in [Fetch::of_hub(&server), Fetch::new(&["--url", &format!("{}/web/m.gguf", server.url)])] {
+            let log = fetch.fails(78).await;
+            assert!(log.contains("no pool can run it") && log.contains(expected), "{log}");
+            assert_eq!(fetch.report().state, "failed");
+            assert!(!fetch.names().contains(&"m.gguf".to_owned()));
+            let there = std::fs::metadata(fetch.folder.join("m.gguf.part")).unwrap().len();
+            assert!((3 << 20..12 << 20).contains(&there), "{there} of {LENGTH} bytes came");
+        }
+    }
+    let sound = Server::start(&[("m.gguf", gguf("llama", 0, LENGTH / 4).into())]).await;
+    Fetch::of_hub(&sound).succeeds().await;
+}

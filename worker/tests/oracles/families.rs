@@ -73,6 +73,112 @@ fn families_in_bf16_are_as_near_as_bf16_of_transformers() {
     }
 }
 
+/// GGUF files of the families, written by llama.cpp's converter, and states of the same checkpoints in transformers (`tests/oracles/gguf_families.py`).
+const GGUF: [&str; 15] = [
+    "deepseek_v2",
+    "deepseek_v2_lite",
+    "deepseek_v3",
+    "gemma2",
+    "gemma3",
+    "glm4",
+    "llama3",
+    "llama_linear",
+    "mixtral",
+    "olmo2",
+    "phi3",
+    "qwen2_yarn",
+    "qwen3",
+    "qwen3_moe",
+    "smollm3",
+];
+
+/// What no row is further off by in bf16.
+const GGUF_BF16_TOLERANCE: f64 = 2e-2;
+
+fn check_gguf<B: Backend>(name: &str, backend: B, dtype: Dtype, tolerance: f64) {
+    let path = |name: &str| fixtures().join("gguf").join(format!("{name}.gguf"));
+    // One is cut in several files.
+    let whole = Some(path(name)).filter(|path| path.exists());
+    let model = Engine::load(&whole.unwrap_or_else(|| path(&format!("{name}-00001-of-00003"))), dtype, backend);
+    let expected = Expected::read(&format!("gguf/{name}.safetensors"));
+    let (width, layers) = (model.model.config.hidden_size, model.model.config.layers.len());
+    let tokens = expected.integers("tokens");
+    let found = states(&model, &tokens);
+    for (tap, found) in tap_names(layers).zip(&found) {
+        assert_rows(&format!("{name}.gguf, {tap}"), found, &expected.floats(&tap), width, tolerance);
+    }
+    let logits = expected.floats("logits");
+    assert_rows(
+        &format!("{name}.gguf, logits"),
+        &model.logits(&found[layers + 1]),
+        &logits,
+        model.model.config.vocab_size,
+        2.0 * tolerance,
+    );
+    decodes(&model, &tokens, &found, if dtype == Dtype::Float32 { F32_TOLERANCE } else { tolerance });
+}
+
+#[test]
+fn gguf_files_of_all_families_have_the_states_and_logits_of_transformers() {
+    for name in GGUF {
+        check_gguf(name, cpu(2), Dtype::Float32, F32_TOLERANCE);
+        check_gguf(name, candle(), Dtype::Float32, F32_TOLERANCE);
+        check_gguf(name, cpu(2), Dtype::Bfloat16, GGUF_BF16_TOLERANCE);
+        check_gguf(name, candle(), Dtype::Bfloat16, GGUF_BF16_TOLERANCE);
+    }
+}
+
+#[test]
+fn every_gguf_fixture_is_compared() {
+    let found = std::fs::read_dir(fixtures().join("gguf")).unwrap().map(|entry| entry.unwrap().path());
+    let mut found: Vec<_> =
+        found.filter(|path| path.extension().unwrap() == "safetensors").map(|path| path.file_stem().unwrap().to_owned()).collect();
+    found.sort();
+    assert_eq!(found, GGUF.map(std::ffi::OsString::from));
+}
+
+/// With another value behind a key the states are others: every key is read.
+#[test]
+fn what_is_special_in_a_gguf_file_can_be_seen_in_its_states() {
+    for (name, key, value) in [
+        ("deepseek_v2", "deepseek2.expert_weights_scale", 1f32.to_bits()),
+        ("deepseek_v2", "deepseek2.rope.scaling.yarn_log_multiplier", 0.2f32.to_bits()),
+        ("deepseek_v2_lite", "deepseek2.expert_used_count", 1),
+        ("deepseek_v3", "deepseek2.expert_group_count", 2),
+        ("deepseek_v3", "deepseek2.expert_group_used_count", 4),
+        ("gemma2", "gemma2.attn_logit_softcapping", 50f32.to_bits()),
+        ("gemma2", "gemma2.attention.sliding_window", 64),
+        ("gemma3", "gemma3.attention.sliding_window", 64),
+        ("gemma3", "gemma3.rope.freq_base_swa", 5000f32.to_bits()),
+        ("gemma3", "gemma3.rope.scaling.factor", 1f32.to_bits()),
+        ("glm4", "glm4.rope.dimension_count", 16),
+        ("llama_linear", "llama.rope.scaling.factor", 1f32.to_bits()),
+        ("mixtral", "llama.expert_used_count", 1),
+        ("phi3", "phi3.attention.sliding_window", 0),
+        ("phi3", "phi3.rope.scaling.attn_factor", 1f32.to_bits()),
+        ("qwen2_yarn", "qwen2.rope.scaling.factor", 2f32.to_bits()),
+        ("qwen3_moe", "qwen3moe.expert_used_count", 1),
+    ] {
+        let mut bytes = std::fs::read(fixtures().join(format!("gguf/{name}.gguf"))).unwrap();
+        // A number of four bytes follows key and type.
+        let place = bytes.windows(key.len()).position(|window| window == key.as_bytes()).unwrap() + key.len() + 4;
+        assert_ne!(bytes[place..place + 4], value.to_le_bytes(), "{name}: {key}");
+        bytes[place..place + 4].copy_from_slice(&value.to_le_bytes());
+        let changed = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(changed.path(), bytes).unwrap();
+        let expected = Expected::read(&format!("gguf/{name}.safetensors"));
+        let found = states(&Engine::load(changed.path(), Dtype::Float32, cpu(2)), &expected.integers("tokens")).pop().unwrap();
+        let off = apart(&found, &expected.floats("final"));
+        assert!(off > 1e-2, "{name}: {key} changes the final states by {off:.1e} alone");
+    }
+}
+
+/// Norm of the difference over the norm of what is expected.
+fn apart(found: &[f32], expected: &[f32]) -> f64 {
+    let off: f64 = found.iter().zip(expected).map(|(found, expected)| f64::from(found - expected).powi(2)).sum();
+    (off / expected.iter().map(|expected| f64::from(*expected).powi(2)).sum::<f64>()).sqrt()
+}
+
 /// A fixture whose special case was not computed would be no oracle of it: with another value the states are others.
 #[test]
 fn what_is_special_in_a_family_can_be_seen_in_its_states() {
@@ -115,12 +221,8 @@ fn what_is_special_in_a_family_can_be_seen_in_its_states() {
         let expected = Expected::read(&format!("families/{name}/states.safetensors"));
         let model = Engine::load(changed.path(), Dtype::Float32, cpu(2));
         let found = states(&model, &expected.integers("0.tokens")).pop().unwrap();
-        let (mut off, mut all) = (0.0, 0.0);
-        for (found, expected) in found.iter().zip(expected.floats("0.final")) {
-            off += f64::from(found - expected).powi(2);
-            all += f64::from(expected).powi(2);
-        }
-        assert!((off / all).sqrt() > 1e-2, "{name}: {member} changes the final states by {:.1e} alone", (off / all).sqrt());
+        let off = apart(&found, &expected.floats("0.final")[..found.len()]);
+        assert!(off > 1e-2, "{name}: {member} changes the final states by {off:.1e} alone");
     }
 }
 

@@ -179,7 +179,7 @@ fn vocabulary(gguf: &Gguf) -> Vocabulary {
         tokens: strings("tokenizer.ggml.tokens"),
         merges: if pieces.is_some() { Vec::new() } else { strings("tokenizer.ggml.merges") },
         pieces,
-        token_types: types.iter().map(|kind| *kind as u32).collect(),
+        token_types: types.iter().map(|kind| kind as u32).collect(),
         pre: gguf.text("tokenizer.ggml.pre").unwrap().map(String::from),
         bos: gguf.integer("tokenizer.ggml.bos_token_id").unwrap(),
         eos: gguf.integer("tokenizer.ggml.eos_token_id").unwrap(),

@@ -3,29 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
+use super::metadata;
 use crate::model::error::ModelError;
-use crate::model::gguf::{self, Gguf};
-
-/// Members of `config.json`, and what its GGUF key is called behind the architecture's name.
-const GGUF_NAMES: [(&str, &str); 15] = [
-    ("hidden_size", "embedding_length"),
-    ("intermediate_size", "feed_forward_length"),
-    ("num_hidden_layers", "block_count"),
-    ("num_attention_heads", "attention.head_count"),
-    ("num_key_value_heads", "attention.head_count_kv"),
-    ("head_dim", "attention.key_length"),
-    ("vocab_size", "vocab_size"),
-    ("max_position_embeddings", "context_length"),
-    ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
-    ("rope_theta", "rope.freq_base"),
-    ("sliding_window", "attention.sliding_window"),
-    ("attn_logit_softcapping", "attn_logit_softcapping"),
-    ("final_logit_softcapping", "final_logit_softcapping"),
-    ("rotary_dim", "rope.dimension_count"),
-    ("num_experts", "expert_count"),
-];
+use crate::model::gguf::Gguf;
 
 /// Where the configuration stands.
 #[derive(Clone)]
@@ -57,26 +39,7 @@ impl Keys {
         let path = gguf.path();
         let missing = || ModelError::invalid(path, "general.architecture", "key is missing");
         let architecture = gguf.text("general.architecture")?.ok_or_else(missing)?.to_owned();
-        let mut values = Map::new();
-        for (name, key) in GGUF_NAMES {
-            let value = match gguf.metadata.get(&format!("{architecture}.{key}")) {
-                Some(gguf::Value::Integer(value)) => json!(i64::try_from(*value).unwrap_or(i64::MAX)),
-                Some(gguf::Value::Float(value)) => json!(value),
-                Some(gguf::Value::Bool(value)) => json!(value),
-                Some(gguf::Value::String(value)) => json!(value),
-                Some(_) => json!([]),
-                None => continue,
-            };
-            values.insert(name.to_owned(), value);
-        }
-        values.insert("model_type".to_owned(), json!(architecture));
-        // Llama's files say it, those of most others leave it to the embedding.
-        if let Some(rows) = gguf.rows("token_embd.weight").filter(|_| !values.contains_key("vocab_size")) {
-            values.insert("vocab_size".to_owned(), json!(rows));
-        }
-        let has = |wanted: &str| gguf.tensor_names().any(|name| name == wanted);
-        values.insert("tie_word_embeddings".to_owned(), json!(!has("output.weight")));
-        values.extend(scaling(gguf, &architecture)?);
+        let values = metadata::members(gguf, &architecture)?;
         // For people alone: no reason to refuse a model.
         let name = gguf.text("general.name").ok().flatten().map(str::to_owned);
         Ok(Self { path: path.to_owned(), values, origin: Origin::Gguf(architecture), name })
@@ -155,29 +118,10 @@ impl Keys {
         match &self.origin {
             Origin::Gguf(_) if name == "model_type" => "general.architecture".to_owned(),
             Origin::Gguf(architecture) => {
-                let known = GGUF_NAMES.iter().find(|(known, _)| *known == name);
+                let known = metadata::NAMES.iter().find(|(known, _)| *known == name);
                 known.map_or_else(|| name.to_owned(), |(_, key)| format!("{architecture}.{key}"))
             }
             Origin::Json => name.to_owned(),
         }
     }
-}
-
-/// Scaling of the rotation, as `rope_scaling`.
-fn scaling(gguf: &Gguf, architecture: &str) -> Result<Option<(String, Value)>, ModelError> {
-    let key = |name: &str| format!("{architecture}.rope.scaling.{name}");
-    let named = gguf.text(&key("type"))?;
-    let factor = gguf.float(&key("factor"))?;
-    let original = gguf.integer(&key("original_context_length"))?;
-    let scaling = match named {
-        Some("none") => return Ok(None),
-        Some(kind) => json!({"rope_type": kind, "factor": factor, "original_max_position_embeddings": original}),
-        // llama.cpp scales by them too where no type is named; the second is the name of old files.
-        None => {
-            let old = gguf.float(&format!("{architecture}.rope.scale_linear"))?;
-            let Some(factor) = factor.or(old).filter(|factor| ![0.0, 1.0].contains(factor)) else { return Ok(None) };
-            json!({"rope_type": "linear", "factor": factor})
-        }
-    };
-    Ok(Some(("rope_scaling".to_owned(), scaling)))
 }

@@ -1,6 +1,7 @@
 //! What a checkpoint says of its architecture: sizes and constants of a decoder, layer by layer.
 
 mod keys;
+mod metadata;
 mod rotation;
 
 use std::path::Path;
@@ -13,8 +14,12 @@ use crate::kernel::Activation;
 pub use keys::Keys;
 pub use rotation::{RotationConfig, Scaling};
 
+/// Largest `config.json` that is read, bytes.
+const MAX_CONFIG: u64 = 16 << 20;
 /// Largest value of any size in a configuration: far beyond what exists, small enough that products of two do not overflow.
 const MAX_SIZE: usize = 1 << 24;
+/// Most values of a key: they have a frequency for every two.
+const MAX_HEAD_DIM: usize = 1 << 14;
 /// Most experts of a layer.
 const MAX_EXPERTS: usize = 1 << 12;
 /// Most layers.
@@ -220,7 +225,7 @@ impl ModelConfig {
     }
 
     /// Refuses sizes that are zero, huge or do not divide. There is a layer: see [`checked_layers`].
-    fn checked(self, keys: &Keys) -> Result<Self, ModelError> {
+    pub(super) fn checked(self, keys: &Keys) -> Result<Self, ModelError> {
         let attention = self.attention();
         let sizes = [
             ("hidden_size", self.hidden_size),
@@ -274,7 +279,7 @@ impl ModelConfig {
         if attention.output_bias && self.layers.iter().any(|layer| layer.norms != Norms::Pre) {
             return Err(keys.unsupported("attention_bias", "true beside a norm behind it"));
         }
-        if !attention.head_dim.is_multiple_of(2) {
+        if !attention.head_dim.is_multiple_of(2) || attention.head_dim > MAX_HEAD_DIM {
             return Err(keys.unsupported("head_dim", attention.head_dim.to_string()));
         }
         let numbers = [
@@ -289,8 +294,13 @@ impl ModelConfig {
                 return Err(keys.invalid(name, format!("{value} is not a positive number")));
             }
         }
+        // Thousands of layers have one or two between them.
+        let mut rotations = Vec::new();
         for rotation in self.layers.iter().filter_map(|layer| layer.attention.rotation.as_ref()) {
-            rotation.check(keys, attention.head_dim)?;
+            if !rotations.contains(&rotation) {
+                rotation.check(keys, attention.head_dim)?;
+                rotations.push(rotation);
+            }
         }
         Ok(self)
     }
@@ -345,6 +355,10 @@ pub fn of_folder(Files { path, text_only }: Files<'_>) -> Result<ModelConfig, Mo
 /// # Errors
 /// When it cannot be read or is no object.
 pub fn read_json(path: &Path) -> Result<Keys, ModelError> {
+    let length = std::fs::metadata(path).map_err(ModelError::read(path))?.len();
+    if length > MAX_CONFIG {
+        return Err(ModelError::invalid(path, "config", format!("it has {length} bytes, more than {MAX_CONFIG}")));
+    }
     let text = std::fs::read(path).map_err(ModelError::read(path))?;
     let values = serde_json::from_slice(&text).map_err(|error| ModelError::invalid(path, "config", error.to_string()))?;
     let folder = path.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());

@@ -1,6 +1,7 @@
 //! Rotary embeddings and their scalings, as transformers' `modeling_rope_utils.py` computes them.
 
 use std::f64::consts::PI;
+use std::sync::Arc;
 
 use super::Keys;
 use crate::kernel::Rotation;
@@ -54,8 +55,8 @@ pub enum Scaling {
         /// What `mscale_all_dim` makes queries and keys longer by, where it is given; 1 otherwise.
         all_dims: f64,
     },
-    /// A divisor for each pair, and a factor of cosines and sines.
-    Pairs(Vec<f64>, f64),
+    /// A divisor for each pair, and a factor of cosines and sines. Layers share the divisors: as a checkpoint may say, there are many of both.
+    Pairs(Arc<[f64]>, f64),
 }
 
 impl RotationConfig {
@@ -219,7 +220,8 @@ fn yarn(parameters: &Keys, context: f64, original: f64) -> Result<Scaling, Model
 fn long(parameters: &Keys, context: f64, original: f64) -> Result<Scaling, ModelError> {
     let factor = parameters.optional("factor")?.unwrap_or(context / original);
     let inferred = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() };
-    Ok(Scaling::Pairs(parameters.required("short_factor")?, parameters.optional("attention_factor")?.unwrap_or(inferred)))
+    let divisors: Vec<f64> = parameters.required("short_factor")?;
+    Ok(Scaling::Pairs(divisors.into(), parameters.optional("attention_factor")?.unwrap_or(inferred)))
 }
 
 #[cfg(test)]

@@ -6,6 +6,18 @@ use super::{ExpertsConfig, Groups, LatentConfig, RotationConfig, Scores, experts
 use crate::model::config::{Keys, ModelConfig, Scaling};
 use crate::model::error::ModelError;
 
+/// GGUF files of V2, V3 and what is built like them have one name.
+pub fn gguf(keys: &Keys) -> Result<ModelConfig, ModelError> {
+    keys.refuse_unless("attention_temperature", &[])?;
+    let normalise = keys.optional("norm_topk_prob")?.unwrap_or(false);
+    let (scores, best) = match keys.optional::<String>("scoring_func")?.as_deref() {
+        None | Some("softmax") => (Scores::Softmax, 1),
+        Some("sigmoid") => (Scores::Sigmoid, 2),
+        Some(other) => return Err(keys.unsupported("scoring_func", other)),
+    };
+    config(keys, true, ExpertsConfig { scores, groups: groups(keys, best)?, ..routed(keys, normalise)? })
+}
+
 /// V2: experts are chosen by their softmax; a group of them is as good as its best one.
 pub fn second(keys: &Keys) -> Result<ModelConfig, ModelError> {
     keys.refuse_unless("topk_method", &[json!("greedy"), json!("group_limited_greedy")])?;
@@ -23,20 +35,19 @@ pub fn third(keys: &Keys) -> Result<ModelConfig, ModelError> {
     let normalise = keys.optional("norm_topk_prob")?.unwrap_or(true);
     let experts = ExpertsConfig { scores: Scores::Sigmoid, groups: groups(keys, 2)?, ..routed(keys, normalise)? };
     let interleaved = keys.optional("rope_interleave")?.unwrap_or(true);
-    let mut config = config(keys, interleaved, experts)?;
-    config.further_layers = keys.optional("num_nextn_predict_layers")?.unwrap_or(0);
-    Ok(config)
+    config(keys, interleaved, experts)
 }
 
 fn config(keys: &Keys, interleaved: bool, experts: ExpertsConfig) -> Result<ModelConfig, ModelError> {
     keys.refuse_unless("attention_bias", &[json!(false)])?;
     keys.refuse_unless("moe_layer_freq", &[json!(1)])?;
     let mut config = plain(keys)?;
+    config.further_layers = keys.optional("num_nextn_predict_layers")?.unwrap_or(0);
     let latent = LatentConfig {
         query_rank: keys.optional("q_lora_rank")?,
         rank: keys.required("kv_lora_rank")?,
         rope: keys.required("qk_rope_head_dim")?,
-        nope: keys.required("qk_nope_head_dim")?,
+        nope: nope(keys)?,
         value: keys.required("v_head_dim")?,
     };
     let theta = keys.optional("rope_theta")?.unwrap_or(10_000.0);
@@ -55,6 +66,13 @@ fn config(keys: &Keys, interleaved: bool, experts: ExpertsConfig) -> Result<Mode
     let dense = keys.optional("first_k_dense_replace")?.unwrap_or(0);
     set_experts(&mut config, &experts, |layer| layer >= dense);
     Ok(config)
+}
+
+/// GGUF files say how wide all of a key is.
+fn nope(keys: &Keys) -> Result<usize, ModelError> {
+    let Some(all) = keys.optional::<usize>("qk_head_dim")? else { return keys.required("qk_nope_head_dim") };
+    let rope: usize = keys.required("qk_rope_head_dim")?;
+    all.checked_sub(rope).ok_or_else(|| keys.invalid("qk_head_dim", format!("{all} is less than the {rope} that are rotated")))
 }
 
 fn routed(keys: &Keys, normalise: bool) -> Result<ExpertsConfig, ModelError> {

@@ -6,13 +6,22 @@ use super::{Names, experts, plain, set_experts, set_windows, windowed};
 use crate::model::config::{Keys, ModelConfig};
 use crate::model::error::ModelError;
 
-/// Llama. Its GGUF files keep pairs of queries and keys as neighbours.
+/// Llama. Its GGUF files keep pairs of queries and keys as neighbours, and are those of Mistral and Mixtral too.
 pub fn config(keys: &Keys) -> Result<ModelConfig, ModelError> {
     let mut config = plain(keys)?;
     for rotation in config.layers.iter_mut().filter_map(|layer| layer.attention.rotation.as_mut()) {
         rotation.interleaved = keys.is_gguf();
     }
+    if keys.is_gguf() && keys.optional::<usize>("num_experts")?.is_some_and(|count| count > 0) {
+        keys.refuse_unless("scoring_func", &[json!("softmax")])?;
+        set_experts(&mut config, &experts(keys, expert_width(keys)?, true)?, |_| true);
+    }
     Ok(config)
+}
+
+/// Older files do not tell experts' width from that of other layers, which there are none of.
+fn expert_width(keys: &Keys) -> Result<usize, ModelError> {
+    keys.optional("moe_intermediate_size")?.map_or_else(|| keys.required("intermediate_size"), Ok)
 }
 
 /// Mistral: every layer has the window, where there is one.
@@ -28,7 +37,11 @@ pub fn mixtral(keys: &Keys) -> Result<ModelConfig, ModelError> {
     let mut config = mistral(keys)?;
     config.names = Names {
         router: ("block_sparse_moe.gate", "ffn_gate_inp"),
-        expert: ["block_sparse_moe.experts.{}.w1", "block_sparse_moe.experts.{}.w3", "block_sparse_moe.experts.{}.w2"],
+        expert: [
+            ("block_sparse_moe.experts.{}.w1", "ffn_gate_exps"),
+            ("block_sparse_moe.experts.{}.w3", "ffn_up_exps"),
+            ("block_sparse_moe.experts.{}.w2", "ffn_down_exps"),
+        ],
         ..Names::default()
     };
     set_experts(&mut config, &experts(keys, keys.required("intermediate_size")?, true)?, |_| true);

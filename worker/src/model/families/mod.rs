@@ -18,11 +18,11 @@ use super::config::{
 use super::error::ModelError;
 use super::quantization;
 use crate::kernel::Activation;
-pub use names::{EMBEDDING, FINAL_NORM, LM_HEAD, Name, Names, SHARED_EXPERT};
+pub use names::{CHOICE_BIAS, EMBEDDING, FINAL_NORM, LATENT_KEYS, LATENT_QUERIES, LATENT_SPLIT, LM_HEAD, Name, Names, SHARED_EXPERT};
 
 type Read = fn(&Keys) -> Result<ModelConfig, ModelError>;
 
-/// `model_type` of `config.json`, or GGUF's architecture, and how such a configuration is read.
+/// `model_type` of `config.json`, and how such a configuration is read.
 const FAMILIES: [(&str, Read); 15] = [
     ("deepseek_v2", deepseek::second),
     ("deepseek_v3", deepseek::third),
@@ -41,6 +41,21 @@ const FAMILIES: [(&str, Read); 15] = [
     ("smollm3", llama::smollm3),
 ];
 
+/// The same for GGUF's architectures.
+const ARCHITECTURES: [(&str, Read); 11] = [
+    ("deepseek2", deepseek::gguf),
+    ("gemma2", gemma::second),
+    ("gemma3", gemma::third),
+    ("glm4", glm::config),
+    ("llama", llama::config),
+    ("olmo2", olmo::config),
+    ("phi3", phi::config),
+    ("qwen2", qwen::second),
+    ("qwen3", qwen::third),
+    ("qwen3moe", qwen::experts),
+    ("smollm3", llama::smollm3),
+];
+
 /// Reads a configuration of any family.
 ///
 /// # Errors
@@ -52,13 +67,16 @@ pub fn config(keys: &Keys) -> Result<ModelConfig, ModelError> {
             keys.invalid("text_config", format!("`{family}` is a model of text and more: ask for its text part alone (model.textOnly)"))
         );
     }
-    match FAMILIES.iter().find(|(name, _)| *name == family) {
-        Some((_, read)) => read(keys),
-        None => {
-            let known = FAMILIES.map(|(name, _)| name).join(", ");
-            Err(keys.invalid("model_type", format!("`{family}` is not supported; supported are {known}")))
-        }
+    let known: &[(&str, Read)] = if keys.is_gguf() { &ARCHITECTURES } else { &FAMILIES };
+    let Some((_, read)) = known.iter().find(|(name, _)| *name == family) else {
+        let known: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+        return Err(keys.invalid("model_type", format!("`{family}` is not supported; supported are {}", known.join(", "))));
+    };
+    let config = read(keys)?;
+    if keys.is_gguf() && !config.layers.iter().any(|layer| matches!(layer.feed_forward, FeedForwardConfig::Experts(_))) {
+        keys.refuse_unless("num_experts", &[json!(0)])?;
     }
+    Ok(config)
 }
 
 /// A decoder whose layers are all alike: grouped attention that sees everything, a gated feed-forward layer with SiLU, norms before both. The
@@ -68,9 +86,6 @@ fn plain(keys: &Keys) -> Result<ModelConfig, ModelError> {
         return Err(keys.unsupported("quantization_config", found));
     }
     keys.refuse_unless("mlp_bias", &[json!(false)])?;
-    if keys.is_gguf() {
-        keys.refuse_unless("num_experts", &[json!(0)])?;
-    }
     let activation = activation(keys)?;
     let layers = checked_layers(keys)?;
     let (hidden_size, heads): (usize, usize) = (keys.required("hidden_size")?, keys.required("num_attention_heads")?);
@@ -82,6 +97,8 @@ fn plain(keys: &Keys) -> Result<ModelConfig, ModelError> {
     let (rotation, reach) = RotationConfig::read(keys, theta, head_dim)?;
     let context: usize = keys.required("max_position_embeddings")?;
     let bias = keys.optional("attention_bias")?.unwrap_or(false);
+    // In a GGUF file they are seen one by one.
+    let output_bias = if keys.is_gguf() { keys.optional("attention_output_bias")?.unwrap_or(false) } else { bias };
     let layer = LayerConfig {
         attention: AttentionConfig {
             heads,
@@ -89,7 +106,7 @@ fn plain(keys: &Keys) -> Result<ModelConfig, ModelError> {
             head_dim,
             latent: None,
             bias,
-            output_bias: bias,
+            output_bias,
             query_key_norm: None,
             window: None,
             rotation: Some(rotation),
@@ -124,7 +141,9 @@ fn experts(keys: &Keys, width: usize, normalise: bool) -> Result<ExpertsConfig, 
     }
     let count = named.ok_or_else(|| keys.invalid("num_experts", "key is missing"))?;
     let (top, activation) = (keys.required("num_experts_per_tok")?, activation(keys)?);
-    Ok(ExpertsConfig { count, top, width, activation, shared: None, scores: Scores::Softmax, groups: None, normalise, factor: 1.0 })
+    let factor = if keys.is_gguf() { keys.optional("routed_scaling_factor")? } else { None };
+    let factor = factor.filter(|factor| *factor != 0.0).unwrap_or(1.0);
+    Ok(ExpertsConfig { count, top, width, activation, shared: None, scores: Scores::Softmax, groups: None, normalise, factor })
 }
 
 /// Gives the layers that are `sparse` experts in place of their feed-forward layer.

@@ -10,12 +10,31 @@ pub const FINAL_NORM: Name = ("model.norm", "output_norm");
 /// The LM head.
 pub const LM_HEAD: Name = ("lm_head", "output");
 
+/// What is added to each expert's score for the choice.
+pub const CHOICE_BIAS: Name = ("mlp.gate.e_score_correction_bias", "exp_probs_b.bias");
+
 /// Gate, up and down of the expert to which all rows go.
 pub const SHARED_EXPERT: [Name; 3] = [
     ("mlp.shared_experts.gate_proj", "ffn_gate_shexp"),
     ("mlp.shared_experts.up_proj", "ffn_up_shexp"),
     ("mlp.shared_experts.down_proj", "ffn_down_shexp"),
 ];
+
+/// Queries of latent attention that are not compressed; what compresses them, the norm behind it, what makes queries of it.
+pub const LATENT_QUERIES: [Name; 4] = [
+    ("self_attn.q_proj", "attn_q"),
+    ("self_attn.q_a_proj", "attn_q_a"),
+    ("self_attn.q_a_layernorm", "attn_q_a_norm"),
+    ("self_attn.q_b_proj", "attn_q_b"),
+];
+/// What compresses keys and values, the norm behind it, and what makes both of it.
+pub const LATENT_KEYS: [Name; 3] = [
+    ("self_attn.kv_a_proj_with_mqa", "attn_kv_a_mqa"),
+    ("self_attn.kv_a_layernorm", "attn_kv_a_norm"),
+    ("self_attn.kv_b_proj", "attn_kv_b"),
+];
+/// The last of them as GGUF files have it since 2025: for each head what turns queries into those of compressed keys, rank × nope, and what makes values.
+pub const LATENT_SPLIT: [&str; 2] = ["attn_k_b", "attn_v_b"];
 
 /// The tensors of a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,8 +59,8 @@ pub struct Names {
     pub down_norm: Name,
     /// What chooses experts.
     pub router: Name,
-    /// Gate, up and down of an expert, in safetensors, with its number for `{}`.
-    pub expert: [&'static str; 3],
+    /// Gate, up and down of an expert, in safetensors with its number for `{}`; in GGUF those of all experts, one below the other.
+    pub expert: [Name; 3],
     /// Whether safetensors keep the weights of norms less 1. GGUF has them whole.
     pub norms_less_one: bool,
 }
@@ -60,7 +79,11 @@ impl Default for Names {
             down: ("mlp.down_proj", "ffn_down"),
             down_norm: ("post_feedforward_layernorm", "post_ffw_norm"),
             router: ("mlp.gate", "ffn_gate_inp"),
-            expert: ["mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj", "mlp.experts.{}.down_proj"],
+            expert: [
+                ("mlp.experts.{}.gate_proj", "ffn_gate_exps"),
+                ("mlp.experts.{}.up_proj", "ffn_up_exps"),
+                ("mlp.experts.{}.down_proj", "ffn_down_exps"),
+            ],
             norms_less_one: false,
         }
     }

@@ -1,5 +1,9 @@
 //! Qwen 2, 2.5 and 3, with and without experts.
 
+use std::collections::BTreeSet;
+
+use serde_json::json;
+
 use super::{plain, set_experts, set_windows, windowed};
 use crate::model::config::{Keys, ModelConfig, QueryKeyNorm};
 use crate::model::error::ModelError;
@@ -22,10 +26,12 @@ pub fn third(keys: &Keys) -> Result<ModelConfig, ModelError> {
 
 /// Qwen 3 with experts, in all layers or some.
 pub fn experts(keys: &Keys) -> Result<ModelConfig, ModelError> {
+    keys.refuse_unless("scoring_func", &[json!("softmax")])?;
     let mut config = third(keys)?;
-    let dense: Vec<usize> = keys.optional("mlp_only_layers")?.unwrap_or_default();
+    let dense: BTreeSet<usize> = keys.optional("mlp_only_layers")?.unwrap_or_default();
     let step = keys.optional::<usize>("decoder_sparse_step")?.unwrap_or(1).max(1);
-    let normalise = keys.optional("norm_topk_prob")?.unwrap_or(false);
+    // A GGUF file does not say it: all that were published so have it.
+    let normalise = keys.optional("norm_topk_prob")?.unwrap_or(keys.is_gguf());
     let is_sparse = |layer: usize| !dense.contains(&layer) && (layer + 1).is_multiple_of(step);
     set_experts(&mut config, &super::experts(keys, keys.required("moe_intermediate_size")?, normalise)?, is_sparse);
     Ok(config)

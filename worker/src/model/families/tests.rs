@@ -205,3 +205,17 @@ fn experts_that_no_row_could_reach_are_refused() {
         "topk_group": 2});
     assert_eq!(read(own).unwrap_err().to_string(), "config.json: n_group: 2 of 4 groups for 5 of 8 experts");
 }
+
+#[test]
+fn what_thousands_of_layers_have_in_common_is_made_once() {
+    let deep = |head_dim: usize, factors: usize| {
+        read(json!({"model_type": "phi3", "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4096, "num_attention_heads": 4,
+            "head_dim": head_dim, "vocab_size": 100, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_scaling": {
+                "type": "longrope", "short_factor": vec![1; factors], "long_factor": vec![1; factors]}}))
+    };
+    let started = std::time::Instant::now();
+    assert_eq!(deep(1 << 14, 1 << 13).unwrap().layers.len(), 4096);
+    assert_eq!(deep(1 << 24, 1 << 13).unwrap_err().to_string(), "config.json: head_dim: 16777216 is not supported");
+    assert_eq!(deep(8, 1 << 20).unwrap_err().to_string(), "config.json: rope_scaling: 1048576 factors for 4 frequencies");
+    assert!(started.elapsed().as_secs() < 10);
+}

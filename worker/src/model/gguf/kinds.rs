@@ -41,11 +41,12 @@ const KINDS: [(u32, &str, Option<Encoding>); 34] = [
     (41, "Q1_0", None),
 ];
 
-/// How values of the type `kind` are decoded; the type's name when they are not.
+/// How values of the type `kind` are decoded; the type's name when they are not, and what is.
 pub(super) fn encoding(kind: u32) -> Result<Encoding, String> {
+    let read = || KINDS.iter().filter(|(.., encoding)| encoding.is_some()).map(|(_, name, _)| *name).collect::<Vec<_>>().join(", ");
     match KINDS.iter().find(|(number, ..)| *number == kind) {
         Some((_, _, Some(encoding))) => Ok(*encoding),
-        Some((_, name, None)) => Err(format!("tensor type {name}")),
-        None => Err(format!("tensor type {kind}")),
+        Some((_, name, None)) => Err(format!("tensor type {name}, where {} are read,", read())),
+        None => Err(format!("tensor type {kind}, where {} are read,", read())),
     }
 }

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, ErrorKind, Read};
 use std::path::Path;
 
+use super::integers::{Integers, width};
 use super::{Place, Value};
 use crate::model::error::ModelError;
 
@@ -14,9 +15,10 @@ const NOT_UTF_8: Value = Value::Other("text that is not UTF-8");
 /// Metadata, tensors, and the place of the first byte behind both.
 pub(super) type Head = (BTreeMap<String, Value>, BTreeMap<String, Place>, u64);
 
-/// Reads the head of `file`, which is `length` bytes long.
+/// Reads the head of `file`, which is `length` bytes long, or will be: where it ends before its head does, the error is [`ErrorKind::UnexpectedEof`].
 pub(super) fn read(path: &Path, file: File, length: u64) -> Result<Head, ModelError> {
-    let mut reader = Reader { path, input: BufReader::new(file), length, position: 0, at: "header".into() };
+    let there = file.metadata().map_err(ModelError::read(path))?.len().min(length);
+    let mut reader = Reader { path, input: BufReader::new(file), length, there, position: 0, at: "header".into() };
     let (tensors, keys) = reader.header()?;
     Ok((reader.metadata(keys)?, reader.tensors(tensors)?, reader.position))
 }
@@ -26,6 +28,8 @@ struct Reader<'a> {
     path: &'a Path,
     input: BufReader<File>,
     length: u64,
+    /// Bytes of it that are there already.
+    there: u64,
     position: u64,
     at: String,
 }
@@ -37,9 +41,10 @@ impl Reader<'_> {
 
     /// Claims `count` items of at least `size` bytes: an error when the file is too short for them.
     fn claim(&self, count: u64, size: u64, what: &str) -> Result<usize, ModelError> {
-        let left = self.length - self.position;
+        let (left, there) = (self.length - self.position, self.there - self.position);
         match count.checked_mul(size) {
-            Some(bytes) if bytes <= left => Ok(count as usize),
+            Some(bytes) if bytes <= there => Ok(count as usize),
+            Some(bytes) if bytes <= left => Err(ModelError::read(self.path)(ErrorKind::UnexpectedEof.into())),
             _ => Err(self.invalid(format!("{count} {what} do not fit into the {left} bytes that are left"))),
         }
     }
@@ -63,9 +68,15 @@ impl Reader<'_> {
     /// Bytes of text behind their number.
     fn text(&mut self) -> Result<Vec<u8>, ModelError> {
         let length = self.u64()?;
-        let mut bytes = vec![0; self.claim(length, 1, "bytes of text")?];
+        let length = self.claim(length, 1, "bytes of text")?;
+        self.take(length)
+    }
+
+    /// So many bytes, which are there: see [`Self::claim`].
+    fn take(&mut self, length: usize) -> Result<Vec<u8>, ModelError> {
+        let mut bytes = vec![0; length];
         self.input.read_exact(&mut bytes).map_err(ModelError::read(self.path))?;
-        self.position += length;
+        self.position += length as u64;
         Ok(bytes)
     }
 
@@ -107,7 +118,7 @@ impl Reader<'_> {
             6 | 12 => Value::Float(self.float(kind)?),
             7 => Value::Bool(self.bytes::<1>()?[0] != 0),
             8 => String::from_utf8(self.text()?).map_or(NOT_UTF_8, Value::String),
-            _ => Value::Integer(self.integer(kind)?),
+            _ => Value::Integer(self.integers(kind, 1)?.iter().next().unwrap_or_default()),
         })
     }
 
@@ -115,18 +126,11 @@ impl Reader<'_> {
         Ok(if kind == 6 { f64::from(f32::from_le_bytes(self.bytes()?)) } else { f64::from_le_bytes(self.bytes()?) })
     }
 
-    fn integer(&mut self, kind: u32) -> Result<i128, ModelError> {
-        Ok(match kind {
-            0 => i128::from(self.bytes::<1>()?[0]),
-            1 => i128::from(i8::from_le_bytes(self.bytes()?)),
-            2 => i128::from(u16::from_le_bytes(self.bytes()?)),
-            3 => i128::from(i16::from_le_bytes(self.bytes()?)),
-            4 => i128::from(self.u32()?),
-            5 => i128::from(i32::from_le_bytes(self.bytes()?)),
-            10 => i128::from(self.u64()?),
-            11 => i128::from(i64::from_le_bytes(self.bytes()?)),
-            _ => return Err(self.invalid(format!("unknown value type {kind}"))),
-        })
+    /// `count` integers of the type `kind`.
+    fn integers(&mut self, kind: u32, count: usize) -> Result<Integers, ModelError> {
+        let width = width(kind).ok_or_else(|| self.invalid(format!("unknown value type {kind}")))?;
+        let count = self.claim(count as u64, width as u64, "integers")?;
+        Ok(Integers::new(kind, width, self.take(count * width)?))
     }
 
     fn list(&mut self) -> Result<Value, ModelError> {
@@ -138,9 +142,8 @@ impl Reader<'_> {
                 texts.map_or(NOT_UTF_8, Value::Strings)
             }
             6 | 12 => Value::Floats((0..count).map(|_| self.float(kind)).collect::<Result<_, _>>()?),
-            7 => Value::Integers((0..count).map(|_| self.integer(0)).collect::<Result<_, _>>()?),
             9 => self.skip_lists(count)?,
-            _ => Value::Integers((0..count).map(|_| self.integer(kind)).collect::<Result<_, _>>()?),
+            _ => Value::Integers(self.integers(kind, count)?),
         })
     }
 
@@ -189,7 +192,7 @@ impl Reader<'_> {
             }
             let rows = shape[1].checked_mul(shape[2]).and_then(|rows| rows.checked_mul(shape[3]));
             let rows = rows.filter(|rows| rows.checked_mul(shape[0]).is_some()).ok_or_else(|| self.invalid("the shape is too large"))?;
-            let place = Place { rows, cols: shape[0], kind: self.u32()?, offset: self.u64()? };
+            let place = Place { part: 0, rows, cols: shape[0], kind: self.u32()?, offset: self.u64()? };
             if tensors.insert(name, place).is_some() {
                 return Err(self.invalid("tensor appears twice"));
             }

@@ -1,11 +1,13 @@
 //! The head of a safetensors file. Its length is checked before anything is allocated by it.
 
-use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use safetensors::tensor::TensorInfo;
+use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use crate::model::error::ModelError;
 
@@ -28,16 +30,39 @@ pub(super) fn read(path: &Path, file: &File) -> Result<(u64, Vec<(String, Tensor
     }
     let mut header = vec![0; size as usize];
     file.read_exact_at(&mut header, 8).map_err(ModelError::read(path))?;
-    let header: BTreeMap<String, serde_json::Value> =
-        serde_json::from_slice(&header).map_err(|error| invalid("header", error.to_string()))?;
-    let mut tensors = Vec::new();
-    for (name, value) in header.into_iter().filter(|(name, _)| name != "__metadata__") {
-        let info: TensorInfo = serde_json::from_value(value).map_err(|error| invalid(&name, error.to_string()))?;
-        tensors.push((name, info));
-    }
+    let Entries(mut tensors) = serde_json::from_slice(&header).map_err(|error| invalid("header", error.to_string()))?;
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     check_coverage(path, &tensors, most - size)?;
     Ok((8 + size, tensors))
+}
+
+/// Name and entry of each tensor. They are read as what they are: of a long list of something else, each entry would become 32 bytes.
+struct Entries(Vec<(String, TensorInfo)>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Self(Vec::new()))
+    }
+}
+
+impl<'de> Visitor<'de> for Entries {
+    type Value = Self;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
+        while let Some(name) = map.next_key::<String>()? {
+            if name == "__metadata__" {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            let info = map.next_value().map_err(|error| A::Error::custom(format!("{name}: {error}")))?;
+            self.0.push((name, info));
+        }
+        Ok(self)
+    }
 }
 
 /// The format: every byte of the data belongs to one tensor. `tensors` are in the order of their offsets.

@@ -1,9 +1,10 @@
 //! What makes queries, keys and values.
 
-use super::packer::{Order, Packer, Rows, of_layer};
+use super::packer::{Order, Packer, Rows, TensorName, of_layer};
 use crate::kernel::Backend;
 use crate::model::config::{AttentionConfig, LatentConfig, QueryKeyNorm};
 use crate::model::error::ModelError;
+use crate::model::families::{LATENT_KEYS, LATENT_QUERIES, LATENT_SPLIT, Name};
 
 /// What makes queries, keys and values of a layer.
 pub enum Projection<B: Backend> {
@@ -66,7 +67,7 @@ impl<B: Backend> Packer<'_, B> {
         for (name, (rows, _)) in names.query_key_value.iter().zip(&parts) {
             tensors.push(self.tensor(&of_layer(index, *name, "weight"), *rows, hidden)?);
         }
-        let rows: Vec<_> = tensors.iter().zip(&parts).map(|(tensor, (_, order))| Rows { tensor, order: *order }).collect();
+        let rows: Vec<_> = tensors.iter().zip(&parts).map(|(tensor, (_, order))| Rows::ordered(tensor, *order)).collect();
         let mut bias = Vec::new();
         for (name, (rows, order)) in names.query_key_value.iter().zip(&parts).filter(|_| attention.bias) {
             let values = self.values(&of_layer(index, *name, "bias"), *rows)?;
@@ -92,24 +93,44 @@ impl<B: Backend> Packer<'_, B> {
 
     fn latent(&self, index: usize, attention: &AttentionConfig, latent: &LatentConfig) -> Result<LatentProjection<B>, ModelError> {
         let (hidden, heads) = (self.config.hidden_size, attention.heads);
-        let LatentConfig { query_rank, rank, rope, nope, value } = *latent;
-        let name = |of: &'static str| of_layer(index, (of, ""), "weight");
+        let LatentConfig { query_rank, rank, rope, nope, .. } = *latent;
+        let name = |of: Name| of_layer(index, of, "weight");
         let interleaved = attention.rotation.as_ref().is_some_and(|rotation| rotation.interleaved);
         let ordered = |of, head_dim: usize, count: usize, begin, cols| {
             let tensor = self.tensor(&name(of), count * head_dim, cols)?;
             let order = Some(Order { head_dim, dims: rope, begin, interleaved });
-            self.stacked(&[Rows { tensor: &tensor, order }], cols, B::matrix, tensor.rows)
+            self.stacked(&[Rows::ordered(&tensor, order)], cols, B::matrix, tensor.rows)
         };
+        let [plain, compressing, norm, compressed] = LATENT_QUERIES;
         let (compress, queries) = match query_rank {
-            None => (None, ordered("self_attn.q_proj", rope + nope, heads, nope, hidden)?),
+            None => (None, ordered(plain, rope + nope, heads, nope, hidden)?),
             Some(query_rank) => {
-                let matrix = self.matrix(&name("self_attn.q_a_proj"), query_rank, hidden)?;
-                let norm = self.norm(&name("self_attn.q_a_layernorm"), query_rank)?;
-                (Some((matrix, norm)), ordered("self_attn.q_b_proj", rope + nope, heads, nope, query_rank)?)
+                let matrix = self.matrix(&name(compressing), query_rank, hidden)?;
+                let norm = self.norm(&name(norm), query_rank)?;
+                (Some((matrix, norm)), ordered(compressed, rope + nope, heads, nope, query_rank)?)
             }
         };
-        // Of each head what makes keys without a position, nope × rank, then what makes values.
-        let made = self.tensor(&name("self_attn.kv_b_proj"), heads * (nope + value), rank)?;
+        let [keys, key_norm, made] = LATENT_KEYS;
+        let split = LATENT_SPLIT.map(|of| of_layer(index, ("", of), "weight"));
+        let (absorb, values) = match self.checkpoint.has(&split[0]) {
+            true => self.split(&split, heads, latent)?,
+            false => self.joined(&name(made), heads, latent)?,
+        };
+        Ok(LatentProjection {
+            compress,
+            queries,
+            keys: ordered(keys, rope + rank, 1, rank, hidden)?,
+            key_norm: self.norm(&name(key_norm), rank)?,
+            absorb,
+            values,
+        })
+    }
+
+    /// What queries are absorbed by and what makes values, of a tensor that has of each head what makes keys without a position, nope × rank, then what
+    /// makes values.
+    fn joined(&self, name: &TensorName, heads: usize, latent: &LatentConfig) -> Result<(B::Heads, B::Heads), ModelError> {
+        let LatentConfig { rank, nope, value, .. } = *latent;
+        let made = self.tensor(name, heads * (nope + value), rank)?;
         let mut turned = vec![0.0; heads * rank * nope];
         let mut row = vec![0.0; rank];
         for (head, turned) in turned.chunks_exact_mut(rank * nope).enumerate() {
@@ -118,27 +139,41 @@ impl<B: Backend> Packer<'_, B> {
                 turned.iter_mut().skip(key).step_by(nope).zip(&row).for_each(|(turned, value)| *turned = *value);
             }
         }
-        let absorb = |row: usize, values: &mut [f32]| {
+        let absorb = self.absorb(heads, latent, &|row, values| values.copy_from_slice(&turned[row * nope..][..nope]))?;
+        let value_of = |row: usize, values: &mut [f32]| made.row(row / value * (nope + value) + nope + row % value, values);
+        let values = self.backend.heads(heads, value, rank, self.stored.products(), &value_of)?;
+        made.finish()?;
+        Ok((absorb, values))
+    }
+
+    /// The same of two tensors, of which the first is turned already.
+    fn split(&self, [turned, values]: &[TensorName; 2], heads: usize, latent: &LatentConfig) -> Result<(B::Heads, B::Heads), ModelError> {
+        let LatentConfig { rank, nope, value, .. } = *latent;
+        let (turned, made) = (self.tensor(turned, heads * rank, nope)?, self.tensor(values, heads * value, rank)?);
+        let absorb = self.absorb(heads, latent, &|row, values| turned.row(row, values))?;
+        let values = self.backend.heads(heads, value, rank, self.stored.products(), &|row, values| made.row(row, values))?;
+        turned.finish()?;
+        made.finish()?;
+        Ok((absorb, values))
+    }
+
+    /// `turned` fills in row `rank · head + r` of what turns queries into those of compressed keys; what is rotated stays as it is.
+    fn absorb(&self, heads: usize, latent: &LatentConfig, turned: &Turned<'_>) -> Result<B::Heads, ModelError> {
+        let LatentConfig { rank, rope, nope, .. } = *latent;
+        let fill = |row: usize, values: &mut [f32]| {
             let (head, row) = (row / (rope + rank), row % (rope + rank));
             values.fill(0.0);
             match row.checked_sub(rope) {
                 None => values[row] = 1.0,
-                Some(compressed) => values[rope..].copy_from_slice(&turned[(head * rank + compressed) * nope..][..nope]),
+                Some(compressed) => turned(head * rank + compressed, &mut values[rope..]),
             }
         };
-        let value_of = |row: usize, values: &mut [f32]| made.row(row / value * (nope + value) + nope + row % value, values);
-        let values = self.backend.heads(heads, value, rank, self.stored.products(), &value_of)?;
-        made.finish()?;
-        Ok(LatentProjection {
-            compress,
-            queries,
-            keys: ordered("self_attn.kv_a_proj_with_mqa", rope + rank, 1, rank, hidden)?,
-            key_norm: self.norm(&name("self_attn.kv_a_layernorm"), rank)?,
-            absorb: self.backend.heads(heads, rope + rank, rope + nope, self.stored.products(), &absorb)?,
-            values,
-        })
+        Ok(self.backend.heads(heads, rope + rank, rope + nope, self.stored.products(), &fill)?)
     }
 }
+
+/// Fills in a row.
+type Turned<'a> = dyn Fn(usize, &mut [f32]) + Sync + 'a;
 
 /// Rows of queries, keys and values, in one tensor or three, and their order.
 fn parts(attention: &AttentionConfig, tensors: usize) -> Vec<(usize, Option<Order>)> {

@@ -4,7 +4,7 @@ use super::packer::{Packer, Rows, TensorName, of_layer};
 use crate::kernel::Backend;
 use crate::model::config::{ExpertsConfig, FeedForwardConfig, Scores};
 use crate::model::error::ModelError;
-use crate::model::families::SHARED_EXPERT;
+use crate::model::families::{CHOICE_BIAS, SHARED_EXPERT};
 use crate::model::tensor::Tensor;
 
 /// A feed-forward layer.
@@ -63,25 +63,48 @@ impl<B: Backend> Packer<'_, B> {
     fn experts(&self, index: usize, config: &ExpertsConfig) -> Result<Experts<B>, ModelError> {
         let names = &self.config.names;
         let name = |of| of_layer(index, of, "weight");
-        let mut experts = Vec::new();
-        for number in 0..config.count {
-            let [gate, up, down] =
-                names.expert.map(|of| [format!("model.layers.{index}.{}.weight", of.replace("{}", &number.to_string())), String::new()]);
-            experts.push(self.gated(&[gate, up], &down, config.width)?);
-        }
+        let experts = match self.checkpoint.is_gguf() {
+            true => self.experts_together(names.expert.map(name), config)?,
+            false => self.experts_apart(index, config)?,
+        };
         let [gate, up, down] = SHARED_EXPERT.map(name);
         Ok(Experts {
             router: self.router(&name(names.router), config.count)?,
             bias: match config.scores {
                 Scores::Softmax => Vec::new(),
                 Scores::Sigmoid => {
-                    let name = [format!("model.layers.{index}.mlp.gate.e_score_correction_bias"), format!("blk.{index}.exp_probs_b.bias")];
-                    self.values(&name, config.count)?
+                    let (safetensors, gguf) = CHOICE_BIAS;
+                    self.values(&[format!("model.layers.{index}.{safetensors}"), format!("blk.{index}.{gguf}")], config.count)?
                 }
             },
             experts,
             shared: config.shared.map(|width| self.gated(&[gate, up], &down, width)).transpose()?,
         })
+    }
+
+    /// Experts with tensors of their own, as safetensors have them.
+    fn experts_apart(&self, index: usize, config: &ExpertsConfig) -> Result<Vec<Gated<B>>, ModelError> {
+        let mut experts = Vec::new();
+        for number in 0..config.count {
+            let [gate, up, down] = self.config.names.expert.map(|(of, _)| of.replace("{}", &number.to_string()));
+            let [gate, up, down] = [gate, up, down].map(|of| [format!("model.layers.{index}.{of}.weight"), String::new()]);
+            experts.push(self.gated(&[gate, up], &down, config.width)?);
+        }
+        Ok(experts)
+    }
+
+    /// Experts whose gates lie one below the other in a tensor, and so what is up and down, as GGUF files have them.
+    fn experts_together(&self, names: [TensorName; 3], config: &ExpertsConfig) -> Result<Vec<Gated<B>>, ModelError> {
+        let (ExpertsConfig { count, width, .. }, hidden) = (config, self.config.hidden_size);
+        let [gate, up, down] = &names;
+        let (gate, up) = (self.tensor(gate, count * width, hidden)?, self.tensor(up, count * width, hidden)?);
+        let down = self.tensor(down, count * hidden, *width)?;
+        let expert = |number: usize| {
+            let parts = [Rows::part(&gate, number, *width), Rows::part(&up, number, *width)];
+            let gate_up = self.stacked(&parts, hidden, B::gate_up, *width)?;
+            Ok(Gated { gate_up, down: self.stacked(&[Rows::part(&down, number, hidden)], *width, B::matrix, hidden)? })
+        };
+        (0..*count).map(expert).collect()
     }
 
     /// It decides who computes: it is kept as it is.

@@ -20,17 +20,30 @@ pub fn of_layer(index: usize, (safetensors, gguf): Name, what: &str) -> TensorNa
     [format!("model.layers.{index}.{safetensors}.{what}"), format!("blk.{index}.{gguf}.{what}")]
 }
 
-/// The rows of a tensor, one of several that lie one below the other, and their order.
+/// Rows of a tensor, one of several that lie one below the other, and their order.
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
     pub tensor: &'a Tensor,
+    /// The first of them, and their number.
+    pub first: usize,
+    pub count: usize,
     pub order: Option<Order>,
 }
 
 impl<'a> Rows<'a> {
-    /// As they are in the file.
+    /// All of them, as they are in the file.
     pub fn of(tensor: &'a Tensor) -> Self {
-        Self { tensor, order: None }
+        Self { tensor, first: 0, count: tensor.rows, order: None }
+    }
+
+    /// All of them in another order.
+    pub fn ordered(tensor: &'a Tensor, order: Option<Order>) -> Self {
+        Self { order, ..Self::of(tensor) }
+    }
+
+    /// Those of one of several matrices of `count` rows each.
+    pub fn part(tensor: &'a Tensor, index: usize, count: usize) -> Self {
+        Self { first: index * count, count, ..Self::of(tensor) }
     }
 }
 
@@ -75,11 +88,11 @@ impl<B: Backend> Packer<'_, B> {
     /// Rows of tensors, one below the other, `cols` columns each.
     pub fn stacked(&self, parts: &[Rows<'_>], cols: usize, pack: Pack<B>, rows: usize) -> Result<B::Matrix, ModelError> {
         let fill = |mut row: usize, values: &mut [f32]| {
-            for Rows { tensor, order } in parts {
-                if row < tensor.rows {
-                    return tensor.row(order.map_or(row, |order| order.of(row)), values);
+            for Rows { tensor, first, count, order } in parts {
+                if row < *count {
+                    return tensor.row(first + order.map_or(row, |order| order.of(row)), values);
                 }
-                row -= tensor.rows;
+                row -= count;
             }
         };
         let packed = pack(self.backend, rows, cols, self.stored, &fill)?;
