@@ -63,7 +63,7 @@ enum Merge {
 pub(super) fn check(json: &[u8]) -> Result<(), String> {
     let Kind { model } = parse(json)?;
     if let Some(other) = model.name.filter(|name| name != "BPE") {
-        return Err(format!("its model is {other}: only BPE is supported"));
+        return Err(format!("its model is {other}: only BPE is supported, of bytes (ByteLevel) or with ByteFallback"));
     }
     let outline: Outline = parse(json)?;
     outline.model.check()?;
@@ -195,7 +195,10 @@ mod tests {
             model[name] = value;
             refusal(json!({ "model": model }))
         };
-        assert_eq!(model("type", json!("Unigram")), "its model is Unigram: only BPE is supported");
+        assert_eq!(
+            model("type", json!("Unigram")),
+            "its model is Unigram: only BPE is supported, of bytes (ByteLevel) or with ByteFallback"
+        );
         assert_eq!(model("merges", json!(["a b"])), "model.merges: merge 0 is longer than any token");
         assert_eq!(model("merges", json!([["a", "b"]])), "model.merges: merge 0 is longer than any token");
         assert!(model("dropout", json!(0.5)).starts_with("model.dropout: "));
