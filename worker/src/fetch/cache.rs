@@ -12,8 +12,8 @@ use carryon_crds::wire::{digest, is_commit};
 use super::args::FetchArgs;
 use super::error::FetchError;
 use super::manifest::{Manifest, Origin};
+use super::plan;
 use super::source::Source;
-use crate::model::gguf;
 
 /// Characters of a name that tell people what it is.
 const READABLE: usize = 120;
@@ -64,8 +64,7 @@ impl Place {
     pub fn finish(&self, manifest: &Manifest) -> Result<(), FetchError> {
         let names = || manifest.entries.iter().map(|entry| entry.remote.name.as_str());
         let folder = names().any(|name| name.ends_with(".safetensors"));
-        let later = |name: &str| gguf::parts(name).is_some_and(|parts| parts[0] != name);
-        let mut files = names().filter(|name| !folder && name.ends_with(".gguf") && !later(name));
+        let mut files = names().filter(|name| !folder && name.ends_with(".gguf") && plan::is_first(name));
         match (files.next(), files.next()) {
             (Some(file), None) => self.link(&self.folder.join(file)),
             _ => Ok(()),

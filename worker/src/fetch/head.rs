@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::error::FetchError;
-use super::plan::RemoteFile;
-use crate::model::{self, gguf};
+use super::plan::{self, RemoteFile};
+use crate::model;
 
 /// Bytes after which a file is looked at for the first time; after as many again it is the next time.
 const FIRST: u64 = 1 << 20;
@@ -18,8 +18,7 @@ pub struct Head {
 impl Head {
     /// Of a GGUF file, or of the first of several that are one, which alone says what they are.
     pub fn of(file: &RemoteFile) -> Self {
-        let first = gguf::parts(&file.name).is_none_or(|parts| parts[0] == file.name);
-        Self { due: (first && file.name.ends_with(".gguf")).then_some(FIRST) }
+        Self { due: (file.name.ends_with(".gguf") && plan::is_first(&file.name)).then_some(FIRST) }
     }
 
     /// Looks at the beginning of `file` at `path`, of which `length` bytes are there, when it is time.

@@ -82,6 +82,11 @@ pub fn together(name: &str) -> Vec<String> {
     gguf::parts(name).unwrap_or_else(|| vec![name.to_owned()])
 }
 
+/// Whether a file is one by itself, or the first of those that it is one with.
+pub fn is_first(name: &str) -> bool {
+    together(name)[0] == name
+}
+
 fn needed(source: &str, names: &[String]) -> Result<BTreeSet<String>, FetchError> {
     let find = |pattern: &str| filter(names, pattern).expect("the patterns above are patterns");
     let mut chosen: BTreeSet<String> = BESIDE.iter().flat_map(|pattern| find(pattern)).collect();
