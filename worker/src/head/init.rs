@@ -1,5 +1,7 @@
 //! Initial weights: a pure function of shape and seed.
 
+use carryon_crds::job::WeightDtype;
+use carryon_crds::pool::Dtype;
 use carryon_crds::wire::HeadShape;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
@@ -25,6 +27,15 @@ pub fn weights(shape: &HeadShape, seed: u64) -> Weights {
         .collect()
 }
 
+/// The same weights as a job trains them: matrices in `dtype`.
+pub fn in_dtype(weights: Weights, dtype: WeightDtype) -> Weights {
+    let convert = |(name, Weight { shape, values }): (String, Weight)| {
+        let values = if shape.len() == 2 && dtype == WeightDtype::Bfloat16 { values.into_dtype(Dtype::Bfloat16) } else { values };
+        (name, Weight { shape, values })
+    };
+    weights.into_iter().map(convert).collect()
+}
+
 /// Uniform in ±1/√n, n the last dimension.
 fn uniform(shape: Vec<usize>, seed: u64, stream: u64) -> Weight {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
@@ -35,6 +46,6 @@ fn uniform(shape: Vec<usize>, seed: u64, stream: u64) -> Weight {
         let unit = (random.next_u32() >> 8) as f32 * (1.0 / (1 << 24) as f32); // [0, 1) in steps of 2⁻²⁴
         bound * (2.0 * unit - 1.0)
     };
-    let values = (0..shape.iter().product()).map(|_| draw()).collect();
-    Weight { shape, values }
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| draw()).collect();
+    Weight::new(shape, values)
 }
