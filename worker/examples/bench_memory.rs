@@ -69,7 +69,7 @@ fn main() -> anyhow::Result<()> {
     let (pass, mut optimizers) = (Pass::new(&shape, threads.clone())?, Optimizers::new(&training));
     let before = memory::now().anonymous;
     let watch = Watch::start(runtime.handle(), before);
-    let mut weights = init::in_dtype(init::weights(&shape, 0), training.weight_dtype);
+    let mut weights = init::in_dtype(init::tensors(&shape, 0), training.weight_dtype);
     let tap = |tap: usize| vec![to_bytes(&noise(TOKENS * shape.hidden_size as usize, tap as f32), Dtype::Bfloat16)];
     let taps = (0..shape.taps.count()).map(tap).collect();
     let batch = PackedBatch { taps, dtype: Dtype::Bfloat16, lengths: vec![TOKENS], rows: (0..TOKENS as u32).collect() };

@@ -14,21 +14,23 @@ use super::parameters::{self, Weight, Weights};
 /// base's own loss; the gate is then about ½ everywhere (random `gate.weight`, zero bias): were both factors zero, neither would get a gradient.
 /// Each tensor has its own random stream, numbered in the order of names.
 pub fn weights(shape: &HeadShape, seed: u64) -> Weights {
-    let tensors = parameters::of(shape).into_iter().zip(0..);
-    tensors
-        .map(|((name, dimensions), stream)| {
-            let weight = match name.as_str() {
-                "output.weight" | "gate.bias" | "classifier.bias" => Weight::filled(dimensions, 0.0),
-                name if name.ends_with("layernorm.weight") => Weight::filled(dimensions, 1.0),
-                _ => uniform(dimensions, seed, stream),
-            };
-            (name, weight)
-        })
-        .collect()
+    tensors(shape, seed).collect()
 }
 
-/// The same weights as a job trains them: matrices in `dtype`.
-pub fn in_dtype(weights: Weights, dtype: WeightDtype) -> Weights {
+/// The same, one after the other.
+pub fn tensors(shape: &HeadShape, seed: u64) -> impl Iterator<Item = (String, Weight)> {
+    parameters::of(shape).into_iter().zip(0..).map(move |((name, dimensions), stream)| {
+        let weight = match name.as_str() {
+            "output.weight" | "gate.bias" | "classifier.bias" => Weight::filled(dimensions, 0.0),
+            name if name.ends_with("layernorm.weight") => Weight::filled(dimensions, 1.0),
+            _ => uniform(dimensions, seed, stream),
+        };
+        (name, weight)
+    })
+}
+
+/// Weights as a job trains them: matrices in `dtype`.
+pub fn in_dtype(weights: impl IntoIterator<Item = (String, Weight)>, dtype: WeightDtype) -> Weights {
     let convert = |(name, Weight { shape, values }): (String, Weight)| {
         let values = if shape.len() == 2 && dtype == WeightDtype::Bfloat16 { values.into_dtype(Dtype::Bfloat16) } else { values };
         (name, Weight { shape, values })
