@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::data::{Data, DataFormat, Overlong, Split, Targets};
 pub use self::status::{ArtifactStatus, AttemptResult, AttemptStatus, CarryOnJobStatus, ProgressStatus};
-pub use self::training::{Checkpoint, Evaluation, LossPlace, NormScope, Optimizer, StateDtype, Training};
+pub use self::training::{Checkpoint, Evaluation, LossPlace, NormScope, Optimizer, StateDtype, Training, WeightDtype};
 use crate::common::{ClaimPath, PodTemplate, TapSelection};
 use crate::wire::limits;
 

@@ -1,6 +1,6 @@
 //! Memory and time of optimizer steps of a large head, on states and output gradients by chance: one JSON object.
 //!
-//! `bench_memory [--optim Muon|AdamW] [--state Float32|Bfloat16|Int8] [--scope Global|PerTensor] [--checkpointing true|false] [--steps N]`. The head is one
+//! `bench_memory [--optim Muon|AdamW] [--weights Float32|Bfloat16] [--state Float32|Bfloat16|Int8] [--scope Global|PerTensor] [--checkpointing true|false] [--steps N]`. The head is one
 //! of about 100M parameters on a base of 30B: width 1184, 4 blocks, 5 taps, D 5120; a micro-batch is one sequence of 1024 tokens.
 
 use std::time::{Duration, Instant};
@@ -54,6 +54,7 @@ fn main() -> anyhow::Result<()> {
         let value = arguments.next().with_context(|| format!("{name} needs a value"))?;
         match name.as_str() {
             "--optim" => training["optim"] = value.into(),
+            "--weights" => training["weightDtype"] = value.into(),
             "--state" => training["optimStateDtype"] = value.into(),
             "--scope" => training["maxGradNormScope"] = value.into(),
             "--checkpointing" => training["gradientCheckpointing"] = (value == "true").into(),
@@ -68,7 +69,7 @@ fn main() -> anyhow::Result<()> {
     let (pass, mut optimizers) = (Pass::new(&shape, threads.clone())?, Optimizers::new(&training));
     let before = memory::now().anonymous;
     let watch = Watch::start(runtime.handle(), before);
-    let mut weights = init::weights(&shape, 0);
+    let mut weights = init::in_dtype(init::tensors(&shape, 0), training.weight_dtype);
     let tap = |tap: usize| vec![to_bytes(&noise(TOKENS * shape.hidden_size as usize, tap as f32), Dtype::Bfloat16)];
     let taps = (0..shape.taps.count()).map(tap).collect();
     let batch = PackedBatch { taps, dtype: Dtype::Bfloat16, lengths: vec![TOKENS], rows: (0..TOKENS as u32).collect() };
@@ -82,12 +83,12 @@ fn main() -> anyhow::Result<()> {
         drop(output);
         if training.max_grad_norm_scope == NormScope::Global {
             let mut gradients = Gradients::new();
-            let mut take = |name: &str, _: &mut Weight, gradient: &[f32]| accumulate(&mut gradients, name, gradient);
+            let mut take = |name: &str, _: &mut Weight, gradient: Vec<f32>| accumulate(&mut gradients, name, gradient);
             pass.backward(&mut weights, &batch, saved, &by_output, &mut take);
-            optimizers.step(&threads, &mut weights, &gradients, 1.0)?;
+            optimizers.step(&threads, &mut weights, gradients, 1.0)?;
         } else {
             optimizers.begin();
-            let mut take = |name: &str, weight: &mut Weight, gradient: &[f32]| optimizers.update(&threads, name, weight, gradient, 1.0);
+            let mut take = |name: &str, weight: &mut Weight, gradient: Vec<f32>| optimizers.update(&threads, name, weight, gradient, 1.0);
             pass.backward(&mut weights, &batch, saved, &by_output, &mut take);
         }
         seconds = seconds.min(started.elapsed());

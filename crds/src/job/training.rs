@@ -27,6 +27,9 @@ pub struct Training {
     /// Number type of what the optimizer remembers; the less, the less memory.
     #[serde(skip_serializing_if = "is_default")]
     pub optim_state_dtype: StateDtype,
+    /// Number type of the head's matrices in training: in `Bfloat16` they take half the memory, and what a step changes is rounded by chance.
+    #[serde(skip_serializing_if = "is_default")]
+    pub weight_dtype: WeightDtype,
     /// Whether what happens inside of a block is computed again on the way back, instead of being remembered: less memory, more work.
     #[serde(skip_serializing_if = "is_default")]
     pub gradient_checkpointing: bool,
@@ -68,6 +71,7 @@ impl Default for Training {
             gradient_accumulation_steps: 1,
             optim: Optimizer::Muon,
             optim_state_dtype: StateDtype::Float32,
+            weight_dtype: WeightDtype::Float32,
             gradient_checkpointing: false,
             learning_rate: 3e-3,
             muon_learning_rate: 0.02,
@@ -102,6 +106,16 @@ pub enum StateDtype {
     Bfloat16,
     /// 1 byte, by blocks of 256 with a scale each.
     Int8,
+}
+
+/// Number type of a head's matrices in training; norms and biases are `Float32` always, and so is the head that is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum WeightDtype {
+    /// 4 bytes a number.
+    #[default]
+    Float32,
+    /// 2 bytes, rounded by chance.
+    Bfloat16,
 }
 
 /// Whose norm is bounded.

@@ -35,7 +35,7 @@ impl Bench {
         let mut weights = init::weights(&shape, seed);
         let random = init::weights(&shape, seed + (1 << 32)).remove("bridge.0.weight");
         if let (Some(output), Some(random)) = (weights.get_mut("output.weight"), random) {
-            output.values = random.values.iter().map(|value| 0.1 * value).collect();
+            output.values = random.values.floats().iter().map(|value| 0.1 * value).collect::<Vec<_>>().into();
         }
         let base = BaseReference { name: self.model.name.clone(), identity: self.model.identity.clone() };
         Ok(Artifact::new(shape, base, weights)?)

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
+use carryon_crds::pool;
 use carryon_crds::wire::digest_of;
 use carryon_crds::wire::head::{BASE_KEY, BaseReference, HeadManifest, HeadShape, SHAPE_KEY};
 use carryon_crds::wire::limits::{MAX_HEAD_BYTES, head_bytes};
@@ -15,6 +16,7 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
 use super::parameters::{self, ShapeError, Weight, Weights};
+use crate::numbers::Values;
 use crate::{files, tensor_file};
 
 /// File name of the weights.
@@ -136,8 +138,10 @@ impl Artifact {
 
     /// Those bytes in pieces: there may be no memory for the weights twice.
     fn pieces(&self) -> impl Iterator<Item = Cow<'_, [u8]>> {
-        // As they lie in memory: `kernel` is for little-endian machines, as the file is.
-        let tensors = self.weights.values().map(|weight| Cow::Borrowed(bytemuck::cast_slice(&weight.values)));
+        let tensors = self.weights.values().map(|weight| match weight.values.floats() {
+            Cow::Borrowed(values) => Cow::Borrowed(bytemuck::cast_slice(values)),
+            Cow::Owned(values) => Cow::Owned(bytemuck::cast_slice(&values).to_vec()),
+        });
         std::iter::once(Cow::Owned(self.header())).chain(tensors)
     }
 
@@ -168,8 +172,8 @@ impl Artifact {
                 return Err(tensor_error(origin, name, format!("has type {:?}, expected F32", view.dtype())));
             }
             check_tensor(origin, name, view.shape(), &wanted[name])?;
-            let values = view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-            weights.insert(name.to_owned(), Weight { shape: view.shape().to_vec(), values });
+            let values = Values::from_bytes(view.data(), pool::Dtype::Float32);
+            weights.insert(name.to_owned(), Weight::new(view.shape().to_vec(), values));
         }
         Ok(Self { shape, base, weights, digest: carryon_crds::wire::digest(bytes) })
     }

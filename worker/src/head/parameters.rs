@@ -10,20 +10,27 @@ use carryon_crds::wire::limits::{
     MAX_WIDTH,
 };
 
+use crate::numbers::Values;
+
 /// One tensor, row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Weight {
     /// Length of each dimension.
     pub shape: Vec<usize>,
     /// As many values as the product of the shape.
-    pub values: Vec<f32>,
+    pub values: Values,
 }
 
 impl Weight {
-    /// `count` equal values for a vector, or for any other shape.
+    /// As many values as the product of `shape`.
+    pub fn new(shape: Vec<usize>, values: impl Into<Values>) -> Self {
+        Self { shape, values: values.into() }
+    }
+
+    /// Equal values.
     pub fn filled(shape: Vec<usize>, value: f32) -> Self {
         let count = shape.iter().product();
-        Self { shape, values: vec![value; count] }
+        Self::new(shape, vec![value; count])
     }
 }
 

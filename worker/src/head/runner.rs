@@ -97,9 +97,9 @@ impl<B: Backend> Runner<B> {
             },
             Task::Classification => Last::Classifier {
                 ones: backend.vector(&vec![1.0; shape.width as usize])?,
-                pooling: weights["pooling.weight"].values.clone(),
+                pooling: weights["pooling.weight"].values.floats().into_owned(),
                 weight: packer.matrix(&["classifier.weight"])?,
-                bias: weights["classifier.bias"].values.clone(),
+                bias: weights["classifier.bias"].values.floats().into_owned(),
             },
         };
         Ok(Self { attention: HeadAttention::new(shape), bridge, blocks, last, shape: shape.clone(), backend })
@@ -278,7 +278,7 @@ struct Packer<'a, B> {
 
 impl<B: Backend> Packer<'_, B> {
     fn vector(&self, name: &str) -> Result<B::Vector> {
-        self.backend.vector(&self.weights[name].values)
+        self.backend.vector(&self.weights[name].values.floats())
     }
 
     /// The matrices named, one below the other.
@@ -312,7 +312,7 @@ impl<B: Backend> Packer<'_, B> {
         for name in names {
             let weight = &self.weights[*name];
             if row < weight.shape[0] {
-                return values.copy_from_slice(&weight.values[row * values.len()..][..values.len()]);
+                return weight.values.read(row * values.len(), values);
             }
             row -= weight.shape[0];
         }

@@ -205,7 +205,7 @@ fn prepare(
     let fresh = || {
         Checkpoint::start(
             State::new(inputs.run.clone(), described.identity.clone(), described.numerics.clone(), began),
-            init::weights(&data.shape, config.training.seed),
+            init::in_dtype(init::tensors(&data.shape, config.training.seed), config.training.weight_dtype),
         )
     };
     let Checkpoint { mut state, weights, best, optimizer } = checkpoint.unwrap_or_else(fresh);

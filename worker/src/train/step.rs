@@ -93,7 +93,7 @@ impl Learner {
                 finite("loss", step, sum / targets as f64)?;
                 fused_norm = self.fused(&pass, &batch, saved, measured.gradient, factor);
             } else {
-                let mut take = |name: &str, _: &mut Weight, gradient: &[f32]| accumulate(&mut gradients, name, gradient);
+                let mut take = |name: &str, _: &mut Weight, gradient: Vec<f32>| accumulate(&mut gradients, name, gradient);
                 pass.backward(Arc::make_mut(&mut self.weights), &batch.packed, saved, &measured.gradient, &mut take);
             }
         }
@@ -114,16 +114,12 @@ impl Learner {
         let Self { weights, optimizers, threads, .. } = self;
         let mut squares = 0.0;
         optimizers.begin();
-        let mut take = |name: &str, weight: &mut Weight, gradient: &[f32]| {
-            let norm = norm(gradient);
+        let mut take = |name: &str, weight: &mut Weight, mut gradient: Vec<f32>| {
+            let norm = norm(&gradient);
             squares += norm * norm;
-            match bound(norm) {
-                1.0 => optimizers.update(threads, name, weight, gradient, factor),
-                less => {
-                    let gradient: Vec<f32> = gradient.iter().map(|gradient| gradient * less).collect();
-                    optimizers.update(threads, name, weight, &gradient, factor);
-                }
-            }
+            let less = bound(norm);
+            gradient.iter_mut().for_each(|gradient| *gradient *= less);
+            optimizers.update(threads, name, weight, gradient, factor);
         };
         pass.backward(Arc::make_mut(weights), &batch.packed, saved, &by_output, &mut take);
         squares.sqrt()
@@ -150,7 +146,7 @@ impl Learner {
                 found
             }
         };
-        let moved = self.optimizers.step(&self.threads, Arc::make_mut(&mut self.weights), &gradients, factor);
+        let moved = self.optimizers.step(&self.threads, Arc::make_mut(&mut self.weights), gradients, factor);
         moved.map_err(|error| TrainError::Head(error.to_string())).map(|()| found)
     }
 

@@ -42,7 +42,7 @@ fn head(model: &ModelDescription, task: Task, seed: u64) -> Artifact {
     };
     let mut weights = init::weights(&shape, seed);
     if let Some(output) = weights.get_mut("output.weight") {
-        output.values.iter_mut().enumerate().for_each(|(index, value)| *value = (index * 7919 % 1000) as f32 / 1000.0 - 0.5);
+        output.values.floats_mut().iter_mut().enumerate().for_each(|(index, value)| *value = (index * 7919 % 1000) as f32 / 1000.0 - 0.5);
     }
     Artifact::new(shape, BaseReference { name: model.name.clone(), identity: model.identity.clone() }, weights).unwrap()
 }
@@ -209,7 +209,7 @@ async fn heads_behind_one_gateway_answer_with_the_bits_of_each_alone() {
     let model = pool.describe().await.unwrap();
     let [maths, prose, mut broken] = [1, 2, 3].map(|seed| head(&model, Task::CausalLM, seed));
     let spam = head(&model, Task::Classification, 4);
-    broken.weights.get_mut("output.weight").unwrap().values.fill(f32::NAN);
+    broken.weights.get_mut("output.weight").unwrap().values.floats_mut().fill(f32::NAN);
     let broken = Artifact::new(broken.shape, broken.base, broken.weights).unwrap();
     let mut alone = Vec::new();
     for (name, head) in [("maths", &maths), ("prose", &prose)] {

@@ -21,7 +21,7 @@ pub fn tensors(bytes: &[u8]) -> (Weights, BTreeMap<String, Vec<u32>>) {
     let (mut floats, mut integers) = (Weights::new(), BTreeMap::new());
     for (name, view) in SafeTensors::deserialize(bytes).unwrap().iter() {
         let words = view.data().as_chunks::<4>().0.iter();
-        let mut insert = |values| drop(floats.insert(name.to_owned(), Weight { shape: view.shape().to_vec(), values }));
+        let mut insert = |values: Vec<f32>| drop(floats.insert(name.to_owned(), Weight::new(view.shape().to_vec(), values)));
         match view.dtype() {
             Dtype::F32 => insert(words.map(|word| f32::from_le_bytes(*word)).collect()),
             Dtype::BF16 => insert(view.data().as_chunks::<2>().0.iter().map(|half| half::bf16::from_le_bytes(*half).to_f32()).collect()),
@@ -52,7 +52,7 @@ impl Case {
         let (_, header) = SafeTensors::read_metadata(&head).unwrap();
         let shape: HeadShape = serde_json::from_str(&header.metadata().as_ref().unwrap()["carryon.head"]).unwrap();
         let (floats, integers) = tensors(&fixture("head_batch.safetensors"));
-        let lm_head = tensors(&fixture("tiny_llama/model.safetensors")).0.remove("lm_head.weight").unwrap().values;
+        let lm_head = tensors(&fixture("tiny_llama/model.safetensors")).0.remove("lm_head.weight").unwrap().values.floats().into_owned();
         Self {
             weights: tensors(&head).0,
             expected: tensors(&fixture(&format!("head_{name}_expected.safetensors"))).0,
@@ -65,7 +65,7 @@ impl Case {
     pub fn batch_of(shape: HeadShape, prefix: &str, floats: &Weights, integers: &BTreeMap<String, Vec<u32>>) -> Self {
         let integer = |name: &str| integers[&format!("{prefix}{name}")].clone();
         Self {
-            taps: (0..shape.taps.count()).map(|tap| floats[&format!("{prefix}tap.{tap}")].values.clone()).collect(),
+            taps: (0..shape.taps.count()).map(|tap| floats[&format!("{prefix}tap.{tap}")].values.floats().into_owned()).collect(),
             lengths: integer("lengths").into_iter().map(|length| length as usize).collect(),
             rows: integer("rows"),
             targets: integer("targets"),
@@ -142,6 +142,6 @@ pub fn assert_gradients(case: &str, gradients: &Gradients, expected: &Weights) {
     let expected: Vec<_> = expected.iter().filter(|(name, _)| !["loss", "output"].contains(&name.as_str())).collect();
     assert_eq!(gradients.keys().collect::<Vec<_>>(), expected.iter().map(|(name, _)| *name).collect::<Vec<_>>());
     for (name, weight) in expected {
-        assert_close(&format!("{case} {name}"), &gradients[name], &weight.values, 1e-4);
+        assert_close(&format!("{case} {name}"), &gradients[name], &weight.values.floats(), 1e-4);
     }
 }

@@ -49,8 +49,8 @@ fn gradients(case: &Case, weights: &Weights, threads: &Arc<Threads>, by_output: 
     let saved = pass.forward(&weights, &batch, keep).unwrap().saved.unwrap();
     let mut gradients = Gradients::new();
     // Nothing reads a weight again whose gradient is known.
-    let mut take = |name: &str, weight: &mut Weight, gradient: &[f32]| {
-        weight.values.fill(f32::NAN);
+    let mut take = |name: &str, weight: &mut Weight, gradient: Vec<f32>| {
+        weight.values.floats_mut().fill(f32::NAN);
         assert!(gradients.insert(name.to_owned(), gradient.to_vec()).is_none(), "{name} twice");
     };
     pass.backward(&mut weights, &batch, saved, by_output, &mut take);
@@ -70,7 +70,7 @@ fn loss_and_every_gradient_are_those_of_pytorch() {
     for name in ["gated", "plain"] {
         let case = Case::load(name);
         let (loss, gradients) = loss_of(&case, &case.weights, &Threads::new(2));
-        assert!((loss / f64::from(case.expected["loss"].values[0]) - 1.0).abs() < 1e-5, "{name}: loss {loss}");
+        assert!((loss / f64::from(case.expected["loss"].values.floats()[0]) - 1.0).abs() < 1e-5, "{name}: loss {loss}");
         assert_gradients(name, &gradients, &case.expected);
     }
 }
@@ -80,7 +80,7 @@ fn classifier_gradients_are_those_of_pytorch() {
     let case = Case::load("classifier");
     let (threads, labels) = (Threads::new(2), case.shape.labels.len());
     let logits = trained(&case, &case.weights, &threads);
-    assert_close("logits", &logits, &case.expected["output"].values, 1e-5);
+    assert_close("logits", &logits, &case.expected["output"].values.floats(), 1e-5);
     let (mut loss, mut by_logits, share) = (0.0, logits.clone(), 1.0 / case.labels.len() as f32);
     for (row, &label) in by_logits.chunks_exact_mut(labels).zip(&case.labels) {
         let sum: f32 = row.iter().map(|logit| logit.exp()).sum();
@@ -88,12 +88,12 @@ fn classifier_gradients_are_those_of_pytorch() {
         row.iter_mut().for_each(|logit| *logit = share * logit.exp() / sum);
         row[label as usize] -= share;
     }
-    assert!((loss / case.expected["loss"].values[0] - 1.0).abs() < 1e-5);
+    assert!((loss / case.expected["loss"].values.floats()[0] - 1.0).abs() < 1e-5);
     assert_gradients("classifier", &gradients(&case, &case.weights, &threads, &by_logits, Keep::All), &case.expected);
     let served = class_logits(&cpu(1), &runner(&case, &cpu(1)), &case.tap_slices(), &case.lengths);
     assert_eq!(bits(&served), bits(&logits));
     let other = class_logits(&candle(), &runner(&case, &candle()), &case.tap_slices(), &case.lengths);
-    assert_close("logits of candle", &other, &case.expected["output"].values, 1e-5);
+    assert_close("logits of candle", &other, &case.expected["output"].values.floats(), 1e-5);
 }
 
 #[test]
@@ -101,9 +101,9 @@ fn runner_gives_the_output_of_pytorch_and_the_bits_of_training() {
     for name in ["gated", "plain"] {
         let case = Case::load(name);
         let served = whole(&cpu(1), &runner(&case, &cpu(1)), &case);
-        assert_close(name, &served, &case.expected["output"].values, 1e-5);
+        assert_close(name, &served, &case.expected["output"].values.floats(), 1e-5);
         let other = whole(&candle(), &runner(&case, &candle()), &case);
-        assert_close(name, &other, &case.expected["output"].values, 1e-5);
+        assert_close(name, &other, &case.expected["output"].values.floats(), 1e-5);
         let trained = trained(&case, &case.weights, &Threads::new(2));
         let d = case.hidden_size();
         let rows: Vec<f32> = case.rows.iter().flat_map(|row| served[*row as usize * d..][..d].to_vec()).collect();
@@ -160,7 +160,7 @@ fn bits_stay_in_a_sliding_window() {
 fn interleaved_heads_do_not_influence_each_other_and_nan_stays_in_its_own() {
     let (gated, plain) = (Case::load("gated"), Case::load("plain"));
     let mut broken = gated.weights.clone();
-    broken.values_mut().for_each(|weight| weight.values.fill(f32::NAN));
+    broken.values_mut().for_each(|weight| weight.values.floats_mut().fill(f32::NAN));
     let cpu = cpu(2);
     let runners = [(&gated, &gated.weights), (&plain, &plain.weights), (&gated, &broken)]
         .map(|(case, weights)| Runner::from_weights(&case.shape, weights, cpu.clone()).unwrap());
@@ -216,7 +216,7 @@ fn accumulated_micro_batches_equal_one_batch() {
         let (_, mut gradients) = loss_of(&part, &case.weights, &threads);
         let share = part.rows.len() as f32 / case.rows.len() as f32;
         carryon_worker::train::optim::scale(&mut gradients, share);
-        gradients.iter().for_each(|(name, gradient)| carryon_worker::train::optim::accumulate(&mut total, name, gradient));
+        gradients.into_iter().for_each(|(name, gradient)| carryon_worker::train::optim::accumulate(&mut total, &name, gradient));
     }
     for (name, gradient) in &together {
         assert_close(name, &total[name], gradient, 1e-5);
@@ -234,7 +234,7 @@ fn gradients_are_the_slopes_of_the_loss() {
         let step = 1e-2 / norm.sqrt();
         let shifted = |direction: f64| {
             let mut weights = case.weights.clone();
-            let values = &mut weights.get_mut(name).unwrap().values;
+            let values = weights.get_mut(name).unwrap().values.floats_mut();
             values.iter_mut().zip(gradient).for_each(|(value, slope)| *value += (direction * step * f64::from(*slope)) as f32);
             loss_of(&case, &weights, &threads).0
         };

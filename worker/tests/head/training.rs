@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use carryon_crds::job::{Optimizer, StateDtype, Training};
-use carryon_worker::head::{Gradients, Weight, Weights};
+use carryon_crds::job::{Optimizer, StateDtype, Training, WeightDtype};
+use carryon_worker::head::{Gradients, Weight, Weights, init};
 use carryon_worker::kernel::Threads;
 use carryon_worker::train::optim::{Moment, OptimError, OptimizerState, Optimizers, clip_norm};
 use carryon_worker::train::schedule::Schedule;
@@ -24,15 +24,17 @@ fn follow(kind: &str, optim: Optimizer) {
     let mut weights: Weights = names.iter().map(|name| (name.to_string(), fixture[&format!("{kind}.{name}.0")].clone())).collect();
     let mut optimizers = Optimizers::new(&training(optim));
     for step in [1, 2] {
-        let gradients =
-            names.iter().map(|name| (name.to_string(), fixture[&format!("{kind}.{name}.grad.{step}")].values.clone())).collect();
+        let gradients = names
+            .iter()
+            .map(|name| (name.to_string(), fixture[&format!("{kind}.{name}.grad.{step}")].values.floats().into_owned()))
+            .collect();
         let before = weights.clone();
-        optimizers.step(&Threads::new(2), &mut weights, &gradients, 1.0).unwrap();
+        optimizers.step(&Threads::new(2), &mut weights, gradients, 1.0).unwrap();
         for name in &names {
-            let old = &before[*name].values;
-            let moved = |weight: &Weight| -> Vec<f32> { weight.values.iter().zip(old).map(|(new, old)| new - old).collect() };
+            let old = before[*name].values.floats();
+            let moved = |weight: &Weight| -> Vec<f32> { weight.values.floats().iter().zip(&*old).map(|(new, old)| new - old).collect() };
             let expected = &fixture[&format!("{kind}.{name}.{step}")];
-            assert_close(name, &weights[*name].values, &expected.values, 1e-6);
+            assert_close(name, &weights[*name].values.floats(), &expected.values.floats(), 1e-6);
             assert_close(&format!("update of {name}"), &moved(&weights[*name]), &moved(expected), 2e-4);
         }
     }
@@ -72,7 +74,7 @@ impl Run {
         for step in steps {
             let (loss, mut gradients) = loss_of(&batches[step as usize % batches.len()], &self.weights, &self.threads);
             clip_norm(&mut gradients, 1.0);
-            self.optimizers.step(&self.threads, &mut self.weights, &gradients, self.schedule.factor(step)).unwrap();
+            self.optimizers.step(&self.threads, &mut self.weights, gradients, self.schedule.factor(step)).unwrap();
             self.losses.push(loss);
         }
     }
@@ -113,23 +115,26 @@ fn a_resumed_run_has_the_bits_of_an_unbroken_one_with_any_threads() {
 #[test]
 fn a_weight_changed_on_the_way_back_gets_the_bits_of_a_whole_step() {
     let threads = Threads::new(2);
-    for (optim, dtype) in
-        [(Optimizer::Muon, StateDtype::Int8), (Optimizer::AdamW, StateDtype::Bfloat16), (Optimizer::AdamW, StateDtype::Float32)]
-    {
+    for (optim, dtype, weight_dtype) in [
+        (Optimizer::Muon, StateDtype::Int8, WeightDtype::Bfloat16),
+        (Optimizer::AdamW, StateDtype::Bfloat16, WeightDtype::Float32),
+        (Optimizer::AdamW, StateDtype::Float32, WeightDtype::Bfloat16),
+    ] {
         let (mut whole, batches) = batches();
         // Large enough for other types than f32.
-        let more = |values: &[f32]| values.iter().copied().cycle().take(64 * 96).collect();
-        whole.insert("large".into(), Weight { shape: vec![64, 96], values: more(&whole["output.weight"].values) });
+        let more = |values: &[f32]| -> Vec<f32> { values.iter().copied().cycle().take(64 * 96).collect() };
+        whole.insert("large".into(), Weight::new(vec![64, 96], more(&whole["output.weight"].values.floats())));
+        whole = init::in_dtype(whole, weight_dtype);
         let mut parts = whole.clone();
-        let training = Training { optim_state_dtype: dtype, ..training(optim) };
+        let training = Training { optim_state_dtype: dtype, weight_dtype, ..training(optim) };
         let (mut together, mut apart) = (Optimizers::new(&training), Optimizers::new(&training));
         for case in &batches {
             let (_, mut gradients) = loss_of(case, &whole, &threads);
             gradients.insert("large".into(), more(&gradients["output.weight"]));
-            together.step(&threads, &mut whole, &gradients, 0.5).unwrap();
+            together.step(&threads, &mut whole, gradients.clone(), 0.5).unwrap();
             apart.begin();
             for (name, weight) in parts.iter_mut().rev() {
-                apart.update(&threads, name, weight, &gradients[name], 0.5);
+                apart.update(&threads, name, weight, gradients[name].clone(), 0.5);
             }
         }
         assert_eq!(parts, whole, "{optim:?} {dtype:?}");
@@ -145,16 +150,16 @@ fn codes_of_8_bits_are_the_nearest_of_bitsandbytes_map() {
     let mut weights = Weights::from([("w".to_owned(), Weight::filled(gradient.shape.clone(), 0.0))]);
     let training = Training { optim_state_dtype: StateDtype::Int8, ..training(Optimizer::AdamW) };
     let mut optimizers = Optimizers::new(&training);
-    optimizers.step(&Threads::new(2), &mut weights, &[("w".to_owned(), gradient.values.clone())].into(), 1.0).unwrap();
+    optimizers.step(&Threads::new(2), &mut weights, [("w".to_owned(), gradient.values.floats().into_owned())].into(), 1.0).unwrap();
     let state = optimizers.state(&weights);
     for moment in ["first_moment", "second_moment"] {
         let Moment::Int8 { codes, scales, .. } = &*state.tensors[&format!("adamw.w.{moment}")].1 else { panic!("{moment}") };
-        assert_close(moment, scales, &fixture[&format!("int8.{moment}.scales")].values, 1e-6);
+        assert_close(moment, scales, &fixture[&format!("int8.{moment}.scales")].values.floats(), 1e-6);
         // A value that lies half way may go either way.
-        let expected = &fixture[&format!("int8.{moment}.codes")].values;
-        let other = codes.iter().zip(expected).filter(|(code, expected)| f32::from(**code) != **expected).count();
+        let expected = fixture[&format!("int8.{moment}.codes")].values.floats();
+        let other = codes.iter().zip(&*expected).filter(|(code, expected)| f32::from(**code) != **expected).count();
         assert!(other * 1000 <= codes.len(), "{moment}: {other} of {} codes", codes.len());
-        assert!(codes.iter().zip(expected).all(|(code, expected)| (f32::from(*code) - expected).abs() <= 1.0));
+        assert!(codes.iter().zip(&*expected).all(|(code, expected)| (f32::from(*code) - expected).abs() <= 1.0));
     }
 }
 
@@ -173,7 +178,7 @@ fn states_of_another_head_are_refused_by_name() {
     assert!(refusal(&|state| drop(state.tensors.remove(name))).contains("\"muon.output.weight.momentum\" is missing"));
     assert!(refusal(&|state| state.tensors.get_mut(name).unwrap().0.reverse()).contains("another shape"));
     assert!(
-        refusal(&|state| drop(state.tensors.insert("muon.x.momentum".into(), (vec![1], Moment::Float32(vec![0.0]).into()))))
+        refusal(&|state| drop(state.tensors.insert("muon.x.momentum".into(), (vec![1], Moment::Plain(vec![0.0].into()).into()))))
             .contains("belongs to no parameter")
     );
 }
@@ -182,7 +187,7 @@ fn states_of_another_head_are_refused_by_name() {
 fn a_step_without_a_gradient_changes_nothing() {
     let (mut run, _) = run(1);
     let before = run.weights.clone();
-    let refusal = run.optimizers.step(&run.threads, &mut run.weights, &Gradients::new(), 1.0);
+    let refusal = run.optimizers.step(&run.threads, &mut run.weights, Gradients::new(), 1.0);
     assert_eq!(refusal, Err(OptimError::Gradient("blocks.0.input_layernorm.weight".into())));
     assert_eq!(run.weights, before);
 }

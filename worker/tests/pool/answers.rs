@@ -103,7 +103,7 @@ async fn a_head_whose_finite_row_has_logits_that_are_not_fails_alone() {
         let mut head = pool.head(1, Task::CausalLM);
         let width = head.shape.width as usize;
         let output = head.weights.get_mut("output.weight").unwrap();
-        output.values.chunks_exact_mut(width).zip(&lm_head).for_each(|(row, value)| row.fill(value * 2f32.powi(power)));
+        output.values.floats_mut().chunks_exact_mut(width).zip(&lm_head).for_each(|(row, value)| row.fill(value * 2f32.powi(power)));
         Artifact::new(head.shape, head.base, head.weights).unwrap()
     };
     let huge = (100..128).map(along).find(overflows).expect("a row that is finite while its logits are not");

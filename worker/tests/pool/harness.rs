@@ -165,7 +165,7 @@ impl Pool {
         let mut weights = init::weights(&shape, seed);
         let mut random = Random(seed);
         for name in ["output.weight", "classifier.bias"] {
-            for value in weights.get_mut(name).into_iter().flat_map(|weight| &mut weight.values) {
+            for value in weights.get_mut(name).into_iter().flat_map(|weight| weight.values.floats_mut()) {
                 *value = change(random.unit());
             }
         }

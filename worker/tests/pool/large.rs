@@ -52,8 +52,8 @@ async fn a_head_of_a_billion_parameters_is_pushed_and_served_without_needless_co
     let weights: Weights = parameters::of(&shape)
         .into_iter()
         .map(|(name, shape)| {
-            let values = (0..shape.iter().product()).map(value).collect();
-            (name, Weight { shape, values })
+            let values: Vec<f32> = (0..shape.iter().product()).map(value).collect();
+            (name, Weight::new(shape, values))
         })
         .collect();
     let head = Artifact::new(shape, BaseReference { name: base.name, identity: base.identity }, weights).unwrap();

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::linear::{times, transpose};
+use super::linear::{rows_across, times, transpose};
 use crate::head::layers::{Angles, HeadAttention, linear, pack};
 use crate::kernel::{Threads, cpu};
 
@@ -83,10 +83,10 @@ impl AttentionBackward<'_> {
                 let visible = (query + 1).saturating_sub(self.attention.window).max(keys.start) - keys.start..query + 1 - keys.start;
                 softmax_backward(p, ds, visible);
             }
-            dq[queries.start * d..queries.end * d].copy_from_slice(&times(self.threads, &ds, keys.len(), d, |row| &k[row * d..][..d]));
+            dq[queries.start * d..queries.end * d].copy_from_slice(&times(self.threads, &ds, &rows_across(self.threads, &k, d)));
             let into = |target: &mut [f32], left: &[f32], right: &[f32]| {
                 let left = transpose(self.threads, left, queries.len(), keys.len());
-                let product = times(self.threads, &left, queries.len(), d, |row| &right[row * d..][..d]);
+                let product = times(self.threads, &left, &rows_across(self.threads, right, d));
                 cpu::add(&mut target[keys.start * d..keys.end * d], &product);
             };
             into(&mut dk, &ds, &q);

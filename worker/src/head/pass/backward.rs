@@ -3,27 +3,27 @@
 use carryon_crds::job::Task;
 
 use super::attention::AttentionBackward;
-use super::elementwise::{GateGradients, gated_backward, silu_mul_backward};
-use super::linear::{Stack, transpose, weight_gradient};
+use super::elementwise::silu_mul_backward;
+use super::linear::{Stack, inputs, times, transpose, transpose_columns};
 use super::norm::norm_backward;
 use super::pooling::pool_backward;
-use super::{DOWN, GATE_UP, Gate, INPUT_NORM, Inside, O, POST_NORM, PackedBatch, Pass, QKV, Saved, bridge, in_block};
+use super::{DOWN, GATE_UP, INPUT_NORM, Inside, O, POST_NORM, PackedBatch, Pass, QKV, Saved, bridge, in_block};
 use crate::head::layers::{self, Angles};
 use crate::head::{Weight, Weights};
 use crate::kernel::cpu;
 
 /// Takes a weight's gradient, as long as the weight: by name, with the weight, which nothing reads again in this pass.
-pub type Take<'a> = dyn FnMut(&str, &mut Weight, &[f32]) + 'a;
+pub type Take<'a> = dyn FnMut(&str, &mut Weight, Vec<f32>) + 'a;
 
 impl Pass {
     /// Hands the gradient of every weight to `take`, from the head's end to its bridge. `by_output` is the loss' derivative by the output of the forward
     /// pass that kept `saved`, row-major; weights and batch are those of that pass.
     pub fn backward(&self, weights: &mut Weights, batch: &PackedBatch, saved: Saved, by_output: &[f32], take: &mut Take<'_>) {
-        let Saved { mut blocks, u, gate } = saved;
+        let Saved { mut blocks, u, tiles } = saved;
         let angles = self.angles(batch);
         let mut way = Back { pass: self, weights, take };
         let mut du = match self.shape.task {
-            Task::CausalLM => way.delta(batch, &u, gate, by_output),
+            Task::CausalLM => way.delta(batch, &u, tiles, by_output),
             Task::Classification => way.class_logits(batch, &u, by_output),
         };
         drop(u);
@@ -36,87 +36,66 @@ impl Pass {
         let rows = du.len() / self.attention.width;
         let transposed = transpose(&self.threads, &du, rows, self.attention.width);
         for (index, tap) in batch.taps.iter().enumerate() {
-            let x = self.normed_tap(tap, batch.dtype);
-            way.give(&bridge(index), &weight_gradient(&self.threads, &transposed, &x, rows));
+            let x = inputs(&self.threads, &self.normed_tap(tap, batch.dtype), rows);
+            let gradient = times(&self.threads, &transposed, &x);
+            drop(x);
+            way.give(&bridge(index), gradient);
         }
     }
 }
 
-struct Back<'a, 'b> {
-    pass: &'a Pass,
-    weights: &'a mut Weights,
+/// On the way.
+pub(super) struct Back<'a, 'b> {
+    pub pass: &'a Pass,
+    pub weights: &'a mut Weights,
     take: &'a mut Take<'b>,
 }
 
 impl Back<'_, '_> {
-    fn give(&mut self, name: &str, gradient: &[f32]) {
+    pub(super) fn give(&mut self, name: &str, gradient: Vec<f32>) {
         if let Some(weight) = self.weights.get_mut(name) {
             (self.take)(name, weight, gradient);
         }
     }
 
     /// Through `y = x · Wᵀ` of the matrices `names`, one below the other, on `m` rows: gives their gradients, and `dx`.
-    fn linear(&mut self, names: &[String], x: &[f32], dy: &[f32], m: usize) -> Vec<f32> {
-        let threads = &self.pass.threads;
-        let stack = Stack(names.iter().map(|name| &self.weights[name]).collect());
-        let dx = stack.backward(threads, dy);
-        let gradient = weight_gradient(threads, &transpose(threads, dy, m, dy.len() / m), x, m);
-        let mut rest = &gradient[..];
+    pub(super) fn linear(&mut self, names: &[String], x: &[f32], dy: &[f32], m: usize) -> Vec<f32> {
+        let (threads, width) = (&self.pass.threads, dy.len() / m);
+        let dx = Stack::of(names.iter().map(|name| &self.weights[name])).backward(threads, dy);
+        let (x, mut first) = (inputs(threads, x, m), 0);
         for name in names {
-            let (own, after) = rest.split_at(self.weights[name].values.len());
-            rest = after;
-            self.give(name, own);
+            let own = first..first + self.weights[name].shape[0];
+            first = own.end;
+            let gradient = times(threads, &transpose_columns(threads, dy, m, width, own), &x);
+            self.give(name, gradient);
         }
         dx
     }
 
     /// Through RMSNorm with the weight `name`, or ones.
-    fn norm(&mut self, name: Option<&str>, x: &[f32], dy: &[f32]) -> Vec<f32> {
-        let (pass, ones) = (self.pass, vec![1.0; self.pass.attention.width]);
-        let weight = name.map_or(&ones, |name| &self.weights[name].values);
-        let (dx, dw) = norm_backward(&pass.threads, x, weight, pass.epsilon(), dy);
+    pub(super) fn norm(&mut self, name: Option<&str>, x: &[f32], dy: &[f32]) -> Vec<f32> {
+        let pass = self.pass;
+        let weight = name.map_or_else(|| vec![1.0; pass.attention.width].into(), |name| self.weights[name].values.floats());
+        let (dx, dw) = norm_backward(&pass.threads, x, &weight, pass.epsilon(), dy);
+        drop(weight);
         if let Some(name) = name {
-            self.give(name, &dw);
+            self.give(name, dw);
         }
         dx
-    }
-
-    /// From the gradient by `g ⊙ Δ` to that by u, `[rows, w]`.
-    fn delta(&mut self, batch: &PackedBatch, u: &[f32], gate: Option<Gate>, dy: &[f32]) -> Vec<f32> {
-        let (pass, m, width) = (self.pass, batch.rows.len(), self.pass.attention.width);
-        let targets = pass.targets(batch, u);
-        let normed = pass.plain_norm(&targets);
-        let dnormed = match gate {
-            None => self.linear(&["output.weight".to_owned()], &normed, dy, m),
-            Some(Gate { z, delta }) => {
-                let by = gated_backward(&pass.threads, &z, &self.weights["gate.bias"].values, &delta, dy);
-                let GateGradients { z: dz, bias, delta: ddelta } = by;
-                self.give("gate.bias", &bias);
-                let mut dnormed = self.linear(&["output.weight".to_owned()], &normed, &ddelta, m);
-                cpu::add(&mut dnormed, &self.linear(&["gate.weight".to_owned()], &normed, &dz, m));
-                dnormed
-            }
-        };
-        let dtargets = self.norm(None, &targets, &dnormed);
-        let mut du = vec![0.0; u.len()];
-        for (row, dtarget) in batch.rows.iter().zip(dtargets.chunks_exact(width)) {
-            cpu::add(&mut du[*row as usize * width..][..width], dtarget);
-        }
-        du
     }
 
     /// From the gradient by the logits to that by u, `[rows, w]`.
     fn class_logits(&mut self, batch: &PackedBatch, u: &[f32], dy: &[f32]) -> Vec<f32> {
         let (pass, sequences) = (self.pass, batch.lengths.len());
         let normed = pass.plain_norm(u);
-        let pooling = &self.weights["pooling.weight"].values;
-        let pooled = layers::pool(&normed, pooling, &batch.lengths);
+        let pooling = self.weights["pooling.weight"].values.floats().into_owned();
+        let pooled = layers::pool(&normed, &pooling, &batch.lengths);
         let mut dbias = vec![0.0; dy.len() / sequences];
         dy.chunks_exact(dbias.len()).for_each(|row| cpu::add(&mut dbias, row));
         let dpooled = self.linear(&["classifier.weight".to_owned()], &pooled, dy, sequences);
-        let (dnormed, dpooling) = pool_backward(&normed, &self.weights["pooling.weight"].values, &batch.lengths, &dpooled);
-        self.give("classifier.bias", &dbias);
-        self.give("pooling.weight", &dpooling);
+        let (dnormed, dpooling) = pool_backward(&normed, &pooling, &batch.lengths, &dpooled);
+        self.give("classifier.bias", dbias);
+        self.give("pooling.weight", dpooling);
         self.norm(None, u, &dnormed)
     }
 

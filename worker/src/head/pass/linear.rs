@@ -1,72 +1,97 @@
 //! `y = x · Wᵀ`, of one weight or of some below each other.
 
+use std::ops::Range;
+
 use carryon_crds::pool::Dtype;
 
 use crate::head::Weight;
 use crate::head::layers;
 use crate::kernel::Threads;
-use crate::kernel::cpu::{self, Panels};
+use crate::kernel::cpu::Panels;
 
-/// Matrices `[nᵢ, k]` of one k, one below the other: `[Σ nᵢ, k]`.
-pub(super) struct Stack<'a>(pub Vec<&'a Weight>);
+/// Rows of matrices `[nᵢ, k]` of one k, one below the other: `[Σ nᵢ, k]`.
+pub(super) struct Stack<'a>(Vec<(&'a Weight, Range<usize>)>);
 
-impl Stack<'_> {
+impl<'a> Stack<'a> {
+    /// All rows of `weights`.
+    pub fn of(weights: impl IntoIterator<Item = &'a Weight>) -> Self {
+        Self(weights.into_iter().map(|weight| (weight, 0..weight.shape[0])).collect())
+    }
+
+    /// Some rows of `weight`.
+    pub fn part(weight: &'a Weight, rows: Range<usize>) -> Self {
+        Self(vec![(weight, rows)])
+    }
+
     fn rows(&self) -> usize {
-        self.0.iter().map(|weight| weight.shape[0]).sum()
+        self.0.iter().map(|(_, rows)| rows.len()).sum()
     }
 
     fn columns(&self) -> usize {
-        self.0[0].shape[1]
+        self.0[0].0.shape[1]
     }
 
-    fn row(&self, mut row: usize) -> &[f32] {
-        let columns = self.columns();
-        for weight in &self.0 {
-            match row.checked_sub(weight.shape[0]) {
+    fn row(&self, mut row: usize, values: &mut [f32]) {
+        for (weight, rows) in &self.0 {
+            match row.checked_sub(rows.len()) {
                 Some(further) => row = further,
-                None => return &weight.values[row * columns..][..columns],
+                None => return weight.values.read((rows.start + row) * values.len(), values),
             }
         }
-        &[]
     }
 
     /// `x · Wᵀ`: `[m, k] → [m, n]`.
     pub fn forward(&self, threads: &Threads, x: &[f32]) -> Vec<f32> {
-        let fill = |row: usize, values: &mut [f32]| values.copy_from_slice(self.row(row));
+        let fill = |row: usize, values: &mut [f32]| self.row(row, values);
         layers::linear(threads, x, &Panels::from_rows(self.rows(), self.columns(), Dtype::Float32, threads, fill))
     }
 
     /// `dx = dy · W`: `[m, n] → [m, k]`.
     pub fn backward(&self, threads: &Threads, dy: &[f32]) -> Vec<f32> {
-        times(threads, dy, self.rows(), self.columns(), |row| self.row(row))
+        times(threads, dy, &across(threads, self.rows(), self.columns(), |row, values| self.row(row, values)))
     }
 }
 
-/// `dW = dyᵀ · x` from `dyᵀ [n, m]` and `x [m, k]`: `[n, k]`.
-pub(super) fn weight_gradient(threads: &Threads, dy_transposed: &[f32], x: &[f32], m: usize) -> Vec<f32> {
-    let k = x.len() / m;
-    times(threads, dy_transposed, m, k, |row| &x[row * k..][..k])
+/// The right side of `dW = dyᵀ · x`: `x`, `m` rows.
+pub(super) fn inputs(threads: &Threads, x: &[f32], m: usize) -> Panels {
+    rows_across(threads, x, x.len() / m)
 }
 
-/// `a · b`: `[rows, inner] · [inner, k] → [rows, k]`; `row` gives the rows of `b`.
-pub(super) fn times<'b>(threads: &Threads, a: &[f32], inner: usize, k: usize, row: impl Fn(usize) -> &'b [f32] + Sync) -> Vec<f32> {
-    let panels = Panels::from_columns(k, inner, Dtype::Float32, threads, |column, values| values.copy_from_slice(row(column)));
-    let mut out = vec![0.0; a.len() / inner * k];
-    cpu::matmul(threads, a, &panels, &mut out);
-    out
+/// The right side of `a · b` from `b`, rows of `k` values.
+pub(super) fn rows_across(threads: &Threads, b: &[f32], k: usize) -> Panels {
+    across(threads, b.len() / k, k, |row, values| values.copy_from_slice(&b[row * k..][..k]))
+}
+
+fn across(threads: &Threads, inner: usize, k: usize, row: impl Fn(usize, &mut [f32]) + Sync) -> Panels {
+    Panels::from_columns(k, inner, Dtype::Float32, threads, row)
+}
+
+/// `a · b`: `[rows, inner] · [inner, k] → [rows, k]`.
+pub(super) fn times(threads: &Threads, a: &[f32], b: &Panels) -> Vec<f32> {
+    layers::linear(threads, a, b)
 }
 
 /// `[rows, columns] → [columns, rows]`.
 pub fn transpose(threads: &Threads, values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    transpose_columns(threads, values, rows, columns, 0..columns)
+}
+
+/// Some columns of `[rows, columns]`, as rows.
+pub(super) fn transpose_columns(threads: &Threads, values: &[f32], rows: usize, columns: usize, some: Range<usize>) -> Vec<f32> {
     /// Columns that are gathered together: a cache line.
     const TOGETHER: usize = 16;
-    let mut out = vec![0.0; values.len()];
+    let mut out = vec![0.0; rows * some.len()];
     threads.for_rows(&mut out, rows, TOGETHER, |first, out| {
         for (row, values) in values.chunks_exact(columns).enumerate() {
-            for (offset, value) in values[first..].iter().take(out.len() / rows).enumerate() {
+            for (offset, value) in values[some.start + first..].iter().take(out.len() / rows).enumerate() {
                 out[offset * rows + row] = *value;
             }
         }
     });
     out
+}
+
+/// Some columns of rows of `width` values.
+pub(super) fn columns(values: &[f32], width: usize, some: Range<usize>) -> Vec<f32> {
+    values.chunks_exact(width).flat_map(|row| &row[some.clone()]).copied().collect()
 }

@@ -9,6 +9,7 @@ mod backward;
 mod elementwise;
 mod linear;
 mod norm;
+mod output;
 mod pooling;
 
 pub use backward::Take;
@@ -26,6 +27,7 @@ use crate::kernel::{Threads, cpu};
 use crate::numbers::{from_bytes, number_bytes};
 use linear::Stack;
 pub use linear::transpose;
+use output::Tile;
 
 /// Hidden states of some whole sequences.
 #[derive(Clone, Debug)]
@@ -82,16 +84,8 @@ pub struct Saved {
     blocks: Vec<(Vec<f32>, Option<Inside>)>,
     /// Behind the last block, `[rows, w]`.
     u: Vec<f32>,
-    /// CausalLM with a gate.
-    gate: Option<Gate>,
-}
-
-/// What the gate was computed from, of the rows with a target.
-struct Gate {
-    /// `G · norm(u)`.
-    z: Vec<f32>,
-    /// `O · norm(u)`.
-    delta: Vec<f32>,
+    /// CausalLM with a gate; empty where they are computed again.
+    tiles: Vec<Tile>,
 }
 
 /// What a block computes on its way.
@@ -128,18 +122,24 @@ impl Pass {
                 blocks.push((input, (keep == Keep::All).then_some(inside)));
             }
         }
-        let (output, gate) = match self.shape.task {
-            Task::CausalLM => self.delta(weights, &self.normed_targets(batch, &u)),
-            Task::Classification => (self.class_logits(weights, batch, &u), None),
+        let mut tiles = Vec::new();
+        let keep_tile = |tile| {
+            if keep == Keep::All {
+                tiles.push(tile);
+            }
         };
-        Ok(Forward { output, saved: (keep != Keep::Nothing).then_some(Saved { blocks, u, gate }) })
+        let output = match self.shape.task {
+            Task::CausalLM => self.delta(weights, &self.normed_targets(batch, &u), keep_tile),
+            Task::Classification => self.class_logits(weights, batch, &u),
+        };
+        Ok(Forward { output, saved: (keep != Keep::Nothing).then_some(Saved { blocks, u, tiles }) })
     }
 
     /// `Σ_k B_k · norm(h_k)`, `[rows, w]`.
     fn bridge(&self, weights: &Weights, batch: &PackedBatch) -> Vec<f32> {
         let mut u = Vec::new();
         for (index, tap) in batch.taps.iter().enumerate() {
-            let projected = Stack(vec![&weights[&bridge(index)]]).forward(&self.threads, &self.normed_tap(tap, batch.dtype));
+            let projected = Stack::of([&weights[&bridge(index)]]).forward(&self.threads, &self.normed_tap(tap, batch.dtype));
             match u.is_empty() {
                 true => u = projected,
                 false => cpu::add(&mut u, &projected),
@@ -151,7 +151,7 @@ impl Pass {
     /// What the block does with `u`, and what it makes of it.
     fn block(&self, weights: &Weights, index: u32, angles: &Angles, lengths: &[usize], u: &[f32]) -> (Inside, Vec<f32>) {
         let weight = |part: &str| &weights[&in_block(index, part)];
-        let stack = |parts: &[&str]| Stack(parts.iter().map(|part| weight(part)).collect());
+        let stack = |parts: &[&str]| Stack::of(parts.iter().map(|part| weight(part)));
         let (threads, f) = (&*self.threads, self.shape.feed_forward as usize);
         let mut qkv = stack(QKV).forward(threads, &self.norm(u, weight(INPUT_NORM)));
         let attended = self.attention.forward(threads, angles, &mut qkv, lengths);
@@ -163,20 +163,10 @@ impl Pass {
         (Inside { qkv, attended, middle, gate_up }, out)
     }
 
-    /// `g ⊙ Δ` of normed rows.
-    fn delta(&self, weights: &Weights, normed: &[f32]) -> (Vec<f32>, Option<Gate>) {
-        let delta = Stack(vec![&weights["output.weight"]]).forward(&self.threads, normed);
-        if !self.shape.gate {
-            return (delta, None);
-        }
-        let z = Stack(vec![&weights["gate.weight"]]).forward(&self.threads, normed);
-        (layers::gated(&self.threads, &z, &weights["gate.bias"].values, &delta), Some(Gate { z, delta }))
-    }
-
     fn class_logits(&self, weights: &Weights, batch: &PackedBatch, u: &[f32]) -> Vec<f32> {
-        let pooled = layers::pool(&self.plain_norm(u), &weights["pooling.weight"].values, &batch.lengths);
-        let mut logits = Stack(vec![&weights["classifier.weight"]]).forward(&self.threads, &pooled);
-        layers::add_bias(&mut logits, &weights["classifier.bias"].values);
+        let pooled = layers::pool(&self.plain_norm(u), &weights["pooling.weight"].values.floats(), &batch.lengths);
+        let mut logits = Stack::of([&weights["classifier.weight"]]).forward(&self.threads, &pooled);
+        layers::add_bias(&mut logits, &weights["classifier.bias"].values.floats());
         logits
     }
 
@@ -192,19 +182,21 @@ impl Pass {
 
     /// `norm(ĥ)`, `[rows, D]`.
     fn normed_tap(&self, tap: &[Bytes], dtype: Dtype) -> Vec<f32> {
-        let numbers = |bytes: &Bytes| bytes.len() / number_bytes(dtype);
-        let mut values = vec![0.0; tap.iter().map(numbers).sum()];
-        let mut rest = &mut values[..];
-        for bytes in tap {
-            let (own, after) = rest.split_at_mut(numbers(bytes));
-            from_bytes(bytes, dtype, own);
-            rest = after;
-        }
-        layers::norm(&self.threads, &values, &vec![1.0; self.shape.hidden_size as usize], self.epsilon())
+        let width = self.shape.hidden_size as usize;
+        let rows: Vec<&[u8]> = tap.iter().flat_map(|bytes| bytes.chunks_exact(width * number_bytes(dtype))).collect();
+        let (ones, mut out) = (vec![1.0; width], vec![0.0; rows.len() * width]);
+        self.threads.for_rows(&mut out, width, ROWS, |first, out| {
+            let mut values = vec![0.0; width];
+            for (row, out) in rows[first..].iter().zip(out.chunks_exact_mut(width)) {
+                from_bytes(row, dtype, &mut values);
+                cpu::rms_norm(&values, &ones, self.epsilon(), out);
+            }
+        });
+        out
     }
 
     fn norm(&self, x: &[f32], weight: &Weight) -> Vec<f32> {
-        layers::norm(&self.threads, x, &weight.values, self.epsilon())
+        layers::norm(&self.threads, x, &weight.values.floats(), self.epsilon())
     }
 
     fn plain_norm(&self, u: &[f32]) -> Vec<f32> {
@@ -244,6 +236,8 @@ impl Pass {
     }
 }
 
+/// Rows that one thread takes at a time.
+const ROWS: usize = 32;
 const INPUT_NORM: &str = "input_layernorm";
 const POST_NORM: &str = "post_attention_layernorm";
 const QKV: &[&str] = &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];

@@ -9,14 +9,15 @@ use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 
+use carryon_crds::pool;
 use carryon_crds::wire::limits::{CHECKPOINT_HEADER_BYTES, MAX_CHECKPOINT_BYTES};
-use half::bf16;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest as _, Sha256};
 
 use super::{Checkpoint, FORMAT_VERSION, State};
 use crate::head::{Weight, Weights};
+use crate::numbers::{Values, wire_dtype};
 use crate::train::optim::{Moment, OptimizerState, map_of};
 use crate::{files, tensor_file};
 
@@ -36,14 +37,13 @@ pub(super) fn write(path: &Path, checkpoint: &Checkpoint) -> std::io::Result<()>
     let mut tensors: BTreeMap<String, Stored<'_>> = BTreeMap::new();
     for (group, weights) in [("weights", Some(&checkpoint.weights)), ("best", checkpoint.best.as_ref())] {
         for (name, Weight { shape, values }) in weights.into_iter().flat_map(|weights| weights.iter()) {
-            tensors.insert(format!("{group}.{name}"), (Dtype::F32, shape.clone(), bytemuck::cast_slice(values)));
+            tensors.insert(format!("{group}.{name}"), (wire_dtype(values.dtype()), shape.clone(), values.bytes()));
         }
     }
     for (name, (shape, moment)) in &checkpoint.optimizer.tensors {
         let (name, shape) = (format!("optimizer.{name}"), shape.clone());
         let stored = match &**moment {
-            Moment::Float32(values) => (Dtype::F32, shape, bytemuck::cast_slice(values)),
-            Moment::Bfloat16(values) => (Dtype::BF16, shape, bytemuck::cast_slice(values)),
+            Moment::Plain(values) => (wire_dtype(values.dtype()), shape, values.bytes()),
             Moment::Int8 { codes, scales, .. } => {
                 tensors.insert(format!("{name}{SCALES}"), (Dtype::F32, vec![scales.len()], bytemuck::cast_slice(scales)));
                 (Dtype::U8, shape, &codes[..])
@@ -102,13 +102,14 @@ pub(super) fn read(path: &Path) -> Result<Checkpoint, String> {
             let scales = || file.tensor(&format!("{group}.{name}{SCALES}")).map_err(|error| error.to_string());
             let moment = match tensor.dtype() {
                 Dtype::F32 if name.ends_with(SCALES) => continue,
-                Dtype::U8 => Moment::Int8 { map: map_of(name), codes: tensor.data().to_vec(), scales: floats(&scales()?)? },
-                Dtype::BF16 => Moment::Bfloat16(tensor.data().as_chunks::<2>().0.iter().map(|bytes| bf16::from_le_bytes(*bytes)).collect()),
-                _ => Moment::Float32(floats(&tensor).map_err(|problem| format!("tensor {name:?} {problem}"))?),
+                Dtype::U8 => {
+                    Moment::Int8 { map: map_of(name), codes: tensor.data().to_vec(), scales: values(&scales()?)?.floats().into_owned() }
+                }
+                _ => Moment::Plain(values(&tensor).map_err(|problem| format!("tensor {name:?} {problem}"))?),
             };
             optimizer.tensors.insert(name.to_owned(), (shape, moment.into()));
         } else {
-            let values = floats(&tensor).map_err(|problem| format!("tensor {name:?} {problem}"))?;
+            let values = values(&tensor).map_err(|problem| format!("tensor {name:?} {problem}"))?;
             groups.entry(group).or_default().insert(name.to_owned(), Weight { shape, values });
         }
     }
@@ -116,10 +117,11 @@ pub(super) fn read(path: &Path) -> Result<Checkpoint, String> {
     Ok(Checkpoint { state, weights: weights.into(), best: best.map(Arc::new), optimizer })
 }
 
-fn floats(tensor: &TensorView<'_>) -> Result<Vec<f32>, String> {
+fn values(tensor: &TensorView<'_>) -> Result<Values, String> {
     match tensor.dtype() {
-        Dtype::F32 => Ok(tensor.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()),
-        other => Err(format!("has type {other:?}, expected F32")),
+        Dtype::F32 => Ok(Values::from_bytes(tensor.data(), pool::Dtype::Float32)),
+        Dtype::BF16 => Ok(Values::from_bytes(tensor.data(), pool::Dtype::Bfloat16)),
+        other => Err(format!("has type {other:?}, expected F32 or BF16")),
     }
 }
 

@@ -3,6 +3,7 @@ use half::bf16;
 
 use super::*;
 use crate::head::Weight;
+use crate::numbers::Values;
 use crate::train::optim::{Map, Moment};
 
 pub(crate) fn identity() -> Identity {
@@ -15,11 +16,12 @@ pub(crate) fn numerics() -> Numerics {
 }
 
 fn checkpoint(step: u64, run: &str) -> Checkpoint {
-    let tensor = |value| Weight { shape: vec![2, 1], values: vec![value, f32::MIN_POSITIVE] };
-    let weights = Weights::from([("output.weight".to_owned(), tensor(step as f32))]);
+    let tensor = |value| Weight::new(vec![2, 1], vec![value, f32::MIN_POSITIVE]);
+    let halves = Weight::new(vec![1, 2], Values::Bfloat16(vec![bf16::ONE, bf16::MIN_POSITIVE]));
+    let weights = Weights::from([("gate.weight".to_owned(), halves), ("output.weight".to_owned(), tensor(step as f32))]);
     let moments = [
-        ("muon.output.weight.momentum", Moment::Float32(vec![0.5, f32::MIN_POSITIVE])),
-        ("adamw.a.first_moment", Moment::Bfloat16(vec![bf16::from_f32(0.5), bf16::NEG_ONE])),
+        ("muon.output.weight.momentum", Moment::Plain(vec![0.5, f32::MIN_POSITIVE].into())),
+        ("adamw.a.first_moment", Moment::Plain(Values::Bfloat16(vec![bf16::from_f32(0.5), bf16::NEG_ONE]))),
         ("adamw.a.second_moment", Moment::Int8 { map: Map::Unsigned, codes: vec![1, 255], scales: vec![0.1] }),
         ("muon.b.momentum", Moment::Int8 { map: Map::Signed, codes: vec![7, 0], scales: vec![3.0] }),
     ];

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use carryon_crds::job::StateDtype;
 
-use super::moment::{CHUNK, Dice, Map, Moment};
-use super::{At, Parameter};
+use super::moment::{CHUNK, Dice, Map, Moment, chunks};
+use super::{At, Parameter, WEIGHT};
 
 const BETAS: [f64; 2] = [0.9, 0.999];
 const EPSILON: f64 = 1e-8;
@@ -45,11 +45,11 @@ impl AdamW {
             }
         };
         let moments = Arc::make_mut(first).chunks().into_iter().zip(Arc::make_mut(second).chunks());
-        let mut work: Vec<_> = weight.values.chunks_mut(CHUNK).zip(gradient.chunks(CHUNK)).zip(moments).collect();
-        let dice = [0, 1].map(|which| Dice::new(at.seed, at.step, name, which));
+        let mut work: Vec<_> = chunks(&mut weight.values).into_iter().zip(gradient.chunks(CHUNK)).zip(moments).collect();
+        let dice = [0, 1, WEIGHT].map(|which| Dice::new(at.seed, at.step, name, which));
         at.threads.for_each(&mut work, |chunk, ((values, gradient), (m, v))| {
             let place = chunk * CHUNK;
-            m.with(dice[0], place, |m| v.with(dice[1], place, |v| update(values, gradient, m, v)));
+            values.with(dice[2], place, |values| m.with(dice[0], place, |m| v.with(dice[1], place, |v| update(values, gradient, m, v))));
         });
     }
 }

@@ -4,10 +4,10 @@ use crate::head::Gradients;
 use crate::kernel::cpu;
 
 /// Adds `more` to what `total` has under `name`, if anything.
-pub fn accumulate(total: &mut Gradients, name: &str, more: &[f32]) {
+pub fn accumulate(total: &mut Gradients, name: &str, more: Vec<f32>) {
     match total.get_mut(name) {
-        Some(total) => cpu::add(total, more),
-        None => drop(total.insert(name.to_owned(), more.to_vec())),
+        Some(total) => cpu::add(total, &more),
+        None => drop(total.insert(name.to_owned(), more)),
     }
 }
 
@@ -58,8 +58,8 @@ mod tests {
     #[test]
     fn accumulates_by_name() {
         let mut total = Gradients::new();
-        for (name, gradient) in gradients().iter().chain(&gradients()) {
-            accumulate(&mut total, name, gradient);
+        for (name, gradient) in gradients().into_iter().chain(gradients()) {
+            accumulate(&mut total, &name, gradient);
         }
         assert_eq!(total["b"], [-8.0]);
     }

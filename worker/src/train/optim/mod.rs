@@ -51,7 +51,7 @@ struct At<'a> {
 struct Parameter<'a> {
     name: &'a str,
     weight: &'a mut Weight,
-    gradient: &'a [f32],
+    gradient: Vec<f32>,
 }
 
 /// Why a step was not made or a state not taken.
@@ -87,14 +87,15 @@ impl Optimizers {
     ///
     /// # Errors
     /// A weight without a gradient, before any weight is changed.
-    pub fn step(&mut self, threads: &Threads, weights: &mut Weights, gradients: &Gradients, factor: f64) -> Result<(), OptimError> {
+    pub fn step(&mut self, threads: &Threads, weights: &mut Weights, mut gradients: Gradients, factor: f64) -> Result<(), OptimError> {
         let complete =
             |(name, weight): (&String, &Weight)| gradients.get(name).is_some_and(|gradient| gradient.len() == weight.values.len());
         if let Some((name, _)) = weights.iter().find(|&entry| !complete(entry)) {
             return Err(OptimError::Gradient(name.clone()));
         }
         self.begin();
-        let parameters = weights.iter_mut().map(|(name, weight)| Parameter { name, weight, gradient: &gradients[name] });
+        let parameters =
+            weights.iter_mut().filter_map(|(name, weight)| Some(Parameter { name, weight, gradient: gradients.remove(name)? }));
         let (matrices, vectors): (Vec<_>, Vec<_>) = parameters.partition(|parameter| uses_muon(self.kind, &parameter.weight.shape));
         let at = At { threads, seed: self.seed, step: self.steps, factor };
         self.muon.step(&at, matrices);
@@ -108,7 +109,7 @@ impl Optimizers {
     }
 
     /// What [`Self::step`] does to one weight; with the same bits.
-    pub fn update(&mut self, threads: &Threads, name: &str, weight: &mut Weight, gradient: &[f32], factor: f64) {
+    pub fn update(&mut self, threads: &Threads, name: &str, weight: &mut Weight, gradient: Vec<f32>, factor: f64) {
         let at = At { threads, seed: self.seed, step: self.steps, factor };
         let muon = uses_muon(self.kind, &weight.shape);
         let parameter = Parameter { name, weight, gradient };
@@ -157,6 +158,9 @@ impl Optimizers {
         Ok(())
     }
 }
+
+/// Whose chance it is, where a weight is rounded: its moments are 0 and 1.
+const WEIGHT: u64 = 2;
 
 /// AdamW's, as they are named in a checkpoint.
 const MOMENTS: [&str; 2] = ["first_moment", "second_moment"];

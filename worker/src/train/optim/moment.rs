@@ -1,4 +1,4 @@
-//! What an optimizer remembers of a parameter, in as many bits as the job asks for.
+//! What an optimizer remembers of a parameter, and the parameter, in as many bits as the job asks for.
 //!
 //! - `Bfloat16` is rounded up or down by chance, in proportion to what is lost: an average that moves by a thousandth of itself would otherwise stand
 //!   still. Chance is a function of seed, step, name and place, so that a resumed run has the bits of an unbroken one.
@@ -8,8 +8,11 @@
 use std::sync::LazyLock;
 
 use carryon_crds::job::StateDtype;
+use carryon_crds::pool::Dtype;
 use half::bf16;
 use half::slice::HalfFloatSliceExt as _;
+
+use crate::numbers::Values;
 
 /// Values that share a scale.
 pub const BLOCK: usize = 256;
@@ -21,10 +24,8 @@ const SMALL: usize = 4096;
 /// Numbers of a parameter, one for each of its values.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Moment {
-    /// As they are.
-    Float32(Vec<f32>),
-    /// Rounded by chance.
-    Bfloat16(Vec<bf16>),
+    /// As they are, or rounded by chance.
+    Plain(Values),
     /// Block-wise.
     Int8 {
         /// What codes mean.
@@ -88,8 +89,8 @@ impl Moment {
     /// Zeros for a parameter of `count` values.
     pub(super) fn zeros(count: usize, dtype: StateDtype, map: Map) -> Self {
         match kept(count, dtype) {
-            StateDtype::Float32 => Self::Float32(vec![0.0; count]),
-            StateDtype::Bfloat16 => Self::Bfloat16(vec![bf16::ZERO; count]),
+            StateDtype::Float32 => Self::Plain(Values::zeros(count, Dtype::Float32)),
+            StateDtype::Bfloat16 => Self::Plain(Values::zeros(count, Dtype::Bfloat16)),
             StateDtype::Int8 => {
                 let zero = map.table().values.iter().position(|value| *value == 0.0).unwrap_or(0) as u8;
                 Self::Int8 { map, codes: vec![zero; count], scales: vec![0.0; count.div_ceil(BLOCK)] }
@@ -100,8 +101,7 @@ impl Moment {
     /// Whether it is kept as `other` is, number by number.
     pub(super) fn is_like(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Float32(own), Self::Float32(others)) => own.len() == others.len(),
-            (Self::Bfloat16(own), Self::Bfloat16(others)) => own.len() == others.len(),
+            (Self::Plain(own), Self::Plain(others)) => (own.dtype(), own.len()) == (others.dtype(), others.len()),
             (Self::Int8 { map, codes, scales }, Self::Int8 { map: other, codes: other_codes, scales: other_scales }) => {
                 (map, codes.len(), scales.len()) == (other, other_codes.len(), other_scales.len())
             }
@@ -112,13 +112,20 @@ impl Moment {
     /// In order, [`CHUNK`] values each.
     pub(super) fn chunks(&mut self) -> Vec<Chunk<'_>> {
         match self {
-            Self::Float32(values) => values.chunks_mut(CHUNK).map(Chunk::Float32).collect(),
-            Self::Bfloat16(values) => values.chunks_mut(CHUNK).map(Chunk::Bfloat16).collect(),
+            Self::Plain(values) => chunks(values),
             Self::Int8 { map, codes, scales } => {
                 let chunks = codes.chunks_mut(CHUNK).zip(scales.chunks_mut(CHUNK / BLOCK));
                 chunks.map(|(codes, scales)| Chunk::Int8 { map: *map, codes, scales }).collect()
             }
         }
+    }
+}
+
+/// In order, [`CHUNK`] values each.
+pub(super) fn chunks(values: &mut Values) -> Vec<Chunk<'_>> {
+    match values {
+        Values::Float32(values) => values.chunks_mut(CHUNK).map(Chunk::Float32).collect(),
+        Values::Bfloat16(values) => values.chunks_mut(CHUNK).map(Chunk::Bfloat16).collect(),
     }
 }
 
@@ -227,8 +234,8 @@ mod tests {
     #[test]
     fn small_parameters_are_remembered_in_f32() {
         for dtype in [StateDtype::Bfloat16, StateDtype::Int8] {
-            assert!(matches!(Moment::zeros(SMALL - 1, dtype, Map::Signed), Moment::Float32(_)));
-            assert!(!matches!(Moment::zeros(SMALL, dtype, Map::Signed), Moment::Float32(_)));
+            assert!(matches!(Moment::zeros(SMALL - 1, dtype, Map::Signed), Moment::Plain(Values::Float32(_))));
+            assert!(!matches!(Moment::zeros(SMALL, dtype, Map::Signed), Moment::Plain(Values::Float32(_))));
         }
     }
 

@@ -1,19 +1,22 @@
 //! Muon: momentum, then the nearest matrix whose singular values are about one.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use carryon_crds::job::StateDtype;
 use carryon_crds::pool::Dtype;
 
-use super::moment::{CHUNK, Dice, Map, Moment};
-use super::{At, Parameter};
+use super::moment::{CHUNK, Dice, Map, Moment, chunks};
+use super::{At, Parameter, WEIGHT};
 use crate::head::{Weight, transpose};
 use crate::kernel::Threads;
-use crate::kernel::cpu::{Panels, matmul};
+use crate::kernel::cpu::{Left, Panels, Part, Sink, matmul, product};
 
 const MOMENTUM: f32 = 0.95;
 const NEWTON_SCHULZ_STEPS: usize = 5;
+/// Columns of a matrix that are multiplied at the same time.
+const TILE: usize = 1024;
 const A: f32 = 3.4445;
 const B: f32 = -4.7750;
 const C: f32 = 2.0315;
@@ -38,19 +41,22 @@ impl Muon {
         work.sort_by_key(|(_, matrix)| std::cmp::Reverse(matrix.gradient.len())); // the large ones first: no thread ends with one alone
         at.threads.for_each(&mut work, |_, (momentum, Parameter { name, weight, gradient })| {
             let [rows, columns] = weight.shape[..] else { unreachable!("Muon takes matrices") };
-            let (dice, mut ahead) = (Dice::new(at.seed, at.step, name, 0), gradient.to_vec());
-            let chunks = Arc::make_mut(momentum).chunks().into_iter().zip(gradient.chunks(CHUNK)).zip(ahead.chunks_mut(CHUNK));
-            for (chunk, ((mut momentum, gradient), ahead)) in chunks.enumerate() {
+            let [dice, weights] = [0, WEIGHT].map(|which| Dice::new(at.seed, at.step, name, which));
+            let mut ahead = std::mem::take(gradient);
+            for (chunk, (mut momentum, ahead)) in Arc::make_mut(momentum).chunks().into_iter().zip(ahead.chunks_mut(CHUNK)).enumerate() {
                 momentum.with(dice, chunk * CHUNK, |momentum| {
-                    for ((m, g), ahead) in momentum.iter_mut().zip(gradient).zip(ahead) {
-                        *m = MOMENTUM * *m + g;
-                        *ahead = g + MOMENTUM * *m;
+                    for (m, g) in momentum.iter_mut().zip(ahead) {
+                        *m = MOMENTUM * *m + *g;
+                        *g += MOMENTUM * *m;
                     }
                 });
             }
             let size = (rate * (rows as f64 / columns as f64).max(1.0).sqrt()) as f32;
-            for (value, direction) in weight.values.iter_mut().zip(orthogonal(at.threads, ahead, rows, columns)) {
-                *value = keep * *value - size * direction;
+            let direction = orthogonal(at.threads, ahead, rows, columns);
+            for (chunk, (mut values, direction)) in chunks(&mut weight.values).into_iter().zip(direction.chunks(CHUNK)).enumerate() {
+                values.with(weights, chunk * CHUNK, |values| {
+                    values.iter_mut().zip(direction).for_each(|(value, direction)| *value = keep * *value - size * direction);
+                });
             }
         });
         self.momenta.extend(work.into_iter().map(|(momentum, matrix)| (matrix.name.to_owned(), momentum)));
@@ -62,20 +68,36 @@ fn orthogonal(threads: &Threads, mut x: Vec<f32>, rows: usize, columns: usize) -
     let norm = x.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt() as f32;
     x.iter_mut().for_each(|value| *value /= norm + 1e-7);
     if rows > columns {
-        let wide = iterate(threads, transpose(threads, &x, rows, columns), columns, rows);
+        let mut wide = transpose(threads, &x, rows, columns);
+        drop(x);
+        iterate(threads, &mut wide, columns, rows);
         return transpose(threads, &wide, columns, rows);
     }
-    iterate(threads, x, rows, columns)
+    iterate(threads, &mut x, rows, columns);
+    x
 }
 
-fn iterate(threads: &Threads, mut x: Vec<f32>, rows: usize, columns: usize) -> Vec<f32> {
-    let (mut a, mut square, mut product) = (vec![0.0; rows * rows], vec![0.0; rows * rows], vec![0.0; rows * columns]);
+/// In place, some columns at a time: beside `x` there are two squares and what a tile takes.
+fn iterate(threads: &Threads, x: &mut [f32], rows: usize, columns: usize) {
+    let (mut a, mut square) = (vec![0.0; rows * rows], vec![0.0; rows * rows]);
+    let tiles = || (0..columns).step_by(TILE).map(|first| first..(first + TILE).min(columns));
+    let copy = |x: &[f32], tile: &Range<usize>| x.chunks_exact(columns).flat_map(|row| &row[tile.clone()]).copied().collect::<Vec<f32>>();
     for _ in 0..NEWTON_SCHULZ_STEPS {
-        matmul(threads, &x, &Panels::pack(&x, rows, columns, Dtype::Float32), &mut a);
+        a.fill(0.0);
+        for tile in tiles() {
+            let part = copy(x, &tile);
+            let right = [Part { rows, panels: &Panels::pack(&part, rows, tile.len(), Dtype::Float32), norm: &[] }];
+            product(threads, Left::Plain(&part), &right, Sink::Add(&mut a));
+        }
         matmul(threads, &a, &Panels::pack(&a, rows, rows, Dtype::Float32), &mut square); // A is symmetric: A·Aᵀ = A²
         a.iter_mut().zip(&square).for_each(|(a, square)| *a = B * *a + C * square);
-        matmul(threads, &a, &Panels::pack_transposed(&x, rows, columns, Dtype::Float32), &mut product);
-        x.iter_mut().zip(&product).for_each(|(x, product)| *x = A * *x + product);
+        for tile in tiles() {
+            let panels = Panels::pack_transposed(&copy(x, &tile), rows, tile.len(), Dtype::Float32);
+            let mut moved = vec![0.0; rows * tile.len()];
+            matmul(threads, &a, &panels, &mut moved);
+            for (row, moved) in x.chunks_exact_mut(columns).zip(moved.chunks_exact(tile.len())) {
+                row[tile.clone()].iter_mut().zip(moved).for_each(|(x, moved)| *x = A * *x + moved);
+            }
+        }
     }
-    x
 }
