@@ -75,7 +75,7 @@ mod tests {
             ("{\"text\":\"a\0\"}", 11, "a NUL byte"),
             ("{\"text\":\"a\\ud800\"}", 17, "not JSON: unexpected end of hex escape"),
             ("{\"text\":\"a\\udc00b\"}", 16, "not JSON: lone leading surrogate in hex escape"),
-            ("{\"text\":\"a\",\"text\":\"b\"}", 19, "the member `text` comes twice"),
+            ("{\"text\":\"a\",\"text\":\"b\"}", 18, "the member `text` comes twice"),
             ("{'text': 1}", 2, "not JSON: key must be a string"),
         ] {
             let error = serde_json::from_str::<Strict>(line).map(|_| ()).unwrap_err();

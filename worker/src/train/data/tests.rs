@@ -235,7 +235,10 @@ fn every_kind_of_bad_line_is_named_or_left_out_as_the_policy_has_it() {
         assert!(error.contains(" line 2") && error.contains(expect), "{error}");
         let data = read_bytes(&content, &skip).unwrap();
         assert_eq!((data.counts.samples, data.counts.refused), (2, 1), "{expect}");
-        assert_eq!(data.counts.refusals, [error], "the report says what the failure would have said");
+        // Each time it is another temporary file.
+        let said = |text: &str| text.split_once("\" line ").unwrap().1.to_owned();
+        let named: Vec<String> = data.counts.refusals.iter().map(|refusal| said(refusal)).collect();
+        assert_eq!(named, [said(&error)], "the report says what the failure would have said");
     }
     let all: Vec<u8> = HOSTILE.iter().flat_map(|(line, _)| [line, &b"\n"[..]].concat()).collect();
     let content = [b"{\"text\":\"first\"}\n".to_vec(), all.repeat(3)].concat();
