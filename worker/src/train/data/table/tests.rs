@@ -51,7 +51,7 @@ fn a_damaged_table_is_refused_by_name_and_takes_no_more_memory_than_it_is_allowe
         let check = |bytes: &[u8]| {
             std::fs::write(&path, bytes).unwrap();
             // What is read in spite of the damage is the checks' of its lines; here it is enough that it ends.
-            match Rows::open(&path).and_then(|rows| drain(rows)) {
+            match Rows::open(&path).and_then(drain) {
                 Err(error) => assert!(error.to_string().contains("damaged\""), "{error}"),
                 Ok(rows) => assert!(rows < 1 << 20, "{rows}"),
             }
