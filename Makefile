@@ -27,6 +27,7 @@ export FUZZ_SECONDS ?= 60
 MODEL_SHA256 := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 DATA_PYTHON := $(CACHE)/venvs/data/bin/python
 TORCH_PYTHON := $(CACHE)/venvs/torch/bin/python
+DATASETS_PYTHON := $(CACHE)/venvs/datasets/bin/python
 # llama.cpp's converter to GGUF, from the source of the package that computes with such files.
 LLAMA_CPP_PYTHON := 0.3.36
 export CARRYON_LLAMA_CPP := $(CACHE)/llama.cpp-$(LLAMA_CPP_PYTHON)
@@ -98,9 +99,10 @@ test-external:
 	@trap '$(CLUSTER)/down.sh --wipe' EXIT; \
 	$(MAKE) --no-print-directory cluster-up cluster-load && CARRYON_E2E=external $(CLUSTER)/exec.sh $(MAKE) --no-print-directory cluster-e2e
 
-oracles: build $(CARRYON_MODEL) $(CARRYON_VOCABULARIES) $(QUICKSTART_DATA) $(CARRYON_LLAMA_CPP) ## Regenerate the PyTorch fixtures, compare them with the committed ones
+oracles: build $(CARRYON_MODEL) $(CARRYON_VOCABULARIES) $(QUICKSTART_DATA) $(CARRYON_LLAMA_CPP) $(DATASETS_PYTHON) ## Regenerate the PyTorch fixtures, compare them with the committed ones
 	$(TORCH_PYTHON) tests/oracles/generate.py
 	$(TORCH_PYTHON) tests/oracles/leave.py
+	$(DATASETS_PYTHON) tests/oracles/tables.py
 
 oracles-gemma: build $(TORCH_PYTHON) ## The real Gemma 3 270M against transformers, for who accepts its terms: ACCEPT_GEMMA_TERMS=yes HF_TOKEN=…
 	$(TORCH_PYTHON) tests/oracles/gemma.py $(CACHE)/models/gemma-3-270m
@@ -253,6 +255,9 @@ $(TOOLS)/cargo-nextest $(TOOLS)/cargo-deny $(TOOLS)/cargo-shear &:
 $(CUDA_PYTHON):
 	$(call say,installing the CUDA toolkit (1.2 GB))
 	@$(call venv,cuda,nvidia-cuda-nvcc==13.0.* nvidia-cuda-runtime==13.0.* nvidia-cuda-crt==13.0.* nvidia-nvvm==13.0.* nvidia-cuda-cccl==13.0.* nvidia-cuda-nvrtc==13.0.* nvidia-cublas==13.0.* nvidia-curand==10.4.*)
+
+$(DATASETS_PYTHON):
+	@$(call venv,datasets,datasets==5.2.0 pandas==3.1.1 pyarrow==26.0.1)
 
 $(TORCH_PYTHON):
 	$(call say,installing PyTorch (7 GB))

@@ -9,7 +9,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::data::{Data, DataFormat, Overlong, Split, Targets};
+pub use self::data::{Data, DataFormat, OnError, Overlong, Split, Targets};
 pub use self::status::{ArtifactStatus, AttemptResult, AttemptStatus, CarryOnJobStatus, ProgressStatus};
 pub use self::training::{Checkpoint, Evaluation, LossPlace, NormScope, Optimizer, StateDtype, Training, WeightDtype};
 use crate::common::{ClaimPath, PodTemplate, TapSelection};

@@ -25,6 +25,9 @@ pub struct Data {
     /// What happens to a longer one.
     #[serde(default)]
     pub overlong: Overlong,
+    /// What happens to a line that cannot be read. A file that is no such file at all ends the job in any case.
+    #[serde(default, skip_serializing_if = "crate::common::is_default")]
+    pub on_error: OnError,
     /// Which turns of a chat are learned; a turn with `weight` 0 never is.
     #[serde(default)]
     pub targets: Targets,
@@ -96,6 +99,16 @@ pub enum Overlong {
     Skip,
     /// The job fails and names file and line.
     Fail,
+}
+
+/// What happens to a line that cannot be read, or says nothing that could be learned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnError {
+    /// The job fails and names file and line.
+    #[default]
+    Fail,
+    /// It is left out, counted, and, of the first ones, named in the report.
+    Skip,
 }
 
 fn max_length() -> u32 {

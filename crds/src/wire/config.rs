@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::common::{TapPreset, TapSelection, Taps, is_default};
-use crate::job::{Checkpoint, DataFormat, Evaluation, HeadSpec, Overlong, Split, Targets, Task, Training};
+use crate::job::{Checkpoint, DataFormat, Evaluation, HeadSpec, OnError, Overlong, Split, Targets, Task, Training};
 use crate::pool::{Dtype, Engine};
 
 /// `carryon-worker base --config FILE --model PATH --listen ADDRESS`.
@@ -46,7 +46,10 @@ pub struct TrainConfig {
     pub max_length: u32,
     /// What happens to a longer one.
     pub overlong: Overlong,
-    /// Which turns of a chat are learned. It and the next two are left out where they are the defaults, as runs from before they were there have it.
+    /// What happens to a line that cannot be read. It and the next three are left out where they are the defaults, as runs from before they were there have it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub on_error: OnError,
+    /// Which turns of a chat are learned.
     #[serde(default, skip_serializing_if = "is_default")]
     pub targets: Targets,
     /// Whether a plain text gets an end token.

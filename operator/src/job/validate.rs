@@ -74,6 +74,7 @@ pub fn validate(job: &CarryOnJob, observed: &Observed, settings: &Settings, now:
             split: spec.data.split.clone(),
             max_length: spec.data.max_length,
             overlong: spec.data.overlong,
+            on_error: spec.data.on_error,
             targets: spec.data.targets,
             add_eos_token: spec.data.add_eos_token,
             split_special_tokens: spec.data.split_special_tokens,

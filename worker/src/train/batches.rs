@@ -1,5 +1,7 @@
 //! The order of samples: a pure function of lengths, seed and epoch, so a cursor of two numbers resumes it.
 
+use std::sync::Arc;
+
 use rand::SeedableRng as _;
 use rand::seq::SliceRandom as _;
 use rand_chacha::ChaCha8Rng;
@@ -12,7 +14,7 @@ const BUCKET: usize = 8;
 #[derive(Clone, Debug)]
 pub struct Order {
     /// Tokens of each sample.
-    pub lengths: Vec<usize>,
+    pub lengths: Arc<[u32]>,
     /// Samples of a micro-batch.
     pub batch: usize,
     /// Micro-batches of an optimizer step.
@@ -38,19 +40,18 @@ impl Order {
 
     /// The optimizer batches of `epoch` as indices of samples: shuffled, sorted by length inside buckets of 8, batches shuffled.
     /// They depend on the product of batch size and accumulation alone, so 2 × 4 sees the samples of 8 × 1.
-    pub fn epoch(&self, epoch: u64) -> Vec<Vec<usize>> {
+    pub fn epoch(&self, epoch: u64) -> Epoch {
         let optimizer_batch = self.batch * self.accumulation;
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
         random.set_stream(epoch + 1);
-        let mut indices: Vec<usize> = (0..self.lengths.len()).collect();
+        let mut indices: Vec<u32> = (0..self.lengths.len() as u32).collect();
         indices.shuffle(&mut random);
-        let mut batches: Vec<Vec<usize>> = Vec::with_capacity(indices.len().div_ceil(optimizer_batch));
         for bucket in indices.chunks_mut(optimizer_batch * BUCKET) {
-            bucket.sort_by_key(|&index| self.lengths[index]);
-            batches.extend(bucket.chunks(optimizer_batch).map(<[usize]>::to_vec));
+            bucket.sort_by_key(|&index| self.lengths[index as usize]);
         }
-        batches.shuffle(&mut random);
-        batches
+        let mut order: Vec<u32> = (0..indices.len().div_ceil(optimizer_batch) as u32).collect();
+        order.shuffle(&mut random);
+        Epoch { indices, order, batch: optimizer_batch }
     }
 
     /// The optimizer steps from `cursor` on, without end: the cursor behind each and its micro-batches.
@@ -59,12 +60,37 @@ impl Order {
         (cursor.epoch..).flat_map(move |epoch| {
             let skip = if epoch == cursor.epoch { usize::try_from(cursor.step).unwrap_or(usize::MAX) } else { 0 };
             let micro_batch = self.batch;
-            self.epoch(epoch).into_iter().enumerate().skip(skip).map(move |(index, batch)| {
-                let done = index as u64 + 1;
+            let drawn = self.epoch(epoch);
+            (skip..drawn.batches()).map(move |index| {
+                let (batch, done) = (drawn.batch(index), index as u64 + 1);
                 let behind = if done == per_epoch { Cursor { epoch: epoch + 1, step: 0 } } else { Cursor { epoch, step: done } };
                 Step { behind, micro_batches: batch.chunks(micro_batch).map(<[usize]>::to_vec).collect() }
             })
         })
+    }
+}
+
+/// One pass over the data: 4 bytes a sample and a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Epoch {
+    indices: Vec<u32>,
+    /// Which batch of `indices` is whose turn.
+    order: Vec<u32>,
+    /// Samples of an optimizer batch.
+    batch: usize,
+}
+
+impl Epoch {
+    /// How many optimizer batches there are.
+    pub fn batches(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Indices of the samples of optimizer batch `index`.
+    pub fn batch(&self, index: usize) -> Vec<usize> {
+        let start = self.order[index] as usize * self.batch;
+        let end = self.indices.len().min(start + self.batch);
+        self.indices[start..end].iter().map(|&index| index as usize).collect()
     }
 }
 
@@ -78,7 +104,7 @@ pub struct Step {
 }
 
 /// Evaluation batches: all samples, sorted by length.
-pub fn evaluation(lengths: &[usize], batch: usize) -> Vec<Vec<usize>> {
+pub fn evaluation(lengths: &[u32], batch: usize) -> Vec<Vec<usize>> {
     let mut indices: Vec<usize> = (0..lengths.len()).collect();
     indices.sort_by_key(|&index| lengths[index]);
     indices.chunks(batch).map(<[usize]>::to_vec).collect()
@@ -89,13 +115,42 @@ mod tests {
     use super::*;
 
     fn order(samples: usize, batch: usize, accumulation: usize) -> Order {
-        Order { lengths: (0..samples).map(|index| 10 + index * 7 % 31).collect(), batch, accumulation, seed: 7 }
+        Order { lengths: (0..samples as u32).map(|index| 10 + index * 7 % 31).collect(), batch, accumulation, seed: 7 }
+    }
+
+    fn all(order: &Order, epoch: u64) -> Vec<Vec<usize>> {
+        let drawn = order.epoch(epoch);
+        (0..drawn.batches()).map(|index| drawn.batch(index)).collect()
+    }
+
+    /// As it was when checkpoints were written that are still gone on from.
+    fn before(order: &Order, epoch: u64) -> Vec<Vec<usize>> {
+        let optimizer_batch = order.batch * order.accumulation;
+        let mut random = ChaCha8Rng::seed_from_u64(order.seed);
+        random.set_stream(epoch + 1);
+        let mut indices: Vec<usize> = (0..order.lengths.len()).collect();
+        indices.shuffle(&mut random);
+        let mut batches: Vec<Vec<usize>> = Vec::new();
+        for bucket in indices.chunks_mut(optimizer_batch * BUCKET) {
+            bucket.sort_by_key(|&index| order.lengths[index]);
+            batches.extend(bucket.chunks(optimizer_batch).map(<[usize]>::to_vec));
+        }
+        batches.shuffle(&mut random);
+        batches
+    }
+
+    #[test]
+    fn the_order_is_that_of_checkpoints_from_before() {
+        for (samples, batch, accumulation) in [(1, 8, 1), (101, 8, 1), (1000, 4, 3), (64, 8, 1)] {
+            let order = order(samples, batch, accumulation);
+            (0..3).for_each(|epoch| assert_eq!(all(&order, epoch), before(&order, epoch), "{samples}"));
+        }
     }
 
     #[test]
     fn every_sample_comes_once_an_epoch() {
         let order = order(101, 8, 1);
-        let mut seen: Vec<usize> = order.epoch(0).concat();
+        let mut seen: Vec<usize> = all(&order, 0).concat();
         seen.sort_unstable();
         assert_eq!(seen, (0..101).collect::<Vec<_>>());
         assert_eq!(order.steps_per_epoch(), 13);
@@ -113,10 +168,10 @@ mod tests {
     fn batches_hold_similar_lengths() {
         let order = order(512, 8, 1);
         let spread = |batch: &Vec<usize>| {
-            let lengths: Vec<usize> = batch.iter().map(|&index| order.lengths[index]).collect();
+            let lengths: Vec<u32> = batch.iter().map(|&index| order.lengths[index]).collect();
             lengths.iter().max().unwrap() - lengths.iter().min().unwrap()
         };
-        let mean = order.epoch(0).iter().map(spread).sum::<usize>() / 64;
+        let mean = all(&order, 0).iter().map(spread).sum::<u32>() / 64;
         assert!(mean <= 6, "mean spread {mean} of 31");
     }
 

@@ -100,7 +100,7 @@ pub enum DataError {
         path: PathBuf,
     },
     /// A folder is named where a file is meant.
-    #[error("data file {path:?} is a folder: name its files, or {}", path.join("*.jsonl").display())]
+    #[error("data file {path:?} is a folder, and no data set that `datasets` would find in it: name its files, or {}", path.join("*.jsonl").display())]
     Folder {
         /// The folder.
         path: PathBuf,
@@ -130,19 +130,39 @@ pub enum DataError {
         limit: u64,
     },
     /// One line is wrong.
-    #[error("{path:?} line {line}{}: {problem}", column.map(|column| format!(", column {column}")).unwrap_or_default())]
+    #[error("{path:?} {unit} {line}{}: {problem}", column.map(|column| format!(", column {column}")).unwrap_or_default())]
     Line {
         /// The file.
         path: PathBuf,
-        /// Line, from 1.
+        /// `line`, or `row` of a table.
+        unit: &'static str,
+        /// Its number, from 1.
         line: u64,
         /// Character of the line, from 1, where one is to blame.
         column: Option<u64>,
         /// What is wrong with it; names the field.
         problem: String,
+        /// Whether it is more than this line's trouble.
+        whole: bool,
+    },
+    /// A table, or a description of a data set, cannot be read.
+    #[error("data file {path:?} is damaged: {problem}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A data set's folder does not hold what is asked for.
+    #[error("data folder {path:?}: {problem}")]
+    Layout {
+        /// The folder.
+        path: PathBuf,
+        /// What is missing or contradictory.
+        problem: String,
     },
     /// Nothing to learn from.
-    #[error("data file {} holds no usable sample ({lines} lines, {skipped} left out)", names(paths))]
+    #[error("data file {} holds no usable sample ({lines} lines, {skipped} left out{})", names(paths), first.as_ref().map(|first| format!("; the first: {first}")).unwrap_or_default())]
     Empty {
         /// The files.
         paths: Vec<PathBuf>,
@@ -150,6 +170,8 @@ pub enum DataError {
         lines: u64,
         /// Lines left out by policy.
         skipped: u64,
+        /// What was wrong with the first that could not be read.
+        first: Option<String>,
     },
 }
 

@@ -10,7 +10,7 @@ use futures::StreamExt as _;
 use crate::exchange::wire::{FinishReason, GenerateEvent, GenerateRequest};
 use crate::exchange::{ClientError, Endpoint, Payload, PoolClient};
 use crate::text::Tokenizer;
-use crate::train::data::{Sample, Target};
+use crate::train::data::{Sample, Samples, Target};
 use crate::train::error::TrainError;
 use crate::train::pool::{Base, pool_error};
 use crate::train::report::Example;
@@ -26,7 +26,7 @@ const EXPIRY: Duration = Duration::from_secs(600);
 ///
 /// # Errors
 /// The pool does not answer.
-pub async fn compare(base: &Base, digest: &str, weights: &Path, samples: &[Sample]) -> Result<Vec<Example>, TrainError> {
+pub async fn compare(base: &Base, digest: &str, weights: &Path, samples: &Samples) -> Result<Vec<Example>, TrainError> {
     let client = &base.client;
     let pods = client.describe_each().await.map_err(pool_error)?;
     let alike = pods.iter().find(|(_, pod)| pod.numerics == base.description.numerics);
@@ -43,7 +43,8 @@ pub async fn compare(base: &Base, digest: &str, weights: &Path, samples: &[Sampl
         let text = base.tokenizer.decode(&ids);
         Ok::<_, ClientError>(if cut { text + " …" } else { text })
     };
-    let examples = choose(samples).into_iter().map(async |sample| {
+    let chosen = choose(samples.len()).map(|index| samples.read(index)).collect::<Result<Vec<_>, _>>()?;
+    let examples = chosen.iter().map(async |sample| {
         let answered = answered(sample);
         let (prompt, expected) = (&sample.ids[..answered.start], &sample.ids[answered.clone()]);
         let longest = LONGEST.min(base.description.limits.max_model_len.saturating_sub(answered.start as u32));
@@ -73,9 +74,9 @@ async fn generate(client: &PoolClient, endpoint: &Endpoint, request: &GenerateRe
 }
 
 /// Some samples, evenly spread over the file.
-fn choose(samples: &[Sample]) -> Vec<&Sample> {
-    let count = samples.len().min(EXAMPLES);
-    (0..count).map(|index| &samples[index * samples.len() / count]).collect()
+fn choose(samples: usize) -> impl Iterator<Item = usize> {
+    let count = samples.min(EXAMPLES);
+    (0..count).map(move |index| index * samples / count)
 }
 
 /// Where the answer is: the last turn that is learned; plain text is continued from a quarter of its length.
@@ -103,9 +104,7 @@ mod tests {
 
     #[test]
     fn examples_are_spread_over_the_file() {
-        let samples: Vec<Sample> = (0..50).map(|id| Sample { ids: vec![id, 0], target: (1..2).into() }).collect();
-        assert_eq!(choose(&samples).iter().map(|sample| sample.ids[0]).collect::<Vec<_>>(), [0, 16, 33]);
-        assert_eq!(choose(&samples[..2]).len(), 2);
-        assert!(choose(&[]).is_empty());
+        assert_eq!(choose(50).collect::<Vec<_>>(), [0, 16, 33]);
+        assert_eq!((choose(2).count(), choose(0).count()), (2, 0));
     }
 }

@@ -48,7 +48,7 @@ pub(super) fn finish(
     let mut progress = run.console.progress();
     progress.eta_seconds = Some(0);
     let message = TerminationMessage {
-        message: summary(&manifest),
+        message: summary(&manifest) + &left_out(data),
         digest: Some(artifact.digest.clone()),
         base_model_digest: Some(base.description.identity.digest()),
         progress: Some(progress),
@@ -98,6 +98,15 @@ fn write_report(
     })?;
     let path = places.report(&manifest.digest);
     crate::files::write_atomic(&path, page.as_bytes()).map_err(TrainError::file("write", path))
+}
+
+/// What nobody should have to look for in a report.
+fn left_out(data: &Data) -> String {
+    match data.train.counts.refused + data.evaluation.as_ref().map_or(0, |data| data.counts.refused) {
+        0 => String::new(),
+        1 => "; 1 line of the data was left out, see the report".to_owned(),
+        lines => format!("; {lines} lines of the data were left out, see the report"),
+    }
 }
 
 fn summary(manifest: &HeadManifest) -> String {

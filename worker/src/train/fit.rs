@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use crate::head::Weights;
 use crate::train::batches::{self, Order};
 use crate::train::checkpoint::{Best, Checkpoint, Folder, State};
-use crate::train::data::Sample;
+use crate::train::data::Samples;
 use crate::train::error::TrainError;
 use crate::train::lock::Lock;
 use crate::train::memory::Watch;
@@ -34,7 +34,7 @@ pub struct Run<S> {
     /// Hidden states of the training samples.
     pub train: Arc<S>,
     /// The held-out samples and their hidden states.
-    pub evaluation: Option<(Arc<Vec<Sample>>, Arc<S>)>,
+    pub evaluation: Option<(Arc<Samples>, Arc<S>)>,
     /// When to evaluate and to stop early.
     pub when: carryon_crds::job::Evaluation,
     /// Optimizer steps between checkpoints.
@@ -200,8 +200,7 @@ impl<S: HiddenStates> Run<S> {
     /// States or losses that do not come.
     pub fn measure(&mut self, weights: Option<&Weights>, phase: Phase) -> Result<Option<Evaluated>, TrainError> {
         let Some((samples, _)) = &self.evaluation else { return Ok(None) };
-        let lengths: Vec<usize> = samples.iter().map(|sample| sample.ids.len()).collect();
-        self.measure_batches(weights, batches::evaluation(&lengths, self.order.batch), phase)
+        self.measure_batches(weights, batches::evaluation(samples.lengths(), self.order.batch), phase)
     }
 
     fn measure_batches(
@@ -221,8 +220,7 @@ impl<S: HiddenStates> Run<S> {
     /// The untrained head must leave the loss of the shortest held-out samples as it is.
     fn compare_with_base(&mut self) -> Result<Option<()>, TrainError> {
         let Some((samples, _)) = &self.evaluation else { return Ok(Some(())) };
-        let lengths: Vec<usize> = samples.iter().map(|sample| sample.ids.len()).collect();
-        let batch: Vec<_> = batches::evaluation(&lengths, self.order.batch).into_iter().take(1).collect();
+        let batch: Vec<_> = batches::evaluation(samples.lengths(), self.order.batch).into_iter().take(1).collect();
         let weights = self.learner.weights.clone();
         let Some(base) = self.measure_batches(None, batch.clone(), Phase::Evaluating)? else { return Ok(None) };
         let Some(head) = self.measure_batches(Some(&weights), batch, Phase::Evaluating)? else { return Ok(None) };

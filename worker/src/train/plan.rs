@@ -9,7 +9,7 @@ use carryon_crds::wire::{HeadShape, ModelDescription, TrainConfig};
 
 use crate::head::{artifact, parameters};
 use crate::train::batches::Order;
-use crate::train::data::{self, DataSet, Files, Rules};
+use crate::train::data::{self, DataSet, Files, Part, Rules};
 use crate::train::error::TrainError;
 use crate::train::stop::Stop;
 
@@ -46,9 +46,9 @@ impl Inputs {
         }
         let text = std::fs::read(config).map_err(|error| unusable(error.to_string()))?;
         let config: TrainConfig = serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
-        let train = Files::find(folder, &config.split.train, stop)?;
+        let train = Files::find(folder, &config.split.train, Part::Train, stop)?;
         let held_out = Some(&config.split.evaluation).filter(|files| !files.is_empty());
-        let evaluation = held_out.map(|files| Files::find(folder, files, stop)).transpose()?;
+        let evaluation = held_out.map(|files| Files::find(folder, files, Part::Evaluation, stop)).transpose()?;
         let run = digest(&config, &train.digest, evaluation.as_ref().map(|files| files.digest.as_str()));
         Ok(Self { config, train, evaluation, run })
     }
@@ -109,6 +109,7 @@ pub fn rules<'a>(config: &'a TrainConfig, base: &'a ModelDescription, eos: Optio
         format: config.format,
         max_length: config.max_length as usize,
         overlong: config.overlong,
+        on_error: config.on_error,
         targets: config.targets,
         split_special_tokens: config.split_special_tokens,
         text_end: eos.filter(|_| config.add_eos_token),
@@ -165,7 +166,7 @@ pub fn fetched(taps: &Taps, task: Task) -> Taps {
 pub fn order(config: &TrainConfig, data: &DataSet) -> (Order, u64) {
     let training = &config.training;
     let order = Order {
-        lengths: data.lengths(),
+        lengths: data.samples.lengths().clone(),
         batch: training.per_device_train_batch_size as usize,
         accumulation: training.gradient_accumulation_steps as usize,
         seed: training.seed,
@@ -194,6 +195,7 @@ mod tests {
             split: Split { train: vec!["train.jsonl".to_owned()], evaluation: Vec::new() },
             max_length: 64,
             overlong: Default::default(),
+            on_error: Default::default(),
             targets: Default::default(),
             add_eos_token: false,
             split_special_tokens: true,

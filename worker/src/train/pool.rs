@@ -12,7 +12,7 @@ use crate::exchange::cache::SampleKey;
 use crate::exchange::wire::{ErrorCode, HiddenStatesRequest};
 use crate::exchange::{CacheError, ClientError, Endpoint, PoolClient, SequenceStates, StateCache};
 use crate::text::{ChatTemplate, Tokenizer};
-use crate::train::data::{Language, Sample};
+use crate::train::data::{Language, Sample, Samples};
 use crate::train::error::TrainError;
 use crate::train::states::{HiddenStates, MicroBatch};
 
@@ -139,27 +139,28 @@ pub struct PoolStates {
     /// Where they come from.
     pub pool: Arc<CachedPool>,
     /// The data set.
-    pub samples: Arc<Vec<Sample>>,
+    pub samples: Arc<Samples>,
 }
 
 impl HiddenStates for PoolStates {
     async fn fetch(&self, indices: Vec<usize>) -> Result<MicroBatch, TrainError> {
         let (pool, samples) = (self.pool.clone(), self.samples.clone());
-        let (mut states, indices) = blocking(move || {
-            let states: Vec<_> = indices.iter().map(|&index| pool.cached(&samples[index])).collect();
-            (states, indices)
+        let (mut states, samples) = blocking(move || {
+            let samples = indices.iter().map(|&index| samples.read(index)).collect::<Result<Vec<_>, _>>()?;
+            let states: Vec<_> = samples.iter().map(|sample| pool.cached(sample)).collect();
+            Ok::<_, TrainError>((states, samples))
         })
-        .await?;
-        let missing: Vec<usize> = (0..indices.len()).filter(|&place| states[place].is_none()).collect();
+        .await??;
+        let missing: Vec<usize> = (0..samples.len()).filter(|&place| states[place].is_none()).collect();
         if !missing.is_empty() {
-            let sequences = missing.iter().map(|&place| self.samples[indices[place]].ids.clone()).collect();
+            let sequences = missing.iter().map(|&place| samples[place].ids.clone()).collect();
             for (place, fetched) in missing.into_iter().zip(self.pool.clone().ask(sequences).await?) {
                 states[place] = Some(fetched);
             }
         }
-        let (pool, samples) = (self.pool.clone(), self.samples.clone());
+        let pool = self.pool.clone();
         blocking(move || {
-            let samples: Vec<&Sample> = indices.iter().map(|&index| &samples[index]).collect();
+            let samples: Vec<&Sample> = samples.iter().collect();
             let states: Vec<SequenceStates> = states.into_iter().flatten().collect();
             MicroBatch::pack(&samples, &states, pool.head_taps, pool.hidden_size)
         })

@@ -8,7 +8,6 @@ use carryon_crds::wire::{HeadShape, TrainConfig};
 
 use crate::exchange::{CacheError, CacheKey, StateCache};
 use crate::head::parameters;
-use crate::train::data::DataSet;
 use crate::train::error::TrainError;
 use crate::train::optim::state_bytes;
 use crate::train::output::Places;
@@ -60,7 +59,8 @@ pub(super) fn open_cache(
     let folder = places.cache();
     let taps = plan::fetched(&data.shape.taps, config.task);
     let key = CacheKey::new(&base.description, &taps);
-    let lengths = data.train.lengths().into_iter().chain(data.evaluation.iter().flat_map(DataSet::lengths));
+    let sets = [Some(&data.train), data.evaluation.as_ref()].into_iter().flatten();
+    let lengths = sets.flat_map(|data| data.samples.lengths().iter().map(|&length| length as usize));
     let needed = key.estimate(lengths);
     std::fs::create_dir_all(&folder).map_err(TrainError::file("create", &folder))?;
     let disk = rustix::fs::statvfs(&folder).map_err(|error| TrainError::file("inspect", &folder)(error.into()))?;

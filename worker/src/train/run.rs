@@ -126,7 +126,7 @@ fn train_alone(
     let began = checkpoints.began(&inputs.run, &described.identity).unwrap_or_else(|| jiff::Timestamp::now().as_millisecond());
     base.stand_still(began);
     // Nothing that an earlier run has left is touched before the data are known to be usable.
-    let data = Data::read(inputs, &base, stop, console)?;
+    let data = Data::read(inputs, &base, &places, stop, console)?;
     let checkpoint = resume(&checkpoints, inputs, &mut base, console)?;
     let mut run = prepare(
         &places,
@@ -158,20 +158,29 @@ pub(super) struct Data {
 }
 
 impl Data {
-    fn read(inputs: &Inputs, base: &Base, stop: &Stop, console: &mut Console) -> Result<Self, TrainError> {
+    fn read(inputs: &Inputs, base: &Base, places: &Places, stop: &Stop, console: &mut Console) -> Result<Self, TrainError> {
         let rules = plan::rules(&inputs.config, &base.description, base.eos_token_id())?;
         let taps = plan::taps(&inputs.config, &base.description)?;
-        let train = load(&inputs.train, "training", &rules, base, stop, console)?;
-        let evaluation = inputs.evaluation.as_ref().map(|files| load(files, "held out", &rules, base, stop, console)).transpose()?;
+        let train = load(&inputs.train, "training", &rules, base, places, stop, console)?;
+        let evaluation =
+            inputs.evaluation.as_ref().map(|files| load(files, "held out", &rules, base, places, stop, console)).transpose()?;
         let shape = plan::shape(&inputs.config, &base.description, taps, train.counts.longest)?;
         Ok(Self { train, evaluation, shape })
     }
 }
 
-fn load(files: &Files, name: &str, rules: &Rules<'_>, base: &Base, stop: &Stop, console: &mut Console) -> Result<DataSet, TrainError> {
+fn load(
+    files: &Files,
+    name: &str,
+    rules: &Rules<'_>,
+    base: &Base,
+    places: &Places,
+    stop: &Stop,
+    console: &mut Console,
+) -> Result<DataSet, TrainError> {
     let bytes = files.bytes();
     console.phase(Phase::Encoding, bytes, "bytes");
-    let data = data::load(&files.paths, rules, base.language(), &mut |read| {
+    let data = data::load(&files.paths, rules, base.language(), &places.root, &mut |read| {
         console.advance(read, bytes);
         stop.check()
     })?;
@@ -184,6 +193,9 @@ fn load(files: &Files, name: &str, rules: &Rules<'_>, base: &Base, stop: &Stop, 
         "{name}: {} samples, {} tokens, {} learned, longest {}{policy}",
         counts.samples, counts.tokens, counts.targets, counts.longest
     ));
+    if let Some(first) = counts.refusals.first() {
+        console.warn(&format!("{name}: {} lines left out that cannot be read, the first: {first}", counts.refused));
+    }
     if !counts.ignored.is_empty() {
         let members: Vec<String> = counts.ignored.iter().map(|(name, count)| format!("{name} ({count} times)")).collect();
         console.warn(&format!("{name}: members that are not used: {}", members.join(", ")));
@@ -214,7 +226,7 @@ fn prepare(
     let mut optimizers = Optimizers::new(&config.training);
     optimizers.restore(&weights, optimizer).map_err(|error| TrainError::Head(error.to_string()))?;
     let pool = Arc::new(room::open_cache(places, data, base, config, total_steps, &console)?);
-    let states = |samples: &Arc<Vec<data::Sample>>| Arc::new(PoolStates { pool: pool.clone(), samples: samples.clone() });
+    let states = |samples: &Arc<data::Samples>| Arc::new(PoolStates { pool: pool.clone(), samples: samples.clone() });
     let schedule = Schedule { warmup: config.training.warmup_steps, total: total_steps, min_ratio: config.training.min_lr_ratio };
     let evaluation = data.evaluation.as_ref().map(|data| data.samples.clone());
     Ok(Run {

@@ -3,6 +3,7 @@
 // Helpers of tests panic as tests do.
 #![allow(clippy::unwrap_used, clippy::result_large_err)]
 
+mod data;
 mod folder;
 mod found;
 mod lock;
@@ -49,6 +50,7 @@ impl Job {
             split: Split { train: vec!["train.jsonl".to_owned()], evaluation: vec!["held-out.jsonl".to_owned()] },
             max_length: 128,
             overlong: Default::default(),
+            on_error: Default::default(),
             targets: Default::default(),
             add_eos_token: false,
             split_special_tokens: true,

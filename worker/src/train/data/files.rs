@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use carryon_crds::job::Split;
 use glob::{MatchOptions, Pattern};
 
+use super::dataset::{self, Part};
 use super::lines::file_digest;
 use crate::train::error::{DataError, TrainError};
 use crate::train::stop::Stop;
@@ -26,16 +27,21 @@ pub struct Files {
 }
 
 impl Files {
-    /// Those that `named` are, names or patterns relative to `folder`: in that order, those of a pattern by their names.
+    /// Those that `named` are, names or patterns relative to `folder`: in that order, those of a pattern by their names. A folder means those of
+    /// its files that are `part`.
     ///
     /// # Errors
     /// A name that leaves the folder, a file that is missing, a pattern that fits none; the wish to stop.
-    pub fn find(folder: &Path, named: &[String], stop: &Stop) -> Result<Self, TrainError> {
+    pub fn find(folder: &Path, named: &[String], part: Part, stop: &Stop) -> Result<Self, TrainError> {
         let mut paths = Vec::new();
         for name in named {
             let path = inside(folder, name)?;
             // A file of that very name is meant by it.
-            let found = if Split::is_pattern(name) && !path.is_file() { matching(folder, name)? } else { vec![path] };
+            let found = match () {
+                () if path.is_dir() => dataset::files(&path, part)?,
+                () if Split::is_pattern(name) && !path.is_file() => matching(folder, name)?,
+                () => vec![path],
+            };
             found.into_iter().for_each(|path| {
                 if !paths.contains(&path) {
                     paths.push(path)
@@ -121,7 +127,7 @@ mod tests {
     use super::*;
 
     fn files(folder: &Path, named: &[&str]) -> Result<Files, TrainError> {
-        Files::find(folder, &named.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), &Stop::default())
+        Files::find(folder, &named.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), Part::Train, &Stop::default())
     }
 
     fn found(folder: &Path, named: &[&str]) -> Result<String, String> {
@@ -136,7 +142,7 @@ mod tests {
         fs::write(folder.path().join("a"), "a").unwrap();
         let stop = Stop::default();
         stop.set();
-        assert!(matches!(Files::find(folder.path(), &["a".to_owned()], &stop), Err(TrainError::Stopped { .. })));
+        assert!(matches!(Files::find(folder.path(), &["a".to_owned()], Part::Train, &stop), Err(TrainError::Stopped { .. })));
     }
 
     #[test]

@@ -22,8 +22,7 @@ const OTHERS: &[(&[u8], &str)] = &[
     (b"\x1f\x8b", "compressed by gzip: unpack it"),
     (b"\x28\xb5\x2f\xfd", "compressed by Zstandard: unpack it"),
     (b"PK\x03\x04", "a ZIP archive: unpack it"),
-    (b"PAR1", "a Parquet file: write it as JSON Lines"),
-    (b"ARROW1", "an Arrow file: write it as JSON Lines"),
+    (b"ARROW1", "an Arrow file: write it as Parquet"),
 ];
 
 /// The lines of one file; empty lines are passed over but counted.
@@ -54,8 +53,8 @@ impl Lines {
 
     /// An error at the line last returned.
     pub fn error(&self, problem: impl Into<Problem>) -> DataError {
-        let Problem { column, text } = problem.into();
-        DataError::Line { path: self.path.clone(), line: self.number, column, problem: text }
+        let Problem { column, text, whole } = problem.into();
+        DataError::Line { path: self.path.clone(), unit: "line", line: self.number, column, problem: text, whole }
     }
 
     /// The next line that is not blank, without its line end; None at the end of the file.
@@ -71,10 +70,12 @@ impl Lines {
             }
             let other = OTHERS.iter().find(|(start, _)| self.number == 1 && self.buffer.starts_with(start));
             if let Some((_, what)) = other {
-                return Err(self.error(format!("not JSON Lines but {what}")));
+                return Err(self.error(Problem { whole: true, ..Problem::from(format!("not JSON Lines but {what}")) }));
             }
             if read > MAX_LINE_BYTES {
-                return Err(self.error(self.too_long()));
+                let error = self.error(self.too_long());
+                self.pass_over()?;
+                return Err(error);
             }
             // A byte-order mark is what some editors put first; JSON forbids it, people do not see it.
             if self.number == 1 && self.buffer.starts_with(b"\xef\xbb\xbf") {
@@ -88,6 +89,20 @@ impl Lines {
             Ok(text) => Ok(Some(text.trim_end())),
             Err(error) => Err(self.error(format!("not UTF-8 at byte {} of the line", error.valid_up_to()))),
         }
+    }
+
+    /// Leaves the rest of a line that is too long.
+    fn pass_over(&mut self) -> Result<(), DataError> {
+        while self.buffer.last() != Some(&b'\n') {
+            self.buffer.clear();
+            let read = (&mut self.reader).take(MAX_LINE_BYTES).read_until(b'\n', &mut self.buffer);
+            let read = read.map_err(|cause| DataError::Read { path: self.path.clone(), cause })?;
+            self.bytes += read as u64;
+            if read == 0 {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Why a line may be so long.
@@ -116,7 +131,8 @@ pub fn file_digest(path: &Path, stop: &Stop) -> Result<String, TrainError> {
     }
 }
 
-fn open(path: &Path) -> Result<File, DataError> {
+/// Opens a data file; a missing or too large one is an error by name.
+pub fn open(path: &Path) -> Result<File, DataError> {
     let read = |cause| DataError::Read { path: path.to_owned(), cause };
     let file = File::open(path).map_err(|cause| match cause.kind() {
         std::io::ErrorKind::NotFound => DataError::Missing { path: path.to_owned() },
@@ -164,9 +180,12 @@ mod tests {
 
     #[test]
     fn refuses_a_line_beyond_the_bound() {
-        let file = file(&vec![b'x'; MAX_LINE_BYTES as usize + 1]);
-        let error = Lines::open(file.path()).unwrap().next_line().unwrap_err().to_string();
+        let file = file(&[&vec![b'x'; 2 * MAX_LINE_BYTES as usize + 1][..], b"\nnext"].concat());
+        let mut lines = Lines::open(file.path()).unwrap();
+        let error = lines.next_line().unwrap_err().to_string();
         assert!(error.contains("line 1: longer than 16777216 bytes"), "{error}");
+        assert_eq!(lines.next_line().unwrap(), Some("next"));
+        assert_eq!(lines.number(), 2);
     }
 
     #[test]
@@ -174,7 +193,7 @@ mod tests {
         for (content, what) in [
             (&b"\xff\xfe{\0}\0"[..], "line 1: not JSON Lines but text in UTF-16: save it as UTF-8"),
             (b"\x1f\x8b\x08\0\0", "line 1: not JSON Lines but compressed by gzip: unpack it"),
-            (b"PAR1\x15\x04\n", "line 1: not JSON Lines but a Parquet file: write it as JSON Lines"),
+            (b"ARROW1\0\0", "line 1: not JSON Lines but an Arrow file: write it as Parquet"),
         ] {
             let error = Lines::open(file(content).path()).unwrap().next_line().unwrap_err().to_string();
             assert!(error.ends_with(what), "{error}");

@@ -5,6 +5,7 @@ use minijinja::Value as Member;
 use serde_json::{Map, Value};
 
 use super::problem::{ARRAY, Problem};
+use super::strict::Strict;
 use crate::text::{Conversation, Message};
 
 /// One line of a data file.
@@ -148,7 +149,7 @@ fn object(line: &str) -> Result<Map<String, Value>, Problem> {
     if line.trim_start().starts_with('[') {
         return Err(Problem::from(ARRAY));
     }
-    match serde_json::from_str(line) {
+    match serde_json::from_str(line).map(|Strict(value)| value) {
         Ok(Value::Object(mut object)) => {
             object.retain(|_, value| !value.is_null());
             Ok(object)

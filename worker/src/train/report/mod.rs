@@ -162,7 +162,7 @@ fn confusion(report: &Report<'_>) -> Value {
 fn data_row(name: &str, counts: &Counts) -> Value {
     context! {
         name => name, samples => counts.samples, tokens => counts.tokens, targets => counts.targets, longest => counts.longest,
-        truncated => counts.truncated, left_out => counts.skipped + counts.emptied,
+        truncated => counts.truncated, left_out => counts.skipped + counts.emptied, refused => counts.refused, refusals => counts.refusals.clone(),
     }
 }
 
