@@ -44,7 +44,8 @@ use crate::wire::limits;
     validation = bound("evaluation"),
     validation = bound("trainer"),
     validation = bound("checkpoint"),
-    validation = bound("output")
+    validation = bound("output"),
+    validation = bound_if_set("stateCache")
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("self.head.width % self.head.attentionHeads == 0 && (self.head.width / self.head.attentionHeads) % 2 == 0", "head.width must be an even multiple of head.attentionHeads"))]
@@ -78,6 +79,10 @@ pub struct CarryOnJobSpec {
     pub checkpoint: Checkpoint,
     /// Where checkpoints, hidden-state cache, head and report go.
     pub output: Output,
+    /// Where hidden states are kept for all jobs that name the same place: of one base and the same texts they are asked for once. In the output,
+    /// for this job alone, when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_cache: Option<StateCache>,
     /// Checkpoint, stop and give the resources back until set to false again.
     #[serde(default)]
     pub suspend: bool,
@@ -115,7 +120,24 @@ fn bound(member: &str) -> Rule {
         .field_path(format!(".spec.{member}"))
 }
 
+/// The same for a member that may be absent.
+fn bound_if_set(member: &str) -> Rule {
+    let started = "has(oldSelf.status) && has(oldSelf.status.attempt) && oldSelf.status.attempt > 0";
+    let same = format!(
+        "has(self.spec.{member}) == has(oldSelf.spec.{member}) && (!has(self.spec.{member}) || self.spec.{member} == oldSelf.spec.{member})"
+    );
+    Rule::new(format!("!({started}) || ({same})"))
+        .message(Message::Message(format!("{member} cannot be changed once an attempt has started; create a new job")))
+        .field_path(".spec".to_owned())
+}
+
 impl CarryOnJobSpec {
+    /// The claims that it names.
+    pub fn claims(&self) -> impl Iterator<Item = &ClaimPath> {
+        let shared = self.state_cache.as_ref().and_then(StateCache::claim);
+        [self.data.source.persistent_volume_claim.as_ref(), self.output.claim(), shared].into_iter().flatten()
+    }
+
     /// The spec without what may be changed while a job runs, as the rules above have it.
     #[must_use]
     pub fn lasting(&self) -> Self {
@@ -225,6 +247,23 @@ pub struct Destination {
     /// Folder `<path>/<job>/` of a claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistent_volume_claim: Option<ClaimPath>,
+}
+
+/// A place that jobs share; exactly one member is set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.persistentVolumeClaim)", "persistentVolumeClaim must be set"))]
+pub struct StateCache {
+    /// Folder of a claim. One that pods on several nodes may write (ReadWriteMany) serves jobs that run at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<ClaimPath>,
+}
+
+impl StateCache {
+    /// The claim.
+    pub fn claim(&self) -> Option<&ClaimPath> {
+        self.persistent_volume_claim.as_ref()
+    }
 }
 
 fn six() -> i32 {

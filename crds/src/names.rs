@@ -30,6 +30,8 @@ pub const MODEL_COMMIT: &str = "CARRYON_MODEL_COMMIT";
 pub const COMMIT_KEY: &str = "commit";
 /// Mount path of a job's data.
 pub const DATA_DIR: &str = "/data";
+/// Mount path of the hidden states that jobs share.
+pub const STATE_CACHE_DIR: &str = "/state-cache";
 /// Mount path of a job's output volume.
 pub const OUTPUT_DIR: &str = "/output";
 /// `managedBy` of jobs that the operator looks after, beside those that name nobody.

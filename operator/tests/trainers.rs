@@ -281,3 +281,22 @@ fn a_job_that_is_not_to_wait_for_its_pool_waits_for_its_patience_to_end() {
     let says = "BaseModelPool default/smollm2 has been missing or not ready for 60 s, and spec.poolUnavailablePolicy is Fail";
     assert_eq!(scene.says(), format!("Stalled+Failed PoolUnavailable: {says}"));
 }
+
+#[test]
+fn a_job_that_shares_its_states_waits_for_their_claim_and_mounts_it() {
+    let claim = json!({"claimName": "states", "path": "smollm2"});
+    let mut scene = Scene::new(json!({"spec": {"stateCache": {"persistentVolumeClaim": claim}}}));
+    assert_eq!(scene.reconcile(), (None, None));
+    let says = "ClaimNotFound: PersistentVolumeClaim default/states (spec.stateCache) not found: create it";
+    assert_eq!(scene.says(), format!("Reconciling {says}"));
+    scene.observed.claims.push(serde_json::from_value(json!({"metadata": {"name": "states"}})).unwrap());
+    scene.now = 60;
+    assert_eq!(scene.reconcile(), named("quickstart-1"));
+    let attempt = serde_json::to_value(scene.observed.attempt.as_ref().unwrap()).unwrap();
+    let pod = &attempt["spec"]["template"]["spec"];
+    let volumes = pod["volumes"].as_array().unwrap();
+    let volume = volumes.iter().find(|volume| volume["name"] == "state-cache").unwrap();
+    assert_eq!(volume["persistentVolumeClaim"]["claimName"], "states");
+    let text = pod["containers"][0].to_string();
+    assert!(text.contains(r#""--state-cache","/state-cache/smollm2""#) || text.contains("--state-cache=/state-cache/smollm2"), "{text}");
+}

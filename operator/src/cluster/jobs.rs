@@ -94,10 +94,9 @@ async fn observe(job: &CarryOnJob, context: &Context) -> Result<Observed, Failur
         None => None,
     };
     let progress = of_present().find(|pod| phase(pod) == "Running" && lives(pod)).and_then(|pod| context.ask.progress(pod));
-    let named = [spec.data.source.persistent_volume_claim.as_ref(), spec.output.claim()].into_iter().flatten();
     Ok(Observed {
         pool: stores.pool(&job.pool()),
-        claims: named.filter_map(|path| stores.claims.claim(namespace, &path.claim_name)).collect(),
+        claims: spec.claims().filter_map(|path| stores.claims.claim(namespace, &path.claim_name)).collect(),
         data: data(job, namespace, context).await?,
         attempt,
         pods,

@@ -94,9 +94,7 @@ fn users_of_claim(stores: &Stores, claim: &ObjectMeta) -> Vec<(Key, Lane)> {
     let (namespace, name) = path(claim);
     let names = |path: &ClaimPath| path.claim_name == name;
     let loads = |pool: &BaseModelPool| pool.spec.model.claim().is_some_and(|(claim, _)| names(claim));
-    let trains = |job: &CarryOnJob| {
-        [job.spec.output.claim(), job.spec.data.source.persistent_volume_claim.as_ref()].into_iter().flatten().any(names)
-    };
+    let trains = |job: &CarryOnJob| job.spec.claims().any(names);
     let serves = |deployment: &CarryOnDeployment| {
         let jobs: Vec<_> = referenced_jobs(deployment).filter_map(|job| stores.jobs.get(namespace, job)).collect();
         referenced_claims(deployment, &jobs).iter().any(|claim| claim == name)

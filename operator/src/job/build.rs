@@ -66,21 +66,28 @@ fn template(job: &Validated) -> PodTemplateSpec {
         (None, map) => (MountSource::ConfigMap(map.iter().map(|map| map.name.clone()).collect()), None),
     };
     let output = MountSource::Claim(job.output.claim_name.clone());
+    let mut args = vec![
+        ("--pool", job.pool.url()),
+        ("--data", pods::inside(names::DATA_DIR, path)),
+        ("--output", pods::inside(names::OUTPUT_DIR, job.output.path.as_deref())),
+        ("--termination-log", names::TERMINATION_LOG.to_owned()),
+    ];
+    let mut mounts = vec![
+        Mount { name: "output".into(), path: names::OUTPUT_DIR.into(), source: output, read_only: false },
+        Mount { name: "data".into(), path: names::DATA_DIR.into(), source, read_only: true },
+    ];
+    if let Some(claim) = &job.state_cache {
+        args.push(("--state-cache", pods::inside(names::STATE_CACHE_DIR, claim.path.as_deref())));
+        let source = MountSource::Claim(claim.claim_name.clone());
+        mounts.push(Mount { name: "state-cache".into(), path: names::STATE_CACHE_DIR.into(), source, read_only: false });
+    }
     pods::template(&Role {
         basis: &job.basis,
         subcommand: "train",
-        args: vec![
-            ("--pool", job.pool.url()),
-            ("--data", pods::inside(names::DATA_DIR, path)),
-            ("--output", pods::inside(names::OUTPUT_DIR, job.output.path.as_deref())),
-            ("--termination-log", names::TERMINATION_LOG.to_owned()),
-        ],
+        args,
         env: Vec::new(),
         port: names::TRAINER_PORT,
-        mounts: vec![
-            Mount { name: "output".into(), path: names::OUTPUT_DIR.into(), source: output, read_only: false },
-            Mount { name: "data".into(), path: names::DATA_DIR.into(), source, read_only: true },
-        ],
+        mounts,
         before: None,
         lifetime: Lifetime::Task,
     })

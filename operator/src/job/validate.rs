@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use carryon_crds::common::{ClaimPath, DataSource};
-use carryon_crds::job::Split;
+use carryon_crds::job::{Split, StateCache};
 use carryon_crds::pool::ModelStatus;
 use carryon_crds::wire::{TapChoice, TrainConfig};
 use carryon_crds::{BaseModelPool, CarryOnJob};
@@ -43,6 +43,8 @@ pub struct Validated {
     pub data: DataSource,
     /// Claim and path of the job's own folder.
     pub output: ClaimPath,
+    /// Claim and path of the hidden states that jobs share.
+    pub state_cache: Option<ClaimPath>,
     /// Labels by which a queue such as Kueue takes charge of the attempts.
     pub queue_labels: BTreeMap<String, String>,
 }
@@ -85,6 +87,7 @@ pub fn validate(job: &CarryOnJob, observed: &Observed, settings: &Settings, now:
         pool: job.pool(),
         data: spec.data.source.clone(),
         output: output(job).ok_or_else(nowhere)?,
+        state_cache: spec.state_cache.as_ref().and_then(StateCache::claim).cloned(),
         queue_labels: job.labels().clone().into_iter().filter(|(key, _)| key.starts_with("kueue.x-k8s.io/")).collect(),
         basis: Basis::new(owner, &spec.trainer, rendering, settings),
     })
@@ -100,7 +103,11 @@ pub fn output(job: &CarryOnJob) -> Option<ClaimPath> {
 fn references(job: &CarryOnJob, observed: &Observed, owner: &Owner) -> Result<(), Refusal> {
     pool(job, observed)?;
     data(job, observed, owner)?;
-    job.spec.output.claim().map_or(Ok(()), |output| claim(output, "spec.output.destination", observed, owner))
+    let written = [
+        (job.spec.output.claim(), "spec.output.destination"),
+        (job.spec.state_cache.as_ref().and_then(StateCache::claim), "spec.stateCache"),
+    ];
+    written.into_iter().try_for_each(|(wanted, field)| wanted.map_or(Ok(()), |wanted| claim(wanted, field, observed, owner)))
 }
 
 fn pool(job: &CarryOnJob, observed: &Observed) -> Result<(), Refusal> {

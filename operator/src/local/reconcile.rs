@@ -104,10 +104,9 @@ impl World<'_> {
         let pods: Vec<Pod> = self.store.list().into_iter().filter(of_job).collect();
         let running = pods.iter().find(|pod| phase(pod) == "Running");
         let progress: Option<Progress> = running.and_then(|pod| self.ask(pod, "/progress", PROGRESS_PERIOD));
-        let claims = [spec.data.source.persistent_volume_claim.as_ref(), spec.output.claim()].into_iter().flatten();
         job::Observed {
             pool: self.shared_pool(&job.pool()),
-            claims: claims.filter_map(|path| self.store.get(space, &path.claim_name)).collect(),
+            claims: spec.claims().filter_map(|path| self.store.get(space, &path.claim_name)).collect(),
             data: spec.data.source.config_map.as_ref().and_then(|source| self.store.get(space, &source.name)),
             attempt,
             pods,

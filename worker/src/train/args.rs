@@ -18,6 +18,9 @@ pub struct TrainArgs {
     /// Folder for checkpoints, cache, head and report.
     #[arg(long)]
     pub output: PathBuf,
+    /// Folder of hidden states that jobs share; the job has its own in the output folder when absent.
+    #[arg(long)]
+    pub state_cache: Option<PathBuf>,
     /// Address of the progress endpoint.
     #[arg(long, default_value = "127.0.0.1:8081")]
     pub listen: SocketAddr,

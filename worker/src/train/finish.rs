@@ -5,11 +5,12 @@ use std::sync::Arc;
 use carryon_crds::job::Task;
 use carryon_crds::wire::{HeadManifest, TerminationMessage};
 
+use crate::train::cached::PoolStates;
 use crate::train::error::TrainError;
 use crate::train::fit::Run;
 use crate::train::output::{self, Places};
 use crate::train::plan::Inputs;
-use crate::train::pool::{Base, PoolStates};
+use crate::train::pool::Base;
 use crate::train::progress::Phase;
 use crate::train::report::{self, Example, Report};
 use crate::train::run::Data;

@@ -6,7 +6,8 @@
 
 mod args;
 pub mod batches;
-pub mod checkpoint;
+pub mod cached;
+mod checkpoint;
 pub mod data;
 pub mod endpoint;
 pub mod error;

@@ -27,6 +27,8 @@ const MARKER_FILE: &str = "finished.json";
 pub struct Places {
     /// The folder itself.
     pub root: PathBuf,
+    /// Where hidden states lie that other jobs read and write too.
+    pub shared_cache: Option<PathBuf>,
 }
 
 impl Places {

@@ -1,6 +1,8 @@
 //! Room on the output volume. Checkpoints and head come first; the cache of hidden states, which costs no more than time when it is
 //! missing, gets a share of what is left, and gives it back when what must be written finds none.
 
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use carryon_crds::job::Training;
@@ -8,11 +10,12 @@ use carryon_crds::wire::{HeadShape, TrainConfig};
 
 use crate::exchange::{CacheError, CacheKey, StateCache};
 use crate::head::parameters;
+use crate::train::cached::CachedPool;
 use crate::train::error::TrainError;
 use crate::train::optim::state_bytes;
 use crate::train::output::Places;
 use crate::train::plan;
-use crate::train::pool::{Base, CachedPool};
+use crate::train::pool::Base;
 use crate::train::progress::Console;
 use crate::train::report;
 use crate::train::run::Data;
@@ -56,18 +59,23 @@ pub(super) fn open_cache(
     steps: u64,
     console: &Console,
 ) -> Result<CachedPool, TrainError> {
-    let folder = places.cache();
+    let shared = places.shared_cache.as_ref();
+    let folder = shared.cloned().unwrap_or_else(|| places.cache());
     let taps = plan::fetched(&data.shape.taps, config.task);
     let key = CacheKey::new(&base.description, &taps);
     let sets = [Some(&data.train), data.evaluation.as_ref()].into_iter().flatten();
     let lengths = sets.flat_map(|data| data.samples.lengths().iter().map(|&length| length as usize));
     let needed = key.estimate(lengths);
     std::fs::create_dir_all(&folder).map_err(TrainError::file("create", &folder))?;
-    let disk = rustix::fs::statvfs(&folder).map_err(|error| TrainError::file("inspect", &folder)(error.into()))?;
-    let available = disk.f_bavail * disk.f_frsize + places.cache_bytes() + places.checkpoint_bytes();
+    let available = free_bytes(&places.root)? + places.cache_bytes() + places.checkpoint_bytes();
     let reserved = reserved(&data.shape, config, steps);
-    let quota = quota(available, reserved);
-    let cache = StateCache::open(&folder, key, quota).map_err(cache_error)?;
+    let quota = match shared {
+        None => quota(available, reserved),
+        // What others have written there is no longer free. Where it is another volume, nothing of a run has to fit there.
+        Some(folder) => quota(free_bytes(folder)?, if one_volume(folder, &places.root)? { reserved } else { 0 }),
+    };
+    let open = if shared.is_some() { StateCache::open_shared } else { StateCache::open };
+    let cache = open(&folder, key, quota).map_err(cache_error)?;
     console.note(&format!(
         "hidden states: {} on disk once all are cached, {} there already",
         report::bytes(needed),
@@ -77,7 +85,7 @@ pub(super) fn open_cache(
         let (reserved, available) = (report::bytes(reserved), report::bytes(available));
         console.warn(&format!("checkpoints and head may need {reserved}, the output volume has {available} for them"));
     }
-    if needed > quota {
+    if needed > quota.saturating_add(if shared.is_some() { cache.bytes() } else { 0 }) {
         console.warn(&format!("the cache may take {} of this disk: the rest is asked for in every epoch", report::bytes(quota)));
     }
     Ok(CachedPool {
@@ -89,6 +97,17 @@ pub(super) fn open_cache(
         limits: base.description.limits.clone(),
         told_full: AtomicBool::new(false),
     })
+}
+
+/// Bytes that may still be written to the volume of a folder.
+fn free_bytes(folder: &Path) -> Result<u64, TrainError> {
+    let disk = rustix::fs::statvfs(folder).map_err(|error| TrainError::file("inspect", folder)(error.into()))?;
+    Ok(disk.f_bavail * disk.f_frsize)
+}
+
+fn one_volume(first: &Path, second: &Path) -> Result<bool, TrainError> {
+    let volume = |folder: &Path| std::fs::metadata(folder).map(|metadata| metadata.dev()).map_err(TrainError::file("inspect", folder));
+    Ok(volume(first)? == volume(second)?)
 }
 
 fn cache_error(error: CacheError) -> TrainError {

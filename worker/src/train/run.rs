@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use crate::head::init;
 use crate::kernel::{Cpu, Threads};
 use crate::train::args::TrainArgs;
+use crate::train::cached::PoolStates;
 use crate::train::checkpoint::{Checkpoint, Folder, State};
 use crate::train::data::{self, DataSet, Files, Rules};
 use crate::train::endpoint;
@@ -23,7 +24,7 @@ use crate::train::metrics::Metrics;
 use crate::train::optim::Optimizers;
 use crate::train::output::{self, Places};
 use crate::train::plan::{self, Inputs};
-use crate::train::pool::{Base, PoolStates, pool_error};
+use crate::train::pool::{Base, pool_error};
 use crate::train::progress::{Console, Phase};
 use crate::train::room;
 use crate::train::schedule::Schedule;
@@ -104,7 +105,7 @@ fn train_alone(
     console: &mut Console,
     lock: &Arc<Lock>,
 ) -> Result<TerminationMessage, TrainError> {
-    let places = Places { root: args.output.clone() };
+    let places = Places { root: args.output.clone(), shared_cache: args.state_cache.clone() };
     places.remove_temporaries()?;
     let threads = Threads::new(args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)));
     console.phase(Phase::Connecting, 0, "");

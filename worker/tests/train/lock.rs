@@ -9,9 +9,9 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use std::thread;
 
 use carryon_crds::wire::{ExitCode, Progress};
-use carryon_worker::train::TrainError;
 use carryon_worker::train::lock::{LEASE_FILE, Lock, Timing};
 use carryon_worker::train::stop::Stop;
+use carryon_worker::train::{TrainArgs, TrainError};
 
 use super::toy_pool::ToyPool;
 use super::{Job, refusal};
@@ -28,13 +28,19 @@ pub struct Trainer {
 
 impl Trainer {
     pub fn start(job: &Job, pool: &ToyPool) -> Self {
-        let args = job.args(pool);
+        Self::start_with(&job.args(pool))
+    }
+
+    pub fn start_with(args: &TrainArgs) -> Self {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_carryon-worker"));
         command.args(["train", "--threads", "1", "--listen", &address.to_string(), "--pool", &args.pool[0]]);
         let files = [("--config", &args.config), ("--data", &args.data), ("--output", &args.output)];
         files.into_iter().chain([("--termination-log", args.termination_log.as_ref().unwrap())]).for_each(|(name, path)| {
             command.arg(name).arg(path);
+        });
+        args.state_cache.iter().for_each(|folder| {
+            command.arg("--state-cache").arg(folder);
         });
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = BufReader::new(child.stderr.take().unwrap()).lines();

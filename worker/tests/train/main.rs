@@ -7,6 +7,7 @@ mod data;
 mod folder;
 mod found;
 mod lock;
+mod shared;
 mod toy_pool;
 
 use std::fs;
@@ -80,6 +81,7 @@ impl Job {
             pool: vec![pool.url.clone()],
             data: self.path("data"),
             output: self.path("output"),
+            state_cache: None,
             listen: "127.0.0.1:0".parse().unwrap(),
             termination_log: Some(self.path("last-words")),
             threads: Some(1),

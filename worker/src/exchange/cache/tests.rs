@@ -1,5 +1,11 @@
-use carryon_crds::pool::Dtype;
+use std::os::unix::fs::FileExt as _;
 
+use carryon_crds::common::Taps;
+use carryon_crds::pool::Dtype;
+use carryon_crds::wire::{Identity, Numerics};
+use sha2::{Digest as _, Sha256};
+
+use super::record::HEADER_BYTES;
 use super::*;
 use crate::numbers::to_bytes;
 
@@ -207,4 +213,82 @@ fn records_are_such_as_the_version_before_reads() {
     assert_eq!((&bytes[48..56], &bytes[56..88]), (&(rows.len() as u64).to_le_bytes()[..], &Sha256::digest(&rows)[..]));
     assert_eq!(bytes[96..128], Sha256::digest(&bytes[..96])[..]);
     assert_eq!(bytes[128..][..rows.len()], rows);
+}
+
+fn open_shared(folder: &tempfile::TempDir, key: CacheKey) -> StateCache {
+    StateCache::open_shared(folder.path(), key, 1 << 20).unwrap()
+}
+
+fn turn(cache: &StateCache, number: u32) -> Turn {
+    cache.get_or_claim(&sample(number), Duration::ZERO).unwrap_err()
+}
+
+#[test]
+fn processes_of_a_shared_cache_read_each_other_s_states_and_take_turns() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (open_shared(&folder, key()), open_shared(&folder, key()));
+    let Turn::Ours(claim) = turn(&first, 0) else { panic!("nobody else has it") };
+    assert!(matches!(turn(&second, 0), Turn::Theirs) && matches!(turn(&first, 0), Turn::Theirs));
+    assert!(matches!(turn(&second, 1), Turn::Ours(_)), "each sequence has its own");
+    first.put(&sample(0), &states(200, 7.0)).unwrap();
+    drop(claim);
+    assert_eq!(second.get_or_claim(&sample(0), Duration::ZERO).unwrap(), states(200, 7.0));
+    drop((first, second));
+    let third = open_shared(&folder, key());
+    assert_eq!((third.len(), third.bytes()), (1, key().estimate([200])));
+    assert_eq!(third.get(&sample(0)).unwrap().unwrap(), states(200, 7.0));
+    let path = third.path.clone();
+    drop(third);
+    assert!(!path.exists(), "who added nothing leaves nothing");
+}
+
+#[test]
+fn claims_of_a_process_that_is_gone_or_was_waited_for_too_long_are_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (open_shared(&folder, key()), open_shared(&folder, key()));
+    let Turn::Ours(claim) = turn(&first, 0) else { panic!("nobody else has it") };
+    let Err(Turn::Ours(taken)) = second.get_or_claim(&sample(0), shared::CLAIM_PATIENCE) else { panic!("not waited for longer") };
+    drop(claim);
+    assert!(matches!(turn(&first, 0), Turn::Theirs), "a claim that was taken over is not given back by who had it");
+    drop(taken);
+    let Turn::Ours(claim) = turn(&first, 0) else { panic!("free again") };
+    first.put(&sample(5), &states(3, 0.0)).unwrap();
+    // As a kill leaves it: the claim is there, its holder's lock is not.
+    std::mem::forget(claim);
+    drop(first);
+    assert!(matches!(turn(&second, 0), Turn::Ours(_)));
+}
+
+#[test]
+fn states_of_more_taps_serve_a_sweep_over_fewer_and_never_the_other_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let wide = open_shared(&folder, key());
+    let narrow = open_shared(&folder, CacheKey { taps: Taps { layers: vec![], final_norm: true }, ..key() });
+    let Turn::Ours(claim) = turn(&wide, 0) else { panic!("nobody else has it") };
+    narrow.refresh();
+    assert!(matches!(turn(&narrow, 0), Turn::Theirs));
+    wide.put(&sample(0), &states(3, 7.0)).unwrap();
+    drop(claim);
+    let mut expected = states(3, 7.0);
+    expected.taps.remove(0);
+    assert_eq!(narrow.get_or_claim(&sample(0), Duration::ZERO).unwrap(), expected);
+    narrow.put(&sample(1), &SequenceStates { taps: vec![states(2, 0.0).taps[1].clone()], ..states(2, 0.0) }).unwrap();
+    assert!(matches!(turn(&wide, 1), Turn::Ours(_)));
+    let other = CacheKey { numerics: Numerics { kernel: "avx2_f32".to_owned(), ..key().numerics }, ..key() };
+    assert!(open_shared(&folder, other).is_empty());
+}
+
+#[test]
+fn every_cut_of_another_process_s_file_leaves_whole_records() {
+    let folder = tempfile::tempdir().unwrap();
+    let writer = open_shared(&folder, key());
+    (0..3).for_each(|number| writer.put(&sample(number), &states(100, number as f32)).unwrap());
+    let (path, length) = (writer.path.clone(), writer.bytes());
+    for cut in (0..length).rev().step_by(1777) {
+        let reader = open_shared(&folder, key());
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(cut).unwrap();
+        let whole = (cut / key().estimate([100])) as u32;
+        assert!((0..whole).all(|number| reader.get(&sample(number)).unwrap().unwrap() == states(100, number as f32)));
+        assert_eq!(open_shared(&folder, key()).len() as u32, whole);
+    }
 }

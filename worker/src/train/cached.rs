@@ -1,0 +1,193 @@
+//! A pool's hidden states through the cache.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use carryon_crds::common::Taps;
+use carryon_crds::wire::Limits;
+use futures::StreamExt as _;
+
+use crate::exchange::cache::SampleKey;
+use crate::exchange::cache::shared::{Claim, Turn};
+use crate::exchange::wire::HiddenStatesRequest;
+use crate::exchange::{CacheError, PoolClient, SequenceStates, StateCache};
+use crate::train::data::{Sample, Samples};
+use crate::train::error::TrainError;
+use crate::train::pool::pool_error;
+use crate::train::states::{HiddenStates, MicroBatch};
+
+/// First and longest pause between two looks for states that another job has asked for.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
+
+/// Hidden states of a pool's base, each sequence asked for once as far as the cache's quota allows.
+pub struct CachedPool {
+    /// Bound to the base.
+    pub client: PoolClient,
+    /// Holds what was fetched.
+    pub cache: StateCache,
+    /// What is fetched: the head's taps, and `final` behind them where the loss needs it.
+    pub taps: Taps,
+    /// How many of them the head reads.
+    pub head_taps: usize,
+    /// Width D.
+    pub hidden_size: usize,
+    /// Bounds of one request.
+    pub limits: Limits,
+    /// Whether it was said that the cache takes no more.
+    pub told_full: AtomicBool,
+}
+
+/// The states of one data set.
+pub struct PoolStates {
+    /// Where they come from.
+    pub pool: Arc<CachedPool>,
+    /// The data set.
+    pub samples: Arc<Samples>,
+}
+
+impl HiddenStates for PoolStates {
+    async fn fetch(&self, indices: Vec<usize>) -> Result<MicroBatch, TrainError> {
+        let samples = self.samples.clone();
+        let read = move || indices.into_iter().map(|index| samples.read(index)).collect::<Result<Vec<Sample>, TrainError>>();
+        let samples = blocking(read).await??;
+        let keys: Vec<SampleKey> = samples.iter().map(|sample| SampleKey::of(&sample.ids)).collect();
+        let found = self.states(&keys, &keys.iter().copied().zip(&samples).collect()).await?;
+        let pool = self.pool.clone();
+        blocking(move || {
+            let states: Vec<SequenceStates> = keys.iter().filter_map(|key| found.get(key).cloned()).collect();
+            let samples: Vec<&Sample> = samples.iter().collect();
+            MicroBatch::pack(&samples, &states, pool.head_taps, pool.hidden_size)
+        })
+        .await?
+    }
+
+    fn give_way(&self) -> bool {
+        self.pool.cache.give_way()
+    }
+}
+
+impl PoolStates {
+    /// The states of `keys`, each once; `wanted` has a sample of each. What nobody else asks the pool for is asked for; then the others are waited for, while
+    /// nothing is held that they could wait for.
+    async fn states(
+        &self,
+        keys: &[SampleKey],
+        wanted: &HashMap<SampleKey, &Sample>,
+    ) -> Result<HashMap<SampleKey, SequenceStates>, TrainError> {
+        let (mut found, mut once) = (HashMap::new(), HashSet::new());
+        let mut missing: Vec<SampleKey> = keys.iter().copied().filter(|key| once.insert(*key)).collect();
+        let (mut since, mut pause) = (Instant::now(), PAUSES.0);
+        loop {
+            let (pool, keys, waited) = (self.pool.clone(), std::mem::take(&mut missing), since.elapsed());
+            let looked = move || keys.into_iter().map(|key| (key, pool.cache.get_or_claim(&key, waited))).collect::<Vec<_>>();
+            let mut ours = Vec::new();
+            for (key, outcome) in blocking(looked).await? {
+                match outcome {
+                    Ok(states) => drop(found.insert(key, states)),
+                    Err(Turn::Ours(claim)) => ours.push((key, claim)),
+                    Err(Turn::Theirs) => missing.push(key),
+                }
+            }
+            if !ours.is_empty() {
+                let sequences = ours.iter().map(|(key, _)| wanted[key].ids.clone()).collect();
+                found.extend(self.pool.clone().ask(ours, sequences).await?);
+                (since, pause) = (Instant::now(), PAUSES.0);
+            } else if missing.is_empty() {
+                return Ok(found);
+            } else {
+                tokio::time::sleep(pause).await;
+                pause = (2 * pause).min(PAUSES.1);
+            }
+        }
+    }
+}
+
+impl CachedPool {
+    /// Asks the pool, in requests within its limits, and keeps the answers: durable before they are used, and before their claims are given back.
+    async fn ask(
+        self: Arc<Self>,
+        mut claims: Vec<(SampleKey, Claim)>,
+        sequences: Vec<Vec<u32>>,
+    ) -> Result<Vec<(SampleKey, SequenceStates)>, TrainError> {
+        let mut all = Vec::with_capacity(sequences.len());
+        for sequences in split(sequences, &self.limits) {
+            let count = sequences.len();
+            let claims: Vec<(SampleKey, Claim)> = claims.drain(..count).collect();
+            let mut stream = std::pin::pin!(self.client.hidden_states(HiddenStatesRequest { sequences, taps: self.taps.clone() }));
+            let mut answers: Vec<Option<SequenceStates>> = vec![None; count];
+            while let Some(answer) = stream.next().await {
+                let answer = answer.map_err(pool_error)?;
+                let place = answer.index;
+                answers[place] = Some(answer);
+            }
+            let answers: Vec<SequenceStates> = answers.into_iter().flatten().collect();
+            if answers.len() != count {
+                return Err(TrainError::Pool(format!("{} of {count} sequences have no hidden states", count - answers.len())));
+            }
+            let pool = self.clone();
+            all.extend(blocking(move || pool.keep(claims, answers)).await?);
+        }
+        Ok(all)
+    }
+
+    fn keep(&self, claims: Vec<(SampleKey, Claim)>, answers: Vec<SequenceStates>) -> Vec<(SampleKey, SequenceStates)> {
+        let records: Vec<_> = claims.iter().map(|(key, _)| *key).zip(&answers).collect();
+        if let Err(error) = self.cache.put_all(&records)
+            && !self.told_full.swap(true, Ordering::Relaxed)
+        {
+            let outlook =
+                if matches!(error, CacheError::Full { .. }) { "the rest is asked for in every epoch" } else { "going on without it" };
+            tracing::warn!("{error}; {outlook}");
+        }
+        claims.into_iter().map(|(key, _)| key).zip(answers).collect()
+    }
+}
+
+/// Sequences in requests that a pool accepts; one that is too long alone is left to the pool to refuse.
+fn split(sequences: Vec<Vec<u32>>, limits: &Limits) -> Vec<Vec<Vec<u32>>> {
+    let mut requests: Vec<Vec<Vec<u32>>> = Vec::new();
+    let mut tokens = 0;
+    for sequence in sequences {
+        let full = tokens + sequence.len() > limits.max_request_tokens as usize;
+        match requests.last_mut() {
+            Some(request) if !full && request.len() < limits.max_sequences as usize => {
+                tokens += sequence.len();
+                request.push(sequence);
+            }
+            _ => {
+                tokens = sequence.len();
+                requests.push(vec![sequence]);
+            }
+        }
+    }
+    requests
+}
+
+/// Runs file and number work beside the tasks that wait for the network.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, TrainError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| TrainError::Pool(format!("reading states panicked: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_stay_within_the_pool_s_limits() {
+        let limits = Limits {
+            max_model_len: 100,
+            max_sequences: 3,
+            max_request_tokens: 10,
+            max_body_bytes: 1,
+            max_num_seqs: None,
+            max_head_bytes: None,
+        };
+        let lengths = |lengths: &[usize]| -> Vec<Vec<usize>> {
+            let sequences = lengths.iter().map(|&length| vec![0; length]).collect();
+            split(sequences, &limits).iter().map(|request| request.iter().map(Vec::len).collect()).collect()
+        };
+        assert_eq!(lengths(&[4, 6, 1, 1, 1, 1, 12, 2]), [vec![4, 6], vec![1, 1, 1], vec![1], vec![12], vec![2]]);
+    }
+}
