@@ -137,7 +137,7 @@ impl Shared {
         let path = self.own.join(CLAIMS_FOLDER).join(&name);
         for _ in 0..2 {
             match File::create_new(&path) {
-                Ok(mut file) if file.write_all(self.writer.as_bytes()).is_ok() => {
+                Ok(file) if (&file).write_all(self.writer.as_bytes()).is_ok() => {
                     return Turn::Ours(Claim(Some((path, self.writer.clone()))));
                 }
                 // Full: a claim without a name would be waited for.
