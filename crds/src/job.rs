@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 
 pub use self::data::{Data, DataFormat, OnError, Overlong, Split, Targets};
 pub use self::status::{ArtifactStatus, AttemptResult, AttemptStatus, CarryOnJobStatus, ProgressStatus};
-pub use self::training::{Checkpoint, Evaluation, LossPlace, NormScope, Optimizer, StateDtype, Training, WeightDtype};
+pub use self::training::{
+    Balanced, Checkpoint, ClassWeights, Evaluation, LossPlace, NormScope, Optimizer, StateDtype, Training, WeightDtype,
+};
 use crate::common::{ClaimPath, PodTemplate, TapSelection};
 use crate::wire::limits;
 
@@ -49,8 +51,14 @@ use crate::wire::limits;
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("self.head.width % self.head.attentionHeads == 0 && (self.head.width / self.head.attentionHeads) % 2 == 0", "head.width must be an even multiple of head.attentionHeads"))]
-#[x_kube(validation = ("has(self.head.labels) == (self.task == 'Classification')", "head.labels is needed by task Classification and by no other"))]
-#[x_kube(validation = ("(self.data.format == 'Auto') || (self.data.format == 'TextLabel') == (self.task == 'Classification')", "data.format TextLabel goes with task Classification, and with no other"))]
+#[x_kube(validation = ("has(self.head.labels) == (self.task in ['Classification', 'MultiLabelClassification'])", "head.labels is needed by tasks Classification and MultiLabelClassification, and by no other"))]
+#[x_kube(validation = ("(self.data.format == 'Auto') || (self.data.format == 'TextLabel') == (self.task in ['Classification', 'MultiLabelClassification', 'Regression'])", "data.format TextLabel goes with tasks Classification, MultiLabelClassification and Regression, and with no other"))]
+#[x_kube(validation = ("(self.data.format == 'Auto') || (self.data.format == 'Preference') == (self.task == 'Reward')", "data.format Preference goes with task Reward, and with no other"))]
+#[x_kube(validation = ("(self.data.format == 'Auto') || (self.data.format == 'Pair') == (self.task == 'Embedding')", "data.format Pair goes with task Embedding, and with no other"))]
+#[x_kube(validation = ("has(self.head.dimensions) == (self.task == 'Embedding')", "head.dimensions is needed by task Embedding and by no other"))]
+#[x_kube(validation = ("!has(self.training.temperature) || self.task == 'Embedding'", "training.temperature goes with task Embedding, and with no other"))]
+#[x_kube(validation = ("self.task != 'Embedding' || self.training.perDeviceTrainBatchSize > 1", "task Embedding needs training.perDeviceTrainBatchSize of 2 or more: the others of its batch are what a text is told from"))]
+#[x_kube(validation = ("!has(self.training.classWeights) || self.task in ['Classification', 'MultiLabelClassification']", "training.classWeights goes with tasks Classification and MultiLabelClassification, and with no other"))]
 #[x_kube(validation = ("!has(self.evaluation.earlyStoppingPatience) || (has(self.data.split.evaluation) && size(self.data.split.evaluation) > 0)", "evaluation.earlyStoppingPatience needs held-out samples: set data.split.evaluation"))]
 #[x_kube(validation = ("has(self.managedBy) == has(oldSelf.managedBy) && (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)", "managedBy is immutable; create a new job"))]
 pub struct CarryOnJobSpec {
@@ -188,6 +196,26 @@ pub enum Task {
     CausalLM,
     /// One label for a text.
     Classification,
+    /// One label, several or none of a whole text, each by itself, as Hugging Face's `multi_label_classification`.
+    MultiLabelClassification,
+    /// A number for a whole text.
+    Regression,
+    /// A number for a whole text, higher for the one of two that people chose.
+    Reward,
+    /// `head.dimensions` numbers for a whole text, whose direction is near to that of texts that mean the same.
+    Embedding,
+}
+
+impl Task {
+    /// Whether the head puts out numbers for a whole text, instead of a correction of each token's prediction.
+    pub fn is_pooled(self) -> bool {
+        self != Self::CausalLM
+    }
+
+    /// Whether what it puts out has names, those of `head.labels`.
+    pub fn has_labels(self) -> bool {
+        matches!(self, Self::Classification | Self::MultiLabelClassification)
+    }
 }
 
 /// Shape of the head.
@@ -212,15 +240,19 @@ pub struct HeadSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = limits::MAX_TOKENS))]
     pub window: Option<u32>,
-    /// Label names of task Classification.
+    /// Label names of tasks Classification and MultiLabelClassification.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 2, max = limits::MAX_LABELS), inner(length(min = 1, max = 128)), extend("x-kubernetes-list-type" = "set"))]
     pub labels: Option<Vec<String>>,
+    /// Numbers of an embedding of task Embedding.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = limits::MAX_DIMENSIONS))]
+    pub dimensions: Option<u32>,
 }
 
 impl Default for HeadSpec {
     fn default() -> Self {
-        Self { width: 256, blocks: 2, attention_heads: 4, gate: false, alpha: 1.0, window: None, labels: None }
+        Self { width: 256, blocks: 2, attention_heads: 4, gate: false, alpha: 1.0, window: None, labels: None, dimensions: None }
     }
 }
 

@@ -1,7 +1,7 @@
 """Runs a Carry-On head on its base with nothing but transformers: what was trained here can leave.
 
     model = CarryOn.load("SmolLM2-135M-Instruct.Q4_1.gguf", "head.safetensors")   # or a Hugging Face folder
-    logits = model.logits([token ids])                                            # rows × vocabulary, or label scores of a classifier
+    logits = model.logits([token ids])                                            # rows × vocabulary, or, of other tasks than CausalLM, the label scores, the number, or the embedding
     print(model.generate([token ids], max_tokens=100))
 
 Mathematics: u0 = Σ_k B_k·rms(h_k); blocks of causal attention and SwiGLU; Δ = O·rms(u); g = sigmoid(G·rms(u) + b) or 1;
@@ -42,9 +42,10 @@ class CarryOn:
         layers, x = self._states(tokens)
         u = self._trunk([x if kind == "final" else layers[layer] for kind, layer in self.taps])
         weights = self.weights
-        if self.shape["task"] == "Classification":
+        if self.shape["task"] != "CausalLM":
             attention = torch.softmax(u @ weights["pooling.weight"], 0)
-            return weights["classifier.weight"] @ (attention @ u) + weights["classifier.bias"]
+            found = weights["classifier.weight"] @ (attention @ u) + weights["classifier.bias"]
+            return F.normalize(found, dim=0) if self.shape["task"] == "Embedding" else found
         delta = u @ weights["output.weight"].T
         if self.shape["gate"]:
             delta = torch.sigmoid(u @ weights["gate.weight"].T + weights["gate.bias"]) * delta

@@ -61,8 +61,12 @@ pub enum DataFormat {
     PromptCompletion,
     /// `text`: loss on all of it. It has no end token unless `addEosToken` is set.
     Text,
-    /// `text` and `label`, for task Classification.
+    /// `text` and `label`: a name for task Classification, a list of names for MultiLabelClassification, a number for Regression.
     TextLabel,
+    /// `chosen` and `rejected`, and `prompt` where they share one, for task Reward: texts or chat messages, as TRL has them.
+    Preference,
+    /// `anchor` and `positive`, a text and one that it is near to, for task Embedding, as sentence-transformers has them.
+    Pair,
     /// `input_ids` and `prompt_length`: already tokenised.
     Tokenized,
 }

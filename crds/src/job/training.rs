@@ -1,5 +1,8 @@
 //! How a job trains: when it steps, evaluates and saves.
 
+use std::collections::BTreeMap;
+
+use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +58,13 @@ pub struct Training {
     /// never gradients of all weights at once.
     #[serde(skip_serializing_if = "is_default")]
     pub max_grad_norm_scope: NormScope,
+    /// How much the samples of each label count in the loss; all alike when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class_weights: Option<ClassWeights>,
+    /// What cosines are divided by in task Embedding; 0.05 when absent. The lower, the more do the nearest texts count.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.001, max = 10.0))]
+    pub temperature: Option<f64>,
     /// Seed of initial weights and of the order of samples.
     #[schemars(range(min = 0, max = 9_007_199_254_740_991u64))]
     pub seed: u64,
@@ -80,11 +90,33 @@ impl Default for Training {
             min_lr_ratio: 0.1,
             max_grad_norm: 1.0,
             max_grad_norm_scope: NormScope::Global,
+            class_weights: None,
+            temperature: None,
             seed: 0,
             loss: LossPlace::Remote,
         }
     }
 }
+
+/// How much the samples of each label count; exactly one member is set.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.balanced) != has(self.values)", "exactly one of balanced, values must be set"))]
+#[x_kube(validation = ("!has(self.values) || self.values.all(label, self.values[label] >= 0.0 && self.values[label] <= 1000000.0)", "values must be from 0 to 1000000"))]
+pub struct ClassWeights {
+    /// From the training samples, so that all labels count alike: n / (L · n_l) of task Classification, with n samples of which n_l have label l, and
+    /// (n - n_l) / n_l of MultiLabelClassification.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balanced: Option<Balanced>,
+    /// By label, 1 for those that are not named. In MultiLabelClassification the weight is that of samples that have the label.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxProperties" = crate::wire::limits::MAX_LABELS))]
+    pub values: Option<BTreeMap<String, f64>>,
+}
+
+/// Weights that balance the labels have no settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Balanced {}
 
 /// Optimizer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

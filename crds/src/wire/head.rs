@@ -12,8 +12,10 @@
 //! | `blocks.{j}.mlp.down_proj.weight` | w × f | |
 //! | `output.weight` | D × w | CausalLM |
 //! | `gate.weight`, `gate.bias` | D × w, D | CausalLM with a gate |
-//! | `pooling.weight` | w | Classification: attention over positions |
-//! | `classifier.weight`, `classifier.bias` | L × w, L | Classification |
+//! | `pooling.weight` | w | all other tasks: attention over positions |
+//! | `classifier.weight`, `classifier.bias` | L × w, L | all other tasks; L labels, 1 of Regression and Reward, or the dimensions of an Embedding, which is then brought to length 1 |
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -57,15 +59,30 @@ pub struct HeadShape {
     pub rope_theta: f64,
     /// ε of every RMSNorm.
     pub norm_epsilon: f64,
-    /// Label names of a classifier, else empty.
+    /// Label names of a classifier of either kind, else empty.
     #[serde(default)]
     pub labels: Vec<String>,
-    /// Tokens a classifier was shown of a longer text: it is cut there before it is classified, as it was in training.
+    /// Numbers of an embedding; of no other task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dimensions: Option<u32>,
+    /// Tokens a head that is no CausalLM's was shown of a longer text: it is cut there before it is classified, as it was in training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_length: Option<u32>,
     /// Whether control tokens in the contents of a chat are text like any other, as they were in training.
     #[serde(default = "crate::common::yes", skip_serializing_if = "super::is_yes")]
     pub split_special_tokens: bool,
+}
+
+impl HeadShape {
+    /// Numbers that it puts out for a text; none of CausalLM.
+    pub fn outputs(&self) -> usize {
+        match self.task {
+            Task::CausalLM => 0,
+            Task::Classification | Task::MultiLabelClassification => self.labels.len(),
+            Task::Regression | Task::Reward => 1,
+            Task::Embedding => self.dimensions.unwrap_or(0) as usize,
+        }
+    }
 }
 
 /// 8w/3 rounded up to a multiple of 16.
@@ -124,6 +141,17 @@ pub struct Lineage {
     pub worker_version: String,
 }
 
+/// A figure and its 95 % interval.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Figure {
+    /// On all samples.
+    pub value: f64,
+    /// Lower end of the interval.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+}
+
 /// Figures of a run; losses in nats per target, absent when not finite or not measured.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
@@ -133,8 +161,13 @@ pub struct Metrics {
     pub eval_loss: Option<f64>,
     /// The base's own loss on the evaluation samples.
     pub base_eval_loss: Option<f64>,
-    /// Accuracy of a classifier on the evaluation samples.
+    /// Share of samples that a classifier gets right, all labels of them, of the evaluation samples.
     pub eval_accuracy: Option<f64>,
+    /// Figures of the head written, on the evaluation samples: `accuracy`, `macro_f1`, `roc_auc` and `ece` of classifiers, `accuracy` of a reward,
+    /// `recall_at_1`, `recall_at_5` and `recall_at_10` of an embedding, `spearman`
+    /// and `mean_squared_error` of a regression.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub evaluation: BTreeMap<String, Figure>,
     /// Seconds of training, over all attempts.
     pub train_seconds: f64,
     /// Peak anonymous memory of the trainer, bytes.

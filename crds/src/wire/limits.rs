@@ -31,6 +31,8 @@ pub const MAX_ATTENTION_HEADS: u32 = 128;
 pub const MAX_TAP_LAYERS: usize = 16;
 /// Labels of a classifier.
 pub const MAX_LABELS: usize = 1000;
+/// Numbers of an embedding.
+pub const MAX_DIMENSIONS: u32 = 4096;
 /// Scale of a head's output, in training and in a request.
 pub const MAX_ALPHA: f64 = 16.0;
 /// Parameters of a head, whatever its shape.

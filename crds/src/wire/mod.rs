@@ -11,7 +11,7 @@ pub mod progress;
 pub use config::{BaseConfig, ServeConfig, ServeHead, TapChoice, TrainConfig};
 pub use fetch::{FetchFailure, FetchReport, is_commit};
 pub use gateway::{GatewayStatus, KeyState};
-pub use head::{BaseReference, HeadManifest, HeadShape};
+pub use head::{BaseReference, Figure, HeadManifest, HeadShape};
 pub use model::{Identity, Limits, ModelDescription, Numerics};
 pub use progress::{ExitCode, Progress, TerminationMessage};
 

@@ -57,6 +57,7 @@ impl Bench {
             rope_theta: 1e4,
             norm_epsilon: 1e-5,
             labels: Vec::new(),
+            dimensions: None,
             max_length: None,
             split_special_tokens: true,
         }

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use carryon_crds::job::Task;
 use carryon_crds::wire::{HeadShape, Identity};
 
 use crate::exchange::wire::{ErrorCode, HeadStatus, WireError};
@@ -180,12 +179,13 @@ fn missing(digest: &str) -> WireError {
     WireError::new(ErrorCode::HeadMissing, format!("this pool does not hold head {digest}"))
 }
 
-/// Refuses a head of another task than the request's.
-pub fn expect_task(head: &LoadedHead, task: Task) -> Result<(), WireError> {
-    if head.shape.task == task {
+/// Refuses a head that puts out something for each token where numbers for a whole text are asked for (`pooled`), and the other way round.
+pub fn expect_task(head: &LoadedHead, pooled: bool) -> Result<(), WireError> {
+    if head.shape.task.is_pooled() == pooled {
         return Ok(());
     }
-    let message = format!("head {} was trained for {:?}, this route needs {task:?}", head.digest, head.shape.task);
+    let needed = if pooled { "another task than CausalLM" } else { "CausalLM" };
+    let message = format!("head {} was trained for {:?}, this route needs {needed}", head.digest, head.shape.task);
     Err(WireError::new(ErrorCode::InvalidRequest, message))
 }
 
@@ -194,6 +194,7 @@ mod tests {
     use super::*;
     use crate::kernel::{Cpu, Threads};
     use carryon_crds::common::Taps;
+    use carryon_crds::job::Task;
 
     fn head(digest: &str) -> LoadedHead {
         let shape = HeadShape {
@@ -208,6 +209,7 @@ mod tests {
             gate: false,
             alpha: 1.0,
             window: 64,
+            dimensions: None,
             max_length: None,
             split_special_tokens: true,
             rope_theta: 1e4,

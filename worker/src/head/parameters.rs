@@ -6,8 +6,8 @@ use carryon_crds::job::Task;
 use carryon_crds::wire::HeadShape;
 use carryon_crds::wire::head::FORMAT_VERSION;
 use carryon_crds::wire::limits::{
-    MAX_ALPHA, MAX_ATTENTION_HEADS, MAX_BLOCKS, MAX_FEED_FORWARD, MAX_HIDDEN_SIZE, MAX_LABELS, MAX_PARAMETERS, MAX_TAP_LAYERS, MAX_TOKENS,
-    MAX_WIDTH,
+    MAX_ALPHA, MAX_ATTENTION_HEADS, MAX_BLOCKS, MAX_DIMENSIONS, MAX_FEED_FORWARD, MAX_HIDDEN_SIZE, MAX_LABELS, MAX_PARAMETERS,
+    MAX_TAP_LAYERS, MAX_TOKENS, MAX_WIDTH,
 };
 
 use crate::numbers::Values;
@@ -87,9 +87,17 @@ pub fn check(shape: &HeadShape) -> Result<(), ShapeError> {
         }
     }
     match shape.task {
-        Task::CausalLM if !shape.labels.is_empty() => refuse("labels", "are for task Classification only".into())?,
-        Task::Classification if shape.gate => refuse("gate", "is for task CausalLM only".into())?,
-        Task::Classification if !(2..=MAX_LABELS).contains(&shape.labels.len()) => {
+        task if !task.has_labels() && !shape.labels.is_empty() => {
+            refuse("labels", "are for tasks Classification and MultiLabelClassification only".into())?;
+        }
+        task if (task == Task::Embedding) != shape.dimensions.is_some() => {
+            refuse("dimensions", "are for task Embedding, and needed by it".into())?
+        }
+        Task::Embedding if !shape.dimensions.is_some_and(|dimensions| (1..=MAX_DIMENSIONS).contains(&dimensions)) => {
+            refuse("dimensions", format!("are {:?}, not 1 to {MAX_DIMENSIONS}", shape.dimensions))?;
+        }
+        task if task.is_pooled() && shape.gate => refuse("gate", "is for task CausalLM only".into())?,
+        task if task.has_labels() && !(2..=MAX_LABELS).contains(&shape.labels.len()) => {
             refuse("labels", format!("are {}, not 2 to {MAX_LABELS}", shape.labels.len()))?;
         }
         _ => {}
@@ -132,10 +140,10 @@ pub fn of(shape: &HeadShape) -> BTreeMap<String, Vec<usize>> {
                 tensors.insert("gate.bias".into(), vec![d]);
             }
         }
-        Task::Classification => {
+        _ => {
             tensors.insert("pooling.weight".into(), vec![w]);
-            tensors.insert("classifier.weight".into(), vec![shape.labels.len(), w]);
-            tensors.insert("classifier.bias".into(), vec![shape.labels.len()]);
+            tensors.insert("classifier.weight".into(), vec![shape.outputs(), w]);
+            tensors.insert("classifier.bias".into(), vec![shape.outputs()]);
         }
     }
     tensors

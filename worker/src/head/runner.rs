@@ -95,7 +95,7 @@ impl<B: Backend> Runner<B> {
                     false => None,
                 },
             },
-            Task::Classification => Last::Classifier {
+            _ => Last::Classifier {
                 ones: backend.vector(&vec![1.0; shape.width as usize])?,
                 pooling: weights["pooling.weight"].values.floats().into_owned(),
                 weight: packer.matrix(&["classifier.weight"])?,

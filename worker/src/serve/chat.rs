@@ -48,6 +48,16 @@ pub(super) fn parse(asked: Asked<'_>, gateway: &Gateway) -> Result<Completion<Ch
     Completion::new(common, vec![(request, Chat { tokenizer: gateway.tokenizer.clone(), logprobs })])
 }
 
+/// Token ids of a conversation as a whole: `messages` and `tools` of a request, up to the end of the last turn.
+pub(super) fn whole(body: &[u8], parameters: &mut Parameters, gateway: &Gateway, split_special_tokens: bool) -> Result<Vec<u32>, ApiError> {
+    let without = || ApiError::request("The base model has no chat template: send input.");
+    let template = gateway.template.as_ref().ok_or_else(without)?;
+    let conversation = conversation(body, template)?;
+    parameters.take("chat_template_kwargs");
+    parameters.take("tools");
+    Ok(text::Chat::new(&gateway.tokenizer, template, &conversation, split_special_tokens)?.prompt(Ending::Closed)?)
+}
+
 /// `messages` and `tools` of a request, from its text: templates print members in the order of the client.
 fn conversation(body: &[u8], template: &ChatTemplate) -> Result<Conversation, ApiError> {
     let refusal = |place: &str, problem: &str| ApiError::parameter(place, format!("{place} {problem}."));

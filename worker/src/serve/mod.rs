@@ -12,6 +12,7 @@ mod chat;
 mod choice;
 mod classify;
 mod completions;
+mod embeddings;
 mod error;
 mod gateway;
 mod generation;

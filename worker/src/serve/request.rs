@@ -49,10 +49,15 @@ pub(super) struct Common {
 }
 
 impl Common {
-    /// Takes the common members out of a request to `model`. A classification head continues no text; its base does.
+    /// Takes the common members out of a request to `model`. A head of another task continues no text; its base does.
     pub(super) fn take(parameters: &mut Parameters, model: Model, vocab_size: u32) -> Result<Self, ApiError> {
-        if model.head.as_ref().is_some_and(|head| head.artifact.shape.task == Task::Classification) {
-            return Err(ApiError::parameter("model", "This model is a classifier: use /v1/classify."));
+        if let Some(task) = model.head.as_ref().map(|head| head.artifact.shape.task).filter(|task| task.is_pooled()) {
+            let (what, route) = match task {
+                Task::Embedding => ("embeds texts", "embeddings"),
+                task if task.has_labels() => ("is a classifier", "classify"),
+                _ => ("scores texts", "classify"),
+            };
+            return Err(ApiError::parameter("model", format!("This model {what}: use /v1/{route}.")));
         }
         let alpha = parameters.number("alpha", 0.0..=MAX_ALPHA)?;
         if model.head.is_none() && alpha.is_some() {

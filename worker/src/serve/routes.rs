@@ -21,7 +21,7 @@ use super::origins::Origins;
 use super::parameters::Parameters;
 use super::request::Asked;
 use super::respond::now;
-use super::{chat, classify, completions};
+use super::{chat, classify, completions, embeddings};
 use crate::http::Bodies;
 
 /// Bound of a request body in bytes.
@@ -83,6 +83,7 @@ pub(super) fn router(app: Arc<App>, origins: Origins) -> Router {
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/completions", post(text_completions))
         .route("/v1/classify", post(classifications))
+        .route("/v1/embeddings", post(embeddings))
         .route_layer(middleware::from_fn_with_state(app.clone(), admit));
     let probes = Router::new()
         .route("/healthz", get(async || "ok"))
@@ -144,6 +145,11 @@ async fn text_completions(State(app): State<Arc<App>>, request: Request) -> Resu
 async fn classifications(State(app): State<Arc<App>>, request: Request) -> Result<Json<Value>, ApiError> {
     let (gateway, classification) = parse(&app, request, app.models.only_head().cloned(), classify::parse).await?;
     Ok(Json(classification.answer(&gateway).await?))
+}
+
+async fn embeddings(State(app): State<Arc<App>>, request: Request) -> Result<Json<Value>, ApiError> {
+    let (gateway, embedding) = parse(&app, request, app.models.only_head().cloned(), embeddings::parse).await?;
+    Ok(Json(embedding.answer(&gateway).await?))
 }
 
 /// Reads the body and parses it where it holds up no other request: a long prompt takes a while to encode. `unnamed` is asked by a request

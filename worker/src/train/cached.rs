@@ -48,9 +48,15 @@ pub struct PoolStates {
 }
 
 impl HiddenStates for PoolStates {
-    async fn fetch(&self, indices: Vec<usize>) -> Result<MicroBatch, TrainError> {
+    async fn fetch(&self, groups: Vec<usize>) -> Result<MicroBatch, TrainError> {
         let samples = self.samples.clone();
-        let read = move || indices.into_iter().map(|index| samples.read(index)).collect::<Result<Vec<Sample>, TrainError>>();
+        let read = move || {
+            groups
+                .into_iter()
+                .flat_map(|group| samples.group(group))
+                .map(|index| samples.read(index))
+                .collect::<Result<Vec<Sample>, TrainError>>()
+        };
         let samples = blocking(read).await??;
         let keys: Vec<SampleKey> = samples.iter().map(|sample| SampleKey::of(&sample.ids)).collect();
         let found = self.states(&keys, &keys.iter().copied().zip(&samples).collect()).await?;

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use carryon_crds::job::Task;
-use carryon_crds::wire::{HeadManifest, TerminationMessage};
+use carryon_crds::wire::{Figure, HeadManifest, TerminationMessage};
 
 use crate::train::cached::PoolStates;
 use crate::train::error::TrainError;
+use crate::train::figures::Predictions;
 use crate::train::fit::Run;
+use crate::train::loss::unscale;
 use crate::train::output::{self, Places};
 use crate::train::plan::Inputs;
 use crate::train::pool::Base;
@@ -25,26 +27,32 @@ pub(super) fn finish(
     run: &mut Run<PoolStates>,
 ) -> Result<TerminationMessage, TrainError> {
     let weights = run.best.take().unwrap_or_else(|| run.learner.weights.clone());
-    let confusion = match inputs.config.task {
-        Task::Classification => match run.measure(Some(&weights), Phase::Evaluating)? {
-            Some(found) => found.confusion,
+    let predictions = match inputs.config.task.is_pooled() {
+        true => match run.measure(Some(&weights), Phase::Evaluating)? {
+            Some(found) => found.predictions,
             None if run.evaluation.is_some() => return Err(TrainError::Stopped { step: run.state.step }),
-            None => Vec::new(),
+            None => Predictions::default(),
         },
-        Task::CausalLM => Vec::new(),
+        false => Predictions::default(),
     };
+    let scale = data.train.counts.balance.scale();
+    let figures = predictions.figures(scale);
     run.console.phase(Phase::Writing, 0, "");
     // Nobody trains any more.
     drop(std::mem::take(&mut run.learner.weights));
-    let artifact = output::artifact(&data.shape, &base.description, Arc::unwrap_or_clone(weights))?;
+    let mut weights = Arc::unwrap_or_clone(weights);
+    if inputs.config.task == Task::Regression {
+        unscale(&mut weights, scale);
+    }
+    let artifact = output::artifact(&data.shape, &base.description, weights)?;
     run.state.peak_anonymous_bytes = run.memory.peak_anonymous();
     run.lock.check()?;
-    let manifest = run.written(|run| output::write(places, &artifact, &base.description, inputs, &run.state))?;
+    let manifest = run.written(|run| output::write(places, &artifact, &base.description, inputs, (&run.state, &figures)))?;
     let examples = match inputs.config.task {
         Task::CausalLM => example_answers(base, &artifact.digest, places, data, run)?,
-        Task::Classification => Vec::new(),
+        _ => Vec::new(),
     };
-    run.written(|run| write_report(places, &manifest, data, run, &examples, &confusion))?;
+    run.written(|run| write_report(places, &manifest, data, run, &examples, &predictions.confusion))?;
     run.console.phase(Phase::Done, 0, "");
     let mut progress = run.console.progress();
     progress.eta_seconds = Some(0);
@@ -113,8 +121,11 @@ fn left_out(data: &Data) -> String {
 fn summary(manifest: &HeadManifest) -> String {
     let metrics = &manifest.metrics;
     let steps = manifest.lineage.steps;
-    match (metrics.eval_loss, metrics.base_eval_loss, metrics.eval_accuracy) {
-        (Some(loss), _, Some(accuracy)) => format!("head written after {steps} steps: accuracy {accuracy:.3}, evaluation loss {loss:.4}"),
+    let first = ["accuracy", "spearman", "recall_at_1"].into_iter().find_map(|name| Some((name, metrics.evaluation.get(name)?)));
+    match (metrics.eval_loss, metrics.base_eval_loss, first) {
+        (Some(loss), _, Some((name, Figure { value, low, high }))) => {
+            format!("head written after {steps} steps: {name} {value:.3} ({low:.3} to {high:.3}), evaluation loss {loss:.4}")
+        }
         (Some(loss), Some(base), _) => format!("head written after {steps} steps: evaluation loss {loss:.4}, the base's own {base:.4}"),
         _ => format!("head written after {steps} steps"),
     }

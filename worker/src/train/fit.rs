@@ -171,7 +171,7 @@ impl<S: HiddenStates> Run<S> {
                 return Ok(None);
             }
         }
-        let (loss, accuracy) = (found.loss, found.accuracy());
+        let (loss, accuracy) = (found.loss, found.predictions.accuracy());
         self.state.evaluated = Some(self.state.step);
         self.state.eval_loss = Some(loss);
         if self.state.best.is_none_or(|best| loss < best.loss) {
@@ -200,7 +200,7 @@ impl<S: HiddenStates> Run<S> {
     /// States or losses that do not come.
     pub fn measure(&mut self, weights: Option<&Weights>, phase: Phase) -> Result<Option<Evaluated>, TrainError> {
         let Some((samples, _)) = &self.evaluation else { return Ok(None) };
-        self.measure_batches(weights, batches::evaluation(samples.lengths(), self.order.batch), phase)
+        self.measure_batches(weights, batches::evaluation(samples.group_lengths(), self.order.batch), phase)
     }
 
     fn measure_batches(
@@ -220,7 +220,7 @@ impl<S: HiddenStates> Run<S> {
     /// The untrained head must leave the loss of the shortest held-out samples as it is.
     fn compare_with_base(&mut self) -> Result<Option<()>, TrainError> {
         let Some((samples, _)) = &self.evaluation else { return Ok(Some(())) };
-        let batch: Vec<_> = batches::evaluation(samples.lengths(), self.order.batch).into_iter().take(1).collect();
+        let batch: Vec<_> = batches::evaluation(samples.group_lengths(), self.order.batch).into_iter().take(1).collect();
         let weights = self.learner.weights.clone();
         let Some(base) = self.measure_batches(None, batch.clone(), Phase::Evaluating)? else { return Ok(None) };
         let Some(head) = self.measure_batches(Some(&weights), batch, Phase::Evaluating)? else { return Ok(None) };

@@ -12,6 +12,7 @@ pub mod data;
 pub mod endpoint;
 pub mod error;
 pub mod examples;
+pub mod figures;
 mod finish;
 pub mod fit;
 pub mod lock;

@@ -17,6 +17,7 @@ use crate::head::artifact::{self, Artifact, ArtifactError, WEIGHTS_FILE};
 use crate::head::{Weights, parameters};
 use crate::train::checkpoint::State;
 use crate::train::error::TrainError;
+use crate::train::figures::Figures;
 use crate::train::plan::Inputs;
 
 /// Names the finished run.
@@ -135,7 +136,7 @@ pub fn write(
     artifact: &Artifact,
     base: &ModelDescription,
     inputs: &Inputs,
-    state: &State,
+    (state, figures): (&State, &Figures),
 ) -> Result<HeadManifest, TrainError> {
     let finite = |value: f64| value.is_finite().then_some(value);
     let manifest = HeadManifest {
@@ -160,6 +161,7 @@ pub fn write(
             eval_loss: state.best.and_then(|best| finite(best.loss)),
             base_eval_loss: state.base_eval_loss.and_then(finite),
             eval_accuracy: state.best.and_then(|best| best.accuracy),
+            evaluation: figures.clone(),
             train_seconds: state.train_seconds,
             peak_anonymous_bytes: state.peak_anonymous_bytes,
         },

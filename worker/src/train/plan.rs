@@ -101,8 +101,17 @@ pub fn rules<'a>(config: &'a TrainConfig, base: &'a ModelDescription, eos: Optio
             "training.perDeviceTrainBatchSize, training.gradientAccumulationSteps and checkpoint.saveSteps must be at least 1".to_owned(),
         );
     }
-    if config.task == Task::Classification && config.head.labels.as_ref().is_none_or(|labels| labels.len() < 2) {
-        return refuse("head.labels: task Classification needs at least two".to_owned());
+    if config.task.has_labels() && config.head.labels.as_ref().is_none_or(|labels| labels.len() < 2) {
+        return refuse(format!("head.labels: task {:?} needs at least two", config.task));
+    }
+    if config.task == Task::Embedding && training.per_device_train_batch_size < 2 {
+        return refuse("training.perDeviceTrainBatchSize: task Embedding needs 2 or more".to_owned());
+    }
+    if training.temperature.is_some_and(|temperature| config.task != Task::Embedding || !(0.001..=10.0).contains(&temperature)) {
+        return refuse("training.temperature is for task Embedding, from 0.001 to 10".to_owned());
+    }
+    if training.class_weights.is_some() && !config.task.has_labels() {
+        return refuse(format!("training.classWeights: task {:?} has no labels", config.task));
     }
     Ok(Rules {
         task: config.task,
@@ -140,7 +149,8 @@ pub fn shape(config: &TrainConfig, base: &ModelDescription, taps: Taps, longest:
         rope_theta: ROPE_THETA,
         norm_epsilon: NORM_EPSILON,
         labels: head.labels.clone().unwrap_or_default(),
-        max_length: (config.task == Task::Classification && config.overlong == Overlong::Truncate).then_some(config.max_length),
+        dimensions: head.dimensions,
+        max_length: (config.task.is_pooled() && config.overlong == Overlong::Truncate).then_some(config.max_length),
         split_special_tokens: config.split_special_tokens,
     };
     parameters::check(&shape).map_err(|error| TrainError::Configuration(format!("head.{error}")))?;
@@ -166,7 +176,7 @@ pub fn fetched(taps: &Taps, task: Task) -> Taps {
 pub fn order(config: &TrainConfig, data: &DataSet) -> (Order, u64) {
     let training = &config.training;
     let order = Order {
-        lengths: data.samples.lengths().clone(),
+        lengths: data.samples.group_lengths().clone(),
         batch: training.per_device_train_batch_size as usize,
         accumulation: training.gradient_accumulation_steps as usize,
         seed: training.seed,

@@ -18,7 +18,7 @@ use crate::train::error::TrainError;
 use crate::train::finish::finish;
 use crate::train::fit::Run;
 use crate::train::lock::{Lock, Timing};
-use crate::train::loss::{LabelLoss, LocalLoss, Loss, RemoteLoss};
+use crate::train::loss::{ContrastLoss, LabelLoss, LocalLoss, Loss, PairLoss, RemoteLoss, SetLoss, ValueLoss, weights};
 use crate::train::memory::{self, Watch};
 use crate::train::metrics::Metrics;
 use crate::train::optim::Optimizers;
@@ -237,7 +237,7 @@ fn prepare(
             optimizers,
             schedule,
             training: config.training.clone(),
-            loss: loss(inputs, base, &environment, data.shape.labels.len())?,
+            loss: loss(inputs, base, &environment, data)?,
             threads: environment.threads,
             last_norm: state.grad_norm,
         },
@@ -276,10 +276,18 @@ fn resume(checkpoints: &Folder, inputs: &Inputs, base: &mut Base, console: &mut 
     Ok(Some(checkpoint))
 }
 
-fn loss(inputs: &Inputs, base: &Base, environment: &Environment, labels: usize) -> Result<Box<dyn Loss>, TrainError> {
-    let alpha = inputs.config.head.alpha;
-    Ok(match (inputs.config.task, inputs.config.training.loss) {
-        (Task::Classification, _) => Box::new(LabelLoss { labels }),
+fn loss(inputs: &Inputs, base: &Base, environment: &Environment, data: &Data) -> Result<Box<dyn Loss>, TrainError> {
+    let (alpha, training, counts) = (inputs.config.head.alpha, &inputs.config.training, &data.train.counts);
+    let weights = |task| weights::of(training.class_weights.as_ref(), task, &data.shape.labels, counts);
+    Ok(match (inputs.config.task, training.loss) {
+        (task @ Task::Classification, _) => Box::new(LabelLoss { weights: weights(task)? }),
+        (task @ Task::MultiLabelClassification, _) => Box::new(SetLoss { weights: weights(task)? }),
+        (Task::Embedding, _) => {
+            let temperature = training.temperature.unwrap_or(ContrastLoss::TEMPERATURE);
+            Box::new(ContrastLoss { dimensions: data.shape.outputs(), temperature })
+        }
+        (Task::Reward, _) => Box::new(PairLoss),
+        (Task::Regression, _) => Box::new(ValueLoss { scale: counts.balance.scale() }),
         (Task::CausalLM, LossPlace::Remote) => Box::new(RemoteLoss {
             client: base.client.clone(),
             alpha,

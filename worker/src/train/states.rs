@@ -21,7 +21,7 @@ pub const IN_FLIGHT: usize = 2;
 
 /// Where hidden states come from.
 pub trait HiddenStates: Send + Sync + 'static {
-    /// The states of the samples with these indices, in their order, packed.
+    /// The states of the samples (or groups of samples) with these indices, in their order, packed.
     fn fetch(&self, samples: Vec<usize>) -> impl Future<Output = Result<MicroBatch, TrainError>> + Send;
 
     /// Gives back the room on disk that states take, for what must be written; false when they take none.
@@ -39,10 +39,71 @@ pub struct MicroBatch {
     pub x: Bytes,
     /// Width D.
     pub hidden_size: usize,
-    /// Token each row predicts, or the label of each sample.
-    pub targets: Vec<u32>,
+    /// What the head's output is measured by.
+    pub targets: Wanted,
     /// Tokens of all samples.
     pub tokens: usize,
+}
+
+/// What the outputs for some samples are measured by.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Wanted {
+    /// Token that each row predicts, or the label of each sample.
+    Indices(Vec<u32>),
+    /// Labels of each sample, ascending.
+    Sets(Vec<Vec<u32>>),
+    /// Number of each sample.
+    Values(Vec<f64>),
+    /// That texts of a group compare as they should, of so many groups.
+    Groups(usize),
+}
+
+impl Wanted {
+    /// Of `samples`, which are all of one kind.
+    fn of(samples: &[&Sample]) -> Self {
+        let targets = || samples.iter().map(|sample| &sample.target);
+        match targets().next() {
+            Some(Target::Labels(_)) => Self::Sets(
+                targets().filter_map(|target| if let Target::Labels(labels) = target { Some(labels.clone()) } else { None }).collect(),
+            ),
+            Some(Target::Value(_)) => {
+                Self::Values(targets().filter_map(|target| if let Target::Value(value) = target { Some(*value) } else { None }).collect())
+            }
+            Some(Target::Part(_)) => Self::Groups(targets().filter(|target| **target == Target::Part(0)).count()),
+            _ => Self::Indices(samples.iter().flat_map(|sample| sample.wanted()).collect()),
+        }
+    }
+
+    /// How many losses there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Indices(indices) => indices.len(),
+            Self::Sets(sets) => sets.len(),
+            Self::Values(values) => values.len(),
+            Self::Groups(groups) => *groups,
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Tokens, or one label of each sample; none where something else is wanted.
+    pub fn indices(&self) -> &[u32] {
+        if let Self::Indices(indices) = self { indices } else { &[] }
+    }
+
+    /// Takes what is wanted of further samples, which are of the same kind.
+    pub fn extend(&mut self, more: &Self) {
+        match (self, more) {
+            (Self::Indices(indices), Self::Indices(more)) => indices.extend(more),
+            (Self::Sets(sets), Self::Sets(more)) => sets.extend(more.iter().cloned()),
+            (Self::Values(values), Self::Values(more)) => values.extend(more),
+            (Self::Groups(groups), Self::Groups(more)) => *groups += more,
+            _ => {}
+        }
+    }
 }
 
 impl MicroBatch {
@@ -61,9 +122,8 @@ impl MicroBatch {
             }
         }
         let taps = (0..head_taps).map(|tap| states.iter().map(|states| states.taps[tap].clone()).collect()).collect();
-        let (mut learned, mut x, mut targets, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        let (mut learned, mut x, mut first) = (Vec::new(), Vec::new(), 0);
         for ((sample, states), length) in samples.iter().zip(states).zip(&lengths) {
-            targets.extend(sample.wanted());
             if let (Target::Tokens(_), Some(last)) = (&sample.target, states.taps.last()) {
                 for range in sample.rows() {
                     x.extend_from_slice(&last[range.start * row_bytes..range.end * row_bytes]);
@@ -72,7 +132,8 @@ impl MicroBatch {
             }
             first += length;
         }
-        Ok(Self { packed: PackedBatch { taps, dtype, lengths, rows: learned }, x: x.into(), hidden_size, targets, tokens: rows })
+        let packed = PackedBatch { taps, dtype, lengths, rows: learned };
+        Ok(Self { packed, x: x.into(), hidden_size, targets: Wanted::of(samples), tokens: rows })
     }
 }
 
@@ -134,7 +195,7 @@ mod tests {
         let batch = MicroBatch::pack(&[&first, &second], &[states(3, 0.0, 2), states(2, 50.0, 2)], 2, 2).unwrap();
         let numbers = |values: &[f32]| to_bytes(values, Dtype::Float32);
         assert_eq!(batch.packed.taps[0], [numbers(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), numbers(&[50.0, 51.0, 52.0, 53.0])]);
-        assert_eq!((batch.packed.rows.as_slice(), batch.targets.as_slice()), (&[0, 1, 3][..], &[2, 3, 5][..]));
+        assert_eq!((batch.packed.rows.as_slice(), batch.targets.indices()), (&[0, 1, 3][..], &[2, 3, 5][..]));
         let mut x = [0.0; 6];
         from_bytes(&batch.x, Dtype::Float32, &mut x);
         assert_eq!(x, [100.0, 101.0, 102.0, 103.0, 150.0, 151.0]);

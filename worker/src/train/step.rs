@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use carryon_crds::job::{NormScope, Task, Training};
+use carryon_crds::job::{NormScope, Training};
 use carryon_crds::wire::HeadShape;
 
 use crate::head::pass::{Forward, Keep, Pass, PassError, Saved};
 use crate::head::{Gradients, Weight, Weights};
 use crate::kernel::Threads;
 use crate::train::error::TrainError;
+use crate::train::figures::Predictions;
 use crate::train::loss::{Loss, Measured};
 use crate::train::optim::{Optimizers, accumulate, clip_norm, norm, scale, shrink};
 use crate::train::schedule::Schedule;
@@ -55,17 +56,8 @@ pub struct StepFigures {
 pub struct Evaluated {
     /// Mean over the targets, nats.
     pub loss: f64,
-    /// Classification: samples by label (row) and prediction (column).
-    pub confusion: Vec<Vec<u64>>,
-}
-
-impl Evaluated {
-    /// Share of samples a classifier gets right.
-    pub fn accuracy(&self) -> Option<f64> {
-        let all: u64 = self.confusion.iter().flatten().sum();
-        let right: u64 = self.confusion.iter().enumerate().map(|(label, row)| row[label]).sum();
-        (all > 0).then(|| right as f64 / all as f64)
-    }
+    /// What the head put out, where that is measured by more than its loss.
+    pub predictions: Predictions,
 }
 
 impl Learner {
@@ -163,23 +155,20 @@ impl Learner {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Option<Evaluated>, TrainError> {
         let pass = Pass::new(&self.shape, self.threads.clone()).map_err(pass_error)?;
-        let labels = self.shape.labels.len();
-        let (mut sum, mut targets, mut confusion) = (0.0, 0, vec![vec![0; labels]; labels]);
+        let (mut sum, mut targets, mut predictions) = (0.0, 0, Predictions::new(&self.shape));
         for done in 0..batches {
             let Some(batch) = feed.receive()? else { return Ok(None) };
             let output = weights.map(|weights| pass.forward(weights, &batch.packed, Keep::Nothing)).transpose().map_err(pass_error)?;
             let output = output.map(|forward| forward.output);
             let Some(measured) = self.loss.measure(&batch, output.as_deref(), false)? else { return Ok(None) };
-            if let (Task::Classification, Some(logits)) = (self.shape.task, &output) {
-                for (row, &label) in logits.chunks_exact(labels).zip(&batch.targets) {
-                    confusion[label as usize][highest(row)] += 1;
-                }
+            if let Some(output) = &output {
+                predictions.add(output, &batch.targets);
             }
             sum += total(&measured);
             targets += batch.targets.len();
             progress(done as u64 + 1);
         }
-        Ok(Some(Evaluated { loss: sum / targets as f64, confusion }))
+        Ok(Some(Evaluated { loss: sum / targets as f64, predictions }))
     }
 }
 
@@ -190,10 +179,6 @@ fn total(measured: &Measured) -> f64 {
 
 fn finite(what: &'static str, step: u64, value: f64) -> Result<f64, TrainError> {
     if value.is_finite() { Ok(value) } else { Err(TrainError::NotFinite { what, step: step + 1, value }) }
-}
-
-fn highest(row: &[f32]) -> usize {
-    (0..row.len()).rev().max_by(|&left, &right| row[left].total_cmp(&row[right])).unwrap_or(0)
 }
 
 fn pass_error(error: PassError) -> TrainError {

@@ -284,7 +284,8 @@ async fn refusals_are_named() {
         ("/v1/completions", json!({"model": "maths", "prompt": "a", "suffix": "b"}), 400, json!("suffix"), json!(null)),
         ("/v1/chat/completions", json!([]), 400, json!(null), json!(null)),
         ("/v1/classify", json!({"input": "a"}), 400, json!("model"), json!(null)),
-        ("/v1/embeddings", json!({}), 404, json!(null), json!("unknown_url")),
+        ("/v1/embeddings", json!({}), 400, json!("model"), json!(null)),
+        ("/v1/responses", json!({}), 404, json!(null), json!("unknown_url")),
         ("/v1/models", json!({}), 405, json!(null), json!("unknown_url")),
         ("/v1/completions", json!({"model": "maths", "prompt": "a".repeat(5 << 20)}), 413, json!(null), json!(null)),
     ] {

@@ -34,6 +34,7 @@ fn head(model: &ModelDescription, task: Task, seed: u64) -> Artifact {
         gate: false,
         alpha: 1.0,
         window: 128,
+        dimensions: None,
         max_length: None,
         split_special_tokens: true,
         rope_theta: 1e4,

@@ -156,6 +156,7 @@ impl Pool {
             gate: task == Task::CausalLM,
             alpha: 0.75,
             window: 24,
+            dimensions: None,
             max_length: None,
             split_special_tokens: true,
             rope_theta: 1e4,

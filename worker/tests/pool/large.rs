@@ -35,6 +35,7 @@ async fn a_head_of_a_billion_parameters_is_pushed_and_served_without_needless_co
         gate: false,
         alpha: 1.0,
         window: 24,
+        dimensions: None,
         max_length: None,
         split_special_tokens: true,
         rope_theta: 1e4,

@@ -10,7 +10,6 @@ use axum::extract::{Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
-use carryon_crds::job::Task;
 use futures::{StreamExt as _, stream};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -61,7 +60,7 @@ fn sequence(
         // Even where α = 0 bypasses it: a missing head is said so whatever α is.
         Some(digest) => {
             let head = ready.registry.get(digest, Instant::now())?;
-            expect_task(&head, Task::CausalLM)?;
+            expect_task(&head, false)?;
             let alpha = request.alpha.unwrap_or(head.shape.alpha);
             (alpha != 0.0).then(|| HeadUse::new(head, alpha))
         }
@@ -104,7 +103,7 @@ pub(super) async fn classify(State(pool): State<Arc<Pool>>, request: Request) ->
     check::sequences(&request.sequences, &ready.description)?;
     let permit = Arc::new(ready.device.serving_places(request.sequences.len())?);
     let head = ready.registry.get(&request.head, Instant::now())?;
-    expect_task(&head, Task::Classification)?;
+    expect_task(&head, true)?;
     let (scores, mut received) = unbounded_channel();
     let mut collected: Vec<Vec<f32>> = vec![Vec::new(); request.sequences.len()];
     let sequences = request.sequences.into_iter().enumerate().map(|(place, tokens)| {

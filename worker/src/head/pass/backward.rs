@@ -24,7 +24,7 @@ impl Pass {
         let mut way = Back { pass: self, weights, take };
         let mut du = match self.shape.task {
             Task::CausalLM => way.delta(batch, &u, tiles, by_output),
-            Task::Classification => way.class_logits(batch, &u, by_output),
+            _ => way.class_logits(batch, &u, by_output),
         };
         drop(u);
         for index in (0..self.shape.blocks).rev() {

@@ -73,7 +73,7 @@ pub struct Pass {
 
 /// What a forward pass gives.
 pub struct Forward {
-    /// Row-major. CausalLM: `g ⊙ Δ` without α of the rows that carry a target, `[batch.rows, D]`. Classification: logits, `[sequences, labels]`.
+    /// Row-major. CausalLM: `g ⊙ Δ` without α of the rows that carry a target, `[batch.rows, D]`. All others: logits, `[sequences, outputs]`.
     pub output: Vec<f32>,
     /// For [`Pass::backward`]; none with [`Keep::Nothing`].
     pub saved: Option<Saved>,
@@ -130,7 +130,7 @@ impl Pass {
         };
         let output = match self.shape.task {
             Task::CausalLM => self.delta(weights, &self.normed_targets(batch, &u), keep_tile),
-            Task::Classification => self.class_logits(weights, batch, &u),
+            _ => self.class_logits(weights, batch, &u),
         };
         Ok(Forward { output, saved: (keep != Keep::Nothing).then_some(Saved { blocks, u, tiles }) })
     }

@@ -1,9 +1,10 @@
 //! From what a line says to tokens.
 
-use super::record::Record;
+use super::label;
+use super::record::{Record, Said};
 use super::sample::{self, Sample, Target};
 use super::{Counts, Language, Rules};
-use crate::text::{Chat, ChatTemplate, Conversation, Lesson, TextError};
+use crate::text::{Chat, ChatTemplate, Conversation, Ending, Lesson, TextError};
 
 /// Most names of members that nobody reads; the rest are counted together.
 pub const MAX_IGNORED: usize = 16;
@@ -19,13 +20,16 @@ pub fn samples(record: Record, rules: &Rules<'_>, language: Language<'_>, counts
             sample::from_prompt_length(ids, 0).map_err(|problem| format!("field `text`: {problem}"))?
         }
         Record::Labelled { text, label } => {
-            let known = rules.labels.iter().position(|name| *name == label);
-            let label = known.ok_or_else(|| format!("field `label` is {label:?}, head.labels has {}", rules.labels.join(", ")))?;
+            let target = label::target(label, rules)?;
             let ids = language.tokenizer.encode(&text, true).map_err(said)?;
             match ids.is_empty() {
                 true => return Err("field `text` has no tokens".to_owned()),
-                false => Sample { ids, target: Target::Label(label as u32) },
+                false => Sample { ids, target },
             }
+        }
+        Record::Compared(texts) => {
+            let part = |(said, part): (Said, u32)| Ok(Sample { ids: whole(said, rules, language, counts)?, target: Target::Part(part) });
+            return texts.into_iter().zip(0..).map(part).collect();
         }
         Record::Chat(mut conversation, targets) => {
             let template = language.template.ok_or("the base has no chat template: use `text` or `input_ids`")?;
@@ -36,6 +40,23 @@ pub fn samples(record: Record, rules: &Rules<'_>, language: Language<'_>, counts
         }
     };
     Ok(vec![sample])
+}
+
+/// Token ids of what is judged as a whole.
+fn whole(said: Said, rules: &Rules<'_>, language: Language<'_>, counts: &mut Counts) -> Result<Vec<u32>, String> {
+    let ids = match said {
+        Said::Text(text) => language.tokenizer.encode(&text, true),
+        Said::Chat(mut conversation) => {
+            let template = language.template.ok_or("the base has no chat template: use texts")?;
+            leave_out(&mut conversation, template, counts)?;
+            let chat = Chat::new(language.tokenizer, template, &conversation, rules.split_special_tokens);
+            chat.and_then(|mut chat| chat.prompt(Ending::Closed))
+        }
+    };
+    match ids.map_err(|error| error.to_string())? {
+        ids if ids.is_empty() => Err("one of the texts has no tokens".to_owned()),
+        ids => Ok(ids),
+    }
 }
 
 /// Takes out what the template does not look at, and counts it. What it would be wrong to learn without is refused.

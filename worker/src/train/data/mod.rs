@@ -1,9 +1,12 @@
 //! Data sets: JSON Lines and tables to token samples, with every refusal naming file and line.
 
+mod balance;
 mod dataset;
 mod encode;
 mod files;
+mod label;
 mod lines;
+mod preference;
 mod problem;
 mod record;
 mod rows;
@@ -19,6 +22,7 @@ use std::sync::Arc;
 use carryon_crds::job::{DataFormat, OnError, Overlong, Targets, Task};
 use serde::{Deserialize, Serialize};
 
+pub use balance::Balance;
 pub use dataset::Part;
 pub use files::Files;
 pub use lines::{MAX_FILE_BYTES, MAX_LINE_BYTES};
@@ -69,12 +73,12 @@ pub struct Rules<'a> {
     pub vocab_size: u32,
     /// Tokens that end an answer.
     pub end_tokens: &'a [u32],
-    /// Label names of task Classification.
+    /// Label names of tasks that have them.
     pub labels: &'a [String],
 }
 
 /// What was read.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Counts {
     /// Samples kept.
     pub samples: u64,
@@ -99,6 +103,9 @@ pub struct Counts {
     /// Members of lines and turns that nobody reads, and how often they came.
     #[serde(default)]
     pub ignored: BTreeMap<String, u64>,
+    /// How labels are spread over the samples kept.
+    #[serde(default)]
+    pub balance: Balance,
 }
 
 /// The samples of a split.
@@ -130,7 +137,8 @@ pub fn load(
                 Err(error) => Err(error),
             };
             match read {
-                Ok(samples) => samples.into_iter().try_for_each(|fitted| data.keep(fitted))?,
+                Ok(samples) if group_of(rules.task) == 1 => samples.into_iter().try_for_each(|fitted| data.keep(fitted))?,
+                Ok(group) => data.keep_group(group)?,
                 Err(error) => data.counts.refuse(error, rules.on_error)?,
             }
             if rows.number().is_multiple_of(64) {
@@ -146,7 +154,7 @@ pub fn load(
             let (skipped, first) = (skipped + emptied + refused, refusals.first().cloned());
             Err(DataError::Empty { paths: paths.to_owned(), lines: count, skipped, first }.into())
         }
-        _ => Ok(DataSet { samples: Arc::new(data.samples.finish()?), counts: data.counts }),
+        _ => Ok(DataSet { samples: Arc::new(data.samples.finish(group_of(rules.task))?), counts: data.counts }),
     }
 }
 
@@ -179,6 +187,21 @@ impl Reader {
         fitted.map_err(|text| Problem { whole: true, ..Problem::from(text) })
     }
 
+    /// Keeps the samples of a group, unless the policy has left one of them out, or the cut all that is different about them.
+    fn keep_group(&mut self, group: Vec<Fitted>) -> Result<(), TrainError> {
+        let ids = |fitted: &Fitted| match fitted {
+            Fitted::Whole(sample) | Fitted::Cut(sample) => sample.ids.clone(),
+            Fitted::Skipped | Fitted::Emptied => Vec::new(),
+        };
+        if group.contains(&Fitted::Skipped) {
+            self.keep(Fitted::Skipped)
+        } else if group.windows(2).any(|pair| ids(&pair[0]) == ids(&pair[1])) {
+            self.keep(Fitted::Emptied)
+        } else {
+            group.into_iter().try_for_each(|fitted| self.keep(fitted))
+        }
+    }
+
     /// Keeps a sample, unless the policy has left it out.
     fn keep(&mut self, fitted: Fitted) -> Result<(), TrainError> {
         let sample = match fitted {
@@ -196,10 +219,11 @@ impl Reader {
                 return Ok(());
             }
         };
-        self.counts.samples += 1;
+        self.counts.samples += u64::from(!matches!(sample.target, Target::Part(1..)));
         self.counts.tokens += sample.ids.len() as u64;
         self.counts.targets += sample.targets() as u64;
         self.counts.longest = self.counts.longest.max(sample.ids.len() as u64);
+        self.counts.balance.count(&sample.target);
         self.samples.push(&sample)
     }
 }
@@ -218,15 +242,28 @@ impl Counts {
     }
 }
 
-/// Labels are for classifiers, and classifiers need labels.
+/// Labels are for whole texts, and tasks of whole texts need labels.
 pub fn check_task(format: DataFormat, task: Task) -> Result<(), String> {
     match (format, task) {
         (DataFormat::TextLabel, Task::CausalLM) => {
-            Err("`text` and `label` are data of task Classification; the task is CausalLM".to_owned())
+            Err("`text` and `label` are data of tasks Classification, MultiLabelClassification and Regression; the task is CausalLM"
+                .to_owned())
         }
-        (DataFormat::TextLabel | DataFormat::Auto, Task::Classification) | (_, Task::CausalLM) => Ok(()),
-        (_, Task::Classification) => Err("task Classification needs `text` and `label`".to_owned()),
+        (DataFormat::Preference, Task::CausalLM) => Err("`chosen` and `rejected` are data of task Reward; the task is CausalLM".to_owned()),
+        (DataFormat::Pair, Task::CausalLM) => Err("`anchor` and `positive` are data of task Embedding; the task is CausalLM".to_owned()),
+        (DataFormat::Auto, _) | (_, Task::CausalLM) | (DataFormat::Preference, Task::Reward) | (DataFormat::Pair, Task::Embedding) => {
+            Ok(())
+        }
+        (_, Task::Embedding) => Err("task Embedding needs `anchor` and `positive`".to_owned()),
+        (_, Task::Reward) => Err("task Reward needs `chosen` and `rejected`".to_owned()),
+        (DataFormat::TextLabel, _) => Ok(()),
+        _ => Err(format!("task {task:?} needs `text` and `label`")),
     }
+}
+
+/// Samples that are compared with each other.
+fn group_of(task: Task) -> usize {
+    if matches!(task, Task::Reward | Task::Embedding) { 2 } else { 1 }
 }
 
 fn check_ids(sample: &Sample, vocab_size: u32) -> Result<(), String> {

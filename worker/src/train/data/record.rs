@@ -4,6 +4,7 @@ use carryon_crds::job::{DataFormat, Targets};
 use minijinja::Value as Member;
 use serde_json::{Map, Value};
 
+use super::preference;
 use super::problem::{ARRAY, Problem};
 use super::strict::Strict;
 use crate::text::{Conversation, Message};
@@ -15,13 +16,15 @@ pub enum Record {
     Chat(Conversation, Vec<usize>),
     /// Plain text, all of it learned.
     Text(String),
-    /// A text and the name of its label.
+    /// A text and its label.
     Labelled {
         /// The text.
         text: String,
-        /// Label as written.
-        label: String,
+        /// Label as written: a name, a list of names, or a number.
+        label: Value,
     },
+    /// Texts or conversations that are compared with each other.
+    Compared(Vec<Said>),
     /// Token ids; those from `prompt_length` on are learned.
     Tokens {
         /// Token ids.
@@ -31,6 +34,15 @@ pub enum Record {
     },
 }
 
+/// What is judged as a whole.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Said {
+    /// A text.
+    Text(String),
+    /// A conversation, up to the end of its last turn.
+    Chat(Conversation),
+}
+
 /// The format of a line, by its fields. Never `Auto`.
 pub fn detect(line: &str) -> Result<DataFormat, Problem> {
     let object = object(line)?;
@@ -38,11 +50,13 @@ pub fn detect(line: &str) -> Result<DataFormat, Problem> {
     match () {
         () if has("messages") => Ok(DataFormat::Chat),
         () if has("prompt") && has("completion") => Ok(DataFormat::PromptCompletion),
+        () if has("chosen") && has("rejected") => Ok(DataFormat::Preference),
+        () if has("anchor") && has("positive") => Ok(DataFormat::Pair),
         () if has("input_ids") => Ok(DataFormat::Tokenized),
         () if has("text") && has("label") => Ok(DataFormat::TextLabel),
         () if has("text") => Ok(DataFormat::Text),
         () => Err(Problem::from(format!(
-            "format not recognised: needs `messages`, `prompt` and `completion`, `text`, `text` and `label`, or `input_ids` and `prompt_length`; has {}",
+            "format not recognised: needs `messages`, `prompt` and `completion`, `text`, `text` and `label`, `chosen` and `rejected`, `anchor` and `positive`, or `input_ids` and `prompt_length`; has {}",
             fields(&object)
         ))),
     }
@@ -69,13 +83,12 @@ pub fn parse(line: &str, format: DataFormat, targets: Targets) -> Result<(Record
         DataFormat::Text => Record::Text(string(take(&mut object, "text")?, "text")?),
         DataFormat::TextLabel => {
             let text = string(take(&mut object, "text")?, "text")?;
-            let label = match take(&mut object, "label")? {
-                Value::String(label) => label,
-                Value::Number(label) => label.to_string(),
-                Value::Bool(label) => label.to_string(),
-                other => return Err(Problem::from(format!("field `label` is {}, not a string", kind(&other)))),
-            };
-            Record::Labelled { text, label }
+            Record::Labelled { text, label: take(&mut object, "label")? }
+        }
+        DataFormat::Preference => preference::record(&mut object)?,
+        DataFormat::Pair => {
+            let texts = ["anchor", "positive"].map(|field| Ok(Said::Text(string(take(&mut object, field)?, field)?)));
+            Record::Compared(texts.into_iter().collect::<Result<_, String>>()?)
         }
         DataFormat::Tokenized => tokens(&mut object)?,
     };
@@ -159,11 +172,11 @@ fn object(line: &str) -> Result<Map<String, Value>, Problem> {
     }
 }
 
-fn take(object: &mut Map<String, Value>, field: &str) -> Result<Value, String> {
+pub fn take(object: &mut Map<String, Value>, field: &str) -> Result<Value, String> {
     object.remove(field).ok_or_else(|| format!("field `{field}` is missing"))
 }
 
-fn string(value: Value, field: &str) -> Result<String, String> {
+pub fn string(value: Value, field: &str) -> Result<String, String> {
     match value {
         Value::String(text) if text.is_empty() => Err(format!("field `{field}` is empty")),
         Value::String(text) => Ok(text),
@@ -178,7 +191,7 @@ fn fields(object: &Map<String, Value>) -> String {
     }
 }
 
-fn kind(value: &Value) -> &'static str {
+pub fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -215,6 +228,8 @@ mod tests {
             (r#"{"prompt":"p","completion":"c"}"#, DataFormat::PromptCompletion),
             (r#"{"text":"t"}"#, DataFormat::Text),
             (r#"{"text":"t","label":"l"}"#, DataFormat::TextLabel),
+            (r#"{"anchor":"a","positive":"p"}"#, DataFormat::Pair),
+            (r#"{"prompt":"p","chosen":"c","rejected":"r"}"#, DataFormat::Preference),
             (r#"{"input_ids":[1],"prompt_length":0}"#, DataFormat::Tokenized),
             (r#"{"messages":null,"prompt":null,"text":"hello","label":null}"#, DataFormat::Text),
             (r#"{"messages":null,"prompt":"p","completion":"c","text":null}"#, DataFormat::PromptCompletion),

@@ -5,12 +5,18 @@ use std::ops::Range;
 use carryon_crds::job::Overlong;
 
 /// What a sample teaches.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Target {
     /// Positions of `ids` that are predicted, each from the position before it: ascending, none empty, none with the first.
     Tokens(Vec<Range<usize>>),
     /// Index of the label.
     Label(u32),
+    /// Indices of all labels, ascending.
+    Labels(Vec<u32>),
+    /// A number.
+    Value(f64),
+    /// Nothing by itself: this is number so much of a group of texts that are compared.
+    Part(u32),
 }
 
 impl From<Range<usize>> for Target {
@@ -20,7 +26,7 @@ impl From<Range<usize>> for Target {
 }
 
 /// One sample.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
     /// Token ids, at least one.
     pub ids: Vec<u32>,
@@ -29,27 +35,29 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// Number of predictions: learned tokens, or one label.
+    /// Number of predictions: learned tokens, or one for a whole text or group of them.
     pub fn targets(&self) -> usize {
         match &self.target {
             Target::Tokens(ranges) => ranges.iter().map(Range::len).sum(),
-            Target::Label(_) => 1,
+            Target::Part(part) => usize::from(*part == 0),
+            _ => 1,
         }
     }
 
-    /// Rows of the hidden states whose output is used: the position before each learned token, or all for a label.
+    /// Rows of the hidden states whose output is used: the position before each learned token, or all where a whole text is judged.
     pub fn rows(&self) -> Vec<Range<usize>> {
         match &self.target {
             Target::Tokens(ranges) => ranges.iter().map(|range| range.start - 1..range.end - 1).collect(),
-            Target::Label(_) => std::iter::once(0..self.ids.len()).collect(),
+            _ => std::iter::once(0..self.ids.len()).collect(),
         }
     }
 
-    /// Ids (or the label's index) that the rows are to predict.
+    /// Ids (or the one label's index) that the rows are to predict.
     pub fn wanted(&self) -> Vec<u32> {
         match &self.target {
             Target::Tokens(ranges) => ranges.iter().flat_map(|range| &self.ids[range.clone()]).copied().collect(),
             Target::Label(label) => vec![*label],
+            Target::Labels(_) | Target::Value(_) | Target::Part(_) => Vec::new(),
         }
     }
 }
@@ -64,7 +72,7 @@ pub fn from_prompt_length(ids: Vec<u32>, prompt_length: usize) -> Result<Sample,
 }
 
 /// What became of a sample that was checked against the longest length.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Fitted {
     /// Short enough as it is.
     Whole(Sample),

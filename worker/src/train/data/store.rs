@@ -9,8 +9,11 @@ use std::sync::Arc;
 use super::sample::{Sample, Target};
 use crate::train::error::TrainError;
 
-/// Stands where others have the number of ranges that are learned: what follows is a label.
+/// Stands where others have the number of ranges that are learned: what follows is a label, several, a number, or a place in a group.
 const LABEL: u32 = u32::MAX;
+const LABELS: u32 = u32::MAX - 1;
+const VALUE: u32 = u32::MAX - 2;
+const PART: u32 = u32::MAX - 3;
 /// Bytes of a number in the file.
 const WORD: usize = 4;
 
@@ -22,6 +25,10 @@ pub struct Samples {
     /// Where each ends in the file, bytes.
     ends: Vec<u64>,
     lengths: Arc<[u32]>,
+    /// Samples that are compared with each other.
+    group: usize,
+    /// Tokens of each group.
+    group_lengths: Arc<[u32]>,
 }
 
 impl Samples {
@@ -40,6 +47,16 @@ impl Samples {
         &self.lengths
     }
 
+    /// Tokens of each group of samples that are compared with each other, which are learned together: of each sample, where none is.
+    pub fn group_lengths(&self) -> &Arc<[u32]> {
+        &self.group_lengths
+    }
+
+    /// Numbers of the samples of group number `group`.
+    pub fn group(&self, group: usize) -> std::ops::Range<usize> {
+        group * self.group..(group + 1) * self.group
+    }
+
     /// Sample number `index`, which must be below [`Self::len`]. Waits for the disk.
     ///
     /// # Errors
@@ -53,6 +70,12 @@ impl Samples {
         let ids: Vec<u32> = words.by_ref().take(self.lengths[index] as usize).collect();
         let target = match words.next() {
             Some(LABEL) => Target::Label(words.next().unwrap_or_default()),
+            Some(LABELS) => Target::Labels(words.collect()),
+            Some(PART) => Target::Part(words.next().unwrap_or_default()),
+            Some(VALUE) => {
+                let [low, high] = [words.next(), words.next()].map(|word| u64::from(word.unwrap_or_default()));
+                Target::Value(f64::from_bits(low | high << 32))
+            }
             _ => {
                 let ends: Vec<usize> = words.map(|word| word as usize).collect();
                 Target::Tokens(ends.as_chunks::<2>().0.iter().map(|[start, end]| *start..*end).collect())
@@ -96,6 +119,9 @@ impl Writer {
         let mut words = sample.ids.clone();
         match &sample.target {
             Target::Label(label) => words.extend([LABEL, *label]),
+            Target::Labels(labels) => words.extend(std::iter::once(LABELS).chain(labels.iter().copied())),
+            Target::Part(part) => words.extend([PART, *part]),
+            Target::Value(value) => words.extend([VALUE, value.to_bits() as u32, (value.to_bits() >> 32) as u32]),
             Target::Tokens(ranges) => {
                 words.push(word(ranges.len())?);
                 for range in ranges {
@@ -109,15 +135,20 @@ impl Writer {
         Ok(())
     }
 
-    /// What was written, to be read.
+    /// What was written, to be read, in groups of `group` samples.
     ///
     /// # Errors
     /// There is no room for the last of it.
-    pub fn finish(self) -> Result<Samples, TrainError> {
+    pub fn finish(self, group: usize) -> Result<Samples, TrainError> {
         let Self { file, folder, mut ends, lengths } = self;
         let file = file.into_inner().map_err(|error| TrainError::file("write samples in", &folder)(error.into_error()))?;
         ends.shrink_to_fit();
-        Ok(Samples { file, folder, ends, lengths: lengths.into() })
+        let lengths: Arc<[u32]> = lengths.into();
+        let group_lengths = match group {
+            1 => lengths.clone(),
+            _ => lengths.chunks(group).map(|lengths| lengths.iter().sum()).collect(),
+        };
+        Ok(Samples { file, folder, ends, lengths, group, group_lengths })
     }
 }
 
@@ -126,18 +157,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn samples_that_are_compared_are_learned_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = Writer::new(folder.path()).unwrap();
+        for (part, length) in [(0, 2), (1, 5), (0, 3), (1, 1)] {
+            writer.push(&Sample { ids: vec![7; length], target: Target::Part(part) }).unwrap();
+        }
+        let read = writer.finish(2).unwrap();
+        assert_eq!((read.group_lengths().as_ref(), read.group(1)), (&[7, 4][..], 2..4));
+        assert_eq!(read.read(3).unwrap().target, Target::Part(1));
+    }
+
+    #[test]
     fn samples_are_read_as_they_were_written_in_any_order() {
         let folder = tempfile::tempdir().unwrap();
         let samples = [
             Sample { ids: vec![1, 2, u32::MAX, 4, 5], target: Target::Tokens(vec![1..2, 3..5]) },
             Sample { ids: vec![7], target: Target::Label(3) },
+            Sample { ids: vec![7, 8], target: Target::Labels(vec![0, 5]) },
+            Sample { ids: vec![9], target: Target::Labels(vec![]) },
+            Sample { ids: vec![9], target: Target::Value(-3.1) },
             Sample { ids: (0..70_000).collect(), target: (1..70_000).into() },
         ];
         let mut writer = Writer::new(&folder.path().join("new")).unwrap();
         samples.iter().for_each(|sample| writer.push(sample).unwrap());
-        let read = writer.finish().unwrap();
-        assert_eq!((read.len(), read.lengths().as_ref()), (3, &[5, 1, 70_000][..]));
-        for index in [2, 0, 1, 0] {
+        let read = writer.finish(1).unwrap();
+        assert_eq!((read.len(), read.lengths().as_ref()), (6, &[5, 1, 2, 1, 1, 70_000][..]));
+        for index in [5, 0, 1, 0, 4, 3, 2] {
             assert_eq!(read.read(index).unwrap(), samples[index]);
         }
         assert_eq!(std::fs::read_dir(folder.path().join("new")).unwrap().count(), 0, "no file has a name");

@@ -268,7 +268,23 @@ fn what_is_wrong_with_more_than_a_line_is_never_left_out() {
     assert!(
         refusal(long.as_bytes(), &Rules { overlong: Overlong::Fail, ..skip }).ends_with("line 1: 100 tokens, more than data.maxLength 64")
     );
-    assert!(refusal(b"{\"text\":\"a\",\"label\":\"b\"}\n", &skip).contains("data of task Classification"));
+    assert!(refusal(b"{\"text\":\"a\",\"label\":\"b\"}\n", &skip).contains("data of tasks Classification"));
     let nothing = refusal(b"{\"text\":\"\"}\nno\n", &skip);
     assert!(nothing.contains("(2 lines, 2 left out; the first: ") && nothing.contains("line 1: "), "{nothing}");
+}
+
+#[test]
+fn a_pair_is_two_samples_and_is_left_out_as_one() {
+    let line = |chosen: &str, rejected: &str| format!("{{\"chosen\":\"{chosen}\",\"rejected\":\"{rejected}\"}}\n");
+    let long = "a ".repeat(60);
+    let rules = Rules { max_length: 20, overlong: Overlong::Skip, ..rules(Task::Reward, &[]) };
+    let data = read(&(line("good", "bad") + &line(&long, "bad") + &line("bad", &long) + &line("ok", "no")), &rules).unwrap();
+    let parts: Vec<Target> = samples(&data).into_iter().map(|sample| sample.target).collect();
+    assert_eq!(parts, [Target::Part(0), Target::Part(1), Target::Part(0), Target::Part(1)]);
+    assert_eq!((data.counts.samples, data.counts.skipped, data.counts.targets, data.samples.group_lengths().len()), (2, 2, 2, 2));
+    let cut = Rules { max_length: 3, overlong: Overlong::Truncate, ..rules };
+    let data = read(&(line("a b c good", "a b c bad") + &line("good", "bad")), &cut).unwrap();
+    assert_eq!((data.counts.samples, data.counts.emptied), (1, 1), "no difference is left");
+    let error = read("{\"text\":\"buy\"}\n", &rules).unwrap_err().to_string();
+    assert!(error.ends_with("line 1: task Reward needs `chosen` and `rejected`"), "{error}");
 }

@@ -2,6 +2,7 @@
 
 mod chart;
 
+use carryon_crds::job::Task;
 use carryon_crds::wire::HeadManifest;
 use minijinja::{Environment, Value, context};
 
@@ -12,6 +13,19 @@ use crate::train::progress::duration;
 use chart::Series;
 
 const TEMPLATE: &str = include_str!("report.html");
+
+/// Figures in words.
+const NAMES: &[(&str, &str)] = &[
+    ("accuracy", "accuracy"),
+    ("ece", "expected calibration error"),
+    ("macro_f1", "macro F1"),
+    ("mean_squared_error", "mean squared error"),
+    ("recall_at_1", "recall at 1"),
+    ("recall_at_10", "recall at 10"),
+    ("recall_at_5", "recall at 5"),
+    ("roc_auc", "area under the ROC curve"),
+    ("spearman", "Spearman's rank correlation"),
+];
 
 /// What is reported.
 #[derive(Clone, Debug)]
@@ -106,6 +120,11 @@ fn page(report: &Report<'_>) -> Value {
             prompt => example.prompt.as_str(), expected => example.expected.as_str(), base => example.base.as_str(), head => example.head.as_str(),
         }).collect::<Vec<_>>(),
         confusion => confusion(report),
+        unit => (shape.task == Task::Regression).then_some("Squared error, in variances of the training labels,"),
+        evaluation => metrics.evaluation.iter().map(|(name, figure)| context! {
+            name => NAMES.iter().find(|(known, _)| known == name).map_or(name.as_str(), |(_, words)| words),
+            value => format!("{:.3}", figure.value), low => format!("{:.3}", figure.low), high => format!("{:.3}", figure.high),
+        }).collect::<Vec<_>>(),
         data => [("training", Some(report.train)), ("held out", report.evaluation)].into_iter().filter_map(|(name, counts)| Some(data_row(name, counts?))).collect::<Vec<_>>(),
         evaluations => evaluations.iter().map(|line| context! {
             step => line.step,
@@ -135,7 +154,7 @@ fn loss_chart(steps: &[&StepLine], evaluations: &[&EvaluationLine]) -> String {
     if let Some((_, now)) = held_out.last() {
         series.push(Series { class: "held-out", label: format!("head {now:.3}"), points: held_out, dots: true });
     }
-    chart::lines(&series, last, 340.0, "loss over optimizer steps, nats per target", |value| format!("{value:.2}"))
+    chart::lines(&series, last, 340.0, "loss over optimizer steps", |value| format!("{value:.2}"))
 }
 
 fn rate_chart(steps: &[&StepLine]) -> String {

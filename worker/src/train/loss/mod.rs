@@ -1,0 +1,60 @@
+//! The loss service: in the pool, here on a fetched LM head, or over labels and numbers. The loop does not know which. A file a kind.
+
+mod contrast;
+mod labels;
+mod local;
+mod pairs;
+mod remote;
+mod sets;
+mod values;
+pub mod weights;
+
+pub use contrast::ContrastLoss;
+pub use labels::LabelLoss;
+pub use local::LocalLoss;
+pub use pairs::PairLoss;
+pub use remote::RemoteLoss;
+pub use sets::SetLoss;
+pub use values::{ValueLoss, unscale};
+
+use crate::train::error::TrainError;
+use crate::train::states::MicroBatch;
+
+/// Measures predictions.
+pub trait Loss {
+    /// Loss of every target of `batch`, given what the head put out for it (row-major): `g ⊙ Δ` of its rows, or what it put out for its samples. Without an
+    /// output: the base's own. None when someone asked to stop.
+    ///
+    /// # Errors
+    /// The pool did not answer, or refused.
+    fn measure(&mut self, batch: &MicroBatch, output: Option<&[f32]>, gradient: bool) -> Result<Option<Measured>, TrainError>;
+}
+
+/// Losses of some targets.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Measured {
+    /// Of each target: nats, or squared errors.
+    pub loss: Vec<f32>,
+    /// Derivative of their sum by the output, row-major; empty when it was not asked for.
+    pub gradient: Vec<f32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use carryon_crds::pool::Dtype;
+
+    use crate::head::pass::PackedBatch;
+    use crate::train::states::{MicroBatch, Wanted};
+
+    /// A batch of which no more is known than what is wanted.
+    pub fn batch(targets: Wanted) -> MicroBatch {
+        let packed = PackedBatch { taps: Vec::new(), dtype: Dtype::Float32, lengths: Vec::new(), rows: Vec::new() };
+        MicroBatch { packed, x: Bytes::new(), hidden_size: 1, targets, tokens: 0 }
+    }
+
+    pub fn close(found: &[f32], expected: &[f32]) {
+        let near = found.len() == expected.len() && found.iter().zip(expected).all(|(a, b)| (a - b).abs() <= 1e-6 * b.abs().max(1.0));
+        assert!(near, "{found:?}, expected {expected:?}");
+    }
+}

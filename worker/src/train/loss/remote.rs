@@ -1,0 +1,56 @@
+//! Token losses that the pool measures.
+
+use tokio::runtime::Handle;
+
+use super::{Loss, Measured};
+use crate::exchange::{LossRequest, PoolClient};
+use crate::numbers::number_bytes;
+use crate::train::error::TrainError;
+use crate::train::pool::pool_error;
+use crate::train::states::MicroBatch;
+use crate::train::stop::Stop;
+
+/// The remote loss: the LM head stays in the pool.
+pub struct RemoteLoss {
+    /// Bound to the base.
+    pub client: PoolClient,
+    /// Scale of the head's output.
+    pub alpha: f64,
+    /// Bytes of one request.
+    pub max_body_bytes: u64,
+    /// Rows of one request.
+    pub max_rows: usize,
+    /// Where requests run.
+    pub runtime: Handle,
+    /// Ends every wait.
+    pub stop: Stop,
+}
+
+impl Loss for RemoteLoss {
+    fn measure(&mut self, batch: &MicroBatch, output: Option<&[f32]>, gradient: bool) -> Result<Option<Measured>, TrainError> {
+        let (width, alpha) = (batch.hidden_size, self.alpha as f32);
+        let row_bytes = width * number_bytes(batch.packed.dtype);
+        // Header and tensor names take less than the page set aside for them.
+        let by_bytes = self.max_body_bytes.saturating_sub(4096) as usize / (row_bytes + 4 * width + 4);
+        let rows = by_bytes.min(self.max_rows).max(1);
+        let mut measured = Measured::default();
+        for (index, targets) in batch.targets.indices().chunks(rows).enumerate() {
+            let first = index * rows;
+            let range = first * width..(first + targets.len()) * width;
+            let request = LossRequest {
+                hidden_size: width,
+                dtype: batch.packed.dtype,
+                x: batch.x.slice(first * row_bytes..(first + targets.len()) * row_bytes),
+                delta: output.map(|output| output[range].iter().map(|delta| alpha * delta).collect()),
+                targets: targets.to_vec(),
+                gradient,
+            };
+            let Some(response) = self.runtime.block_on(self.stop.race(self.client.loss(&request))) else { return Ok(None) };
+            let response = response.map_err(pool_error)?;
+            measured.loss.extend(response.loss);
+            measured.gradient.extend(response.gradient.into_iter().flatten());
+        }
+        measured.gradient.iter_mut().for_each(|gradient| *gradient *= alpha);
+        Ok(Some(measured))
+    }
+}
