@@ -16,6 +16,7 @@ import engine  # noqa: E402
 import machine  # noqa: E402
 import models  # noqa: E402
 import serving  # noqa: E402
+import sharing  # noqa: E402
 import training  # noqa: E402
 from rows import line, result, rust  # noqa: E402
 
@@ -28,7 +29,7 @@ def exchange() -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", choices=["engine", "models", "training", "exchange", "all"], default="all")
+    parser.add_argument("--rows", choices=["engine", "models", "training", "exchange", "sharing", "all"], default="all")
     parser.add_argument("--data-python", required=True)
     parser.add_argument("--cache", type=pathlib.Path, required=True)
     parser.add_argument("--output", type=pathlib.Path, required=True)
@@ -43,6 +44,7 @@ def main() -> None:
         "engine: more clients than memory": ("engine", lambda: serving.memory(asked.cache / "memory")),
         "models": ("models", lambda: models.rows(asked.cache / "models", asked.rounds)),
         "exchange": ("exchange", exchange),
+        "sharing: what trainers get": ("sharing", lambda: sharing.rows(asked.data_python, asked.cache, asked.rounds)),
         "training": ("training", lambda: training.rows(asked.data_python, asked.cache, asked.steps, asked.epochs, not asked.no_gate)),
     }
     results = []

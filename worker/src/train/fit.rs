@@ -131,6 +131,7 @@ impl<S: HiddenStates> Run<S> {
             grad_norm: figures.grad_norm,
             tokens_per_second: figures.tokens as f64 / figures.seconds,
             seconds: self.state.train_seconds,
+            wait_seconds: figures.wait_seconds,
         };
         self.console.step(&line, self.state.total_steps, figures.seconds);
         let line = Line::Step(line);

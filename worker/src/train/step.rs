@@ -1,7 +1,7 @@
 //! One optimizer step, and one evaluation. Read from top to bottom: this is all the arithmetic of training.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use carryon_crds::job::{NormScope, Task, Training};
 use carryon_crds::wire::HeadShape;
@@ -48,6 +48,8 @@ pub struct StepFigures {
     pub tokens: usize,
     /// From the first wait to the last weight.
     pub seconds: f64,
+    /// Of them, waits for hidden states.
+    pub wait_seconds: f64,
 }
 
 /// What an evaluation found.
@@ -79,8 +81,11 @@ impl Learner {
         let fused = micro_batches == 1 && self.training.max_grad_norm_scope != NormScope::Global;
         let factor = self.schedule.factor(step);
         let (mut gradients, mut sum, mut targets, mut tokens, mut fused_norm) = (Gradients::new(), 0.0, 0, 0, 0.0);
+        let mut waited = Duration::ZERO;
         for _ in 0..micro_batches {
+            let asked = Instant::now();
             let Some(batch) = feed.receive()? else { return Ok(None) };
+            waited += asked.elapsed();
             let keep = if self.training.gradient_checkpointing { Keep::Inputs } else { Keep::All };
             let Forward { output, saved } = pass.forward(&self.weights, &batch.packed, keep).map_err(pass_error)?;
             let Some(measured) = self.loss.measure(&batch, Some(&output), true)? else { return Ok(None) };
@@ -102,7 +107,8 @@ impl Learner {
         let grad_norm = finite("gradient norm", step, grad_norm)?;
         self.last_norm = Some(grad_norm);
         let learning_rate = self.training.learning_rate * factor;
-        Ok(Some(StepFigures { loss, learning_rate, grad_norm, tokens, seconds: started.elapsed().as_secs_f64() }))
+        let (seconds, wait_seconds) = (started.elapsed().as_secs_f64(), waited.as_secs_f64());
+        Ok(Some(StepFigures { loss, learning_rate, grad_norm, tokens, seconds, wait_seconds }))
     }
 
     /// Goes back and changes each weight as soon as its gradient is known. `by_output` is not yet divided by the number of targets. Gives the

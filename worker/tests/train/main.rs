@@ -6,6 +6,7 @@
 mod data;
 mod folder;
 mod found;
+mod killed;
 mod lock;
 mod shared;
 mod toy_pool;
