@@ -15,7 +15,7 @@ from training import lines, recipe_data
 
 SEQUENCES, TOKENS = 8, 256
 TAPS = {"layers": [10, 20, 25, 28], "final": True}
-JOBS, SAMPLES, EPOCHS = 10, 160, 3
+JOBS, SAMPLES, EPOCHS = 10, 80, 2
 
 
 def ask(url: str, path: str, body: dict) -> int:
