@@ -17,8 +17,8 @@ use super::{Pool, Refusal, body, check};
 use crate::base::device::{Job, LossJob, StatesJob, StatesOut};
 use crate::base::schedule::Trainer;
 use crate::exchange::loss::LossRequest;
-use crate::exchange::wire::{ErrorCode, HiddenStatesRequest, JOB_HEADER, SAFETENSORS, tap_names};
-use crate::numbers::{number_bytes, wire_dtype};
+use crate::exchange::wire::{ErrorCode, HiddenStatesRequest, JOB_HEADER, SAFETENSORS, row_formats};
+use crate::numbers::wire_dtype;
 use crate::tensor_file;
 
 /// Rows of the LM head that are unpacked at a time.
@@ -29,15 +29,16 @@ pub(super) async fn hidden_states(State(pool): State<Arc<Pool>>, request: Reques
     let ready = pool.ready()?;
     drop(ready.device.training_place()?);
     let trainer = trainer(&request);
-    let HiddenStatesRequest { sequences, taps } = body::json(&pool, request, ready.description.limits.max_request_tokens).await?;
+    let HiddenStatesRequest { sequences, taps, dtype } = body::json(&pool, request, ready.description.limits.max_request_tokens).await?;
     check::taps(&taps, &ready.description)?;
     check::sequences(&sequences, &ready.description)?;
     let permit = ready.device.training_place()?;
     let (out, states) = unbounded_channel();
-    let number = number_bytes(ready.description.numerics.dtype);
-    let room = ready.device.room(tap_names(&taps).len() * ready.description.hidden_size as usize * number);
+    let formats = row_formats(&taps, ready.description.numerics.dtype, dtype);
+    let width = ready.description.hidden_size as usize;
+    let room = ready.device.room(formats.iter().map(|format| format.row_bytes(width)).sum());
     let sequences = sequences.into_iter().enumerate().collect();
-    ready.device.submit(Job::States(trainer, StatesJob { sequences, taps, out, room, permit }))?;
+    ready.device.submit(Job::States(trainer, StatesJob { sequences, taps, formats, out, room, permit }))?;
     let device = ready.device.clone();
     Ok(safetensors(states_body(states, move || drop(device.submit(Job::Wake)))))
 }
