@@ -56,6 +56,28 @@ async fn layers_travel_in_eight_bits_where_a_trainer_asks_for_it_and_final_as_it
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn answers_say_how_long_they_are_before_they_come() {
+    let pool = Pool::tiny(Dtype::Bfloat16, ENGINE).await;
+    let rows = to_bytes(&vec![0.5; 3 * 40], Dtype::Bfloat16);
+    let loss = LossRequest { hidden_size: 40, dtype: Dtype::Bfloat16, x: rows, delta: None, targets: vec![1, 2, 3], gradient: true };
+    let http = reqwest::Client::new();
+    let states = |dtype| HiddenStatesRequest {
+        dtype,
+        ..HiddenStatesRequest::new(vec![vec![1; 50], vec![2; 3]], Taps { layers: vec![1, 2], final_norm: true })
+    };
+    for request in [
+        http.post(format!("{}/v1/hidden-states", pool.url)).json(&states(HiddenStatesDtype::Model)),
+        http.post(format!("{}/v1/hidden-states", pool.url)).json(&states(HiddenStatesDtype::Float8E4M3)),
+        http.post(format!("{}/v1/loss", pool.url)).body(loss.encode().concat()),
+        http.get(format!("{}/v1/lm-head", pool.url)),
+    ] {
+        let answer = request.send().await.unwrap();
+        let (told, url) = (answer.content_length(), answer.url().clone());
+        assert_eq!(told, Some(answer.bytes().await.unwrap().len() as u64), "{url}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn hidden_states_of_the_real_model_are_its_bits() {
     let pool = Pool::start(&model_path(), Dtype::Bfloat16, Engine::default()).await;
     let taps = Taps::of(TapPreset::Balanced, 30);
