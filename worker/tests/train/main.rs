@@ -6,8 +6,8 @@
 mod data;
 mod folder;
 mod found;
-mod killed;
 mod lock;
+mod long;
 mod shared;
 mod toy_pool;
 
