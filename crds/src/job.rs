@@ -178,6 +178,19 @@ pub struct JobPool {
     /// Taps; those of the preset Balanced when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub taps: Option<TapSelection>,
+    /// Number type in which hidden states of layers travel and are kept. What the loss is measured on is always the model's own.
+    #[serde(default, skip_serializing_if = "crate::common::is_default")]
+    pub hidden_states_dtype: HiddenStatesDtype,
+}
+
+/// Number type of hidden states on their way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum HiddenStatesDtype {
+    /// That of the pool: the head learns on what it is served on.
+    #[default]
+    Model,
+    /// 8 bits a number with a scale a token: half the bytes of bfloat16; the head learns on rounded states and is served on unrounded ones.
+    Float8E4M3,
 }
 
 /// What the head learns.

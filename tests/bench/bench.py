@@ -24,7 +24,8 @@ from rows import line, result, rust  # noqa: E402
 def exchange() -> list[dict]:
     """States that are already computed, served to a client, against a raw copy of as many bytes over loopback."""
     figures = rust("bench_exchange")
-    return [result("exchange_vs_loopback", "bytes/s", figures["exchange_bytes_per_second"], figures["loopback_bytes_per_second"], "raw loopback copy")]
+    row = lambda name: result(f"exchange_{name}_vs_loopback", "bytes/s", figures[f"exchange_{name}"], figures[f"loopback_{name}"], "raw loopback copy")
+    return [row("bf16"), row("float8")]
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ use carryon_crds::wire::head::{FORMAT_VERSION, feed_forward};
 use carryon_worker::head::pass::{Forward, Keep, PackedBatch, Pass};
 use carryon_worker::head::{Gradients, Weight, init, parameters};
 use carryon_worker::kernel::Threads;
-use carryon_worker::numbers::to_bytes;
+use carryon_worker::numbers::{RowFormat, to_bytes};
 use carryon_worker::train::memory::{self, Watch};
 use carryon_worker::train::optim::{Optimizers, accumulate};
 
@@ -72,7 +72,12 @@ fn main() -> anyhow::Result<()> {
     let mut weights = init::in_dtype(init::tensors(&shape, 0), training.weight_dtype);
     let tap = |tap: usize| vec![to_bytes(&noise(TOKENS * shape.hidden_size as usize, tap as f32), Dtype::Bfloat16)];
     let taps = (0..shape.taps.count()).map(tap).collect();
-    let batch = PackedBatch { taps, dtype: Dtype::Bfloat16, lengths: vec![TOKENS], rows: (0..TOKENS as u32).collect() };
+    let batch = PackedBatch {
+        formats: vec![RowFormat::Plain(Dtype::Bfloat16); taps.len()],
+        taps,
+        lengths: vec![TOKENS],
+        rows: (0..TOKENS as u32).collect(),
+    };
     let mut seconds = Duration::MAX;
     for _ in 0..steps {
         let started = Instant::now();

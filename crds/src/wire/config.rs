@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::common::{TapPreset, TapSelection, Taps, is_default};
-use crate::job::{Checkpoint, DataFormat, Evaluation, HeadSpec, OnError, Overlong, Split, Targets, Task, Training};
+use crate::job::{Checkpoint, DataFormat, Evaluation, HeadSpec, HiddenStatesDtype, OnError, Overlong, Split, Targets, Task, Training};
 use crate::pool::{Dtype, Engine};
 
 /// `carryon-worker base --config FILE --model PATH --listen ADDRESS`.
@@ -36,6 +36,9 @@ pub struct TrainConfig {
     /// Taps; those of the preset Balanced when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub taps: Option<TapChoice>,
+    /// Number type in which their states travel.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub hidden_states_dtype: HiddenStatesDtype,
     /// Shape of the head.
     pub head: HeadSpec,
     /// What a line of the data holds.

@@ -52,7 +52,7 @@ pub struct RemoteLoss {
 impl Loss for RemoteLoss {
     fn measure(&mut self, batch: &MicroBatch, output: Option<&[f32]>, gradient: bool) -> Result<Option<Measured>, TrainError> {
         let (width, alpha) = (batch.hidden_size, self.alpha as f32);
-        let row_bytes = width * number_bytes(batch.packed.dtype);
+        let row_bytes = width * number_bytes(batch.dtype);
         // Header and tensor names take less than the page set aside for them.
         let by_bytes = self.max_body_bytes.saturating_sub(4096) as usize / (row_bytes + 4 * width + 4);
         let rows = by_bytes.min(self.max_rows).max(1);
@@ -62,7 +62,7 @@ impl Loss for RemoteLoss {
             let range = first * width..(first + targets.len()) * width;
             let request = LossRequest {
                 hidden_size: width,
-                dtype: batch.packed.dtype,
+                dtype: batch.dtype,
                 x: batch.x.slice(first * row_bytes..(first + targets.len()) * row_bytes),
                 delta: output.map(|output| output[range].iter().map(|delta| alpha * delta).collect()),
                 targets: targets.to_vec(),
@@ -106,7 +106,7 @@ impl LocalLoss {
 impl Loss for LocalLoss {
     fn measure(&mut self, batch: &MicroBatch, output: Option<&[f32]>, gradient: bool) -> Result<Option<Measured>, TrainError> {
         let mut x = vec![0.0; batch.targets.len() * batch.hidden_size];
-        from_bytes(&batch.x, batch.packed.dtype, &mut x);
+        from_bytes(&batch.x, batch.dtype, &mut x);
         let alpha = self.alpha as f32;
         let weights =
             LossWeights { forward: &self.forward, backward: gradient.then_some(&self.backward), dtype: self.dtype, softcap: None };
@@ -155,8 +155,8 @@ mod tests {
     use crate::head::pass::PackedBatch;
 
     fn batch(targets: Vec<u32>) -> MicroBatch {
-        let packed = PackedBatch { taps: Vec::new(), dtype: Dtype::Float32, lengths: Vec::new(), rows: Vec::new() };
-        MicroBatch { packed, x: Bytes::new(), hidden_size: 1, targets, tokens: 0 }
+        let packed = PackedBatch { taps: Vec::new(), formats: Vec::new(), lengths: Vec::new(), rows: Vec::new() };
+        MicroBatch { packed, x: Bytes::new(), dtype: Dtype::Float32, hidden_size: 1, targets, tokens: 0 }
     }
 
     /// `torch.nn.functional.cross_entropy(torch.tensor([[1., 2., 3.], [0.5, -1., 0.]]), torch.tensor([2, 0]), reduction="none")` and its gradient.

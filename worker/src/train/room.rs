@@ -62,7 +62,7 @@ pub(super) fn open_cache(
     let shared = places.shared_cache.as_ref();
     let folder = shared.cloned().unwrap_or_else(|| places.cache());
     let taps = plan::fetched(&data.shape.taps, config.task);
-    let key = CacheKey::new(&base.description, &taps);
+    let key = CacheKey::new(&base.description, &taps, config.hidden_states_dtype);
     let sets = [Some(&data.train), data.evaluation.as_ref()].into_iter().flatten();
     let lengths = sets.flat_map(|data| data.samples.lengths().iter().map(|&length| length as usize));
     let needed = key.estimate(lengths);
@@ -92,6 +92,7 @@ pub(super) fn open_cache(
         client: base.client.clone(),
         cache,
         taps,
+        dtype: config.hidden_states_dtype,
         head_taps: data.shape.taps.count(),
         hidden_size: base.description.hidden_size as usize,
         limits: base.description.limits.clone(),

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 
 use crate::exchange::SequenceStates;
 use crate::head::pass::PackedBatch;
-use crate::numbers::number_bytes;
+use crate::numbers::RowFormat;
 use crate::train::data::{Sample, Target};
 use crate::train::error::TrainError;
 use crate::train::stop::Stop;
@@ -35,8 +35,10 @@ pub trait HiddenStates: Send + Sync + 'static {
 pub struct MicroBatch {
     /// What the head reads: taps, lengths, rows with a target.
     pub packed: PackedBatch,
-    /// x̂ at the rows with a target, `[rows, D]` numbers of the taps' type, little-endian; empty for classifiers.
+    /// x̂ at the rows with a target, `[rows, D]` numbers of the pool's type, little-endian; empty for classifiers.
     pub x: Bytes,
+    /// That type.
+    pub dtype: Dtype,
     /// Width D.
     pub hidden_size: usize,
     /// Token each row predicts, or the label of each sample.
@@ -53,15 +55,20 @@ impl MicroBatch {
     pub fn pack(samples: &[&Sample], states: &[SequenceStates], head_taps: usize, hidden_size: usize) -> Result<Self, TrainError> {
         let lengths: Vec<usize> = samples.iter().map(|sample| sample.ids.len()).collect();
         let rows: usize = lengths.iter().sum();
-        let dtype = states.first().map_or(Dtype::Float32, |states| states.dtype);
-        let row_bytes = hidden_size * number_bytes(dtype);
+        let formats = states.first().map_or_else(Vec::new, |states| states.formats.clone());
+        let row_bytes: Vec<usize> = formats.iter().map(|format| format.row_bytes(hidden_size)).collect();
         for (states, &length) in states.iter().zip(&lengths) {
-            if states.dtype != dtype || states.taps.len() < head_taps || states.taps.iter().any(|tap| tap.len() != length * row_bytes) {
+            let whole = states.taps.iter().map(Bytes::len).eq(row_bytes.iter().map(|row| row * length));
+            if states.formats != formats || formats.len() < head_taps || !whole {
                 return Err(TrainError::Pool(format!("hidden states of {} tokens do not fit a sample of {length}", states.tokens)));
             }
         }
         let taps = (0..head_taps).map(|tap| states.iter().map(|states| states.taps[tap].clone()).collect()).collect();
         let (mut learned, mut x, mut targets, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        let (dtype, row_bytes) = match formats.last() {
+            Some(format @ RowFormat::Plain(dtype)) => (*dtype, format.row_bytes(hidden_size)),
+            _ => (Dtype::Float32, 0),
+        };
         for ((sample, states), length) in samples.iter().zip(states).zip(&lengths) {
             targets.extend(sample.wanted());
             if let (Target::Tokens(_), Some(last)) = (&sample.target, states.taps.last()) {
@@ -72,7 +79,14 @@ impl MicroBatch {
             }
             first += length;
         }
-        Ok(Self { packed: PackedBatch { taps, dtype, lengths, rows: learned }, x: x.into(), hidden_size, targets, tokens: rows })
+        Ok(Self {
+            packed: PackedBatch { taps, formats: formats[..head_taps].to_vec(), lengths, rows: learned },
+            x: x.into(),
+            dtype,
+            hidden_size,
+            targets,
+            tokens: rows,
+        })
     }
 }
 
@@ -124,7 +138,7 @@ mod tests {
         let rows = |tap: usize| {
             to_bytes(&(0..tokens * 2).map(|index| start + 100.0 * tap as f32 + index as f32).collect::<Vec<_>>(), Dtype::Float32)
         };
-        SequenceStates { index: 0, tokens, dtype: Dtype::Float32, taps: (0..taps).map(rows).collect() }
+        SequenceStates { index: 0, tokens, formats: vec![RowFormat::Plain(Dtype::Float32); taps], taps: (0..taps).map(rows).collect() }
     }
 
     #[test]

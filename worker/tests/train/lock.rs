@@ -59,6 +59,11 @@ impl Trainer {
         panic!("the trainer has ended without a word of {words:?}: {read:#?}");
     }
 
+    /// Of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether it has not ended.
     pub fn runs(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()

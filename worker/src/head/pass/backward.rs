@@ -35,8 +35,8 @@ impl Pass {
         }
         let rows = du.len() / self.attention.width;
         let transposed = transpose(&self.threads, &du, rows, self.attention.width);
-        for (index, tap) in batch.taps.iter().enumerate() {
-            let x = inputs(&self.threads, &self.normed_tap(tap, batch.dtype), rows);
+        for (index, (tap, format)) in batch.taps.iter().zip(&batch.formats).enumerate() {
+            let x = inputs(&self.threads, &self.normed_tap(tap, *format), rows);
             let gradient = times(&self.threads, &transposed, &x);
             drop(x);
             way.give(&bridge(index), gradient);
