@@ -14,6 +14,7 @@ use carryon_worker::base::routes::states_body;
 use carryon_worker::exchange::wire::{HiddenStatesRequest, row_formats};
 use carryon_worker::exchange::{PoolClient, SequenceStates};
 use carryon_worker::numbers::RowFormat;
+use carryon_worker::train::memory;
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
 
@@ -116,6 +117,8 @@ fn print(name: &str, value: f64, unit: &str) {
 fn main() -> anyhow::Result<()> {
     // Pool and trainer are two processes: each has its own runtime here.
     let runtime = |name| tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name(name).enable_all().build();
+    // As trainers do.
+    memory::keep_freed_pages();
     let (pool, runtime) = (runtime("pool")?, runtime("trainer")?);
     for (name, dtype) in [("bf16", HiddenStatesDtype::Model), ("float8", HiddenStatesDtype::Float8E4M3)] {
         let states = precomputed(dtype);

@@ -71,7 +71,7 @@ fn main() -> anyhow::Result<()> {
     let watch = Watch::start(runtime.handle(), before);
     let mut weights = init::in_dtype(init::tensors(&shape, 0), training.weight_dtype);
     let tap = |tap: usize| vec![to_bytes(&noise(TOKENS * shape.hidden_size as usize, tap as f32), Dtype::Bfloat16)];
-    let taps = (0..shape.taps.count()).map(tap).collect();
+    let taps: Vec<_> = (0..shape.taps.count()).map(tap).collect();
     let batch = PackedBatch {
         formats: vec![RowFormat::Plain(Dtype::Bfloat16); taps.len()],
         taps,

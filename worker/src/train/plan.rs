@@ -190,6 +190,7 @@ mod tests {
             namespace: "default".to_owned(),
             task: Task::CausalLM,
             taps: None,
+            hidden_states_dtype: Default::default(),
             head: HeadSpec::default(),
             format: DataFormat::Auto,
             split: Split { train: vec!["train.jsonl".to_owned()], evaluation: Vec::new() },

@@ -99,7 +99,7 @@ impl Case {
         let d = self.hidden_size();
         let rows =
             |tap: &[f32]| self.sequences().iter().map(|(first, rows)| to_bytes(&tap[first * d..][..rows * d], Number::Float32)).collect();
-        let taps = self.taps.iter().map(|tap| rows(tap)).collect();
+        let taps: Vec<_> = self.taps.iter().map(|tap| rows(tap)).collect();
         PackedBatch {
             formats: vec![RowFormat::Plain(Number::Float32); taps.len()],
             taps,

@@ -1,6 +1,7 @@
 use std::os::unix::fs::FileExt as _;
 
 use carryon_crds::common::Taps;
+use carryon_crds::job::HiddenStatesDtype;
 use carryon_crds::pool::Dtype;
 use carryon_crds::wire::{Identity, Numerics};
 use sha2::{Digest as _, Sha256};
