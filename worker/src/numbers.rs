@@ -1,14 +1,13 @@
 //! Numbers as bytes: as they travel, and as they lie in files.
 
-mod rows;
-
 use std::borrow::Cow;
 
 use bytes::Bytes;
 use carryon_crds::pool::Dtype;
 use half::bf16;
 use half::slice::HalfFloatSliceExt as _;
-pub use rows::RowFormat;
+
+pub use crate::rows::RowFormat;
 
 /// Numbers in memory, in as many bits as asked for.
 #[derive(Clone, Debug, PartialEq)]

@@ -273,6 +273,7 @@ fn states_of_more_taps_serve_a_sweep_over_fewer_and_never_the_other_way() {
     drop(claim);
     let mut expected = states(3, 7.0);
     expected.taps.remove(0);
+    expected.formats.remove(0);
     assert_eq!(narrow.get_or_claim(&sample(0), Duration::ZERO).unwrap(), expected);
     narrow
         .put(

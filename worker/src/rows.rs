@@ -6,7 +6,7 @@ use bytes::Bytes;
 use carryon_crds::pool::Dtype;
 use float8::F8E4M3;
 
-use super::{from_bytes, number_bytes, wire_dtype};
+use crate::numbers::{from_bytes, number_bytes, wire_dtype};
 
 /// Bytes of a row's scale, an f32 behind its numbers.
 const SCALE_BYTES: usize = 4;
@@ -96,7 +96,11 @@ impl RowFormat {
 fn scale(values: &[f32]) -> f32 {
     // NaN stays.
     let largest = values.iter().fold(0.0, |largest: f32, value| if value.abs() <= largest { largest } else { value.abs() });
-    if largest == 0.0 { 1.0 } else { (largest / LARGEST).log2().ceil().max(-100.0).exp2() }
+    match largest {
+        0.0 => 1.0,
+        largest if largest.is_finite() => (largest / LARGEST).log2().ceil().max(-100.0).exp2(),
+        largest => largest,
+    }
 }
 
 /// All numbers of the type.
