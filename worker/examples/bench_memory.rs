@@ -84,12 +84,12 @@ fn main() -> anyhow::Result<()> {
         if training.max_grad_norm_scope == NormScope::Global {
             let mut gradients = Gradients::new();
             let mut take = |name: &str, _: &mut Weight, gradient: Vec<f32>| accumulate(&mut gradients, name, gradient);
-            pass.backward(&mut weights, &batch, saved, &by_output, &mut take);
+            pass.backward(&mut weights, &batch, saved, by_output, &mut take);
             optimizers.step(&threads, &mut weights, gradients, 1.0)?;
         } else {
             optimizers.begin();
             let mut take = |name: &str, weight: &mut Weight, gradient: Vec<f32>| optimizers.update(&threads, name, weight, gradient, 1.0);
-            pass.backward(&mut weights, &batch, saved, &by_output, &mut take);
+            pass.backward(&mut weights, &batch, saved, by_output, &mut take);
         }
         seconds = seconds.min(started.elapsed());
     }

@@ -14,7 +14,7 @@ use crate::train::lock::Lock;
 use crate::train::memory::Watch;
 use crate::train::metrics::{EvaluationLine, Line, Metrics, StepLine};
 use crate::train::progress::{Console, Phase};
-use crate::train::states::{Feed, HiddenStates};
+use crate::train::states::{Ahead, Feed, HiddenStates};
 use crate::train::step::{Evaluated, Learner, StepFigures};
 use crate::train::stop::Stop;
 
@@ -33,6 +33,8 @@ pub struct Run<S> {
     pub order: Order,
     /// Hidden states of the training samples.
     pub train: Arc<S>,
+    /// When micro-batches are asked for that are not needed yet.
+    pub ahead: Ahead,
     /// The held-out samples and their hidden states.
     pub evaluation: Option<(Arc<Samples>, Arc<S>)>,
     /// When to evaluate and to stop early.
@@ -71,7 +73,7 @@ impl<S: HiddenStates> Run<S> {
         let steps = || self.order.clone().steps(self.state.cursor);
         let remaining = self.state.total_steps.saturating_sub(self.state.step);
         let ahead = steps().take(usize::try_from(remaining).unwrap_or(usize::MAX)).flat_map(|step| step.micro_batches);
-        let mut feed = Feed::new(&self.runtime, &self.stop, self.train.clone(), ahead);
+        let mut feed = Feed::new(&self.runtime, &self.stop, self.train.clone(), self.ahead, ahead);
         let mut steps = steps();
         loop {
             if self.evaluation_is_due() && self.evaluate()?.is_none() {
@@ -211,7 +213,7 @@ impl<S: HiddenStates> Run<S> {
     ) -> Result<Option<Evaluated>, TrainError> {
         let Some((_, states)) = &self.evaluation else { return Ok(None) };
         let count = batches.len();
-        let mut feed = Feed::new(&self.runtime, &self.stop, states.clone(), batches.into_iter());
+        let mut feed = Feed::new(&self.runtime, &self.stop, states.clone(), self.ahead, batches.into_iter());
         self.console.phase(phase, count as u64, "batches of held-out samples");
         let console = &mut self.console;
         self.learner.evaluate(weights, count, &mut feed, &mut |done| console.advance(done, count as u64))

@@ -65,21 +65,38 @@ impl Watch {
     }
 }
 
+/// Buffers of so many bytes are no part of the heap.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const LARGE: i32 = 16 << 20;
+
 /// Lets the process keep the pages it frees. A training step frees some hundred MiB and asks for as many in the next: with glibc's defaults
-/// they go back to the kernel each time, and clearing them again takes a third of the step. Peak memory stays the same.
+/// they go back to the kernel each time, and clearing them again takes a third of the step. Large buffers go back: there is much to compute on
+/// each, and the holes that they leave in a heap are memory that nothing else fits into.
 pub fn keep_freed_pages() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         const TRIM_THRESHOLD: i32 = -1;
-        const MMAP_MAX: i32 = -4;
+        const MMAP_THRESHOLD: i32 = -3;
         const ARENA_MAX: i32 = -8;
         unsafe extern "C" {
             fn mallopt(parameter: i32, value: i32) -> i32;
         }
-        for (parameter, value) in [(ARENA_MAX, 1), (MMAP_MAX, 0), (TRIM_THRESHOLD, i32::MAX)] {
+        for (parameter, value) in [(ARENA_MAX, 1), (MMAP_THRESHOLD, LARGE), (TRIM_THRESHOLD, i32::MAX)] {
             // SAFETY: glibc's allocator takes new parameters at any time.
             unsafe { mallopt(parameter, value) };
         }
+    }
+}
+
+/// Gives back what [`keep_freed_pages`] has kept so far.
+pub fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        unsafe extern "C" {
+            fn malloc_trim(pad: usize) -> i32;
+        }
+        // SAFETY: glibc's allocator gives back free pages at any time.
+        unsafe { malloc_trim(0) };
     }
 }
 

@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 
 use crate::head::init;
 use crate::kernel::{Cpu, Threads};
+use crate::numbers::number_bytes;
 use crate::train::args::TrainArgs;
 use crate::train::cached::PoolStates;
 use crate::train::checkpoint::{Checkpoint, Folder, State};
@@ -28,6 +29,7 @@ use crate::train::pool::{Base, pool_error};
 use crate::train::progress::{Console, Phase};
 use crate::train::room;
 use crate::train::schedule::Schedule;
+use crate::train::states::Ahead;
 use crate::train::step::Learner;
 use crate::train::stop::Stop;
 
@@ -159,6 +161,12 @@ pub(super) struct Data {
 }
 
 impl Data {
+    /// Tokens of the largest micro-batch of `samples` samples.
+    fn largest_batch(&self, samples: u32) -> u64 {
+        let sets = [Some(&self.train), self.evaluation.as_ref()].into_iter().flatten();
+        sets.map(|data| data.counts.longest * data.counts.samples.min(samples.into())).max().unwrap_or(0)
+    }
+
     fn read(inputs: &Inputs, base: &Base, places: &Places, stop: &Stop, console: &mut Console) -> Result<Self, TrainError> {
         let rules = plan::rules(&inputs.config, &base.description, base.eos_token_id())?;
         let taps = plan::taps(&inputs.config, &base.description)?;
@@ -230,6 +238,8 @@ fn prepare(
     let states = |samples: &Arc<data::Samples>| Arc::new(PoolStates { pool: pool.clone(), samples: samples.clone() });
     let schedule = Schedule { warmup: config.training.warmup_steps, total: total_steps, min_ratio: config.training.min_lr_ratio };
     let evaluation = data.evaluation.as_ref().map(|data| data.samples.clone());
+    let batch = data.largest_batch(config.training.per_device_train_batch_size);
+    let token_bytes = pool.taps.count() * pool.hidden_size * number_bytes(described.numerics.dtype);
     Ok(Run {
         learner: Learner {
             shape: data.shape.clone(),
@@ -247,6 +257,7 @@ fn prepare(
         best,
         order,
         train: states(&data.train.samples),
+        ahead: Ahead::of(batch * token_bytes as u64),
         evaluation: evaluation.map(|samples| (samples.clone(), states(&samples))),
         when: config.evaluation.clone(),
         save_steps: config.checkpoint.save_steps,
