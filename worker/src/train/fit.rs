@@ -53,6 +53,8 @@ pub struct Run<S> {
     pub stop: Stop,
     /// Highest memory.
     pub memory: Watch,
+    /// What of it was told beforehand, bytes.
+    pub planned: u64,
     /// Where hidden states are fetched.
     pub runtime: Handle,
 }
@@ -100,7 +102,7 @@ impl<S: HiddenStates> Run<S> {
         self.metrics.sync()?;
         let optimizer = self.learner.optimizers.state(&self.learner.weights);
         self.state.optimizer_steps = optimizer.steps;
-        self.state.peak_anonymous_bytes = self.memory.peak_anonymous();
+        self.look_at_memory();
         let (weights, best) = (self.learner.weights.clone(), self.best.clone());
         let checkpoint = Checkpoint { state: self.state.clone(), weights, best, optimizer };
         self.written(|run| run.checkpoints.save(&checkpoint))
@@ -115,6 +117,11 @@ impl<S: HiddenStates> Run<S> {
             Err(error) if error.is_no_room() && self.train.give_way() => write(self),
             ended => ended,
         }
+    }
+
+    /// Keeps the highest memory of all attempts.
+    pub fn look_at_memory(&mut self) {
+        self.state.peak_anonymous_bytes = self.state.peak_anonymous_bytes.max(self.memory.peak_anonymous());
     }
 
     fn stopped(&mut self) -> Result<(), TrainError> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use carryon_crds::pool::Dtype;
+use carryon_crds::wire::memory::{AHEAD, Trainer};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
@@ -16,11 +17,6 @@ use crate::numbers::number_bytes;
 use crate::train::data::{Sample, Target};
 use crate::train::error::TrainError;
 use crate::train::stop::Stop;
-
-/// Micro-batches that are asked for while one is in use.
-const AHEAD: usize = 2;
-/// What these may take together, bytes.
-const AHEAD_BYTES: u64 = 64 << 20;
 
 /// Where hidden states come from.
 pub trait HiddenStates: Send + Sync + 'static {
@@ -106,9 +102,9 @@ pub enum Ahead {
 }
 
 impl Ahead {
-    /// How micro-batches of at most `bytes` are asked for.
-    pub fn of(bytes: u64) -> Self {
-        if bytes <= AHEAD_BYTES / AHEAD as u64 { Self::Always } else { Self::Late }
+    /// How `trainer` asks for them.
+    pub fn of(trainer: &Trainer<'_>) -> Self {
+        if trainer.has_large_batches() { Self::Late } else { Self::Always }
     }
 }
 
@@ -217,7 +213,6 @@ mod tests {
 
     #[test]
     fn small_micro_batches_are_asked_for_while_one_is_in_use_and_large_ones_late() {
-        assert_eq!([0, 32 << 20, (32 << 20) + 1].map(Ahead::of), [Ahead::Always, Ahead::Always, Ahead::Late]);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         for (ahead, before, after) in [(Ahead::Always, 4, 4), (Ahead::Late, 2, 3)] {
             let source = Arc::new(Counting(AtomicUsize::new(0), tokio::sync::Semaphore::new(0)));

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use carryon_crds::wire::memory::TILE;
+
 use super::backward::Back;
 use super::elementwise::{GateGradients, gated_backward};
 use super::linear::{Stack, columns, inputs, times, transpose};
@@ -9,9 +11,6 @@ use super::{PackedBatch, Pass};
 use crate::head::Weights;
 use crate::head::layers;
 use crate::kernel::cpu;
-
-/// Columns that are computed at the same time.
-const TILE: usize = 1024;
 
 /// Some columns of what the gate is computed from, of the rows with a target.
 pub(super) struct Tile {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use carryon_crds::job::StateDtype;
 use carryon_crds::pool::Dtype;
+use carryon_crds::wire::memory::TILE;
 
 use super::moment::{CHUNK, Dice, Map, Moment, chunks};
 use super::{At, Parameter, WEIGHT};
@@ -15,8 +16,6 @@ use crate::kernel::cpu::{Left, Panels, Part, Sink, matmul, product};
 
 const MOMENTUM: f32 = 0.95;
 const NEWTON_SCHULZ_STEPS: usize = 5;
-/// Columns of a matrix that are multiplied at the same time.
-const TILE: usize = 1024;
 const A: f32 = 3.4445;
 const B: f32 = -4.7750;
 const C: f32 = 2.0315;
