@@ -11,9 +11,11 @@ use serde::{Deserialize, Serialize};
 
 pub use self::data::{Data, DataFormat, OnError, Overlong, Split, Targets};
 pub use self::status::{ArtifactStatus, AttemptResult, AttemptStatus, CarryOnJobStatus, ProgressStatus};
-pub use self::training::{Checkpoint, Evaluation, LossPlace, NormScope, Optimizer, StateDtype, Training, WeightDtype};
-use crate::common::{ClaimPath, PodTemplate, TapSelection};
-use crate::wire::limits;
+pub use self::training::{
+    Checkpoint, Evaluation, INT8_BLOCK, LossPlace, NormScope, Optimizer, SMALL_PARAMETER, StateDtype, Training, WeightDtype,
+};
+use crate::common::{ClaimPath, PodTemplate, TapSelection, Taps};
+use crate::wire::{HeadShape, head, limits};
 
 /// Desired state of a training job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -229,6 +231,31 @@ pub struct HeadSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 2, max = limits::MAX_LABELS), inner(length(min = 1, max = 128)), extend("x-kubernetes-list-type" = "set"))]
     pub labels: Option<Vec<String>>,
+}
+
+impl HeadSpec {
+    /// The shape it asks for on a base of width `hidden_size`; its window is `longest` tokens unless one is asked for. What a shape says of texts is as
+    /// by default.
+    pub fn shape(&self, task: Task, taps: Taps, hidden_size: u32, longest: u32) -> HeadShape {
+        HeadShape {
+            format_version: head::FORMAT_VERSION,
+            task,
+            taps,
+            hidden_size,
+            width: self.width,
+            blocks: self.blocks,
+            heads: self.attention_heads,
+            feed_forward: head::feed_forward(self.width),
+            gate: self.gate,
+            alpha: self.alpha,
+            window: self.window.unwrap_or(longest),
+            rope_theta: head::ROPE_THETA,
+            norm_epsilon: head::NORM_EPSILON,
+            labels: self.labels.clone().unwrap_or_default(),
+            max_length: None,
+            split_special_tokens: true,
+        }
+    }
 }
 
 impl Default for HeadSpec {

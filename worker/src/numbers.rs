@@ -137,6 +137,17 @@ pub fn to_bytes(values: &[f32], dtype: Dtype) -> Bytes {
     }
 }
 
+/// The same as f32, uncopied: this worker runs on little-endian machines only.
+pub fn into_bytes(values: Vec<f32>) -> Bytes {
+    struct Floats(Vec<f32>);
+    impl AsRef<[u8]> for Floats {
+        fn as_ref(&self) -> &[u8] {
+            bytemuck::cast_slice(&self.0)
+        }
+    }
+    Bytes::from_owner(Floats(values))
+}
+
 /// Little-endian bytes of `dtype` to numbers; `out` has as many places as `bytes` has numbers, the shorter one counts.
 pub fn from_bytes(bytes: &[u8], dtype: Dtype, out: &mut [f32]) {
     match dtype {

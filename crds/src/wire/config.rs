@@ -88,20 +88,25 @@ impl TapChoice {
             None => Some(Self::Layers(Taps { layers: selection.layers.clone(), final_norm: selection.final_norm })),
         }
     }
-}
 
-impl TrainConfig {
-    /// The taps in a base of `layers` decoder layers, ascending.
-    pub fn taps_of(&self, layers: u32) -> Taps {
-        match &self.taps {
+    /// The taps in a base of `layers` decoder layers, ascending; those of the preset Balanced without a choice.
+    pub fn taps(choice: Option<&Self>, layers: u32) -> Taps {
+        match choice {
             None => Taps::of(TapPreset::Balanced, layers),
-            Some(TapChoice::Preset(preset)) => Taps::of(*preset, layers),
-            Some(TapChoice::Layers(taps)) => {
+            Some(Self::Preset(preset)) => Taps::of(*preset, layers),
+            Some(Self::Layers(taps)) => {
                 let mut taps = taps.clone();
                 taps.layers.sort_unstable();
                 taps
             }
         }
+    }
+}
+
+impl TrainConfig {
+    /// The taps in a base of `layers` decoder layers, ascending.
+    pub fn taps_of(&self, layers: u32) -> Taps {
+        TapChoice::taps(self.taps.as_ref(), layers)
     }
 
     /// The job as others name it, `NAMESPACE/NAME`.

@@ -8,7 +8,7 @@ use crate::exchange::{LossRequest, PoolClient};
 use crate::head::loss::{LossWeights, lm_loss};
 use crate::kernel::cpu::{Cpu, Panels};
 use crate::kernel::{Backend as _, DeviceError};
-use crate::numbers::{from_bytes, number_bytes};
+use crate::numbers::{from_bytes, into_bytes, number_bytes};
 use crate::train::error::TrainError;
 use crate::train::pool::pool_error;
 use crate::train::states::MicroBatch;
@@ -19,9 +19,11 @@ pub trait Loss {
     /// Loss of every target of `batch`, given what the head put out for it (row-major): `g ⊙ Δ` of its rows, or logits of its samples. Without an
     /// output: the base's own. None when someone asked to stop.
     ///
+    /// The output is as large as its gradient: whoever takes it need not keep both.
+    ///
     /// # Errors
     /// The pool did not answer, or refused.
-    fn measure(&mut self, batch: &MicroBatch, output: Option<&[f32]>, gradient: bool) -> Result<Option<Measured>, TrainError>;
+    fn measure(&mut self, batch: &MicroBatch, output: Option<Vec<f32>>, gradient: bool) -> Result<Option<Measured>, TrainError>;
 }
 
 /// Losses of some targets.
@@ -50,28 +52,35 @@ pub struct RemoteLoss {
 }
 
 impl Loss for RemoteLoss {
-    fn measure(&mut self, batch: &MicroBatch, output: Option<&[f32]>, gradient: bool) -> Result<Option<Measured>, TrainError> {
+    fn measure(&mut self, batch: &MicroBatch, output: Option<Vec<f32>>, gradient: bool) -> Result<Option<Measured>, TrainError> {
         let (width, alpha) = (batch.hidden_size, self.alpha as f32);
         let row_bytes = width * number_bytes(batch.dtype);
         // Header and tensor names take less than the page set aside for them.
         let by_bytes = self.max_body_bytes.saturating_sub(4096) as usize / (row_bytes + 4 * width + 4);
         let rows = by_bytes.min(self.max_rows).max(1);
         let mut measured = Measured::default();
+        let delta = output.map(|mut output| {
+            output.iter_mut().for_each(|delta| *delta *= alpha);
+            into_bytes(output)
+        });
         for (index, targets) in batch.targets.chunks(rows).enumerate() {
             let first = index * rows;
-            let range = first * width..(first + targets.len()) * width;
+            let range = first..first + targets.len();
             let request = LossRequest {
                 hidden_size: width,
                 dtype: batch.dtype,
-                x: batch.x.slice(first * row_bytes..(first + targets.len()) * row_bytes),
-                delta: output.map(|output| output[range].iter().map(|delta| alpha * delta).collect()),
+                x: batch.x(range.clone()),
+                delta: delta.as_ref().map(|delta| delta.slice(4 * width * range.start..4 * width * range.end)),
                 targets: targets.to_vec(),
                 gradient,
             };
             let Some(response) = self.runtime.block_on(self.stop.race(self.client.loss(&request))) else { return Ok(None) };
             let response = response.map_err(pool_error)?;
             measured.loss.extend(response.loss);
-            measured.gradient.extend(response.gradient.into_iter().flatten());
+            match response.gradient {
+                Some(gradient) if index == 0 => measured.gradient = gradient,
+                gradient => measured.gradient.extend(gradient.into_iter().flatten()),
+            }
         }
         measured.gradient.iter_mut().for_each(|gradient| *gradient *= alpha);
         Ok(Some(measured))
@@ -104,13 +113,13 @@ impl LocalLoss {
 }
 
 impl Loss for LocalLoss {
-    fn measure(&mut self, batch: &MicroBatch, output: Option<&[f32]>, gradient: bool) -> Result<Option<Measured>, TrainError> {
+    fn measure(&mut self, batch: &MicroBatch, output: Option<Vec<f32>>, gradient: bool) -> Result<Option<Measured>, TrainError> {
         let mut x = vec![0.0; batch.targets.len() * batch.hidden_size];
-        from_bytes(&batch.x, batch.dtype, &mut x);
+        from_bytes(&batch.x(0..batch.targets.len()), batch.dtype, &mut x);
         let alpha = self.alpha as f32;
         let weights =
             LossWeights { forward: &self.forward, backward: gradient.then_some(&self.backward), dtype: self.dtype, softcap: None };
-        let output = output.map(|output| (output, alpha));
+        let output = output.as_deref().map(|output| (output, alpha));
         let mut measured = lm_loss(&self.cpu, &weights, &x, output, &batch.targets).map_err(device_error)?;
         measured.gradient.iter_mut().for_each(|gradient| *gradient *= alpha);
         Ok(Some(Measured { loss: measured.loss, gradient: measured.gradient }))
@@ -128,7 +137,7 @@ pub struct LabelLoss {
 }
 
 impl Loss for LabelLoss {
-    fn measure(&mut self, batch: &MicroBatch, output: Option<&[f32]>, gradient: bool) -> Result<Option<Measured>, TrainError> {
+    fn measure(&mut self, batch: &MicroBatch, output: Option<Vec<f32>>, gradient: bool) -> Result<Option<Measured>, TrainError> {
         let Some(logits) = output else {
             return Ok(Some(Measured { loss: vec![(self.labels as f32).ln(); batch.targets.len()], gradient: Vec::new() }));
         };
@@ -149,20 +158,19 @@ impl Loss for LabelLoss {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
     use crate::head::pass::PackedBatch;
 
     fn batch(targets: Vec<u32>) -> MicroBatch {
         let packed = PackedBatch { taps: Vec::new(), formats: Vec::new(), lengths: Vec::new(), rows: Vec::new() };
-        MicroBatch { packed, x: Bytes::new(), dtype: Dtype::Float32, hidden_size: 1, targets, tokens: 0 }
+        MicroBatch { packed, x: Vec::new(), dtype: Dtype::Float32, hidden_size: 1, targets, tokens: 0 }
     }
 
     /// `torch.nn.functional.cross_entropy(torch.tensor([[1., 2., 3.], [0.5, -1., 0.]]), torch.tensor([2, 0]), reduction="none")` and its gradient.
     #[test]
     fn label_loss_follows_pytorch() {
-        let measured = LabelLoss { labels: 3 }.measure(&batch(vec![2, 0]), Some(&[1.0, 2.0, 3.0, 0.5, -1.0, 0.0]), true).unwrap().unwrap();
+        let measured =
+            LabelLoss { labels: 3 }.measure(&batch(vec![2, 0]), Some(vec![1.0, 2.0, 3.0, 0.5, -1.0, 0.0]), true).unwrap().unwrap();
         let close = |found: &[f32], expected: &[f32]| found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6);
         assert!(close(&measured.loss, &[0.407_606, 0.604_131_34]), "{:?}", measured.loss);
         assert!(
@@ -174,7 +182,7 @@ mod tests {
 
     #[test]
     fn infinite_logits_give_a_loss_that_is_no_number() {
-        let measured = LabelLoss { labels: 2 }.measure(&batch(vec![0]), Some(&[f32::NAN, 0.0]), false).unwrap().unwrap();
+        let measured = LabelLoss { labels: 2 }.measure(&batch(vec![0]), Some(vec![f32::NAN, 0.0]), false).unwrap().unwrap();
         assert!(measured.loss[0].is_nan());
     }
 }

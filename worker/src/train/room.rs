@@ -12,7 +12,6 @@ use crate::exchange::{CacheError, CacheKey, StateCache};
 use crate::head::parameters;
 use crate::train::cached::CachedPool;
 use crate::train::error::TrainError;
-use crate::train::optim::state_bytes;
 use crate::train::output::Places;
 use crate::train::plan;
 use crate::train::pool::Base;
@@ -31,7 +30,7 @@ const METADATA_BYTES: u64 = 4096;
 pub fn checkpoint_bytes(shape: &HeadShape, training: &Training) -> u64 {
     let tensor = |dimensions: &Vec<usize>| {
         let values: u64 = dimensions.iter().map(|&length| length as u64).product();
-        let (state, tensors) = state_bytes(training, dimensions);
+        let (state, tensors) = training.state_bytes(dimensions);
         2 * 4 * values + state + (2 + tensors) * ENTRY_BYTES
     };
     METADATA_BYTES + parameters::of(shape).values().map(tensor).sum::<u64>()

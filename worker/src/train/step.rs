@@ -88,18 +88,20 @@ impl Learner {
             waited += asked.elapsed();
             let keep = if self.training.gradient_checkpointing { Keep::Inputs } else { Keep::All };
             let Forward { output, saved } = pass.forward(&self.weights, &batch.packed, keep).map_err(pass_error)?;
-            let Some(measured) = self.loss.measure(&batch, Some(&output), true)? else { return Ok(None) };
-            drop(output);
+            let Some(measured) = self.loss.measure(&batch, Some(output), true)? else { return Ok(None) };
             sum += total(&measured);
             targets += batch.targets.len();
             tokens += batch.tokens;
             let Some(saved) = saved else { continue };
             if fused {
                 finite("loss", step, sum / targets as f64)?;
-                fused_norm = self.fused(&pass, &batch, saved, measured.gradient, factor);
+                fused_norm = self.fused(&pass, &batch, saved, measured.gradient, factor, feed);
             } else {
-                let mut take = |name: &str, _: &mut Weight, gradient: Vec<f32>| accumulate(&mut gradients, name, gradient);
-                pass.backward(Arc::make_mut(&mut self.weights), &batch.packed, saved, &measured.gradient, &mut take);
+                let mut take = |name: &str, _: &mut Weight, gradient: Vec<f32>| {
+                    ask_late(feed, name);
+                    accumulate(&mut gradients, name, gradient);
+                };
+                pass.backward(Arc::make_mut(&mut self.weights), &batch.packed, saved, measured.gradient, &mut take);
             }
         }
         let loss = finite("loss", step, sum / targets as f64)?;
@@ -113,7 +115,7 @@ impl Learner {
 
     /// Goes back and changes each weight as soon as its gradient is known. `by_output` is not yet divided by the number of targets. Gives the
     /// norm of all gradients.
-    fn fused(&mut self, pass: &Pass, batch: &MicroBatch, saved: Saved, mut by_output: Vec<f32>, factor: f64) -> f64 {
+    fn fused(&mut self, pass: &Pass, batch: &MicroBatch, saved: Saved, mut by_output: Vec<f32>, factor: f64, feed: &mut Feed) -> f64 {
         let share = 1.0 / batch.targets.len() as f32;
         by_output.iter_mut().for_each(|gradient| *gradient *= share);
         let bound = self.bound();
@@ -121,13 +123,14 @@ impl Learner {
         let mut squares = 0.0;
         optimizers.begin();
         let mut take = |name: &str, weight: &mut Weight, mut gradient: Vec<f32>| {
+            ask_late(feed, name);
             let norm = norm(&gradient);
             squares += norm * norm;
             let less = bound(norm);
             gradient.iter_mut().for_each(|gradient| *gradient *= less);
             optimizers.update(threads, name, weight, gradient, factor);
         };
-        pass.backward(Arc::make_mut(weights), &batch.packed, saved, &by_output, &mut take);
+        pass.backward(Arc::make_mut(weights), &batch.packed, saved, by_output, &mut take);
         squares.sqrt()
     }
 
@@ -173,19 +176,27 @@ impl Learner {
         let (mut sum, mut targets, mut confusion) = (0.0, 0, vec![vec![0; labels]; labels]);
         for done in 0..batches {
             let Some(batch) = feed.receive()? else { return Ok(None) };
+            feed.ask();
             let output = weights.map(|weights| pass.forward(weights, &batch.packed, Keep::Nothing)).transpose().map_err(pass_error)?;
             let output = output.map(|forward| forward.output);
-            let Some(measured) = self.loss.measure(&batch, output.as_deref(), false)? else { return Ok(None) };
             if let (Task::Classification, Some(logits)) = (self.shape.task, &output) {
                 for (row, &label) in logits.chunks_exact(labels).zip(&batch.targets) {
                     confusion[label as usize][highest(row)] += 1;
                 }
             }
+            let Some(measured) = self.loss.measure(&batch, output, false)? else { return Ok(None) };
             sum += total(&measured);
             targets += batch.targets.len();
             progress(done as u64 + 1);
         }
         Ok(Some(Evaluated { loss: sum / targets as f64, confusion }))
+    }
+}
+
+/// Asks for the next micro-batch when the way back has come to the bridge: what lay before it is gone, and much is left to compute.
+fn ask_late(feed: &mut Feed, name: &str) {
+    if name.starts_with("bridge.") {
+        feed.ask();
     }
 }
 

@@ -54,7 +54,7 @@ fn gradients(case: &Case, weights: &Weights, threads: &Arc<Threads>, by_output: 
         weight.values.floats_mut().fill(f32::NAN);
         assert!(gradients.insert(name.to_owned(), gradient.to_vec()).is_none(), "{name} twice");
     };
-    pass.backward(&mut weights, &batch, saved, by_output, &mut take);
+    pass.backward(&mut weights, &batch, saved, by_output.to_vec(), &mut take);
     gradients
 }
 

@@ -6,7 +6,7 @@ use carryon_worker::exchange::wire::HiddenStatesRequest;
 use carryon_worker::exchange::{LossRequest, SequenceStates};
 use carryon_worker::head::loss::{LossWeights, lm_loss};
 use carryon_worker::kernel::Backend as _;
-use carryon_worker::numbers::{RowFormat, from_bytes, to_bytes};
+use carryon_worker::numbers::{RowFormat, from_bytes, into_bytes, to_bytes};
 use futures::StreamExt as _;
 
 use crate::common::{model_path, tiny::Random, tokens};
@@ -106,6 +106,7 @@ async fn the_remote_loss_is_the_local_loss() {
         for delta in [None, Some(delta)] {
             let output = delta.as_ref().map(|delta| (delta.as_slice(), 1.0));
             let local = lm_loss(&model.backend, &weights, &plain, output, &targets).unwrap();
+            let delta = delta.map(into_bytes);
             let request = LossRequest { hidden_size: width, dtype, x: x.clone(), delta, targets: targets.clone(), gradient: true };
             let remote = pool.client.loss(&request).await.unwrap();
             assert_eq!(remote.loss, local.loss);

@@ -86,6 +86,7 @@ impl Job {
             data: self.path("data"),
             output: self.path("output"),
             state_cache: None,
+            plan: false,
             listen: "127.0.0.1:0".parse().unwrap(),
             termination_log: Some(self.path("last-words")),
             threads: Some(1),

@@ -275,7 +275,9 @@ async fn loss(State(pool): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) 
     let x: Vec<f32> = request.x.chunks(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect();
     let backward = request.gradient.then(|| pool.cpu.transposed(&pool.forward).unwrap());
     let weights = LossWeights { forward: &pool.forward, backward: backward.as_ref(), dtype: Dtype::Float32, softcap: None };
-    let delta = request.delta.as_ref().map(|delta| (delta.as_slice(), 1.0));
+    let delta: Option<Vec<f32>> =
+        request.delta.as_ref().map(|delta| delta.chunks(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect());
+    let delta = delta.as_deref().map(|delta| (delta, 1.0));
     let mut measured = lm_loss(&pool.cpu, &weights, &x, delta, &request.targets).unwrap();
     let left = pool.nan_after.load(Ordering::SeqCst);
     if left == 0 {
