@@ -35,7 +35,7 @@ pub struct MicroBatch {
     /// What the head reads: taps, lengths, rows with a target.
     pub packed: PackedBatch,
     /// x̂ at the rows with a target, as they lie in `final`: some rows each, `[rows, D]` numbers of the pool's type, little-endian; none for classifiers.
-    x: Vec<Bytes>,
+    pub x: Vec<Bytes>,
     /// That type.
     pub dtype: Dtype,
     /// Width D.
