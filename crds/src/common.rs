@@ -244,6 +244,6 @@ pub(crate) fn yes() -> bool {
 }
 
 /// For fields that are left out where they say nothing new.
-pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+pub fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }

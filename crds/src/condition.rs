@@ -18,6 +18,8 @@ pub mod types {
     pub const FAILED: &str = "Failed";
     /// No node of the cluster could hold a pod of the pool, were it empty. For information: an autoscaler may bring one.
     pub const NO_NODE_FITS: &str = "NoNodeFits";
+    /// What a job's trainer would take of memory, by what it is for; false where its limit is less. For information: nothing waits for it.
+    pub const MEMORY_PLANNED: &str = "MemoryPlanned";
     /// A job is suspended by its spec.
     pub const SUSPENDED: &str = "Suspended";
 }

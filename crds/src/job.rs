@@ -12,10 +12,11 @@ use serde::{Deserialize, Serialize};
 pub use self::data::{Data, DataFormat, OnError, Overlong, Split, Targets};
 pub use self::status::{ArtifactStatus, AttemptResult, AttemptStatus, CarryOnJobStatus, ProgressStatus};
 pub use self::training::{
-    Balanced, Checkpoint, ClassWeights, Evaluation, LossPlace, NormScope, Optimizer, StateDtype, Training, WeightDtype,
+    Balanced, Checkpoint, ClassWeights, Evaluation, INT8_BLOCK, LossPlace, NormScope, Optimizer, SMALL_PARAMETER, StateDtype, Training,
+    WeightDtype,
 };
-use crate::common::{ClaimPath, PodTemplate, TapSelection};
-use crate::wire::limits;
+use crate::common::{ClaimPath, PodTemplate, TapSelection, Taps};
+use crate::wire::{HeadShape, head, limits};
 
 /// Desired state of a training job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -186,6 +187,19 @@ pub struct JobPool {
     /// Taps; those of the preset Balanced when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub taps: Option<TapSelection>,
+    /// Number type in which hidden states of layers travel and are kept. What the loss is measured on is always the model's own.
+    #[serde(default, skip_serializing_if = "crate::common::is_default")]
+    pub hidden_states_dtype: HiddenStatesDtype,
+}
+
+/// Number type of hidden states on their way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum HiddenStatesDtype {
+    /// That of the pool: the head learns on what it is served on.
+    #[default]
+    Model,
+    /// 8 bits a number with a scale a token: half the bytes of bfloat16; the head learns on rounded states and is served on unrounded ones.
+    Float8E4M3,
 }
 
 /// What the head learns.
@@ -248,6 +262,32 @@ pub struct HeadSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = limits::MAX_DIMENSIONS))]
     pub dimensions: Option<u32>,
+}
+
+impl HeadSpec {
+    /// The shape it asks for on a base of width `hidden_size`; its window is `longest` tokens unless one is asked for. What a shape says of texts is as
+    /// by default.
+    pub fn shape(&self, task: Task, taps: Taps, hidden_size: u32, longest: u32) -> HeadShape {
+        HeadShape {
+            format_version: head::FORMAT_VERSION,
+            task,
+            taps,
+            hidden_size,
+            width: self.width,
+            blocks: self.blocks,
+            heads: self.attention_heads,
+            feed_forward: head::feed_forward(self.width),
+            gate: self.gate,
+            alpha: self.alpha,
+            window: self.window.unwrap_or(longest),
+            rope_theta: head::ROPE_THETA,
+            norm_epsilon: head::NORM_EPSILON,
+            labels: self.labels.clone().unwrap_or_default(),
+            dimensions: self.dimensions,
+            max_length: None,
+            split_special_tokens: true,
+        }
+    }
 }
 
 impl Default for HeadSpec {

@@ -3,8 +3,8 @@
 
 mod common;
 
-use carryon_crds::condition::is_true;
-use carryon_crds::condition::types::COMPLETE;
+use carryon_crds::condition::types::{COMPLETE, MEMORY_PLANNED};
+use carryon_crds::condition::{find, is_true};
 use carryon_crds::job::AttemptResult;
 use carryon_operator::job::trainers::{outlived, recorded};
 use carryon_operator::shared::Refusal;
@@ -16,6 +16,29 @@ use serde_json::json;
 /// How many pods are let go.
 fn let_go(scene: &Scene) -> usize {
     recorded(&scene.job, &scene.observed.pods, &at(scene.now)).count()
+}
+
+/// Status and message of the condition `MemoryPlanned`, after one look.
+fn planned(mut scene: Scene) -> Option<(String, String)> {
+    scene.reconcile();
+    find(&scene.job.status?.conditions, MEMORY_PLANNED).map(|condition| (condition.status.clone(), condition.message.clone()))
+}
+
+#[test]
+fn a_job_says_before_it_starts_what_its_trainer_takes_of_memory() {
+    let limited = |memory: &str| Scene::new(json!({"spec": {"trainer": {"resources": {"limits": {"memory": memory}}}}}));
+    let (status, message) = planned(limited("4Gi")).unwrap();
+    assert!(
+        message.starts_with("batches of 8 samples of 320 tokens take ") && message.contains("weights 19.7 MB, gradients "),
+        "{message}"
+    );
+    assert_eq!(status, "True");
+    let (status, message) = planned(limited("128Mi")).unwrap();
+    assert!(message.ends_with(", and the trainer up to 128.0 MB: more than spec.trainer.resources.limits.memory: 128Mi"), "{message}");
+    assert_eq!(status, "False");
+    let mut poolless = limited("4Gi");
+    poolless.observed.pool = None;
+    assert_eq!(planned(poolless), None, "the base's width is not known");
 }
 
 #[test]

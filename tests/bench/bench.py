@@ -16,6 +16,7 @@ import engine  # noqa: E402
 import machine  # noqa: E402
 import models  # noqa: E402
 import serving  # noqa: E402
+import sharing  # noqa: E402
 import training  # noqa: E402
 from rows import line, result, rust  # noqa: E402
 
@@ -23,12 +24,13 @@ from rows import line, result, rust  # noqa: E402
 def exchange() -> list[dict]:
     """States that are already computed, served to a client, against a raw copy of as many bytes over loopback."""
     figures = rust("bench_exchange")
-    return [result("exchange_vs_loopback", "bytes/s", figures["exchange_bytes_per_second"], figures["loopback_bytes_per_second"], "raw loopback copy")]
+    row = lambda name: result(f"exchange_{name}_vs_loopback", "bytes/s", figures[f"exchange_{name}"], figures[f"loopback_{name}"], "raw loopback copy")
+    return [row("bf16"), row("float8")]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", choices=["engine", "models", "training", "exchange", "all"], default="all")
+    parser.add_argument("--rows", choices=["engine", "models", "training", "exchange", "sharing", "all"], default="all")
     parser.add_argument("--data-python", required=True)
     parser.add_argument("--cache", type=pathlib.Path, required=True)
     parser.add_argument("--output", type=pathlib.Path, required=True)
@@ -43,6 +45,7 @@ def main() -> None:
         "engine: more clients than memory": ("engine", lambda: serving.memory(asked.cache / "memory")),
         "models": ("models", lambda: models.rows(asked.cache / "models", asked.rounds)),
         "exchange": ("exchange", exchange),
+        "sharing: what trainers get": ("sharing", lambda: sharing.rows(asked.data_python, asked.cache, asked.rounds)),
         "training": ("training", lambda: training.rows(asked.data_python, asked.cache, asked.steps, asked.epochs, not asked.no_gate)),
     }
     results = []

@@ -4,6 +4,7 @@ The small vocabularies are trained here; a kind is one of them with the normaliz
 `tokenizer.json` has.
 """
 
+import collections
 import hashlib
 import json
 import os
@@ -91,8 +92,12 @@ def train() -> dict[str, dict]:
     of_bytes.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=600, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False))
     of_pieces = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     of_pieces.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
+    # The trainer's own bound of the alphabet takes any of characters that are equally frequent.
+    frequency = collections.Counter("".join(corpus))
+    alphabet = set(sorted(frequency, key=lambda character: (-frequency[character], character))[:90])
+    common = ["".join(character for character in line if character in alphabet) for line in corpus]
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    of_pieces.train_from_iterator([*corpus, "x    y        z"], trainers.BpeTrainer(vocab_size=700, special_tokens=special, limit_alphabet=90, show_progress=False))
+    of_pieces.train_from_iterator([*common, "x    y        z"], trainers.BpeTrainer(vocab_size=700, special_tokens=special, show_progress=False))
     return {"bytes": json.loads(of_bytes.to_str())["model"], "pieces": json.loads(of_pieces.to_str())["model"]}
 
 

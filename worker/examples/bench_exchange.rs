@@ -8,10 +8,13 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::routing::post;
 use carryon_crds::common::Taps;
+use carryon_crds::job::HiddenStatesDtype;
 use carryon_crds::pool::Dtype;
 use carryon_worker::base::routes::states_body;
-use carryon_worker::exchange::wire::HiddenStatesRequest;
+use carryon_worker::exchange::wire::{HiddenStatesRequest, row_formats};
 use carryon_worker::exchange::{PoolClient, SequenceStates};
+use carryon_worker::numbers::RowFormat;
+use carryon_worker::train::memory;
 use futures::StreamExt as _;
 use tokio::sync::mpsc;
 
@@ -22,7 +25,7 @@ const HIDDEN_SIZE: usize = 576;
 const REQUESTS: usize = 8;
 /// Requests at once: a trainer has two micro-batches in flight.
 const IN_FLIGHT: usize = 2;
-/// Measurements of each side, one after the other; the best counts.
+/// Measurements of each side, one after the other.
 const ROUNDS: usize = 5;
 
 fn taps() -> Taps {
@@ -30,11 +33,14 @@ fn taps() -> Taps {
 }
 
 /// States of one request, as the device thread hands them over.
-fn precomputed() -> Vec<SequenceStates> {
-    let rows = TOKENS * HIDDEN_SIZE * 2;
-    let tap = |seed: usize| (0..rows).map(|place| (place.wrapping_mul(seed + 31) >> 3) as u8).collect::<Vec<u8>>().into();
-    let taps: Vec<bytes::Bytes> = (0..taps().count()).map(tap).collect();
-    let states = |index| SequenceStates { index, tokens: TOKENS, dtype: Dtype::Bfloat16, taps: taps.clone() };
+fn precomputed(dtype: HiddenStatesDtype) -> Vec<SequenceStates> {
+    let formats = row_formats(&taps(), Dtype::Bfloat16, dtype);
+    let tap = |(seed, format): (usize, &RowFormat)| {
+        let bytes = TOKENS * format.row_bytes(HIDDEN_SIZE);
+        (0..bytes).map(|place| (place.wrapping_mul(seed + 31) >> 3) as u8).collect::<Vec<u8>>().into()
+    };
+    let taps: Vec<bytes::Bytes> = formats.iter().enumerate().map(tap).collect();
+    let states = |index| SequenceStates { index, tokens: TOKENS, formats: formats.clone(), taps: taps.clone() };
     (0..SEQUENCES).map(states).collect()
 }
 
@@ -67,7 +73,7 @@ async fn exchange(client: &PoolClient, in_flight: usize) -> anyhow::Result<f64> 
 
 /// Asks `requests` times, one after the other; returns the bytes of the states decoded.
 async fn fetch(client: PoolClient, requests: usize) -> anyhow::Result<usize> {
-    let request = HiddenStatesRequest { sequences: vec![vec![1; TOKENS]; SEQUENCES], taps: taps() };
+    let request = HiddenStatesRequest::new(vec![vec![1; TOKENS]; SEQUENCES], taps());
     let mut bytes = 0;
     for _ in 0..requests {
         let mut states = std::pin::pin!(client.hidden_states(request.clone()));
@@ -111,18 +117,17 @@ fn print(name: &str, value: f64, unit: &str) {
 fn main() -> anyhow::Result<()> {
     // Pool and trainer are two processes: each has its own runtime here.
     let runtime = |name| tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name(name).enable_all().build();
+    // As trainers do.
+    memory::keep_freed_pages();
     let (pool, runtime) = (runtime("pool")?, runtime("trainer")?);
-    let states = precomputed();
-    let client = PoolClient::connect(&[pool.block_on(serve(states.clone()))?], Duration::from_secs(5))?;
-    let (mut ours, mut single, mut raw): (f64, f64, f64) = (0.0, 0.0, 0.0);
-    for _ in 0..ROUNDS {
-        ours = ours.max(runtime.block_on(exchange(&client, IN_FLIGHT))?);
-        single = single.max(runtime.block_on(exchange(&client, 1))?);
-        raw = raw.max(loopback(&states)?);
+    for (name, dtype) in [("bf16", HiddenStatesDtype::Model), ("float8", HiddenStatesDtype::Float8E4M3)] {
+        let states = precomputed(dtype);
+        let client = PoolClient::connect(&[pool.block_on(serve(states.clone()))?], Duration::from_secs(5))?;
+        for _ in 0..ROUNDS {
+            print(&format!("exchange_{name}"), runtime.block_on(exchange(&client, IN_FLIGHT))?, "B/s");
+            print(&format!("exchange_{name}_one_request"), runtime.block_on(exchange(&client, 1))?, "B/s");
+            print(&format!("loopback_{name}"), loopback(&states)?, "B/s");
+        }
     }
-    print("exchange_bytes_per_second", ours, "B/s");
-    print("exchange_one_request_bytes_per_second", single, "B/s");
-    print("loopback_bytes_per_second", raw, "B/s");
-    print("exchange_vs_loopback", ours / raw, "ratio");
     Ok(())
 }

@@ -14,7 +14,7 @@ use carryon_crds::wire::head::{FORMAT_VERSION, feed_forward};
 use carryon_worker::head::pass::{Forward, Keep, PackedBatch, Pass};
 use carryon_worker::head::{Gradients, Weight, init, parameters};
 use carryon_worker::kernel::Threads;
-use carryon_worker::numbers::to_bytes;
+use carryon_worker::numbers::{RowFormat, to_bytes};
 use carryon_worker::train::memory::{self, Watch};
 use carryon_worker::train::optim::{Optimizers, accumulate};
 
@@ -65,15 +65,20 @@ fn main() -> anyhow::Result<()> {
     }
     let training: Training = serde_json::from_value(training)?;
     memory::keep_freed_pages();
+    memory::return_large_buffers(WIDTH);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build()?;
     let (threads, shape) = (Threads::new(std::thread::available_parallelism()?.get()), shape());
     let (pass, mut optimizers) = (Pass::new(&shape, threads.clone())?, Optimizers::new(&training));
-    let before = memory::now().anonymous;
-    let watch = Watch::start(runtime.handle(), before);
+    let watch = Watch::start(runtime.handle());
     let mut weights = init::in_dtype(init::tensors(&shape, 0), training.weight_dtype);
     let tap = |tap: usize| vec![to_bytes(&noise(TOKENS * shape.hidden_size as usize, tap as f32), Dtype::Bfloat16)];
-    let taps = (0..shape.taps.count()).map(tap).collect();
-    let batch = PackedBatch { taps, dtype: Dtype::Bfloat16, lengths: vec![TOKENS], rows: (0..TOKENS as u32).collect() };
+    let taps: Vec<_> = (0..shape.taps.count()).map(tap).collect();
+    let batch = PackedBatch {
+        formats: vec![RowFormat::Plain(Dtype::Bfloat16); taps.len()],
+        taps,
+        lengths: vec![TOKENS],
+        rows: (0..TOKENS as u32).collect(),
+    };
     let mut seconds = Duration::MAX;
     for _ in 0..steps {
         let started = Instant::now();
@@ -85,19 +90,19 @@ fn main() -> anyhow::Result<()> {
         if training.max_grad_norm_scope == NormScope::Global {
             let mut gradients = Gradients::new();
             let mut take = |name: &str, _: &mut Weight, gradient: Vec<f32>| accumulate(&mut gradients, name, gradient);
-            pass.backward(&mut weights, &batch, saved, &by_output, &mut take);
+            pass.backward(&mut weights, &batch, saved, by_output, &mut take);
             optimizers.step(&threads, &mut weights, gradients, 1.0)?;
         } else {
             optimizers.begin();
             let mut take = |name: &str, weight: &mut Weight, gradient: Vec<f32>| optimizers.update(&threads, name, weight, gradient, 1.0);
-            pass.backward(&mut weights, &batch, saved, &by_output, &mut take);
+            pass.backward(&mut weights, &batch, saved, by_output, &mut take);
         }
         seconds = seconds.min(started.elapsed());
     }
     let mb = |bytes: u64| bytes as f64 / 1e6;
     let figures = serde_json::json!({
         "parameters": parameters::count(&shape),
-        "tensor_mb": mb(watch.peak_anonymous() - before),
+        "tensor_mb": mb(watch.peak_anonymous() - watch.start_anonymous()),
         "peak_rss_mb": mb(memory::now().peak_resident),
         "step_seconds": seconds.as_secs_f64(),
     });

@@ -15,6 +15,7 @@ pub mod http;
 pub mod kernel;
 pub mod model;
 pub mod numbers;
+mod rows;
 pub mod serve;
 pub mod tensor_file;
 pub mod text;

@@ -7,6 +7,8 @@ use carryon_crds::pool::Dtype;
 use half::bf16;
 use half::slice::HalfFloatSliceExt as _;
 
+pub use crate::rows::RowFormat;
+
 /// Numbers in memory, in as many bits as asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Values {
@@ -133,6 +135,17 @@ pub fn to_bytes(values: &[f32], dtype: Dtype) -> Bytes {
             bytes.into()
         }
     }
+}
+
+/// The same as f32, uncopied: this worker runs on little-endian machines only.
+pub fn into_bytes(values: Vec<f32>) -> Bytes {
+    struct Floats(Vec<f32>);
+    impl AsRef<[u8]> for Floats {
+        fn as_ref(&self) -> &[u8] {
+            bytemuck::cast_slice(&self.0)
+        }
+    }
+    Bytes::from_owner(Floats(values))
 }
 
 /// Little-endian bytes of `dtype` to numbers; `out` has as many places as `bytes` has numbers, the shorter one counts.

@@ -118,6 +118,20 @@ pub struct ClassWeights {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Balanced {}
 
+impl Training {
+    /// Bytes that the optimizer remembers of a parameter of this shape, and in how many tensors.
+    pub fn state_bytes(&self, shape: &[usize]) -> (u64, u64) {
+        let moments = if self.optim.moves_by_muon(shape) { 1 } else { 2 };
+        let count: usize = shape.iter().product();
+        let (bytes, tensors) = match self.optim_state_dtype.of(count) {
+            StateDtype::Float32 => (4 * count, 1),
+            StateDtype::Bfloat16 => (2 * count, 1),
+            StateDtype::Int8 => (count + 4 * count.div_ceil(INT8_BLOCK), 2),
+        };
+        (moments * bytes as u64, moments * tensors)
+    }
+}
+
 /// Optimizer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Optimizer {
@@ -127,6 +141,18 @@ pub enum Optimizer {
     /// AdamW for everything.
     AdamW,
 }
+
+impl Optimizer {
+    /// Whether a parameter of this shape is moved by Muon: a matrix.
+    pub fn moves_by_muon(self, shape: &[usize]) -> bool {
+        self == Self::Muon && shape.len() == 2
+    }
+}
+
+/// Values of an `Int8` that share a scale.
+pub const INT8_BLOCK: usize = 256;
+/// Parameters of fewer values are remembered in f32, as in bitsandbytes.
+pub const SMALL_PARAMETER: usize = 4096;
 
 /// Number type of what an optimizer remembers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -138,6 +164,13 @@ pub enum StateDtype {
     Bfloat16,
     /// 1 byte, by blocks of 256 with a scale each.
     Int8,
+}
+
+impl StateDtype {
+    /// As what a parameter of `count` values is remembered.
+    pub fn of(self, count: usize) -> Self {
+        if count < SMALL_PARAMETER { Self::Float32 } else { self }
+    }
 }
 
 /// Number type of a head's matrices in training; norms and biases are `Float32` always, and so is the head that is written.

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::common::{TapPreset, TapSelection, Taps, is_default};
-use crate::job::{Checkpoint, DataFormat, Evaluation, HeadSpec, OnError, Overlong, Split, Targets, Task, Training};
+use crate::job::{Checkpoint, DataFormat, Evaluation, HeadSpec, HiddenStatesDtype, OnError, Overlong, Split, Targets, Task, Training};
 use crate::pool::{Dtype, Engine};
 
 /// `carryon-worker base --config FILE --model PATH --listen ADDRESS`.
@@ -36,6 +36,9 @@ pub struct TrainConfig {
     /// Taps; those of the preset Balanced when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub taps: Option<TapChoice>,
+    /// Number type in which their states travel.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub hidden_states_dtype: HiddenStatesDtype,
     /// Shape of the head.
     pub head: HeadSpec,
     /// What a line of the data holds.
@@ -85,20 +88,25 @@ impl TapChoice {
             None => Some(Self::Layers(Taps { layers: selection.layers.clone(), final_norm: selection.final_norm })),
         }
     }
-}
 
-impl TrainConfig {
-    /// The taps in a base of `layers` decoder layers, ascending.
-    pub fn taps_of(&self, layers: u32) -> Taps {
-        match &self.taps {
+    /// The taps in a base of `layers` decoder layers, ascending; those of the preset Balanced without a choice.
+    pub fn taps(choice: Option<&Self>, layers: u32) -> Taps {
+        match choice {
             None => Taps::of(TapPreset::Balanced, layers),
-            Some(TapChoice::Preset(preset)) => Taps::of(*preset, layers),
-            Some(TapChoice::Layers(taps)) => {
+            Some(Self::Preset(preset)) => Taps::of(*preset, layers),
+            Some(Self::Layers(taps)) => {
                 let mut taps = taps.clone();
                 taps.layers.sort_unstable();
                 taps
             }
         }
+    }
+}
+
+impl TrainConfig {
+    /// The taps in a base of `layers` decoder layers, ascending.
+    pub fn taps_of(&self, layers: u32) -> Taps {
+        TapChoice::taps(self.taps.as_ref(), layers)
     }
 
     /// The job as others name it, `NAMESPACE/NAME`.

@@ -29,6 +29,10 @@ pub const SHAPE_KEY: &str = "carryon.head";
 pub const BASE_KEY: &str = "carryon.base";
 /// The format version this code writes.
 pub const FORMAT_VERSION: u32 = 1;
+/// Base of the rotary embedding of a head that is trained now.
+pub const ROPE_THETA: f64 = 1e4;
+/// ε of its norms.
+pub const NORM_EPSILON: f64 = 1e-5;
 
 /// All that is needed, beside the weights, to run a head.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -82,6 +86,41 @@ impl HeadShape {
             Task::Regression | Task::Reward => 1,
             Task::Embedding => self.dimensions.unwrap_or(0) as usize,
         }
+    }
+
+    /// Name and shape of every tensor, as the table above lists them.
+    pub fn tensors(&self) -> BTreeMap<String, Vec<usize>> {
+        let [d, w, f] = [self.hidden_size, self.width, self.feed_forward].map(|size| size as usize);
+        let mut tensors = BTreeMap::new();
+        for tap in 0..self.taps.count() {
+            tensors.insert(format!("bridge.{tap}.weight"), vec![w, d]);
+        }
+        for block in 0..self.blocks {
+            let mut add = |name: &str, dimensions: &[usize]| tensors.insert(format!("blocks.{block}.{name}.weight"), dimensions.to_vec());
+            add("input_layernorm", &[w]);
+            add("post_attention_layernorm", &[w]);
+            for projection in ["q", "k", "v", "o"] {
+                add(&format!("self_attn.{projection}_proj"), &[w, w]);
+            }
+            add("mlp.gate_proj", &[f, w]);
+            add("mlp.up_proj", &[f, w]);
+            add("mlp.down_proj", &[w, f]);
+        }
+        match self.task {
+            Task::CausalLM => {
+                tensors.insert("output.weight".into(), vec![d, w]);
+                if self.gate {
+                    tensors.insert("gate.weight".into(), vec![d, w]);
+                    tensors.insert("gate.bias".into(), vec![d]);
+                }
+            }
+            _ => {
+                tensors.insert("pooling.weight".into(), vec![w]);
+                tensors.insert("classifier.weight".into(), vec![self.outputs(), w]);
+                tensors.insert("classifier.bias".into(), vec![self.outputs()]);
+            }
+        }
+        tensors
     }
 }
 

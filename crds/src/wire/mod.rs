@@ -5,6 +5,7 @@ pub mod fetch;
 pub mod gateway;
 pub mod head;
 pub mod limits;
+pub mod memory;
 pub mod model;
 pub mod progress;
 

@@ -3,6 +3,7 @@
 pub mod attempts;
 pub mod build;
 pub mod end;
+mod memory;
 pub mod observe;
 pub mod plan;
 pub mod record;

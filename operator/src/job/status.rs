@@ -15,7 +15,7 @@ use super::plan::{Plan, plan};
 use super::record::Record;
 use super::trainers::lives;
 use super::validate::{loaded, output};
-use super::{Applied, Observed, Validated};
+use super::{Applied, Observed, Validated, memory};
 use crate::shared::Outcome;
 use crate::shared::kstatus::Standing;
 use crate::shared::rollout::{FAILED_CREATE, refusal};
@@ -36,7 +36,8 @@ pub fn status(job: &CarryOnJob, outcome: &Outcome<Validated, Applied>, observed:
         Err(refusal) if !plan.is_final() => (Standing::from(refusal), Vec::new()),
         _ => standing(job, &plan, &ledger, artifact.is_some(), observed),
     };
-    let verdicts: Vec<Verdict> = standing.verdicts().into_iter().chain(further).collect();
+    let planned = memory::verdict(job, observed).filter(|_| !plan.is_final());
+    let verdicts: Vec<Verdict> = standing.verdicts().into_iter().chain(further).chain(planned).collect();
     let image = outcome.as_ref().ok().filter(|_| job.spec.trainer.image.is_none()).map(|(validated, _)| validated.basis.image.clone());
     let finished = plan.is_final().then(|| restored.as_ref().map_or_else(|| now.clone(), |record| record.completion_time.clone()));
     let last = restored.map_or(previous.attempt, |record| record.attempt);

@@ -71,6 +71,7 @@ pub fn validate(job: &CarryOnJob, observed: &Observed, settings: &Settings, now:
             namespace: owner.namespace.clone(),
             task: spec.task,
             taps: pool.taps.as_ref().and_then(TapChoice::of),
+            hidden_states_dtype: pool.hidden_states_dtype,
             head: spec.head.clone(),
             format: spec.data.format,
             split: spec.data.split.clone(),

@@ -48,12 +48,14 @@ pub fn at(second: i64) -> Time {
     Time(k8s_openapi::jiff::Timestamp::from_second(1_700_000_000 + second).unwrap())
 }
 
+/// Conditions that are told first, or are no word on where an object stands.
+const FURTHER: [&str; 5] = ["Ready", "Reconciling", "Stalled", "Available", "MemoryPlanned"];
+
 /// `Ready=False Reconciling=True Stalled=False PoolNotFound: message`, other conditions by name when True.
 pub fn summary(conditions: &[Condition]) -> String {
     let of = |type_: &str| conditions.iter().find(|condition| condition.type_ == type_).unwrap_or_else(|| panic!("no condition {type_}"));
     let standing: Vec<&str> = ["Ready", "Reconciling", "Stalled"].into_iter().filter(|type_| of(type_).status == "True").collect();
-    let others =
-        conditions.iter().filter(|condition| !["Ready", "Reconciling", "Stalled", "Available"].contains(&condition.type_.as_str()));
+    let others = conditions.iter().filter(|condition| !FURTHER.contains(&condition.type_.as_str()));
     let all: Vec<&str> = standing.into_iter().chain(others.map(|condition| condition.type_.as_str())).collect();
     format!("{} {}: {}", all.join("+"), of("Ready").reason, of("Ready").message)
 }

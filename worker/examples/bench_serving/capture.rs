@@ -79,7 +79,7 @@ async fn ask(bench: Bench, trainer: u32, done: UnboundedSender<Instant>) -> anyh
     let taps = Taps::of(TapPreset::Balanced, bench.model.num_hidden_layers);
     for first in (trainer << 16..).step_by(BATCH) {
         let sequences = (first..).take(BATCH).map(|seed| bench.tokens(seed, LENGTH)).collect();
-        let mut states = pin!(bench.client.hidden_states(HiddenStatesRequest { sequences, taps: taps.clone() }));
+        let mut states = pin!(bench.client.hidden_states(HiddenStatesRequest::new(sequences, taps.clone())));
         while let Some(states) = states.next().await {
             states?;
         }

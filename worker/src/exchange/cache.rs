@@ -24,7 +24,10 @@ use std::time::Duration;
 pub use error::CacheError;
 pub use key::{CacheKey, SampleKey};
 
+use bytes::Bytes;
+
 use super::states::SequenceStates;
+use crate::numbers::RowFormat;
 use record::Header;
 use records::RecordFile;
 use shared::{Claim, Shared, Turn};
@@ -137,6 +140,11 @@ impl StateCache {
         get().ok_or(turn)
     }
 
+    /// How the rows of each tap are written.
+    pub fn formats(&self) -> Vec<RowFormat> {
+        self.key.formats()
+    }
+
     /// Whether states of this sequence are held.
     pub fn contains(&self, sample: &SampleKey) -> bool {
         self.index().contains_key(sample)
@@ -229,10 +237,9 @@ impl StateCache {
     }
 
     fn write(&self, sample: SampleKey, states: &SequenceStates, offset: u64, quota: u64) -> Result<Header, CacheError> {
-        let expected = states.tokens * self.key.row_bytes();
-        let fits = states.dtype == self.key.numerics.dtype && states.taps.len() == self.key.taps.count();
-        if !fits || states.taps.iter().any(|tap| tap.len() != expected) {
-            return Err(CacheError::Shape { expected: expected * self.key.taps.count(), found: states.bytes() });
+        let rows = &self.own.layout.row_bytes;
+        if states.formats != self.key.formats() || !states.taps.iter().map(Bytes::len).eq(rows.iter().map(|row| row * states.tokens)) {
+            return Err(CacheError::Shape { expected: states.tokens * rows.iter().sum::<usize>(), found: states.bytes() });
         }
         let needed = offset + self.own.layout.record_bytes(states.tokens);
         if needed > quota {
@@ -246,7 +253,7 @@ impl StateCache {
         let place = self.index().get(sample).and_then(|places| places.last().cloned());
         let Some(Place { file, offset, header }) = place else { return Ok(None) };
         let taps = file.read(offset, &header).inspect_err(|_| self.forget(sample, &file, offset))?;
-        Ok(Some(SequenceStates { index: 0, tokens: header.tokens as usize, dtype: self.key.numerics.dtype, taps }))
+        Ok(Some(SequenceStates { index: 0, tokens: header.tokens as usize, formats: self.key.formats(), taps }))
     }
 
     /// Does not look for a record there again.

@@ -15,8 +15,8 @@ pub struct LossRequest {
     pub dtype: Dtype,
     /// x̂: N × D, little-endian, as the pool sent them.
     pub x: Bytes,
-    /// α·g⊙Δ: N × D; the base's own loss when absent.
-    pub delta: Option<Vec<f32>>,
+    /// α·g⊙Δ: N × D numbers in f32, little-endian; the base's own loss when absent.
+    pub delta: Option<Bytes>,
     /// Target token of each row.
     pub targets: Vec<u32>,
     /// Whether the gradient is wanted too.
@@ -30,7 +30,7 @@ impl LossRequest {
         let tensor = |name: &str, dtype, shape: &[usize], data| Outgoing { name: name.to_owned(), dtype, shape: shape.to_vec(), data };
         let mut tensors = vec![tensor("x", wire_dtype(self.dtype), &shape, self.x.clone())];
         if let Some(delta) = &self.delta {
-            tensors.push(tensor("delta", safetensors::Dtype::F32, &shape, to_bytes(delta, Dtype::Float32)));
+            tensors.push(tensor("delta", safetensors::Dtype::F32, &shape, delta.clone()));
         }
         let targets: Vec<u8> = self.targets.iter().flat_map(|target| target.to_le_bytes()).collect();
         tensors.push(tensor("targets", safetensors::Dtype::U32, &shape[..1], targets.into()));
@@ -48,7 +48,7 @@ impl LossRequest {
         };
         let x = frame.tensor("x", wire_dtype(dtype), &[rows, hidden_size])?;
         let delta = match frame.info("delta") {
-            Some(_) => Some(numbers(&frame.tensor("delta", safetensors::Dtype::F32, &[rows, hidden_size])?)),
+            Some(_) => Some(frame.tensor("delta", safetensors::Dtype::F32, &[rows, hidden_size])?),
             None => None,
         };
         let targets = targets.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
@@ -102,13 +102,14 @@ fn numbers(bytes: &[u8]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::numbers::into_bytes;
 
     fn request() -> LossRequest {
         LossRequest {
             hidden_size: 2,
             dtype: Dtype::Bfloat16,
             x: to_bytes(&[1.0, 2.0, 3.0, 4.0], Dtype::Bfloat16),
-            delta: Some(vec![0.1, 0.2, 0.3, 0.4]),
+            delta: Some(into_bytes(vec![0.1, 0.2, 0.3, 0.4])),
             targets: vec![7, 8],
             gradient: true,
         }

@@ -2,11 +2,10 @@
 
 use bytes::Bytes;
 use carryon_crds::common::Taps;
-use carryon_crds::pool::Dtype;
 
 use super::frames::{Frame, FrameError};
 use super::wire::tap_names;
-use crate::numbers::{from_bytes, number_bytes, wire_dtype};
+use crate::numbers::RowFormat;
 use crate::tensor_file;
 
 /// Hidden states of one sequence at the taps that were asked for.
@@ -16,18 +15,23 @@ pub struct SequenceStates {
     pub index: usize,
     /// Tokens T.
     pub tokens: usize,
-    /// Number type of the rows.
-    pub dtype: Dtype,
-    /// Per tap, layers as asked and `final` last: T rows of D numbers, little-endian.
+    /// How the rows of each tap are written.
+    pub formats: Vec<RowFormat>,
+    /// Per tap, layers as asked and `final` last: T rows of D numbers.
     pub taps: Vec<Bytes>,
 }
 
 impl SequenceStates {
     /// Rows of one tap as f32, T × D; empty when there is no such tap.
     pub fn tap(&self, tap: usize) -> Vec<f32> {
-        let bytes = self.taps.get(tap).map_or(&[][..], |bytes| bytes);
-        let mut values = vec![0.0; bytes.len() / number_bytes(self.dtype)];
-        from_bytes(bytes, self.dtype, &mut values);
+        let (Some(rows), Some(format)) = (self.taps.get(tap), self.formats.get(tap)) else { return Vec::new() };
+        let row_bytes = rows.len() / self.tokens.max(1);
+        let mut values = Vec::new();
+        for row in rows.chunks_exact(row_bytes.max(1)) {
+            let mut out = vec![0.0; format.width(row_bytes)];
+            format.read(row, &mut out);
+            values.extend(out);
+        }
         values
     }
 
@@ -37,15 +41,17 @@ impl SequenceStates {
     }
 
     /// What precedes the rows of all taps in a safetensors file: tensors named by [`tap_names`], the sequence's index in the metadata.
-    pub fn header(index: usize, tokens: usize, dtype: Dtype, taps: &Taps, hidden_size: usize) -> Bytes {
-        let (names, shape) = (tap_names(taps), [tokens, hidden_size]);
-        let tensors = names.iter().map(|name| (name.as_str(), wire_dtype(dtype), &shape[..]));
-        tensor_file::header(&[("index", &index.to_string())], tensors).into()
+    pub fn header(index: usize, tokens: usize, formats: &[RowFormat], taps: &Taps, hidden_size: usize) -> Bytes {
+        let tensors: Vec<_> =
+            formats.iter().map(|format| format.tensor(hidden_size)).map(|(dtype, columns)| (dtype, [tokens, columns])).collect();
+        let names = tap_names(taps);
+        let named = names.iter().zip(&tensors).map(|(name, (dtype, shape))| (name.as_str(), *dtype, &shape[..]));
+        tensor_file::header(&[("index", &index.to_string())], named).into()
     }
 
     /// The sequence as pieces of a safetensors file.
     pub fn encode(self, taps: &Taps, hidden_size: usize) -> Vec<Bytes> {
-        let header = Self::header(self.index, self.tokens, self.dtype, taps, hidden_size);
+        let header = Self::header(self.index, self.tokens, &self.formats, taps, hidden_size);
         std::iter::once(header).chain(self.taps).collect()
     }
 
@@ -57,49 +63,61 @@ impl SequenceStates {
             let expected = format!("less than {}", lengths.len());
             return Err(FrameError::Metadata { name: "index", expected, found: Some(index.to_string()) });
         };
-        let info = names.first().and_then(|name| frame.info(name));
-        let (dtype, hidden_size) = match info.map(|info| (info.dtype, info.shape.as_slice())) {
-            Some((safetensors::Dtype::BF16, &[_, hidden_size])) => (Dtype::Bfloat16, hidden_size),
-            Some((safetensors::Dtype::F32, &[_, hidden_size])) => (Dtype::Float32, hidden_size),
-            other => {
-                return Err(FrameError::Tensor {
-                    name: names.first().cloned().unwrap_or_default(),
-                    expected: format!("BF16 or F32 [{tokens}, D]"),
-                    found: format!("{other:?}"),
-                });
-            }
+        let wrong = |name: &String| FrameError::Tensor {
+            name: name.clone(),
+            expected: format!("rows of {tokens} tokens in BF16, F32 or U8, of one width"),
+            found: frame.info(name).map_or_else(|| "nothing".to_owned(), |info| format!("{:?} {:?}", info.dtype, info.shape)),
         };
-        let taps = names.iter().map(|name| frame.tensor(name, wire_dtype(dtype), &[tokens, hidden_size])).collect::<Result<_, _>>()?;
-        Ok(Self { index, tokens, dtype, taps })
+        let (mut formats, mut rows, mut widths) = (Vec::new(), Vec::new(), Vec::new());
+        for name in &names {
+            let info = frame.info(name).filter(|info| info.shape.len() == 2 && info.shape[0] == tokens).ok_or_else(|| wrong(name))?;
+            let (format, width) = RowFormat::of_tensor(info.dtype, info.shape[1]).ok_or_else(|| wrong(name))?;
+            widths.push(width);
+            if widths[0] != width {
+                return Err(wrong(name));
+            }
+            formats.push(format);
+            rows.push(frame.tensor(name, info.dtype, &info.shape)?);
+        }
+        Ok(Self { index, tokens, formats, taps: rows })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use carryon_crds::pool::Dtype;
+
     use super::*;
     use crate::numbers::to_bytes;
 
     fn states(dtype: Dtype) -> SequenceStates {
         let rows = |start: f32| to_bytes(&[start, -start, 0.5, start * 3.0], dtype);
-        SequenceStates { index: 1, tokens: 2, dtype, taps: vec![rows(1.0), rows(2.0)] }
+        SequenceStates { index: 1, tokens: 2, formats: vec![RowFormat::Plain(dtype); 2], taps: vec![rows(1.0), rows(2.0)] }
     }
 
     #[test]
     fn states_survive_the_wire() {
         let taps = Taps { layers: vec![3], final_norm: true };
-        for dtype in [Dtype::Bfloat16, Dtype::Float32] {
-            let frame = Frame::parse(states(dtype).encode(&taps, 2).concat().into()).unwrap();
+        let mut small = states(Dtype::Bfloat16);
+        small.formats[0] = RowFormat::Float8;
+        small.taps[0] = RowFormat::Float8.convert(small.taps[0].clone(), Dtype::Bfloat16, 2);
+        for states in [states(Dtype::Bfloat16), states(Dtype::Float32), small] {
+            let frame = Frame::parse(states.clone().encode(&taps, 2).concat().into()).unwrap();
             let read = SequenceStates::decode(&frame, &taps, &[9, 2]).unwrap();
-            assert_eq!(read, states(dtype));
-            assert_eq!(read.tap(1), [2.0, -2.0, 0.5, 6.0]);
+            assert_eq!(read, states);
+            assert_eq!((read.tap(0), read.tap(1)), (vec![1.0, -1.0, 0.5, 3.0], vec![2.0, -2.0, 0.5, 6.0]));
         }
     }
 
     #[test]
-    fn refuses_an_index_or_a_length_that_was_not_asked_for() {
+    fn refuses_an_index_a_length_or_a_width_that_was_not_asked_for() {
         let taps = Taps { layers: vec![3], final_norm: true };
-        let frame = Frame::parse(states(Dtype::Float32).encode(&taps, 2).concat().into()).unwrap();
-        assert!(SequenceStates::decode(&frame, &taps, &[2]).unwrap_err().to_string().contains("less than 1"));
-        assert!(SequenceStates::decode(&frame, &taps, &[2, 3]).unwrap_err().to_string().contains("expected F32 [3, 2], found F32 [2, 2]"));
+        let refused = |states: SequenceStates, lengths: &[usize]| {
+            let frame = Frame::parse(states.encode(&taps, 2).concat().into()).unwrap();
+            SequenceStates::decode(&frame, &taps, lengths).unwrap_err().to_string()
+        };
+        assert!(refused(states(Dtype::Float32), &[2]).contains("less than 1"));
+        let other = refused(states(Dtype::Float32), &[2, 3]);
+        assert!(other.contains("rows of 3 tokens") && other.ends_with("found F32 [2, 2]"), "{other}");
     }
 }

@@ -17,9 +17,12 @@
 use std::fmt;
 
 use carryon_crds::common::Taps;
+use carryon_crds::job::HiddenStatesDtype;
+use carryon_crds::pool::Dtype;
 use serde::{Deserialize, Serialize};
 
 pub use super::sampling::{MAX_LOGIT_BIAS, Sampling};
+use crate::numbers::RowFormat;
 
 /// Request: digest of the identity the client expects; the pool refuses another. Response: the pool's own.
 pub const IDENTITY_HEADER: &str = "x-carryon-identity";
@@ -147,12 +150,35 @@ pub struct HiddenStatesRequest {
     pub sequences: Vec<Vec<u32>>,
     /// Where to read.
     pub taps: Taps,
+    /// How the rows of layers travel. A pool of the first versions does not read it: what came says how it came.
+    #[serde(default, skip_serializing_if = "carryon_crds::common::is_default")]
+    pub dtype: HiddenStatesDtype,
 }
+
+impl HiddenStatesRequest {
+    /// Rows of the model's own numbers.
+    pub fn new(sequences: Vec<Vec<u32>>, taps: Taps) -> Self {
+        Self { sequences, taps, dtype: HiddenStatesDtype::Model }
+    }
+}
+
+/// How the rows of each tap are written, in the order of [`tap_names`]. `final` is what the loss is measured on: as the LM head sees it, always.
+pub fn row_formats(taps: &Taps, model: Dtype, dtype: HiddenStatesDtype) -> Vec<RowFormat> {
+    let layers = match dtype {
+        HiddenStatesDtype::Model => RowFormat::Plain(model),
+        HiddenStatesDtype::Float8E4M3 => RowFormat::Float8,
+    };
+    let layers = std::iter::repeat_n(layers, taps.layers.len());
+    layers.chain(taps.final_norm.then_some(RowFormat::Plain(model))).collect()
+}
+
+/// Name of the tensor of what the LM head sees.
+pub const FINAL: &str = "final";
 
 /// Names of the tensors of a frame, in the order of [`super::SequenceStates::taps`]: layers as asked, `final` last.
 pub fn tap_names(taps: &Taps) -> Vec<String> {
     let layers = taps.layers.iter().map(|layer| format!("layer.{layer}"));
-    layers.chain(taps.final_norm.then(|| "final".to_owned())).collect()
+    layers.chain(taps.final_norm.then(|| FINAL.to_owned())).collect()
 }
 
 /// Asks for a continuation of `prompt`.

@@ -1,11 +1,12 @@
 //! The loss at the frozen LM head: behind the pool's remote loss and the trainer's local one.
 
 use carryon_crds::pool::Dtype;
+use carryon_crds::wire::memory::LOGIT_ROWS;
 
 use crate::kernel::{Backend, Result};
 
 /// Rows whose logits exist at the same time: bounds memory at `TILE · V` floats.
-pub const TILE: usize = 192;
+pub const TILE: usize = LOGIT_ROWS;
 
 /// Loss and gradient of each row.
 #[derive(Clone, Debug, Default, PartialEq)]

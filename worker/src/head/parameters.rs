@@ -116,37 +116,7 @@ pub fn count(shape: &HeadShape) -> u64 {
 
 /// Name and shape of every tensor of a head, as `crds::wire::head` lists them.
 pub fn of(shape: &HeadShape) -> BTreeMap<String, Vec<usize>> {
-    let [d, w, f] = [shape.hidden_size, shape.width, shape.feed_forward].map(|size| size as usize);
-    let mut tensors = BTreeMap::new();
-    for tap in 0..shape.taps.count() {
-        tensors.insert(format!("bridge.{tap}.weight"), vec![w, d]);
-    }
-    for block in 0..shape.blocks {
-        let mut add = |name: &str, dimensions: &[usize]| tensors.insert(format!("blocks.{block}.{name}.weight"), dimensions.to_vec());
-        add("input_layernorm", &[w]);
-        add("post_attention_layernorm", &[w]);
-        for projection in ["q", "k", "v", "o"] {
-            add(&format!("self_attn.{projection}_proj"), &[w, w]);
-        }
-        add("mlp.gate_proj", &[f, w]);
-        add("mlp.up_proj", &[f, w]);
-        add("mlp.down_proj", &[w, f]);
-    }
-    match shape.task {
-        Task::CausalLM => {
-            tensors.insert("output.weight".into(), vec![d, w]);
-            if shape.gate {
-                tensors.insert("gate.weight".into(), vec![d, w]);
-                tensors.insert("gate.bias".into(), vec![d]);
-            }
-        }
-        _ => {
-            tensors.insert("pooling.weight".into(), vec![w]);
-            tensors.insert("classifier.weight".into(), vec![shape.outputs(), w]);
-            tensors.insert("classifier.bias".into(), vec![shape.outputs()]);
-        }
-    }
-    tensors
+    shape.tensors()
 }
 
 /// Gradients by the names of their tensors, each as long as its tensor.

@@ -27,6 +27,9 @@ pub struct TrainArgs {
     /// File the last words go to.
     #[arg(long)]
     pub termination_log: Option<PathBuf>,
+    /// Print what memory training would take, and do none of it: the output folder is not touched.
+    #[arg(long)]
+    pub plan: bool,
     /// Threads of the head's arithmetic; all cores when absent.
     #[arg(long)]
     pub threads: Option<usize>,

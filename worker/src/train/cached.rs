@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use carryon_crds::common::Taps;
+use carryon_crds::job::HiddenStatesDtype;
 use carryon_crds::wire::Limits;
 use futures::StreamExt as _;
 
@@ -29,6 +30,8 @@ pub struct CachedPool {
     pub cache: StateCache,
     /// What is fetched: the head's taps, and `final` behind them where the loss needs it.
     pub taps: Taps,
+    /// How rows of layers travel.
+    pub dtype: HiddenStatesDtype,
     /// How many of them the head reads.
     pub head_taps: usize,
     /// Width D.
@@ -121,10 +124,15 @@ impl CachedPool {
         for sequences in split(sequences, &self.limits) {
             let count = sequences.len();
             let claims: Vec<(SampleKey, Claim)> = claims.drain(..count).collect();
-            let mut stream = std::pin::pin!(self.client.hidden_states(HiddenStatesRequest { sequences, taps: self.taps.clone() }));
+            let mut stream = std::pin::pin!(self.client.hidden_states(self.request(sequences)));
             let mut answers: Vec<Option<SequenceStates>> = vec![None; count];
             while let Some(answer) = stream.next().await {
                 let answer = answer.map_err(pool_error)?;
+                if answer.formats != self.cache.formats() {
+                    return Err(TrainError::Configuration(
+                        "the pool's version does not know hiddenStatesDtype: upgrade it, or leave that out".to_owned(),
+                    ));
+                }
                 let place = answer.index;
                 answers[place] = Some(answer);
             }
@@ -136,6 +144,10 @@ impl CachedPool {
             all.extend(blocking(move || pool.keep(claims, answers)).await?);
         }
         Ok(all)
+    }
+
+    fn request(&self, sequences: Vec<Vec<u32>>) -> HiddenStatesRequest {
+        HiddenStatesRequest { sequences, taps: self.taps.clone(), dtype: self.dtype }
     }
 
     fn keep(&self, claims: Vec<(SampleKey, Claim)>, answers: Vec<SequenceStates>) -> Vec<(SampleKey, SequenceStates)> {

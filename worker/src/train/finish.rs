@@ -16,7 +16,7 @@ use crate::train::pool::Base;
 use crate::train::progress::Phase;
 use crate::train::report::{self, Example, Report};
 use crate::train::run::Data;
-use crate::train::{examples, memory, metrics};
+use crate::train::{examples, memory, metrics, tally};
 
 /// Writes head, report and, last, the marker.
 pub(super) fn finish(
@@ -45,7 +45,7 @@ pub(super) fn finish(
         unscale(&mut weights, scale);
     }
     let artifact = output::artifact(&data.shape, &base.description, weights)?;
-    run.state.peak_anonymous_bytes = run.memory.peak_anonymous();
+    run.look_at_memory();
     run.lock.check()?;
     let manifest = run.written(|run| output::write(places, &artifact, &base.description, inputs, (&run.state, &figures)))?;
     let examples = match inputs.config.task {
@@ -53,6 +53,7 @@ pub(super) fn finish(
         _ => Vec::new(),
     };
     run.written(|run| write_report(places, &manifest, data, run, &examples, &predictions.confusion))?;
+    run.console.note(&tally::outcome(run.planned, &run.memory));
     run.console.phase(Phase::Done, 0, "");
     let mut progress = run.console.progress();
     progress.eta_seconds = Some(0);

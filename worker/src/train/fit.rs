@@ -14,7 +14,7 @@ use crate::train::lock::Lock;
 use crate::train::memory::Watch;
 use crate::train::metrics::{EvaluationLine, Line, Metrics, StepLine};
 use crate::train::progress::{Console, Phase};
-use crate::train::states::{Feed, HiddenStates};
+use crate::train::states::{Ahead, Feed, HiddenStates};
 use crate::train::step::{Evaluated, Learner, StepFigures};
 use crate::train::stop::Stop;
 
@@ -33,6 +33,8 @@ pub struct Run<S> {
     pub order: Order,
     /// Hidden states of the training samples.
     pub train: Arc<S>,
+    /// When micro-batches are asked for that are not needed yet.
+    pub ahead: Ahead,
     /// The held-out samples and their hidden states.
     pub evaluation: Option<(Arc<Samples>, Arc<S>)>,
     /// When to evaluate and to stop early.
@@ -51,6 +53,8 @@ pub struct Run<S> {
     pub stop: Stop,
     /// Highest memory.
     pub memory: Watch,
+    /// What of it was told beforehand, bytes.
+    pub planned: u64,
     /// Where hidden states are fetched.
     pub runtime: Handle,
 }
@@ -71,7 +75,7 @@ impl<S: HiddenStates> Run<S> {
         let steps = || self.order.clone().steps(self.state.cursor);
         let remaining = self.state.total_steps.saturating_sub(self.state.step);
         let ahead = steps().take(usize::try_from(remaining).unwrap_or(usize::MAX)).flat_map(|step| step.micro_batches);
-        let mut feed = Feed::new(&self.runtime, &self.stop, self.train.clone(), ahead);
+        let mut feed = Feed::new(&self.runtime, &self.stop, self.train.clone(), self.ahead, ahead);
         let mut steps = steps();
         loop {
             if self.evaluation_is_due() && self.evaluate()?.is_none() {
@@ -98,7 +102,7 @@ impl<S: HiddenStates> Run<S> {
         self.metrics.sync()?;
         let optimizer = self.learner.optimizers.state(&self.learner.weights);
         self.state.optimizer_steps = optimizer.steps;
-        self.state.peak_anonymous_bytes = self.memory.peak_anonymous();
+        self.look_at_memory();
         let (weights, best) = (self.learner.weights.clone(), self.best.clone());
         let checkpoint = Checkpoint { state: self.state.clone(), weights, best, optimizer };
         self.written(|run| run.checkpoints.save(&checkpoint))
@@ -113,6 +117,11 @@ impl<S: HiddenStates> Run<S> {
             Err(error) if error.is_no_room() && self.train.give_way() => write(self),
             ended => ended,
         }
+    }
+
+    /// Keeps the highest memory of all attempts.
+    pub fn look_at_memory(&mut self) {
+        self.state.peak_anonymous_bytes = self.state.peak_anonymous_bytes.max(self.memory.peak_anonymous());
     }
 
     fn stopped(&mut self) -> Result<(), TrainError> {
@@ -131,6 +140,7 @@ impl<S: HiddenStates> Run<S> {
             grad_norm: figures.grad_norm,
             tokens_per_second: figures.tokens as f64 / figures.seconds,
             seconds: self.state.train_seconds,
+            wait_seconds: figures.wait_seconds,
         };
         self.console.step(&line, self.state.total_steps, figures.seconds);
         let line = Line::Step(line);
@@ -211,7 +221,7 @@ impl<S: HiddenStates> Run<S> {
     ) -> Result<Option<Evaluated>, TrainError> {
         let Some((_, states)) = &self.evaluation else { return Ok(None) };
         let count = batches.len();
-        let mut feed = Feed::new(&self.runtime, &self.stop, states.clone(), batches.into_iter());
+        let mut feed = Feed::new(&self.runtime, &self.stop, states.clone(), self.ahead, batches.into_iter());
         self.console.phase(phase, count as u64, "batches of held-out samples");
         let console = &mut self.console;
         self.learner.evaluate(weights, count, &mut feed, &mut |done| console.advance(done, count as u64))

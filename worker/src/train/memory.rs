@@ -32,12 +32,17 @@ fn parse(status: &str) -> Memory {
 
 /// Keeps the highest anonymous memory seen: the kernel keeps no such mark itself.
 #[derive(Clone, Debug, Default)]
-pub struct Watch(Arc<AtomicU64>);
+pub struct Watch {
+    highest: Arc<AtomicU64>,
+    start: u64,
+}
 
 impl Watch {
-    /// Looks every 100 ms until the runtime ends. `before`: the mark of earlier attempts, bytes.
-    pub fn start(runtime: &tokio::runtime::Handle, before: u64) -> Self {
-        let watch = Self(Arc::new(AtomicU64::new(before)));
+    /// Gives back what is free, and looks every 100 ms from now on until the runtime ends.
+    pub fn start(runtime: &tokio::runtime::Handle) -> Self {
+        give_back();
+        let start = now().anonymous;
+        let watch = Self { highest: Arc::new(AtomicU64::new(start)), start };
         let mark = watch.clone();
         runtime.spawn(async move {
             let mut interval = tokio::time::interval(INTERVAL);
@@ -49,37 +54,72 @@ impl Watch {
         watch
     }
 
-    /// Raises the mark to at least `bytes`.
-    pub fn raise(&self, bytes: u64) {
-        self.0.fetch_max(bytes, Ordering::Relaxed);
+    /// The anonymous memory that there was at the start, bytes.
+    pub fn start_anonymous(&self) -> u64 {
+        self.start
     }
 
     /// The highest so far, bytes.
     pub fn peak_anonymous(&self) -> u64 {
         self.look();
-        self.0.load(Ordering::Relaxed)
+        self.highest.load(Ordering::Relaxed)
     }
 
     fn look(&self) {
-        self.raise(now().anonymous);
+        self.highest.fetch_max(now().anonymous, Ordering::Relaxed);
     }
 }
 
 /// Lets the process keep the pages it frees. A training step frees some hundred MiB and asks for as many in the next: with glibc's defaults
-/// they go back to the kernel each time, and clearing them again takes a third of the step. Peak memory stays the same.
+/// they go back to the kernel each time, and clearing them again takes a third of a small head's step.
 pub fn keep_freed_pages() {
+    glibc::set(&[(glibc::ARENA_MAX, 1), (glibc::MMAP_MAX, 0), (glibc::TRIM_THRESHOLD, i32::MAX)]);
+}
+
+/// Lets what large buffers take go back to the kernel, where the head is as wide as `width`. In a heap they leave holes that others do not fit
+/// into; and of a wide head so much is computed with each number that clearing its page again is nothing beside it.
+pub fn return_large_buffers(width: u32) {
+    const WIDE: u32 = 1024;
+    const LARGE_BYTES: i32 = 4 << 20;
+    if width >= WIDE {
+        glibc::set(&[(glibc::MMAP_MAX, 1 << 16), (glibc::MMAP_THRESHOLD, LARGE_BYTES)]);
+    }
+}
+
+/// Gives back what [`keep_freed_pages`] has kept so far.
+fn give_back() {
+    glibc::trim();
+}
+
+/// The allocator's own switches; other C libraries have none.
+mod glibc {
+    pub const TRIM_THRESHOLD: i32 = -1;
+    pub const MMAP_THRESHOLD: i32 = -3;
+    pub const MMAP_MAX: i32 = -4;
+    pub const ARENA_MAX: i32 = -8;
+
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        const TRIM_THRESHOLD: i32 = -1;
-        const MMAP_MAX: i32 = -4;
-        const ARENA_MAX: i32 = -8;
-        unsafe extern "C" {
-            fn mallopt(parameter: i32, value: i32) -> i32;
+    unsafe extern "C" {
+        fn mallopt(parameter: i32, value: i32) -> i32;
+        fn malloc_trim(pad: usize) -> i32;
+    }
+
+    pub fn set(parameters: &[(i32, i32)]) {
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        for (parameter, value) in parameters {
+            // SAFETY: it takes new parameters at any time.
+            unsafe { mallopt(*parameter, *value) };
         }
-        for (parameter, value) in [(ARENA_MAX, 1), (MMAP_MAX, 0), (TRIM_THRESHOLD, i32::MAX)] {
-            // SAFETY: glibc's allocator takes new parameters at any time.
-            unsafe { mallopt(parameter, value) };
-        }
+        #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+        let _ = parameters;
+    }
+
+    pub fn trim() {
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        // SAFETY: it gives back free pages at any time.
+        unsafe {
+            malloc_trim(0)
+        };
     }
 }
 

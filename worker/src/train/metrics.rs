@@ -36,6 +36,9 @@ pub struct StepLine {
     pub tokens_per_second: f64,
     /// Seconds of training until here, over all attempts.
     pub seconds: f64,
+    /// Seconds of this step in which nothing was done but wait for hidden states.
+    #[serde(default)]
+    pub wait_seconds: f64,
 }
 
 /// An evaluation.

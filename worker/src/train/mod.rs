@@ -31,6 +31,7 @@ pub mod schedule;
 pub mod states;
 pub mod step;
 pub mod stop;
+mod tally;
 
 pub use args::TrainArgs;
 pub use error::{DataError, TrainError};

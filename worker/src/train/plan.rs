@@ -4,7 +4,6 @@ use std::path::Path;
 
 use carryon_crds::common::Taps;
 use carryon_crds::job::{DataFormat, Overlong, Task};
-use carryon_crds::wire::head::{FORMAT_VERSION, feed_forward};
 use carryon_crds::wire::{HeadShape, ModelDescription, TrainConfig};
 
 use crate::head::{artifact, parameters};
@@ -15,10 +14,6 @@ use crate::train::stop::Stop;
 
 /// Largest configuration file, bytes.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
-/// Base of the rotary embedding of a head's attention.
-const ROPE_THETA: f64 = 1e4;
-/// ε of a head's norms.
-const NORM_EPSILON: f64 = 1e-5;
 
 /// The files of a run and what names it.
 #[derive(Clone, Debug)]
@@ -135,23 +130,9 @@ pub fn rules<'a>(config: &'a TrainConfig, base: &'a ModelDescription, eos: Optio
 pub fn shape(config: &TrainConfig, base: &ModelDescription, taps: Taps, longest: u64) -> Result<HeadShape, TrainError> {
     let head = &config.head;
     let shape = HeadShape {
-        format_version: FORMAT_VERSION,
-        task: config.task,
-        taps,
-        hidden_size: base.hidden_size,
-        width: head.width,
-        blocks: head.blocks,
-        heads: head.attention_heads,
-        feed_forward: feed_forward(head.width),
-        gate: head.gate,
-        alpha: head.alpha,
-        window: head.window.unwrap_or_else(|| u32::try_from(longest).unwrap_or(u32::MAX)),
-        rope_theta: ROPE_THETA,
-        norm_epsilon: NORM_EPSILON,
-        labels: head.labels.clone().unwrap_or_default(),
-        dimensions: head.dimensions,
         max_length: (config.task.is_pooled() && config.overlong == Overlong::Truncate).then_some(config.max_length),
         split_special_tokens: config.split_special_tokens,
+        ..head.shape(config.task, taps, base.hidden_size, u32::try_from(longest).unwrap_or(u32::MAX))
     };
     parameters::check(&shape).map_err(|error| TrainError::Configuration(format!("head.{error}")))?;
     let bytes = artifact::weights_bytes(&shape);
@@ -200,6 +181,7 @@ mod tests {
             namespace: "default".to_owned(),
             task: Task::CausalLM,
             taps: None,
+            hidden_states_dtype: Default::default(),
             head: HeadSpec::default(),
             format: DataFormat::Auto,
             split: Split { train: vec!["train.jsonl".to_owned()], evaluation: Vec::new() },

@@ -12,7 +12,6 @@ use crate::exchange::{CacheError, CacheKey, StateCache};
 use crate::head::parameters;
 use crate::train::cached::CachedPool;
 use crate::train::error::TrainError;
-use crate::train::optim::state_bytes;
 use crate::train::output::Places;
 use crate::train::plan;
 use crate::train::pool::Base;
@@ -31,7 +30,7 @@ const METADATA_BYTES: u64 = 4096;
 pub fn checkpoint_bytes(shape: &HeadShape, training: &Training) -> u64 {
     let tensor = |dimensions: &Vec<usize>| {
         let values: u64 = dimensions.iter().map(|&length| length as u64).product();
-        let (state, tensors) = state_bytes(training, dimensions);
+        let (state, tensors) = training.state_bytes(dimensions);
         2 * 4 * values + state + (2 + tensors) * ENTRY_BYTES
     };
     METADATA_BYTES + parameters::of(shape).values().map(tensor).sum::<u64>()
@@ -62,7 +61,7 @@ pub(super) fn open_cache(
     let shared = places.shared_cache.as_ref();
     let folder = shared.cloned().unwrap_or_else(|| places.cache());
     let taps = plan::fetched(&data.shape.taps, config.task);
-    let key = CacheKey::new(&base.description, &taps);
+    let key = CacheKey::new(&base.description, &taps, config.hidden_states_dtype);
     let sets = [Some(&data.train), data.evaluation.as_ref()].into_iter().flatten();
     let lengths = sets.flat_map(|data| data.samples.lengths().iter().map(|&length| length as usize));
     let needed = key.estimate(lengths);
@@ -92,6 +91,7 @@ pub(super) fn open_cache(
         client: base.client.clone(),
         cache,
         taps,
+        dtype: config.hidden_states_dtype,
         head_taps: data.shape.taps.count(),
         hidden_size: base.description.hidden_size as usize,
         limits: base.description.limits.clone(),

@@ -28,8 +28,10 @@ use crate::train::pool::{Base, pool_error};
 use crate::train::progress::{Console, Phase};
 use crate::train::room;
 use crate::train::schedule::Schedule;
+use crate::train::states::Ahead;
 use crate::train::step::Learner;
 use crate::train::stop::Stop;
+use crate::train::tally;
 
 /// Trains a head and leaves it in the output folder. Blocks; must not be called inside a Tokio runtime.
 ///
@@ -76,6 +78,9 @@ fn train(args: &TrainArgs, stop: &Stop, console: &mut Console) -> Result<Termina
         let _inside = handle.enter();
         stop.set_on_signals().map_err(TrainError::file("listen to", "signals"))?;
     }
+    if args.plan {
+        return tally::show(args, &Inputs::read(&args.config, &args.data, stop)?, handle, stop, console);
+    }
     handle.block_on(endpoint::listen(args.listen, console.snapshot())).map_err(TrainError::file("listen on", args.listen.to_string()))?;
     let inputs = Inputs::read(&args.config, &args.data, stop)?;
     let lock = Arc::new(lock(&args.output, handle, stop, console)?);
@@ -108,17 +113,8 @@ fn train_alone(
     let places = Places { root: args.output.clone(), shared_cache: args.state_cache.clone() };
     places.remove_temporaries()?;
     let threads = Threads::new(args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)));
-    console.phase(Phase::Connecting, 0, "");
-    let mut base =
-        handle.block_on(stop.race(Base::connect(&args.pool, &inputs.config.job()))).unwrap_or(Err(TrainError::Stopped { step: 0 }))?;
+    let mut base = connect(args, inputs, handle, stop, console)?;
     let described = &base.description;
-    console.note(&format!(
-        "base {} · width {} · {} layers · {}",
-        described.name,
-        described.hidden_size,
-        described.num_hidden_layers,
-        described.numerics.key()
-    ));
     if let Some(message) = output::finished(&places, &inputs.run, &described.identity) {
         console.note(&format!("already finished: {}", message.message));
         return Ok(message);
@@ -128,6 +124,8 @@ fn train_alone(
     base.stand_still(began);
     // Nothing that an earlier run has left is touched before the data are known to be usable.
     let data = Data::read(inputs, &base, &places, stop, console)?;
+    memory::return_large_buffers(data.shape.width);
+    let memory = Watch::start(handle);
     let checkpoint = resume(&checkpoints, inputs, &mut base, console)?;
     let mut run = prepare(
         &places,
@@ -135,12 +133,28 @@ fn train_alone(
         &base,
         &data,
         (checkpoints, checkpoint, began),
-        Environment { threads, handle: handle.clone(), stop: stop.clone(), lock: lock.clone() },
+        Environment { threads, handle: handle.clone(), stop: stop.clone(), lock: lock.clone(), memory },
         std::mem::take(console),
     )?;
     let fitted = run.fit().and_then(|()| finish(&places, inputs, &base, &data, &mut run));
     *console = run.console;
     fitted
+}
+
+/// The pool's base, once it answers.
+pub(super) fn connect(args: &TrainArgs, inputs: &Inputs, runtime: &Handle, stop: &Stop, console: &mut Console) -> Result<Base, TrainError> {
+    console.phase(Phase::Connecting, 0, "");
+    let connected = runtime.block_on(stop.race(Base::connect(&args.pool, &inputs.config.job())));
+    let base = connected.unwrap_or(Err(TrainError::Stopped { step: 0 }))?;
+    let described = &base.description;
+    console.note(&format!(
+        "base {} · width {} · {} layers · {}",
+        described.name,
+        described.hidden_size,
+        described.num_hidden_layers,
+        described.numerics.key()
+    ));
+    Ok(base)
 }
 
 /// What a run computes with.
@@ -149,6 +163,7 @@ struct Environment {
     handle: Handle,
     stop: Stop,
     lock: Arc<Lock>,
+    memory: Watch,
 }
 
 /// The samples of both splits.
@@ -159,7 +174,13 @@ pub(super) struct Data {
 }
 
 impl Data {
-    fn read(inputs: &Inputs, base: &Base, places: &Places, stop: &Stop, console: &mut Console) -> Result<Self, TrainError> {
+    /// Tokens of the largest micro-batch of `samples` samples.
+    pub fn largest_batch(&self, samples: u32) -> u64 {
+        let sets = [Some(&self.train), self.evaluation.as_ref()].into_iter().flatten();
+        sets.map(|data| data.counts.longest * data.counts.samples.min(samples.into())).max().unwrap_or(0)
+    }
+
+    pub fn read(inputs: &Inputs, base: &Base, places: &Places, stop: &Stop, console: &mut Console) -> Result<Self, TrainError> {
         let rules = plan::rules(&inputs.config, &base.description, base.eos_token_id())?;
         let taps = plan::taps(&inputs.config, &base.description)?;
         let train = load(&inputs.train, "training", &rules, base, places, stop, console)?;
@@ -230,6 +251,9 @@ fn prepare(
     let states = |samples: &Arc<data::Samples>| Arc::new(PoolStates { pool: pool.clone(), samples: samples.clone() });
     let schedule = Schedule { warmup: config.training.warmup_steps, total: total_steps, min_ratio: config.training.min_lr_ratio };
     let evaluation = data.evaluation.as_ref().map(|data| data.samples.clone());
+    let trainer = tally::trainer(inputs, base, data);
+    let planned = trainer.tally();
+    console.note(&tally::outlook(&planned));
     Ok(Run {
         learner: Learner {
             shape: data.shape.clone(),
@@ -242,11 +266,13 @@ fn prepare(
             last_norm: state.grad_norm,
         },
         metrics: Metrics::open(&places.metrics(), state.step, state.evaluated)?,
-        memory: Watch::start(&environment.handle, state.peak_anonymous_bytes),
+        memory: environment.memory,
+        planned: planned.total(),
         state,
         best,
         order,
         train: states(&data.train.samples),
+        ahead: Ahead::of(&trainer),
         evaluation: evaluation.map(|samples| (samples.clone(), states(&samples))),
         when: config.evaluation.clone(),
         save_steps: config.checkpoint.save_steps,

@@ -1,23 +1,22 @@
 //! Hidden states as the loop sees them: a source that can be asked ahead of time, and micro-batches ready for the head.
 
+use std::collections::VecDeque;
 use std::future::Future;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use carryon_crds::pool::Dtype;
-use futures::StreamExt as _;
-use futures::stream::BoxStream;
+use carryon_crds::wire::memory::{AHEAD, Trainer};
 use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
 
 use crate::exchange::SequenceStates;
 use crate::head::pass::PackedBatch;
-use crate::numbers::number_bytes;
+use crate::numbers::{RowFormat, number_bytes};
 use crate::train::data::{Sample, Target};
 use crate::train::error::TrainError;
 use crate::train::stop::Stop;
-
-/// Micro-batches asked for ahead of the one in use.
-pub const IN_FLIGHT: usize = 2;
 
 /// Where hidden states come from.
 pub trait HiddenStates: Send + Sync + 'static {
@@ -35,8 +34,10 @@ pub trait HiddenStates: Send + Sync + 'static {
 pub struct MicroBatch {
     /// What the head reads: taps, lengths, rows with a target.
     pub packed: PackedBatch,
-    /// x̂ at the rows with a target, `[rows, D]` numbers of the taps' type, little-endian; empty for classifiers.
-    pub x: Bytes,
+    /// x̂ at the rows with a target, as they lie in `final`: some rows each, `[rows, D]` numbers of the pool's type, little-endian; none for classifiers.
+    pub x: Vec<Bytes>,
+    /// That type.
+    pub dtype: Dtype,
     /// Width D.
     pub hidden_size: usize,
     /// What the head's output is measured by.
@@ -114,32 +115,74 @@ impl MicroBatch {
     pub fn pack(samples: &[&Sample], states: &[SequenceStates], head_taps: usize, hidden_size: usize) -> Result<Self, TrainError> {
         let lengths: Vec<usize> = samples.iter().map(|sample| sample.ids.len()).collect();
         let rows: usize = lengths.iter().sum();
-        let dtype = states.first().map_or(Dtype::Float32, |states| states.dtype);
-        let row_bytes = hidden_size * number_bytes(dtype);
+        let formats = states.first().map_or_else(Vec::new, |states| states.formats.clone());
+        let row_bytes: Vec<usize> = formats.iter().map(|format| format.row_bytes(hidden_size)).collect();
         for (states, &length) in states.iter().zip(&lengths) {
-            if states.dtype != dtype || states.taps.len() < head_taps || states.taps.iter().any(|tap| tap.len() != length * row_bytes) {
+            let whole = states.taps.iter().map(Bytes::len).eq(row_bytes.iter().map(|row| row * length));
+            if states.formats != formats || formats.len() < head_taps || !whole {
                 return Err(TrainError::Pool(format!("hidden states of {} tokens do not fit a sample of {length}", states.tokens)));
             }
         }
         let taps = (0..head_taps).map(|tap| states.iter().map(|states| states.taps[tap].clone()).collect()).collect();
         let (mut learned, mut x, mut first) = (Vec::new(), Vec::new(), 0);
+        let (dtype, row_bytes) = match formats.last() {
+            Some(format @ RowFormat::Plain(dtype)) => (*dtype, format.row_bytes(hidden_size)),
+            _ => (Dtype::Float32, 0),
+        };
         for ((sample, states), length) in samples.iter().zip(states).zip(&lengths) {
             if let (Target::Tokens(_), Some(last)) = (&sample.target, states.taps.last()) {
                 for range in sample.rows() {
-                    x.extend_from_slice(&last[range.start * row_bytes..range.end * row_bytes]);
+                    x.push(last.slice(range.start * row_bytes..range.end * row_bytes));
                     learned.extend(range.map(|row| (first + row) as u32));
                 }
             }
             first += length;
         }
-        let packed = PackedBatch { taps, dtype, lengths, rows: learned };
-        Ok(Self { packed, x: x.into(), hidden_size, targets: Wanted::of(samples), tokens: rows })
+        let packed = PackedBatch { taps, formats: formats[..head_taps].to_vec(), lengths, rows: learned };
+        Ok(Self { packed, x, dtype, hidden_size, targets: Wanted::of(samples), tokens: rows })
+    }
+
+    /// x̂ of some targets, `[rows, D]`; copied only where they do not lie together.
+    pub fn x(&self, targets: Range<usize>) -> Bytes {
+        let row_bytes = self.hidden_size * number_bytes(self.dtype);
+        let wanted = targets.start * row_bytes..targets.end * row_bytes;
+        let mut first = 0;
+        let mut parts = self.x.iter().filter_map(|part| {
+            let own = first..first + part.len();
+            first = own.end;
+            let (start, end) = (wanted.start.max(own.start), wanted.end.min(own.end));
+            (start < end).then(|| part.slice(start - own.start..end - own.start))
+        });
+        match (parts.next(), parts.next()) {
+            (Some(one), None) => one,
+            (one, another) => one.into_iter().chain(another).chain(parts).collect::<Vec<_>>().concat().into(),
+        }
     }
 }
 
-/// Micro-batches in a given order, [`IN_FLIGHT`] of them asked for before they are needed.
+/// When micro-batches are asked for that are not needed yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ahead {
+    /// Two, while one is in use.
+    Always,
+    /// One, when whoever uses one has little left to do with it: [`Feed::ask`].
+    Late,
+}
+
+impl Ahead {
+    /// How `trainer` asks for them.
+    pub fn of(trainer: &Trainer<'_>) -> Self {
+        if trainer.has_large_batches() { Self::Late } else { Self::Always }
+    }
+}
+
+type Fetched = JoinHandle<Result<MicroBatch, TrainError>>;
+
+/// Micro-batches in a given order, some of them asked for before they are needed.
 pub struct Feed {
-    batches: BoxStream<'static, Result<MicroBatch, TrainError>>,
+    next: Box<dyn FnMut() -> Option<Fetched>>,
+    asked: VecDeque<Fetched>,
+    ahead: Ahead,
     runtime: Handle,
     stop: Stop,
 }
@@ -150,18 +193,16 @@ impl Feed {
         runtime: &Handle,
         stop: &Stop,
         source: Arc<S>,
-        batches: impl Iterator<Item = Vec<usize>> + Send + 'static,
+        ahead: Ahead,
+        mut batches: impl Iterator<Item = Vec<usize>> + 'static,
     ) -> Self {
         let spawn = runtime.clone();
-        let fetched = futures::stream::iter(batches).map(move |batch| {
-            let source = source.clone();
+        let next = move || {
+            let (source, batch) = (source.clone(), batches.next()?);
             // A task of its own, so that it goes on while the loop computes.
-            spawn.spawn(async move { source.fetch(batch).await })
-        });
-        let flat = fetched
-            .buffered(IN_FLIGHT)
-            .map(|joined| joined.unwrap_or_else(|error| Err(TrainError::Pool(format!("fetching states panicked: {error}")))));
-        Self { batches: flat.boxed(), runtime: runtime.clone(), stop: stop.clone() }
+            Some(spawn.spawn(async move { source.fetch(batch).await }))
+        };
+        Self { next: Box::new(next), asked: VecDeque::new(), ahead, runtime: runtime.clone(), stop: stop.clone() }
     }
 
     /// The next micro-batch; None when someone asked to stop, or behind the last.
@@ -169,8 +210,24 @@ impl Feed {
     /// # Errors
     /// What the source says.
     pub fn receive(&mut self) -> Result<Option<MicroBatch>, TrainError> {
-        let batches = &mut self.batches;
-        self.runtime.block_on(self.stop.race(batches.next())).flatten().transpose()
+        self.fill(if self.ahead == Ahead::Always { 1 + AHEAD } else { 1 });
+        let Some(first) = self.asked.front_mut() else { return Ok(None) };
+        let Some(joined) = self.runtime.block_on(self.stop.race(first)) else { return Ok(None) };
+        self.asked.pop_front();
+        joined.unwrap_or_else(|error| Err(TrainError::Pool(format!("fetching states panicked: {error}")))).map(Some)
+    }
+
+    /// Tells that little is left to do with the last one: there is room for the next.
+    pub fn ask(&mut self) {
+        self.fill(1);
+    }
+
+    fn fill(&mut self, count: usize) {
+        while self.asked.len() < count
+            && let Some(fetched) = (self.next)()
+        {
+            self.asked.push_back(fetched);
+        }
     }
 }
 
@@ -185,7 +242,7 @@ mod tests {
         let rows = |tap: usize| {
             to_bytes(&(0..tokens * 2).map(|index| start + 100.0 * tap as f32 + index as f32).collect::<Vec<_>>(), Dtype::Float32)
         };
-        SequenceStates { index: 0, tokens, dtype: Dtype::Float32, taps: (0..taps).map(rows).collect() }
+        SequenceStates { index: 0, tokens, formats: vec![RowFormat::Plain(Dtype::Float32); taps], taps: (0..taps).map(rows).collect() }
     }
 
     #[test]
@@ -197,8 +254,10 @@ mod tests {
         assert_eq!(batch.packed.taps[0], [numbers(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), numbers(&[50.0, 51.0, 52.0, 53.0])]);
         assert_eq!((batch.packed.rows.as_slice(), batch.targets.indices()), (&[0, 1, 3][..], &[2, 3, 5][..]));
         let mut x = [0.0; 6];
-        from_bytes(&batch.x, Dtype::Float32, &mut x);
+        from_bytes(&batch.x(0..3), Dtype::Float32, &mut x);
         assert_eq!(x, [100.0, 101.0, 102.0, 103.0, 150.0, 151.0]);
+        assert_eq!(batch.x(1..3), numbers(&[102.0, 103.0, 150.0, 151.0]));
+        assert_eq!(batch.x(1..2).as_ptr(), batch.x[0][8..].as_ptr(), "rows that lie together are not copied");
     }
 
     #[test]
@@ -221,17 +280,26 @@ mod tests {
     }
 
     #[test]
-    fn two_micro_batches_are_in_flight_while_one_is_in_use() {
+    fn small_micro_batches_are_asked_for_while_one_is_in_use_and_large_ones_late() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let source = Arc::new(Counting(AtomicUsize::new(0), tokio::sync::Semaphore::new(0)));
-        let mut feed = Feed::new(runtime.handle(), &Stop::default(), source.clone(), (0..9).map(|index| vec![index]));
-        source.1.add_permits(2);
-        assert_eq!(feed.receive().unwrap().unwrap().tokens, 1);
-        assert_eq!(feed.receive().unwrap().unwrap().tokens, 2);
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while source.0.load(Ordering::SeqCst) < 3 {
-            assert!(std::time::Instant::now() < deadline, "nothing was asked for ahead of time");
-            std::thread::yield_now();
+        for (ahead, before, after) in [(Ahead::Always, 4, 4), (Ahead::Late, 2, 3)] {
+            let source = Arc::new(Counting(AtomicUsize::new(0), tokio::sync::Semaphore::new(0)));
+            let begun = |count| {
+                let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+                while source.0.load(Ordering::SeqCst) < count {
+                    assert!(std::time::Instant::now() < deadline, "nothing was asked for ahead of time");
+                    std::thread::yield_now();
+                }
+            };
+            let mut feed = Feed::new(runtime.handle(), &Stop::default(), source.clone(), ahead, (0..9).map(|index| vec![index]));
+            source.1.add_permits(2);
+            assert_eq!(feed.receive().unwrap().unwrap().tokens, 1);
+            assert_eq!(feed.receive().unwrap().unwrap().tokens, 2);
+            begun(before);
+            assert_eq!(feed.asked.len(), before - 2);
+            feed.ask();
+            begun(after);
+            assert_eq!(feed.asked.len(), after - 2);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One optimizer step, and one evaluation. Read from top to bottom: this is all the arithmetic of training.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use carryon_crds::job::{NormScope, Training};
 use carryon_crds::wire::HeadShape;
@@ -49,6 +49,8 @@ pub struct StepFigures {
     pub tokens: usize,
     /// From the first wait to the last weight.
     pub seconds: f64,
+    /// Of them, waits for hidden states.
+    pub wait_seconds: f64,
 }
 
 /// What an evaluation found.
@@ -71,22 +73,27 @@ impl Learner {
         let fused = micro_batches == 1 && self.training.max_grad_norm_scope != NormScope::Global;
         let factor = self.schedule.factor(step);
         let (mut gradients, mut sum, mut targets, mut tokens, mut fused_norm) = (Gradients::new(), 0.0, 0, 0, 0.0);
+        let mut waited = Duration::ZERO;
         for _ in 0..micro_batches {
+            let asked = Instant::now();
             let Some(batch) = feed.receive()? else { return Ok(None) };
+            waited += asked.elapsed();
             let keep = if self.training.gradient_checkpointing { Keep::Inputs } else { Keep::All };
             let Forward { output, saved } = pass.forward(&self.weights, &batch.packed, keep).map_err(pass_error)?;
-            let Some(measured) = self.loss.measure(&batch, Some(&output), true)? else { return Ok(None) };
-            drop(output);
+            let Some(measured) = self.loss.measure(&batch, Some(output), true)? else { return Ok(None) };
             sum += total(&measured);
             targets += batch.targets.len();
             tokens += batch.tokens;
             let Some(saved) = saved else { continue };
             if fused {
                 finite("loss", step, sum / targets as f64)?;
-                fused_norm = self.fused(&pass, &batch, saved, measured.gradient, factor);
+                fused_norm = self.fused(&pass, &batch, saved, measured.gradient, factor, feed);
             } else {
-                let mut take = |name: &str, _: &mut Weight, gradient: Vec<f32>| accumulate(&mut gradients, name, gradient);
-                pass.backward(Arc::make_mut(&mut self.weights), &batch.packed, saved, &measured.gradient, &mut take);
+                let mut take = |name: &str, _: &mut Weight, gradient: Vec<f32>| {
+                    ask_late(feed, name);
+                    accumulate(&mut gradients, name, gradient);
+                };
+                pass.backward(Arc::make_mut(&mut self.weights), &batch.packed, saved, measured.gradient, &mut take);
             }
         }
         let loss = finite("loss", step, sum / targets as f64)?;
@@ -94,12 +101,13 @@ impl Learner {
         let grad_norm = finite("gradient norm", step, grad_norm)?;
         self.last_norm = Some(grad_norm);
         let learning_rate = self.training.learning_rate * factor;
-        Ok(Some(StepFigures { loss, learning_rate, grad_norm, tokens, seconds: started.elapsed().as_secs_f64() }))
+        let (seconds, wait_seconds) = (started.elapsed().as_secs_f64(), waited.as_secs_f64());
+        Ok(Some(StepFigures { loss, learning_rate, grad_norm, tokens, seconds, wait_seconds }))
     }
 
     /// Goes back and changes each weight as soon as its gradient is known. `by_output` is not yet divided by the number of targets. Gives the
     /// norm of all gradients.
-    fn fused(&mut self, pass: &Pass, batch: &MicroBatch, saved: Saved, mut by_output: Vec<f32>, factor: f64) -> f64 {
+    fn fused(&mut self, pass: &Pass, batch: &MicroBatch, saved: Saved, mut by_output: Vec<f32>, factor: f64, feed: &mut Feed) -> f64 {
         let share = 1.0 / batch.targets.len() as f32;
         by_output.iter_mut().for_each(|gradient| *gradient *= share);
         let bound = self.bound();
@@ -107,13 +115,14 @@ impl Learner {
         let mut squares = 0.0;
         optimizers.begin();
         let mut take = |name: &str, weight: &mut Weight, mut gradient: Vec<f32>| {
+            ask_late(feed, name);
             let norm = norm(&gradient);
             squares += norm * norm;
             let less = bound(norm);
             gradient.iter_mut().for_each(|gradient| *gradient *= less);
             optimizers.update(threads, name, weight, gradient, factor);
         };
-        pass.backward(Arc::make_mut(weights), &batch.packed, saved, &by_output, &mut take);
+        pass.backward(Arc::make_mut(weights), &batch.packed, saved, by_output, &mut take);
         squares.sqrt()
     }
 
@@ -158,17 +167,25 @@ impl Learner {
         let (mut sum, mut targets, mut predictions) = (0.0, 0, Predictions::new(&self.shape));
         for done in 0..batches {
             let Some(batch) = feed.receive()? else { return Ok(None) };
+            feed.ask();
             let output = weights.map(|weights| pass.forward(weights, &batch.packed, Keep::Nothing)).transpose().map_err(pass_error)?;
             let output = output.map(|forward| forward.output);
-            let Some(measured) = self.loss.measure(&batch, output.as_deref(), false)? else { return Ok(None) };
             if let Some(output) = &output {
                 predictions.add(output, &batch.targets);
             }
+            let Some(measured) = self.loss.measure(&batch, output, false)? else { return Ok(None) };
             sum += total(&measured);
             targets += batch.targets.len();
             progress(done as u64 + 1);
         }
         Ok(Some(Evaluated { loss: sum / targets as f64, predictions }))
+    }
+}
+
+/// Asks for the next micro-batch when the way back has come to the bridge: what lay before it is gone, and much is left to compute.
+fn ask_late(feed: &mut Feed, name: &str) {
+    if name.starts_with("bridge.") {
+        feed.ask();
     }
 }
 

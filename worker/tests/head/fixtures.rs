@@ -8,7 +8,7 @@ use carryon_crds::pool::Dtype as Number;
 use carryon_crds::wire::HeadShape;
 use carryon_worker::head::pass::PackedBatch;
 use carryon_worker::head::{Gradients, Weight, Weights};
-use carryon_worker::numbers::to_bytes;
+use carryon_worker::numbers::{RowFormat, to_bytes};
 use safetensors::{Dtype, SafeTensors};
 
 pub fn fixture(name: &str) -> Vec<u8> {
@@ -99,8 +99,13 @@ impl Case {
         let d = self.hidden_size();
         let rows =
             |tap: &[f32]| self.sequences().iter().map(|(first, rows)| to_bytes(&tap[first * d..][..rows * d], Number::Float32)).collect();
-        let taps = self.taps.iter().map(|tap| rows(tap)).collect();
-        PackedBatch { taps, dtype: Number::Float32, lengths: self.lengths.clone(), rows: self.rows.clone() }
+        let taps: Vec<_> = self.taps.iter().map(|tap| rows(tap)).collect();
+        PackedBatch {
+            formats: vec![RowFormat::Plain(Number::Float32); taps.len()],
+            taps,
+            lengths: self.lengths.clone(),
+            rows: self.rows.clone(),
+        }
     }
 
     /// x̂ of the rows that carry a target: the last tap is `final`.

@@ -17,6 +17,7 @@ use carryon_worker::head::loss::{LossOutput, LossWeights, lm_loss};
 use carryon_worker::head::pass::{Keep, PackedBatch, Pass};
 use carryon_worker::head::{Gradients, Runner, Weight, Weights, init};
 use carryon_worker::kernel::{Backend, Cpu, PageTable, Threads};
+use carryon_worker::numbers::RowFormat;
 use common::engine::{Pages, candle, class_logits, cpu, head_outputs};
 use fixtures::*;
 
@@ -53,7 +54,7 @@ fn gradients(case: &Case, weights: &Weights, threads: &Arc<Threads>, by_output: 
         weight.values.floats_mut().fill(f32::NAN);
         assert!(gradients.insert(name.to_owned(), gradient.to_vec()).is_none(), "{name} twice");
     };
-    pass.backward(&mut weights, &batch, saved, by_output, &mut take);
+    pass.backward(&mut weights, &batch, saved, by_output.to_vec(), &mut take);
     gradients
 }
 
@@ -279,5 +280,5 @@ fn misfits_are_refused() {
     assert!(refusal(&|batch| batch.rows.push(42)).contains("row 42 of 42"));
     assert!(refusal(&|batch| drop(batch.taps.pop())).contains("has 2 taps, the head 3"));
     assert!(refusal(&|batch| batch.lengths[0] += 1).contains("tap 0 does not have"));
-    assert!(refusal(&|batch| batch.dtype = Dtype::Bfloat16).contains("tap 0 does not have"));
+    assert!(refusal(&|batch| batch.formats[0] = RowFormat::Plain(Dtype::Bfloat16)).contains("tap 0 does not have"));
 }

@@ -13,7 +13,7 @@ use carryon_crds::common::Taps;
 use carryon_crds::pool::Dtype;
 use carryon_worker::exchange::wire::{GenerateRequest, HiddenStatesRequest, JOB_HEADER};
 use carryon_worker::exchange::{ClientError, PoolClient, SequenceStates};
-use carryon_worker::numbers::to_bytes;
+use carryon_worker::numbers::{RowFormat, to_bytes};
 use futures::{StreamExt as _, stream};
 
 const WIDTH: usize = 4;
@@ -25,7 +25,12 @@ fn taps() -> Taps {
 /// States that can be told apart by the sequence they are of.
 fn states(index: usize, tokens: &[u32]) -> SequenceStates {
     let rows: Vec<f32> = tokens.iter().flat_map(|token| [*token as f32; WIDTH]).collect();
-    SequenceStates { index, tokens: tokens.len(), dtype: Dtype::Float32, taps: vec![to_bytes(&rows, Dtype::Float32)] }
+    SequenceStates {
+        index,
+        tokens: tokens.len(),
+        formats: vec![RowFormat::Plain(Dtype::Float32)],
+        taps: vec![to_bytes(&rows, Dtype::Float32)],
+    }
 }
 
 /// A body of these bytes that then breaks off.
@@ -68,7 +73,7 @@ async fn only_the_missing_sequences_are_asked_for_again() {
     };
     let client = serve(Router::new().route("/v1/hidden-states", post(handler))).await.asking_for("team/one");
     let sequences = vec![vec![1, 1, 1], vec![2, 2], vec![3], vec![4, 4]];
-    let request = HiddenStatesRequest { sequences: sequences.clone(), taps: taps() };
+    let request = HiddenStatesRequest::new(sequences.clone(), taps());
     let mut found: Vec<_> = client.hidden_states(request).map(Result::unwrap).collect().await;
     found.sort_by_key(|states| states.index);
     let expected: Vec<_> = sequences.iter().enumerate().map(|(index, tokens)| states(index, tokens)).collect();

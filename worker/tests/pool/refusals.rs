@@ -76,7 +76,7 @@ async fn another_base_is_refused_and_each_answer_names_the_pod() {
     let other = crate::harness::checkpoint(8);
     let other = Pool::start(other.path(), Dtype::Float32, ENGINE).await;
     let taps = Taps { layers: vec![], final_norm: true };
-    let request = HiddenStatesRequest { sequences: vec![vec![1, 2]], taps };
+    let request = HiddenStatesRequest::new(vec![vec![1, 2]], taps);
     let bound = pool.client.clone().bound_to(&other.description.identity, None);
     match Box::pin(bound.hidden_states(request.clone())).next().await.unwrap() {
         Err(ClientError::Refused { status: 409, error, .. }) => assert_eq!(error.code, ErrorCode::IdentityMismatch),
@@ -221,7 +221,7 @@ async fn requests_that_do_not_come_whole_hold_no_place() {
     let answer: Vec<_> = impatient.generate(None, &request).await.unwrap().collect().await;
     assert_eq!(answer.len(), 3, "two tokens and the end");
     let taps = Taps { layers: vec![], final_norm: true };
-    let states = HiddenStatesRequest { sequences: vec![vec![1, 2]], taps };
+    let states = HiddenStatesRequest::new(vec![vec![1, 2]], taps);
     assert!(Box::pin(impatient.hidden_states(states)).next().await.unwrap().is_ok());
     drop(held);
 }

@@ -14,7 +14,7 @@ use carryon_crds::pool::Dtype;
 use carryon_crds::wire::{Identity, Numerics};
 use carryon_worker::exchange::wire::{GenerateRequest, HiddenStatesRequest, NUMERICS_HEADER};
 use carryon_worker::exchange::{ClientError, LossRequest, PoolClient, SequenceStates, Silence};
-use carryon_worker::numbers::to_bytes;
+use carryon_worker::numbers::{RowFormat, to_bytes};
 use futures::StreamExt as _;
 use tokio::sync::Semaphore;
 
@@ -36,7 +36,7 @@ fn loss() -> LossRequest {
 }
 
 fn states(sequences: Vec<Vec<u32>>) -> HiddenStatesRequest {
-    HiddenStatesRequest { sequences, taps: Taps { layers: vec![0, 1, 2, 3], final_norm: true } }
+    HiddenStatesRequest::new(sequences, Taps { layers: vec![0, 1, 2, 3], final_norm: true })
 }
 
 async fn serve(router: Router) -> String {
@@ -155,7 +155,12 @@ async fn pod(kernel: &str) -> (String, Arc<AtomicUsize>) {
         let taps = request.taps.clone();
         let frame = |(index, tokens): (usize, &Vec<u32>)| {
             let rows = to_bytes(&vec![0.0; 4 * tokens.len()], Dtype::Float32);
-            let states = SequenceStates { index, tokens: tokens.len(), dtype: Dtype::Float32, taps: vec![rows; taps.count()] };
+            let states = SequenceStates {
+                index,
+                tokens: tokens.len(),
+                formats: vec![RowFormat::Plain(Dtype::Float32); taps.count()],
+                taps: vec![rows; taps.count()],
+            };
             states.encode(&taps, 4).concat()
         };
         ([(NUMERICS_HEADER, key.clone())], request.sequences.iter().enumerate().flat_map(frame).collect::<Vec<u8>>()).into_response()

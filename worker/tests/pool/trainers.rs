@@ -1,18 +1,19 @@
 use carryon_crds::common::{TapPreset, Taps};
+use carryon_crds::job::HiddenStatesDtype;
 use carryon_crds::pool::{Dtype, Engine};
 use carryon_worker::base::Placement;
 use carryon_worker::exchange::wire::HiddenStatesRequest;
 use carryon_worker::exchange::{LossRequest, SequenceStates};
 use carryon_worker::head::loss::{LossWeights, lm_loss};
 use carryon_worker::kernel::Backend as _;
-use carryon_worker::numbers::{from_bytes, to_bytes};
+use carryon_worker::numbers::{RowFormat, from_bytes, into_bytes, to_bytes};
 use futures::StreamExt as _;
 
 use crate::common::{model_path, tiny::Random, tokens};
 use crate::harness::{ENGINE, Pool, checkpoint};
 
 async fn fetch(pool: &Pool, sequences: &[Vec<u32>], taps: &Taps) -> Vec<SequenceStates> {
-    let request = HiddenStatesRequest { sequences: sequences.to_vec(), taps: taps.clone() };
+    let request = HiddenStatesRequest::new(sequences.to_vec(), taps.clone());
     let mut states: Vec<_> = pool.client.hidden_states(request).map(Result::unwrap).collect().await;
     states.sort_by_key(|states| states.index);
     states
@@ -28,13 +29,51 @@ async fn hidden_states_are_the_models_bits() {
         let states = fetch(&pool, &sequences, &taps).await;
         assert_eq!(states.len(), sequences.len());
         for (sequence, states) in sequences.iter().zip(&states) {
-            assert_eq!((states.tokens, states.dtype), (sequence.len(), dtype));
+            assert_eq!((states.tokens, &states.formats), (sequence.len(), &vec![RowFormat::Plain(dtype); taps.count()]));
             let alone = pool.states(sequence, &taps);
             for (tap, rows) in alone.iter().enumerate() {
                 assert_eq!(states.taps[tap], to_bytes(rows, dtype), "tap {tap} of {} tokens", sequence.len());
                 assert_eq!(&states.tap(tap), rows, "the wire loses nothing");
             }
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_travel_in_eight_bits_where_a_trainer_asks_for_it_and_final_as_it_is() {
+    let (pool, taps) = (Pool::tiny(Dtype::Bfloat16, ENGINE).await, Taps { layers: vec![0, 3], final_norm: true });
+    let sequences: Vec<_> = [5, 70, 20].iter().map(|length| tokens(*length, 101, *length as u64)).collect();
+    let plain = fetch(&pool, &sequences, &taps).await;
+    let request = HiddenStatesRequest { dtype: HiddenStatesDtype::Float8E4M3, ..HiddenStatesRequest::new(sequences, taps) };
+    let mut small: Vec<SequenceStates> = pool.client.hidden_states(request).map(Result::unwrap).collect().await;
+    small.sort_by_key(|states| states.index);
+    let width = pool.engine.model.config.hidden_size;
+    for (small, plain) in small.iter().zip(&plain) {
+        for (tap, format) in [RowFormat::Float8, RowFormat::Float8, RowFormat::Plain(Dtype::Bfloat16)].into_iter().enumerate() {
+            assert_eq!((small.formats[tap], &small.taps[tap]), (format, &format.convert(plain.taps[tap].clone(), Dtype::Bfloat16, width)));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_say_how_long_they_are_before_they_come() {
+    let pool = Pool::tiny(Dtype::Bfloat16, ENGINE).await;
+    let rows = to_bytes(&vec![0.5; 3 * 40], Dtype::Bfloat16);
+    let loss = LossRequest { hidden_size: 40, dtype: Dtype::Bfloat16, x: rows, delta: None, targets: vec![1, 2, 3], gradient: true };
+    let http = reqwest::Client::new();
+    let states = |dtype| HiddenStatesRequest {
+        dtype,
+        ..HiddenStatesRequest::new(vec![vec![1; 50], vec![2; 3]], Taps { layers: vec![1, 2], final_norm: true })
+    };
+    for request in [
+        http.post(format!("{}/v1/hidden-states", pool.url)).json(&states(HiddenStatesDtype::Model)),
+        http.post(format!("{}/v1/hidden-states", pool.url)).json(&states(HiddenStatesDtype::Float8E4M3)),
+        http.post(format!("{}/v1/loss", pool.url)).body(loss.encode().concat()),
+        http.get(format!("{}/v1/lm-head", pool.url)),
+    ] {
+        let answer = request.send().await.unwrap();
+        let (told, url) = (answer.content_length(), answer.url().clone());
+        assert_eq!(told, Some(answer.bytes().await.unwrap().len() as u64), "{url}");
     }
 }
 
@@ -67,6 +106,7 @@ async fn the_remote_loss_is_the_local_loss() {
         for delta in [None, Some(delta)] {
             let output = delta.as_ref().map(|delta| (delta.as_slice(), 1.0));
             let local = lm_loss(&model.backend, &weights, &plain, output, &targets).unwrap();
+            let delta = delta.map(into_bytes);
             let request = LossRequest { hidden_size: width, dtype, x: x.clone(), delta, targets: targets.clone(), gradient: true };
             let remote = pool.client.loss(&request).await.unwrap();
             assert_eq!(remote.loss, local.loss);
@@ -96,7 +136,7 @@ async fn a_reader_that_is_slow_or_gone_does_not_stop_the_pool() {
     let pool = Pool::placed(folder.path(), Dtype::Float32, engine, placement).await;
     let taps = Taps { layers: vec![0, 1, 2, 3], final_norm: true };
     let sequences: Vec<_> = (0..400).map(|seed| tokens(120, 101, seed)).collect();
-    let mut slow = Box::pin(pool.client.hidden_states(HiddenStatesRequest { sequences: sequences.clone(), taps: taps.clone() }));
+    let mut slow = Box::pin(pool.client.hidden_states(HiddenStatesRequest::new(sequences.clone(), taps.clone())));
     let first = slow.next().await.unwrap().unwrap();
     assert_eq!(first.tokens, 120);
     // Not all of them were computed, and others are served meanwhile.
@@ -106,7 +146,7 @@ async fn a_reader_that_is_slow_or_gone_does_not_stop_the_pool() {
     let rest: Vec<_> = slow.map(|states| states.unwrap().index).collect().await;
     assert_eq!(rest.len(), 399);
     // One that goes away leaves nothing behind.
-    let mut gone = Box::pin(pool.client.hidden_states(HiddenStatesRequest { sequences, taps }));
+    let mut gone = Box::pin(pool.client.hidden_states(HiddenStatesRequest::new(sequences, taps)));
     gone.next().await.unwrap().unwrap();
     drop(gone);
     pool.wait_for("carryon_queue_length{state=\"training\"}", 0.0).await;

@@ -9,7 +9,8 @@ use carryon_crds::common::Taps;
 use carryon_crds::job::{Optimizer, StateDtype};
 use carryon_crds::wire::{ExitCode, Identity, Progress, TapChoice};
 use carryon_worker::head::artifact;
-use carryon_worker::train::room;
+use carryon_worker::train::stop::Stop;
+use carryon_worker::train::{TrainArgs, room, run_until};
 
 use super::Job;
 use super::lock::{AMID, Trainer};
@@ -22,6 +23,17 @@ fn member<'a>(identity: &'a mut Identity, name: &str) -> &'a mut String {
         "chat_template" => &mut identity.chat_template,
         _ => &mut identity.norm_point,
     }
+}
+
+#[test]
+fn a_plan_of_the_memory_leaves_the_output_folder_alone() {
+    let (pool, job) = (ToyPool::start(), Job::chat());
+    let args = TrainArgs { plan: true, ..job.args(&pool) };
+    assert_eq!(run_until(&args, &Stop::default()).unwrap(), ExitCode::Complete);
+    assert!(!job.path("output").exists());
+    let words = job.last_words();
+    assert!(words.message.starts_with("memory: ") && words.digest.is_none(), "{}", words.message);
+    assert_eq!(pool.asked(), 0, "no states were asked for");
 }
 
 #[test]

@@ -59,6 +59,16 @@ impl Trainer {
         panic!("the trainer has ended without a word of {words:?}: {read:#?}");
     }
 
+    /// Of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it has not ended.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
     fn phase(&self) -> String {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let url = format!("http://{}/progress", self.address);

@@ -7,6 +7,7 @@ mod data;
 mod folder;
 mod found;
 mod lock;
+mod long;
 mod shared;
 mod toy_pool;
 
@@ -14,7 +15,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use carryon_crds::common::Taps;
-use carryon_crds::job::{DataFormat, Evaluation, HeadSpec, LossPlace, NormScope, Optimizer, Split, StateDtype, Task, Training};
+use carryon_crds::job::{
+    DataFormat, Evaluation, HeadSpec, HiddenStatesDtype, LossPlace, NormScope, Optimizer, Split, StateDtype, Task, Training,
+};
 use carryon_crds::names::artifact_folder;
 use carryon_crds::wire::{ExitCode, TapChoice, TerminationMessage, TrainConfig};
 use carryon_worker::head::artifact;
@@ -46,6 +49,7 @@ impl Job {
             namespace: "default".to_owned(),
             task: Task::CausalLM,
             taps: Some(TapChoice::Layers(Taps { layers: vec![0, 2], final_norm: true })),
+            hidden_states_dtype: Default::default(),
             head: HeadSpec { width: 8, blocks: 1, attention_heads: 2, ..HeadSpec::default() },
             format: DataFormat::Auto,
             split: Split { train: vec!["train.jsonl".to_owned()], evaluation: vec!["held-out.jsonl".to_owned()] },
@@ -82,6 +86,7 @@ impl Job {
             data: self.path("data"),
             output: self.path("output"),
             state_cache: None,
+            plan: false,
             listen: "127.0.0.1:0".parse().unwrap(),
             termination_log: Some(self.path("last-words")),
             threads: Some(1),
@@ -463,4 +468,26 @@ fn answers_may_begin_with_white_space() {
 fn find(folder: &Path, name: &str) -> PathBuf {
     let entries: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path().join(name)).collect();
     entries.into_iter().find(|path| path.exists()).unwrap()
+}
+
+#[test]
+fn states_of_eight_bits_train_a_head_much_like_states_of_thirty_two_and_lie_in_a_cache_of_their_own() {
+    let (pool, plain, mut small) = (ToyPool::start(), Job::chat(), Job::chat());
+    small.config.hidden_states_dtype = HiddenStatesDtype::Float8E4M3;
+    plain.run(&pool).unwrap();
+    assert_eq!(pool.asked(), 17);
+    small.run(&pool).unwrap();
+    assert_eq!(pool.asked(), 34);
+    let loss = |job: &Job| artifact::read(&job.head_folder()).unwrap().1.metrics.eval_loss.unwrap();
+    assert!(small.head() != plain.head());
+    assert!((loss(&small) - loss(&plain)).abs() < 0.02, "{} against {}", loss(&small), loss(&plain));
+    let bytes = |job: &Job| {
+        let folder = fs::read_dir(job.path("output/cache")).unwrap().next().unwrap().unwrap().path();
+        fs::metadata(folder.join("states.bin")).unwrap().len()
+    };
+    assert!(bytes(&small) <= bytes(&plain));
+    let unbroken = small.head();
+    small.kill_after(3);
+    small.run(&pool).unwrap();
+    assert_eq!((pool.asked(), small.head() == unbroken), (34, true));
 }

@@ -13,7 +13,7 @@ use axum::routing::{get, post, put};
 use carryon_crds::pool::Dtype;
 use carryon_crds::wire::{Identity, Limits, ModelDescription, Numerics, digest};
 use carryon_worker::exchange::wire::{
-    ErrorBody, ErrorCode, GenerateRequest, HiddenStatesRequest, IDENTITY_HEADER, NUMERICS_HEADER, WireError,
+    ErrorBody, ErrorCode, GenerateRequest, HiddenStatesRequest, IDENTITY_HEADER, NUMERICS_HEADER, WireError, row_formats,
 };
 use carryon_worker::exchange::{LossRequest, SequenceStates};
 use carryon_worker::head::loss::{LossWeights, lm_loss};
@@ -250,7 +250,9 @@ async fn hidden_states(State(pool): State<Arc<Shared>>, headers: HeaderMap, body
             if request.taps.final_norm {
                 taps.push(to_bytes(&final_norm(&layers[LAYERS]), Dtype::Float32));
             }
-            SequenceStates { index, tokens: ids.len(), dtype: Dtype::Float32, taps }.encode(&request.taps, HIDDEN).concat()
+            let formats = row_formats(&request.taps, Dtype::Float32, request.dtype);
+            let taps = taps.into_iter().zip(&formats).map(|(rows, format)| format.convert(rows, Dtype::Float32, HIDDEN)).collect();
+            SequenceStates { index, tokens: ids.len(), formats, taps }.encode(&request.taps, HIDDEN).concat()
         })
         .collect();
     (own, frames).into_response()
@@ -273,7 +275,9 @@ async fn loss(State(pool): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) 
     let x: Vec<f32> = request.x.chunks(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect();
     let backward = request.gradient.then(|| pool.cpu.transposed(&pool.forward).unwrap());
     let weights = LossWeights { forward: &pool.forward, backward: backward.as_ref(), dtype: Dtype::Float32, softcap: None };
-    let delta = request.delta.as_ref().map(|delta| (delta.as_slice(), 1.0));
+    let delta: Option<Vec<f32>> =
+        request.delta.as_ref().map(|delta| delta.chunks(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect());
+    let delta = delta.as_deref().map(|delta| (delta, 1.0));
     let mut measured = lm_loss(&pool.cpu, &weights, &x, delta, &request.targets).unwrap();
     let left = pool.nan_after.load(Ordering::SeqCst);
     if left == 0 {

@@ -1,5 +1,6 @@
 //! Losses and gradients for trainers, a slice at a time.
 
+use carryon_crds::pool::Dtype;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::exchange::{LossRequest, LossResponse};
@@ -51,14 +52,18 @@ impl LossRun {
     /// Runs the next rows, at most `most`; returns how many.
     pub fn slice<B: Backend>(&mut self, backend: &B, lm_head: &LmHead<B>, most: usize) -> Result<usize> {
         let (request, done) = (&self.job.request, self.answer.loss.len());
-        let (width, number) = (request.hidden_size, number_bytes(request.dtype));
+        let width = request.hidden_size;
         let rows = done..(done + most).min(self.job.rows());
-        let values = rows.start * width..rows.end * width;
-        let mut x = vec![0.0; values.len()];
-        from_bytes(&request.x[values.start * number..values.end * number], request.dtype, &mut x);
+        let read = |bytes: &[u8], dtype: Dtype| {
+            let row_bytes = width * number_bytes(dtype);
+            let mut values = vec![0.0; rows.len() * width];
+            from_bytes(&bytes[rows.start * row_bytes..rows.end * row_bytes], dtype, &mut values);
+            values
+        };
+        let (x, delta) = (read(&request.x, request.dtype), request.delta.as_ref().map(|delta| read(delta, Dtype::Float32)));
         let backward = request.gradient.then(|| lm_head.backward());
         let weights = LossWeights { forward: lm_head.forward(), backward, dtype: lm_head.dtype(), softcap: lm_head.softcap() };
-        let delta = request.delta.as_ref().map(|delta| (&delta[values], 1.0));
+        let delta = delta.as_deref().map(|delta| (delta, 1.0));
         let output = loss::lm_loss(backend, &weights, &x, delta, &request.targets[rows.clone()])?;
         self.answer.loss.extend(output.loss);
         if let Some(gradient) = &mut self.answer.gradient {

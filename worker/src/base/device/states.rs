@@ -5,16 +5,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use carryon_crds::common::Taps;
-use carryon_crds::pool::Dtype;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::base::schedule::training_batch;
 use crate::exchange::SequenceStates;
-use crate::exchange::wire::tap_names;
 use crate::kernel::{Arena, Backend, PageTable, Result, pages_for};
 use crate::model::{Capture, Model, Pause, Plan, Slot, Tap};
-use crate::numbers::number_bytes;
+use crate::numbers::RowFormat;
 
 /// Bytes of a permit.
 const UNIT: u64 = 1024;
@@ -68,6 +66,8 @@ pub struct StatesJob {
     pub sequences: VecDeque<(usize, Vec<u32>)>,
     /// Where to read.
     pub taps: Taps,
+    /// How the rows of each tap are sent.
+    pub formats: Vec<RowFormat>,
     /// Who reads.
     pub out: UnboundedSender<StatesOut>,
     /// What the reader may still be sent before it takes some.
@@ -88,7 +88,7 @@ impl StatesJob {
     }
 
     /// Takes the sequences of the next batch, with the room they need.
-    pub fn next_batch(&mut self, budget: usize, hidden_size: usize, dtype: Dtype) -> (Vec<Vec<u32>>, Frames) {
+    pub fn next_batch(&mut self, budget: usize, hidden_size: usize) -> (Vec<Vec<u32>>, Frames) {
         let count = training_batch(self.sequences.iter().map(|(_, tokens)| tokens.len()), budget).min(self.sequences.len());
         let (mut sequences, mut frames) = (Vec::with_capacity(count), VecDeque::with_capacity(count));
         while sequences.len() < count
@@ -96,25 +96,26 @@ impl StatesJob {
             && let Some(room) = self.room.take(tokens.len())
         {
             frames.push_back(OutgoingFrame {
-                header: Some(SequenceStates::header(*place, tokens.len(), dtype, &self.taps, hidden_size)),
+                header: Some(SequenceStates::header(*place, tokens.len(), &self.formats, &self.taps, hidden_size)),
+                tokens: tokens.len(),
                 tap: 0,
-                tap_bytes: tokens.len() * hidden_size * number_bytes(dtype),
                 sent: 0,
                 room,
             });
             sequences.extend(self.sequences.pop_front().map(|(_, tokens)| tokens));
         }
-        (sequences, Frames { frames, early: vec![VecDeque::new(); tap_names(&self.taps).len()], out: self.out.clone() })
+        let row_bytes = self.formats.iter().map(|format| format.row_bytes(hidden_size)).collect();
+        let early = vec![VecDeque::new(); self.formats.len()];
+        (sequences, Frames { frames, formats: self.formats.clone(), row_bytes, early, out: self.out.clone() })
     }
 }
 
 struct OutgoingFrame {
     /// Sent first.
     header: Option<Bytes>,
-    /// The tap that is sent.
+    tokens: usize,
+    /// The tap that is sent, and bytes of it that were.
     tap: usize,
-    /// Bytes of each tap, and those of this one that were sent.
-    tap_bytes: usize,
     sent: usize,
     room: Taken,
 }
@@ -123,6 +124,9 @@ struct OutgoingFrame {
 /// sequence little more is kept than its reader has not taken.
 pub struct Frames {
     frames: VecDeque<OutgoingFrame>,
+    /// How the rows of each tap are sent, and the bytes of one.
+    formats: Vec<RowFormat>,
+    row_bytes: Vec<usize>,
     /// Of each tap, what was not sent yet.
     early: Vec<VecDeque<Bytes>>,
     out: UnboundedSender<StatesOut>,
@@ -144,13 +148,14 @@ impl Frames {
             return Some((header, None));
         }
         let pieces = &mut self.early[frame.tap];
+        let tap_bytes = frame.tokens * self.row_bytes[frame.tap];
         let first = pieces.front_mut()?;
-        let piece = first.split_to(first.len().min(frame.tap_bytes - frame.sent));
+        let piece = first.split_to(first.len().min(tap_bytes - frame.sent));
         if first.is_empty() {
             pieces.pop_front();
         }
         frame.sent += piece.len();
-        if frame.sent == frame.tap_bytes {
+        if frame.sent == tap_bytes {
             (frame.tap, frame.sent) = (frame.tap + 1, 0);
         }
         let last = frame.tap == self.early.len();
@@ -158,7 +163,7 @@ impl Frames {
     }
 }
 
-/// Computes the tap states of whole sequences and sends them, as numbers of the pool's type. Every layer runs over all of them before the next, so
+/// Computes the tap states of whole sequences and sends them. Every layer runs over all of them before the next, so
 /// that keys and values take a layer's memory.
 pub fn capture<B: Backend>(
     model: &Model<B>,
@@ -177,7 +182,8 @@ pub fn capture<B: Backend>(
     let mut slots: Vec<_> = sequences.iter().zip(&mut tables).map(|(tokens, kv)| Slot { tokens, kv }).collect();
     let captures: Vec<_> = Tap::all(taps).map(|tap| Capture { tap, rows: None }).collect();
     let mut send = |tap: usize, _first: usize, rows: B::Rows| {
-        frames.push(tap, model.backend.read_bytes(&rows, model.dtype)?);
+        let rows = model.backend.read_bytes(&rows, model.dtype)?;
+        frames.push(tap, frames.formats[tap].convert(rows, model.dtype, model.config.hidden_size));
         Ok(())
     };
     // Whoever ended it in a pause knows.
@@ -188,6 +194,7 @@ pub fn capture<B: Backend>(
 
 #[cfg(test)]
 mod tests {
+    use carryon_crds::pool::Dtype;
     use tokio::sync::mpsc::unbounded_channel;
 
     use super::*;
@@ -196,7 +203,8 @@ mod tests {
         let (out, received) = unbounded_channel();
         let permit = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         let sequences = lengths.iter().enumerate().map(|(place, tokens)| (place, vec![7; *tokens])).collect();
-        (StatesJob { sequences, taps: taps.clone(), out, room, permit }, received)
+        let formats = vec![RowFormat::Plain(Dtype::Float32); taps.count()];
+        (StatesJob { sequences, taps: taps.clone(), formats, out, room, permit }, received)
     }
 
     fn room(kib: u64, token_bytes: usize) -> Room {
@@ -215,7 +223,7 @@ mod tests {
             crate::numbers::to_bytes(&values, Dtype::Float32)
         };
         let (mut job, mut received) = job(&lengths, &taps, room(1024, 24));
-        let (sequences, mut frames) = job.next_batch(100, width, Dtype::Float32);
+        let (sequences, mut frames) = job.next_batch(100, width);
         assert_eq!(sequences.len(), 3);
         let mut pieces = 0;
         for (tap, own) in [(1, 0..2), (1, 2..6), (0, 0..5), (0, 5..6), (2, 0..4), (2, 4..6)] {
@@ -230,7 +238,7 @@ mod tests {
             let own = first..first + tokens;
             first += tokens;
             let states = (0..3).map(|tap| rows(tap, own.clone())).collect();
-            SequenceStates { index, tokens: *tokens, dtype: Dtype::Float32, taps: states }.encode(&taps, width).concat()
+            SequenceStates { index, tokens: *tokens, formats: job.formats.clone(), taps: states }.encode(&taps, width).concat()
         });
         assert_eq!(found, expected.collect::<Vec<_>>());
     }
@@ -240,7 +248,7 @@ mod tests {
         let taps = Taps { layers: vec![1], final_norm: false };
         // Three sequences of a KiB each, and room for two.
         let (mut job, mut received) = job(&[4, 4, 4], &taps, room(2, 256));
-        let (sequences, mut frames) = job.next_batch(100, 64, Dtype::Float32);
+        let (sequences, mut frames) = job.next_batch(100, 64);
         assert_eq!((sequences.len(), job.is_ready()), (2, false));
         frames.push(0, Bytes::from(vec![0; 8 * 256]));
         let (_header, room) = received.try_recv().unwrap();
@@ -252,7 +260,7 @@ mod tests {
         assert!(!job.is_ready());
         while received.try_recv().is_ok() {}
         assert!(job.is_ready());
-        assert_eq!(job.next_batch(100, 64, Dtype::Float32).0.len(), 1);
+        assert_eq!(job.next_batch(100, 64).0.len(), 1);
     }
 
     #[test]

@@ -145,7 +145,7 @@ impl<B: Backend> Owner<B> {
     fn capture(&mut self, place: usize, rows: usize) -> Result<()> {
         let (model, arena) = (self.engine.model.clone(), self.engine.single_pass.take());
         let (Some(mut job), Some(mut arena)) = (self.schedule.captures.take(place), arena) else { return Ok(()) };
-        let (sequences, mut frames) = job.next_batch(self.schedule.max_tokens(), model.config.hidden_size, model.dtype);
+        let (sequences, mut frames) = job.next_batch(self.schedule.max_tokens(), model.config.hidden_size);
         self.engine.metrics.batch(Class::Training, sequences.iter().map(Vec::len).sum());
         let how = (&job.taps, self.schedule.piece_rows());
         let mut slice = Slice::new(rows);

@@ -6,7 +6,8 @@ use std::sync::{Arc, LazyLock};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header::CONTENT_TYPE;
+use axum::http::HeaderValue;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
@@ -16,8 +17,9 @@ use tokio::sync::oneshot;
 use super::{Pool, Refusal, body, check};
 use crate::base::device::{Job, LossJob, StatesJob, StatesOut};
 use crate::base::schedule::Trainer;
+use crate::exchange::SequenceStates;
 use crate::exchange::loss::LossRequest;
-use crate::exchange::wire::{ErrorCode, HiddenStatesRequest, JOB_HEADER, SAFETENSORS, tap_names};
+use crate::exchange::wire::{ErrorCode, HiddenStatesRequest, JOB_HEADER, SAFETENSORS, row_formats};
 use crate::numbers::{number_bytes, wire_dtype};
 use crate::tensor_file;
 
@@ -29,17 +31,23 @@ pub(super) async fn hidden_states(State(pool): State<Arc<Pool>>, request: Reques
     let ready = pool.ready()?;
     drop(ready.device.training_place()?);
     let trainer = trainer(&request);
-    let HiddenStatesRequest { sequences, taps } = body::json(&pool, request, ready.description.limits.max_request_tokens).await?;
+    let HiddenStatesRequest { sequences, taps, dtype } = body::json(&pool, request, ready.description.limits.max_request_tokens).await?;
     check::taps(&taps, &ready.description)?;
     check::sequences(&sequences, &ready.description)?;
     let permit = ready.device.training_place()?;
     let (out, states) = unbounded_channel();
-    let number = number_bytes(ready.description.numerics.dtype);
-    let room = ready.device.room(tap_names(&taps).len() * ready.description.hidden_size as usize * number);
+    let formats = row_formats(&taps, ready.description.numerics.dtype, dtype);
+    let width = ready.description.hidden_size as usize;
+    let row_bytes = formats.iter().map(|format| format.row_bytes(width)).sum();
+    let room = ready.device.room(row_bytes);
+    let frame = |(index, tokens): (usize, &Vec<u32>)| {
+        SequenceStates::header(index, tokens.len(), &formats, &taps, width).len() + tokens.len() * row_bytes
+    };
+    let length = sequences.iter().enumerate().map(frame).sum();
     let sequences = sequences.into_iter().enumerate().collect();
-    ready.device.submit(Job::States(trainer, StatesJob { sequences, taps, out, room, permit }))?;
+    ready.device.submit(Job::States(trainer, StatesJob { sequences, taps, formats, out, room, permit }))?;
     let device = ready.device.clone();
-    Ok(safetensors(states_body(states, move || drop(device.submit(Job::Wake)))))
+    Ok(safetensors(length, states_body(states, move || drop(device.submit(Job::Wake)))))
 }
 
 /// Whose turn a request takes: its job's; a request that names none has turns of its own.
@@ -93,8 +101,9 @@ pub(super) async fn loss(State(pool): State<Arc<Pool>>, request: Request) -> Res
     let (reply, answer) = oneshot::channel();
     ready.device.submit(Job::Loss(trainer, LossJob { request, reply, permit }))?;
     let answer = answer.await.map_err(|_| Refusal::new(ErrorCode::Internal, "the device dropped the loss"))?;
-    let pieces = answer.encode(hidden_size).into_iter().map(Ok::<_, std::convert::Infallible>);
-    Ok(safetensors(Body::from_stream(stream::iter(pieces))))
+    let pieces = answer.encode(hidden_size);
+    let length = pieces.iter().map(Bytes::len).sum();
+    Ok(safetensors(length, Body::from_stream(stream::iter(pieces.into_iter().map(Ok::<_, std::convert::Infallible>)))))
 }
 
 /// `GET /v1/lm-head`: unpacked as it is read.
@@ -107,16 +116,18 @@ pub(super) async fn lm_head(State(pool): State<Arc<Pool>>) -> Result<Response, R
         return Err(Refusal::new(ErrorCode::InvalidRequest, problem));
     }
     let header = Bytes::from(tensor_file::header(&[], [("weight", dtype, &[rows, width][..])].into_iter()));
+    let length = header.len() + rows * width * number_bytes(ready.description.numerics.dtype);
     let unpack = move |start: usize| match pool.ready().ok().and_then(|ready| ready.lm_head.as_ref()) {
         Some(read) => read(start..(start + LM_HEAD_ROWS).min(rows)).map_err(std::io::Error::other),
         None => Err(std::io::ErrorKind::NotConnected.into()),
     };
     let data = stream::iter((0..rows).step_by(LM_HEAD_ROWS)).map(unpack);
-    Ok(safetensors(Body::from_stream(stream::iter([Ok(header)]).chain(data))))
+    Ok(safetensors(length, Body::from_stream(stream::iter([Ok(header)]).chain(data))))
 }
 
-fn safetensors(body: Body) -> Response {
-    ([(CONTENT_TYPE, SAFETENSORS)], body).into_response()
+/// `length` bytes: who reads them knows how many come, and that it is cut off when fewer do.
+fn safetensors(length: usize, body: Body) -> Response {
+    ([(CONTENT_TYPE, HeaderValue::from_static(SAFETENSORS)), (CONTENT_LENGTH, length.into())], body).into_response()
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! What names a cache, and a sequence in it.
 
 use carryon_crds::common::Taps;
+use carryon_crds::job::HiddenStatesDtype;
 use carryon_crds::wire::{Identity, ModelDescription, Numerics};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::records::Layout;
-use crate::exchange::wire::tap_names;
-use crate::numbers::number_bytes;
+use crate::exchange::wire::{FINAL, row_formats, tap_names};
+use crate::numbers::RowFormat;
 
 /// What the states of a cache depend on, beside the tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,28 +21,38 @@ pub struct CacheKey {
     pub taps: Taps,
     /// Width D of a row.
     pub hidden_size: usize,
+    /// How rows of layers are written.
+    pub dtype: HiddenStatesDtype,
 }
 
 impl CacheKey {
-    /// The key of `taps` in the model of a pool.
-    pub fn new(description: &ModelDescription, taps: &Taps) -> Self {
+    /// The key of `taps` in the model of a pool, layers as `dtype` says.
+    pub fn new(description: &ModelDescription, taps: &Taps, dtype: HiddenStatesDtype) -> Self {
         let (identity, numerics) = (description.identity.clone(), description.numerics.clone());
-        Self { identity, numerics, taps: taps.clone(), hidden_size: description.hidden_size as usize }
+        Self { identity, numerics, taps: taps.clone(), hidden_size: description.hidden_size as usize, dtype }
     }
 
     pub(super) fn text(&self) -> String {
         let (numerics, taps) = (self.numerics.key(), tap_names(&self.taps));
-        serde_json::json!({"identity": self.identity, "numerics": numerics, "taps": taps, "hiddenSize": self.hidden_size}).to_string()
+        let mut key = serde_json::json!({"identity": self.identity, "numerics": numerics, "taps": taps, "hiddenSize": self.hidden_size});
+        if self.dtype != HiddenStatesDtype::Model {
+            key["dtype"] = serde_json::json!(self.dtype);
+        }
+        key.to_string()
     }
 
-    /// Bytes of a token's row at one tap.
-    pub(super) fn row_bytes(&self) -> usize {
-        self.hidden_size * number_bytes(self.numerics.dtype)
+    /// How the rows of each tap are written.
+    pub fn formats(&self) -> Vec<RowFormat> {
+        row_formats(&self.taps, self.numerics.dtype, self.dtype)
+    }
+
+    fn row_bytes(&self, formats: &[RowFormat]) -> Vec<usize> {
+        formats.iter().map(|format| format.row_bytes(self.hidden_size)).collect()
     }
 
     /// How records of this key are read.
     pub(super) fn layout(&self) -> Layout {
-        Layout { taps: self.taps.count(), row_bytes: self.row_bytes(), picks: (0..self.taps.count()).collect() }
+        Layout { row_bytes: self.row_bytes(&self.formats()), picks: (0..self.taps.count()).collect() }
     }
 
     /// How records are read whose key has this text: None when they do not hold all that this key names.
@@ -51,7 +62,11 @@ impl CacheKey {
         let (theirs, ours) = (other.remove("taps")?, own.remove("taps")?);
         let (theirs, ours) = (theirs.as_array()?, ours.as_array()?);
         let picks = ours.iter().map(|tap| theirs.iter().position(|other| other == tap)).collect::<Option<Vec<_>>>()?;
-        (other == own).then_some(Layout { taps: theirs.len(), row_bytes: self.row_bytes(), picks })
+        // As many layers as there are, and `final` where it is named.
+        let last = theirs.iter().filter(|tap| *tap == FINAL).count();
+        let taps = Taps { layers: vec![0; theirs.len() - last], final_norm: last > 0 };
+        let row_bytes = self.row_bytes(&row_formats(&taps, self.numerics.dtype, self.dtype));
+        (other == own).then_some(Layout { row_bytes, picks })
     }
 
     /// Bytes on disk for sequences of these lengths in tokens.

@@ -14,10 +14,8 @@ use crate::exchange::states::SequenceStates;
 /// What a record holds, and what of it is wanted.
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
-    /// Taps of a record.
-    pub(super) taps: usize,
-    /// Bytes of a token's row at one tap.
-    pub(super) row_bytes: usize,
+    /// Bytes of a token's row at each tap of a record.
+    pub(super) row_bytes: Vec<usize>,
     /// Which taps are read, by their places in the record.
     pub(super) picks: Vec<usize>,
 }
@@ -28,7 +26,7 @@ impl Layout {
     }
 
     fn payload(&self, tokens: usize) -> u64 {
-        tokens as u64 * (self.taps * self.row_bytes) as u64
+        tokens as u64 * self.row_bytes.iter().sum::<usize>() as u64
     }
 }
 
@@ -92,8 +90,9 @@ impl RecordFile {
         if !header.fits(&payload) {
             return Err(damaged());
         }
-        let (payload, rows) = (Bytes::from(payload), tokens * self.layout.row_bytes);
-        Ok(self.layout.picks.iter().map(|tap| payload.slice(tap * rows..(tap + 1) * rows)).collect())
+        let payload = Bytes::from(payload);
+        let begin = |tap: usize| tokens * self.layout.row_bytes[..tap].iter().sum::<usize>();
+        Ok(self.layout.picks.iter().map(|&tap| payload.slice(begin(tap)..begin(tap + 1))).collect())
     }
 
     /// Writes a record at `offset`, behind the last one.

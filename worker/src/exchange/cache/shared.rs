@@ -1,12 +1,13 @@
 //! A cache that several processes use at once, on one machine or on several that mount one volume.
 //!
 //! Each process writes a file of its own and reads everybody's, so nothing depends on locks to stay whole. Who asks the base for a sequence is
-//! settled by a claim, a file in `asking/` that only one can create. A claim whose holder is gone is taken over; where the file system cannot say,
+//! settled by a claim, a link in `asking/` that only one can create. A claim whose holder is gone is taken over; where the file system cannot say,
 //! after a while. **Invariant** the worst that a lost, late or doubted claim costs is that a sequence is asked for twice.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read as _, Write as _};
+use std::io;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,8 +21,6 @@ pub const CLAIM_PATIENCE: Duration = Duration::from_secs(60);
 
 const CLAIMS_FOLDER: &str = "asking";
 const EXTENSION: &str = "bin";
-/// Longest name of a writer, bytes.
-const MAX_NAME: u64 = 64;
 
 /// Whose turn it is to ask for a sequence.
 #[derive(Debug)]
@@ -136,17 +135,10 @@ impl Shared {
         }
         let path = self.own.join(CLAIMS_FOLDER).join(&name);
         for _ in 0..2 {
-            match File::create_new(&path) {
-                Ok(file) if (&file).write_all(self.writer.as_bytes()).is_ok() => {
-                    return Turn::Ours(Claim(Some((path, self.writer.clone()))));
-                }
-                // Full: a claim without a name would be waited for.
-                Ok(_) => {
-                    let _ = fs::remove_file(&path);
-                    break;
-                }
+            match symlink(&self.writer, &path) {
+                Ok(()) => return Turn::Ours(Claim(Some((path, self.writer.clone())))),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                // Not ours to write: each asks for itself.
+                // Full, not ours to write, or no place for links: each asks for itself.
                 Err(_) => break,
             }
             if held(&self.own) {
@@ -157,9 +149,9 @@ impl Shared {
         Turn::Ours(Claim::default())
     }
 
-    /// Whether a writer is there still, as far as the file system can say. One that is not named yet has just come.
+    /// Whether a writer is there still, as far as the file system can say.
     fn lives(&self, folder: &Path, writer: &str) -> bool {
-        if writer.is_empty() || writer == self.writer {
+        if writer == self.writer {
             return true;
         }
         let named = writer.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -175,11 +167,9 @@ impl Shared {
     }
 }
 
-/// Who holds a claim: empty when it is being written; None when there is none.
+/// Who holds a claim; None when there is none. A claim is a link that points to its holder's name: it is there whole, or not at all.
 fn holder(path: &Path) -> Option<String> {
-    let mut name = String::new();
-    File::open(path).ok()?.take(MAX_NAME).read_to_string(&mut name).ok()?;
-    Some(name)
+    fs::read_link(path).ok()?.into_os_string().into_string().ok()
 }
 
 fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {

@@ -1,13 +1,14 @@
 use std::os::unix::fs::FileExt as _;
 
 use carryon_crds::common::Taps;
+use carryon_crds::job::HiddenStatesDtype;
 use carryon_crds::pool::Dtype;
 use carryon_crds::wire::{Identity, Numerics};
 use sha2::{Digest as _, Sha256};
 
 use super::record::HEADER_BYTES;
 use super::*;
-use crate::numbers::to_bytes;
+use crate::numbers::{RowFormat, to_bytes};
 
 fn key() -> CacheKey {
     let text = |text: &str| text.to_owned();
@@ -16,12 +17,13 @@ fn key() -> CacheKey {
         numerics: Numerics { dtype: Dtype::Float32, device: text("cpu"), kernel: text("portable") },
         taps: Taps { layers: vec![1], final_norm: true },
         hidden_size: 8,
+        dtype: HiddenStatesDtype::Model,
     }
 }
 
 fn states(tokens: usize, start: f32) -> SequenceStates {
     let rows = |offset: f32| to_bytes(&(0..tokens * 8).map(|at| start + offset + at as f32).collect::<Vec<_>>(), Dtype::Float32);
-    SequenceStates { index: 0, tokens, dtype: Dtype::Float32, taps: vec![rows(0.0), rows(0.5)] }
+    SequenceStates { index: 0, tokens, formats: vec![RowFormat::Plain(Dtype::Float32); 2], taps: vec![rows(0.0), rows(0.5)] }
 }
 
 fn sample(number: u32) -> SampleKey {
@@ -271,8 +273,18 @@ fn states_of_more_taps_serve_a_sweep_over_fewer_and_never_the_other_way() {
     drop(claim);
     let mut expected = states(3, 7.0);
     expected.taps.remove(0);
+    expected.formats.remove(0);
     assert_eq!(narrow.get_or_claim(&sample(0), Duration::ZERO).unwrap(), expected);
-    narrow.put(&sample(1), &SequenceStates { taps: vec![states(2, 0.0).taps[1].clone()], ..states(2, 0.0) }).unwrap();
+    narrow
+        .put(
+            &sample(1),
+            &SequenceStates {
+                formats: vec![RowFormat::Plain(Dtype::Float32)],
+                taps: vec![states(2, 0.0).taps[1].clone()],
+                ..states(2, 0.0)
+            },
+        )
+        .unwrap();
     assert!(matches!(turn(&wide, 1), Turn::Ours(_)));
     let other = CacheKey { numerics: Numerics { kernel: "avx2_f32".to_owned(), ..key().numerics }, ..key() };
     assert!(open_shared(&folder, other).is_empty());

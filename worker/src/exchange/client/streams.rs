@@ -78,7 +78,7 @@ async fn open(client: &PoolClient, request: &HiddenStatesRequest, missing: &[usi
     let sequences: Vec<_> = missing.iter().map(|place| request.sequences[*place].clone()).collect();
     let lengths: Vec<_> = sequences.iter().map(Vec::len).collect();
     let bound = lengths.iter().max().map_or(0, |longest| longest * request.taps.count() * 4 * MAX_HIDDEN_SIZE as usize);
-    let mut call = Call::json("/v1/hidden-states", &HiddenStatesRequest { sequences, taps: request.taps.clone() });
+    let mut call = Call::json("/v1/hidden-states", &HiddenStatesRequest { sequences, taps: request.taps.clone(), dtype: request.dtype });
     call.headers.extend(client.job_header());
     let answer = client.ask(None, &call).await?;
     Ok(Reading { answer, frames: FrameReader::new(bound), rest: Bytes::new(), places: missing.to_vec(), lengths })

@@ -18,15 +18,14 @@ pub type Take<'a> = dyn FnMut(&str, &mut Weight, Vec<f32>) + 'a;
 impl Pass {
     /// Hands the gradient of every weight to `take`, from the head's end to its bridge. `by_output` is the loss' derivative by the output of the forward
     /// pass that kept `saved`, row-major; weights and batch are those of that pass.
-    pub fn backward(&self, weights: &mut Weights, batch: &PackedBatch, saved: Saved, by_output: &[f32], take: &mut Take<'_>) {
+    pub fn backward(&self, weights: &mut Weights, batch: &PackedBatch, saved: Saved, by_output: Vec<f32>, take: &mut Take<'_>) {
         let Saved { mut blocks, u, tiles } = saved;
         let angles = self.angles(batch);
         let mut way = Back { pass: self, weights, take };
         let mut du = match self.shape.task {
-            Task::CausalLM => way.delta(batch, &u, tiles, by_output),
-            _ => way.class_logits(batch, &u, by_output),
+            Task::CausalLM => way.delta(batch, u, tiles, by_output),
+            _ => way.class_logits(batch, &u, &by_output),
         };
-        drop(u);
         for index in (0..self.shape.blocks).rev() {
             let Some((input, inside)) = blocks.pop() else { break };
             let again = || self.block(way.weights, index, &angles, &batch.lengths, &input).0;
@@ -35,8 +34,8 @@ impl Pass {
         }
         let rows = du.len() / self.attention.width;
         let transposed = transpose(&self.threads, &du, rows, self.attention.width);
-        for (index, tap) in batch.taps.iter().enumerate() {
-            let x = inputs(&self.threads, &self.normed_tap(tap, batch.dtype), rows);
+        for (index, (tap, format)) in batch.taps.iter().zip(&batch.formats).enumerate() {
+            let x = inputs(&self.threads, &self.normed_tap(tap, *format), rows);
             let gradient = times(&self.threads, &transposed, &x);
             drop(x);
             way.give(&bridge(index), gradient);
@@ -59,14 +58,15 @@ impl Back<'_, '_> {
     }
 
     /// Through `y = x · Wᵀ` of the matrices `names`, one below the other, on `m` rows: gives their gradients, and `dx`.
-    pub(super) fn linear(&mut self, names: &[String], x: &[f32], dy: &[f32], m: usize) -> Vec<f32> {
+    pub(super) fn linear(&mut self, names: &[String], x: Vec<f32>, dy: &[f32], m: usize) -> Vec<f32> {
         let (threads, width) = (&self.pass.threads, dy.len() / m);
         let dx = Stack::of(names.iter().map(|name| &self.weights[name])).backward(threads, dy);
-        let (x, mut first) = (inputs(threads, x, m), 0);
+        let (packed, mut first) = (inputs(threads, &x, m), 0);
+        drop(x);
         for name in names {
             let own = first..first + self.weights[name].shape[0];
             first = own.end;
-            let gradient = times(threads, &transpose_columns(threads, dy, m, width, own), &x);
+            let gradient = times(threads, &transpose_columns(threads, dy, m, width, own), &packed);
             self.give(name, gradient);
         }
         dx
@@ -92,7 +92,7 @@ impl Back<'_, '_> {
         let pooled = layers::pool(&normed, &pooling, &batch.lengths);
         let mut dbias = vec![0.0; dy.len() / sequences];
         dy.chunks_exact(dbias.len()).for_each(|row| cpu::add(&mut dbias, row));
-        let dpooled = self.linear(&["classifier.weight".to_owned()], &pooled, dy, sequences);
+        let dpooled = self.linear(&["classifier.weight".to_owned()], pooled, dy, sequences);
         let (dnormed, dpooling) = pool_backward(&normed, &pooling, &batch.lengths, &dpooled);
         self.give("classifier.bias", dbias);
         self.give("pooling.weight", dpooling);
@@ -106,22 +106,22 @@ impl Back<'_, '_> {
         let (threads, f) = (&*pass.threads, pass.shape.feed_forward as usize);
         let Inside { qkv, attended, middle, gate_up } = inside;
 
-        let dhidden = self.linear(&names(DOWN), &layers::silu_mul(threads, &gate_up, f), du, m);
+        let dhidden = self.linear(&names(DOWN), layers::silu_mul(threads, &gate_up, f), du, m);
         let dgate_up = silu_mul_backward(threads, &gate_up, &dhidden, f);
         drop((gate_up, dhidden));
         let post_norm = in_block(index, POST_NORM);
         let normed = pass.norm(&middle, &self.weights[&post_norm]);
-        let dnormed = self.linear(&names(GATE_UP), &normed, &dgate_up, m);
-        drop((normed, dgate_up));
+        let dnormed = self.linear(&names(GATE_UP), normed, &dgate_up, m);
+        drop(dgate_up);
         cpu::add(du, &self.norm(Some(&post_norm), &middle, &dnormed));
 
-        let dattended = self.linear(&names(O), &attended, du, m);
+        let dattended = self.linear(&names(O), attended, du, m);
         let way = AttentionBackward { threads, attention: &pass.attention, angles, lengths };
         let dqkv = way.gradient(&qkv, &dattended);
-        drop((qkv, dattended, attended));
+        drop((qkv, dattended));
         let input_norm = in_block(index, INPUT_NORM);
         let normed = pass.norm(input, &self.weights[&input_norm]);
-        let dnormed = self.linear(&names(QKV), &normed, &dqkv, m);
+        let dnormed = self.linear(&names(QKV), normed, &dqkv, m);
         cpu::add(du, &self.norm(Some(&input_norm), input, &dnormed));
     }
 }

@@ -18,13 +18,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use carryon_crds::job::Task;
-use carryon_crds::pool::Dtype;
 use carryon_crds::wire::HeadShape;
 
 use super::layers::{self, Angles, HeadAttention};
 use super::parameters::{self, ShapeError, Weight, Weights};
 use crate::kernel::{Threads, cpu};
-use crate::numbers::{from_bytes, number_bytes};
+use crate::numbers::RowFormat;
 use linear::Stack;
 pub use linear::transpose;
 use output::Tile;
@@ -32,10 +31,10 @@ use output::Tile;
 /// Hidden states of some whole sequences.
 #[derive(Clone, Debug)]
 pub struct PackedBatch {
-    /// For each tap of the head (layers ascending, `final` last) the rows of each sequence: `[length, D]` numbers, little-endian.
+    /// For each tap of the head (layers ascending, `final` last) the rows of each sequence: `[length, D]` numbers.
     pub taps: Vec<Vec<Bytes>>,
-    /// Type of the numbers.
-    pub dtype: Dtype,
+    /// How the rows of each tap are written.
+    pub formats: Vec<RowFormat>,
     /// Rows of each sequence, in order.
     pub lengths: Vec<usize>,
     /// Rows that carry a target, ascending, for CausalLM: only these are given an output.
@@ -138,8 +137,8 @@ impl Pass {
     /// `Σ_k B_k · norm(h_k)`, `[rows, w]`.
     fn bridge(&self, weights: &Weights, batch: &PackedBatch) -> Vec<f32> {
         let mut u = Vec::new();
-        for (index, tap) in batch.taps.iter().enumerate() {
-            let projected = Stack::of([&weights[&bridge(index)]]).forward(&self.threads, &self.normed_tap(tap, batch.dtype));
+        for (index, (tap, format)) in batch.taps.iter().zip(&batch.formats).enumerate() {
+            let projected = Stack::of([&weights[&bridge(index)]]).forward(&self.threads, &self.normed_tap(tap, *format));
             match u.is_empty() {
                 true => u = projected,
                 false => cpu::add(&mut u, &projected),
@@ -181,14 +180,14 @@ impl Pass {
     }
 
     /// `norm(ĥ)`, `[rows, D]`.
-    fn normed_tap(&self, tap: &[Bytes], dtype: Dtype) -> Vec<f32> {
+    fn normed_tap(&self, tap: &[Bytes], format: RowFormat) -> Vec<f32> {
         let width = self.shape.hidden_size as usize;
-        let rows: Vec<&[u8]> = tap.iter().flat_map(|bytes| bytes.chunks_exact(width * number_bytes(dtype))).collect();
+        let rows: Vec<&[u8]> = tap.iter().flat_map(|bytes| bytes.chunks_exact(format.row_bytes(width))).collect();
         let (ones, mut out) = (vec![1.0; width], vec![0.0; rows.len() * width]);
         self.threads.for_rows(&mut out, width, ROWS, |first, out| {
             let mut values = vec![0.0; width];
             for (row, out) in rows[first..].iter().zip(out.chunks_exact_mut(width)) {
-                from_bytes(row, dtype, &mut values);
+                format.read(row, &mut values);
                 cpu::rms_norm(&values, &ones, self.epsilon(), out);
             }
         });
@@ -213,14 +212,14 @@ impl Pass {
 
     fn check(&self, batch: &PackedBatch) -> Result<(), PassError> {
         let refuse = |reason: String| Err(PassError::Batch(reason));
-        if batch.taps.len() != self.shape.taps.count() {
+        if (batch.taps.len(), batch.formats.len()) != (self.shape.taps.count(), self.shape.taps.count()) {
             return refuse(format!("has {} taps, the head {}", batch.taps.len(), self.shape.taps.count()));
         }
         if batch.lengths.contains(&0) {
             return refuse("has an empty sequence".into());
         }
-        let row_bytes = self.shape.hidden_size as usize * number_bytes(batch.dtype);
-        for (index, tap) in batch.taps.iter().enumerate() {
+        for (index, (tap, format)) in batch.taps.iter().zip(&batch.formats).enumerate() {
+            let row_bytes = format.row_bytes(self.shape.hidden_size as usize);
             if !tap.iter().map(Bytes::len).eq(batch.lengths.iter().map(|length| length * row_bytes)) {
                 return refuse(format!("tap {index} does not have {:?} rows of {}", batch.lengths, self.shape.hidden_size));
             }

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use carryon_crds::wire::memory::TILE;
+
 use super::backward::Back;
 use super::elementwise::{GateGradients, gated_backward};
 use super::linear::{Stack, columns, inputs, times, transpose};
@@ -9,9 +11,6 @@ use super::{PackedBatch, Pass};
 use crate::head::Weights;
 use crate::head::layers;
 use crate::kernel::cpu;
-
-/// Columns that are computed at the same time.
-const TILE: usize = 1024;
 
 /// Some columns of what the gate is computed from, of the rows with a target.
 pub(super) struct Tile {
@@ -53,16 +52,17 @@ impl Pass {
 
 impl Back<'_, '_> {
     /// From the gradient by `g ⊙ Δ` to that by u, `[rows, w]`.
-    pub(super) fn delta(&mut self, batch: &PackedBatch, u: &[f32], tiles: Vec<Tile>, dy: &[f32]) -> Vec<f32> {
+    pub(super) fn delta(&mut self, batch: &PackedBatch, u: Vec<f32>, tiles: Vec<Tile>, dy: Vec<f32>) -> Vec<f32> {
         let (pass, width) = (self.pass, self.pass.attention.width);
-        let targets = pass.targets(batch, u);
+        let (targets, length) = (pass.targets(batch, &u), u.len());
+        drop(u);
         let normed = pass.plain_norm(&targets);
         let dnormed = match pass.shape.gate {
             true => self.gated(&normed, batch.rows.len(), tiles, dy),
-            false => self.linear(&["output.weight".to_owned()], &normed, dy, batch.rows.len()),
+            false => self.linear(&["output.weight".to_owned()], normed, &dy, batch.rows.len()),
         };
         let dtargets = self.norm(None, &targets, &dnormed);
-        let mut du = vec![0.0; u.len()];
+        let mut du = vec![0.0; length];
         for (row, dtarget) in batch.rows.iter().zip(dtargets.chunks_exact(width)) {
             cpu::add(&mut du[*row as usize * width..][..width], dtarget);
         }
@@ -70,16 +70,19 @@ impl Back<'_, '_> {
     }
 
     /// Through the gate, on `m` rows: gives the gradients of its weights and the output's, and that by `normed`.
-    fn gated(&mut self, normed: &[f32], m: usize, tiles: Vec<Tile>, dy: &[f32]) -> Vec<f32> {
+    fn gated(&mut self, normed: &[f32], m: usize, tiles: Vec<Tile>, dy: Vec<f32>) -> Vec<f32> {
         let (pass, threads, mut kept) = (self.pass, &*self.pass.threads, tiles.into_iter());
         let (x, mut dnormed) = (inputs(threads, normed, m), vec![0.0; normed.len()]);
         let width = pass.shape.hidden_size as usize;
+        // Cut up before there are gradients of weights, so that it goes as they grow.
+        let parts: Vec<Vec<f32>> = pass.tiles().map(|some| columns(&dy, width, some)).collect();
+        drop(dy);
         let [mut output, mut gate] = [(); 2].map(|()| Vec::with_capacity(width * pass.attention.width));
         let (bias, mut dbias) = (self.weights["gate.bias"].values.floats(), Vec::new());
-        for some in pass.tiles() {
+        for (some, dy) in pass.tiles().zip(parts) {
             let Tile { z, delta } = kept.next().unwrap_or_else(|| pass.tile(self.weights, &some, normed));
-            let by = gated_backward(threads, &z, &bias[some.clone()], &delta, &columns(dy, width, some.clone()));
-            drop((z, delta));
+            let by = gated_backward(threads, &z, &bias[some.clone()], &delta, &dy);
+            drop((z, delta, dy));
             let GateGradients { z: dz, bias: of_bias, delta: ddelta } = by;
             dbias.extend(of_bias);
             for (name, dy, total) in [("output.weight", ddelta, &mut output), ("gate.weight", dz, &mut gate)] {

@@ -5,14 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{Read as _, Seek as _, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 
 use carryon_crds::pool;
 use carryon_crds::wire::limits::{CHECKPOINT_HEADER_BYTES, MAX_CHECKPOINT_BYTES};
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
 use sha2::{Digest as _, Sha256};
 
 use super::{Checkpoint, FORMAT_VERSION, State};
@@ -63,74 +63,104 @@ pub(super) fn write(path: &Path, checkpoint: &Checkpoint) -> std::io::Result<()>
 
 /// The state of a checkpoint, whose tensors are not looked at.
 pub(super) fn state(path: &Path) -> Option<State> {
-    let mut file = fs::File::open(path).ok()?;
-    let mut length = [0; 8];
-    file.read_exact(&mut length).ok()?;
-    let mut header = Vec::new();
-    file.take(u64::from_le_bytes(length).min(CHECKPOINT_HEADER_BYTES)).read_to_end(&mut header).ok()?;
-    let header: serde_json::Value = serde_json::from_slice(&header).ok()?;
-    serde_json::from_str(header["__metadata__"][STATE_KEY].as_str()?).ok()
+    let header = header(&mut fs::File::open(path).ok()?).ok()?;
+    serde_json::from_str(header.metadata().as_ref()?.get(STATE_KEY)?).ok()
 }
 
-/// Reads a checkpoint, or says what is wrong with it.
+/// What stands before the tensors.
+fn header(file: &mut fs::File) -> Result<Metadata, String> {
+    let mut length = [0; 8];
+    file.read_exact(&mut length).map_err(text)?;
+    let mut header = Vec::new();
+    file.take(u64::from_le_bytes(length).min(CHECKPOINT_HEADER_BYTES)).read_to_end(&mut header).map_err(text)?;
+    serde_json::from_slice(&header).map_err(|error| error.to_string())
+}
+
+/// Reads a checkpoint, one tensor after the other, or says what is wrong with it.
 pub(super) fn read(path: &Path) -> Result<Checkpoint, String> {
-    let length = fs::metadata(path).map_err(|error| error.to_string())?.len();
+    let mut file = fs::File::open(path).map_err(text)?;
+    let length = file.metadata().map_err(text)?.len();
     if length > MAX_CHECKPOINT_BYTES {
         return Err(format!("{length} bytes, more than {MAX_CHECKPOINT_BYTES}"));
     }
-    let content = fs::read(path).map_err(|error| error.to_string())?;
-    let (_, header) = SafeTensors::read_metadata(&content).map_err(|error| error.to_string())?;
+    let header = header(&mut file)?;
+    if file.stream_position().map_err(text)? + header.data_len() as u64 != length {
+        return Err(format!("{length} bytes are not as many as its header says"));
+    }
     let metadata = header.metadata().clone().unwrap_or_default();
     let state = metadata.get(STATE_KEY).ok_or("no state in its metadata")?;
-    let file = SafeTensors::deserialize(&content).map_err(|error| error.to_string())?;
-    let mut tensors: Vec<_> = file.iter().collect();
-    tensors.sort_unstable_by_key(|(name, _)| *name);
-    let found = digest(state, tensors.iter().map(|(name, tensor)| (*name, tensor.shape(), tensor.data())));
-    if metadata.get(DIGEST_KEY) != Some(&found) {
+    let mut hasher = Sha256::new_with_prefix(state);
+    let mut parts = Parts::default();
+    // They lie in the order of their names.
+    for name in header.offset_keys() {
+        let info = header.info(&name).ok_or("its header contradicts itself")?;
+        let mut bytes = vec![0; info.data_offsets.1 - info.data_offsets.0];
+        file.read_exact(&mut bytes).map_err(text)?;
+        update(&mut hasher, &name, &info.shape, &bytes);
+        parts.take(&name, info, bytes)?;
+    }
+    if metadata.get(DIGEST_KEY) != Some(&carryon_crds::wire::digest_of(hasher)) {
         return Err("its digest does not fit its content".to_owned());
     }
     let state: State = serde_json::from_str(state).map_err(|error| error.to_string())?;
     if state.format_version != FORMAT_VERSION {
         return Err(format!("format version {}, this worker reads {FORMAT_VERSION}", state.format_version));
     }
-    let mut groups: BTreeMap<&str, Weights> = BTreeMap::new();
-    let mut optimizer = OptimizerState { steps: state.optimizer_steps, tensors: BTreeMap::new() };
-    for (name, tensor) in tensors {
-        let (group, name) = name.split_once('.').ok_or_else(|| format!("tensor {name:?} is of no group"))?;
-        let shape = tensor.shape().to_vec();
-        if group == "optimizer" {
-            let scales = || file.tensor(&format!("{group}.{name}{SCALES}")).map_err(|error| error.to_string());
-            let moment = match tensor.dtype() {
-                Dtype::F32 if name.ends_with(SCALES) => continue,
-                Dtype::U8 => {
-                    Moment::Int8 { map: map_of(name), codes: tensor.data().to_vec(), scales: values(&scales()?)?.floats().into_owned() }
-                }
-                _ => Moment::Plain(values(&tensor).map_err(|problem| format!("tensor {name:?} {problem}"))?),
-            };
-            optimizer.tensors.insert(name.to_owned(), (shape, moment.into()));
-        } else {
-            let values = values(&tensor).map_err(|problem| format!("tensor {name:?} {problem}"))?;
-            groups.entry(group).or_default().insert(name.to_owned(), Weight { shape, values });
-        }
+    let mut optimizer = OptimizerState { steps: state.optimizer_steps, tensors: parts.plain };
+    for (name, (shape, codes)) in parts.codes {
+        let scales = parts.scales.remove(&name).ok_or_else(|| format!("tensor {name:?} has no scales"))?;
+        optimizer.tensors.insert(name.clone(), (shape, Moment::Int8 { map: map_of(&name), codes, scales }.into()));
     }
-    let (weights, best) = (groups.remove("weights").unwrap_or_default(), groups.remove("best"));
+    let (weights, best) = (parts.groups.remove("weights").unwrap_or_default(), parts.groups.remove("best"));
     Ok(Checkpoint { state, weights: weights.into(), best: best.map(Arc::new), optimizer })
 }
 
-fn values(tensor: &TensorView<'_>) -> Result<Values, String> {
-    match tensor.dtype() {
-        Dtype::F32 => Ok(Values::from_bytes(tensor.data(), pool::Dtype::Float32)),
-        Dtype::BF16 => Ok(Values::from_bytes(tensor.data(), pool::Dtype::Bfloat16)),
-        other => Err(format!("has type {other:?}, expected F32 or BF16")),
+/// Tensors, as they come.
+#[derive(Default)]
+struct Parts {
+    groups: BTreeMap<String, Weights>,
+    plain: BTreeMap<String, (Vec<usize>, Arc<Moment>)>,
+    codes: BTreeMap<String, (Vec<usize>, Vec<u8>)>,
+    scales: BTreeMap<String, Vec<f32>>,
+}
+
+impl Parts {
+    fn take(&mut self, name: &str, info: &TensorInfo, bytes: Vec<u8>) -> Result<(), String> {
+        let (group, name) = name.split_once('.').ok_or_else(|| format!("tensor {name:?} is of no group"))?;
+        let dtype = match info.dtype {
+            Dtype::F32 => pool::Dtype::Float32,
+            Dtype::BF16 => pool::Dtype::Bfloat16,
+            Dtype::U8 if group == "optimizer" => {
+                self.codes.insert(name.to_owned(), (info.shape.clone(), bytes));
+                return Ok(());
+            }
+            other => return Err(format!("tensor {name:?} has type {other:?}, expected F32 or BF16")),
+        };
+        let values = Values::from_bytes(&bytes, dtype);
+        match (group, name.strip_suffix(SCALES)) {
+            ("optimizer", Some(codes)) => drop(self.scales.insert(codes.to_owned(), values.floats().into_owned())),
+            ("optimizer", None) => drop(self.plain.insert(name.to_owned(), (info.shape.clone(), Moment::Plain(values).into()))),
+            _ => {
+                let weight = Weight { shape: info.shape.clone(), values };
+                self.groups.entry(group.to_owned()).or_default().insert(name.to_owned(), weight);
+            }
+        }
+        Ok(())
     }
+}
+
+fn text(error: std::io::Error) -> String {
+    error.to_string()
 }
 
 /// Over the state and every tensor's name, shape and bytes, in the order of names.
 fn digest<'a>(state: &str, tensors: impl Iterator<Item = (&'a str, &'a [usize], &'a [u8])>) -> String {
     let mut hasher = Sha256::new_with_prefix(state);
-    for (name, shape, bytes) in tensors {
-        hasher.update(format!("\n{name} {shape:?}\n"));
-        hasher.update(bytes);
-    }
+    tensors.for_each(|(name, shape, bytes)| update(&mut hasher, name, shape, bytes));
     carryon_crds::wire::digest_of(hasher)
+}
+
+fn update(hasher: &mut Sha256, name: &str, shape: &[usize], bytes: &[u8]) {
+    hasher.update(format!("\n{name} {shape:?}\n"));
+    hasher.update(bytes);
 }

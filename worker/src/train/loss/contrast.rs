@@ -46,7 +46,8 @@ fn add(to: &mut [f64], slope: f64, values: &[f64]) {
 }
 
 impl Loss for ContrastLoss {
-    fn measure(&mut self, batch: &MicroBatch, output: Option<&[f32]>, gradient: bool) -> Result<Option<Measured>, TrainError> {
+    fn measure(&mut self, batch: &MicroBatch, output: Option<Vec<f32>>, gradient: bool) -> Result<Option<Measured>, TrainError> {
+        let output = output.as_deref();
         let count = batch.targets.len();
         let Some(output) = output else { return Ok(Some(Measured { loss: vec![(count as f32).ln(); count], gradient: Vec::new() })) };
         let units: Vec<Unit> = output.chunks_exact(self.dimensions).map(Unit::of).collect();
@@ -83,8 +84,10 @@ mod tests {
     #[test]
     fn contrast_loss_follows_pytorch() {
         let rows = [1.0, 2.0, 0.5, -1.0, 0.5, 2.0, 0.0, 1.0, 3.0, 2.0, 1.0, -1.0];
-        let measured =
-            ContrastLoss { dimensions: 3, temperature: 0.5 }.measure(&batch(Wanted::Groups(2)), Some(&rows), true).unwrap().unwrap();
+        let measured = ContrastLoss { dimensions: 3, temperature: 0.5 }
+            .measure(&batch(Wanted::Groups(2)), Some(rows.to_vec()), true)
+            .unwrap()
+            .unwrap();
         close(&measured.loss, &[1.217_288_7, 2.405_155_3]);
         let anchors = [[0.653_737_2, -0.115_545_31, -0.845_293_2], [-0.720_906_57, -0.319_542_44, 0.106_514_15]];
         let positives = [[-0.008_356_393, -0.415_153_35, 0.099_610_14], [-0.198_407_03, 0.042_187_31, -0.354_626_74]];

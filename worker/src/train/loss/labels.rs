@@ -12,7 +12,8 @@ pub struct LabelLoss {
 }
 
 impl Loss for LabelLoss {
-    fn measure(&mut self, batch: &MicroBatch, output: Option<&[f32]>, gradient: bool) -> Result<Option<Measured>, TrainError> {
+    fn measure(&mut self, batch: &MicroBatch, output: Option<Vec<f32>>, gradient: bool) -> Result<Option<Measured>, TrainError> {
+        let output = output.as_deref();
         let targets = batch.targets.indices();
         let labels = self.weights.len();
         let nothing = vec![0.0; if output.is_none() { targets.len() * labels } else { 0 }];
@@ -42,7 +43,7 @@ mod tests {
 
     fn measure(weights: &[f32], targets: &[u32], logits: &[f32]) -> Measured {
         let batch = batch(Wanted::Indices(targets.to_vec()));
-        LabelLoss { weights: weights.to_vec() }.measure(&batch, Some(logits), true).unwrap().unwrap()
+        LabelLoss { weights: weights.to_vec() }.measure(&batch, Some(logits.to_vec()), true).unwrap().unwrap()
     }
 
     /// `torch.nn.functional.cross_entropy(torch.tensor([[1., 2., 3.], [0.5, -1., 0.]]), torch.tensor([2, 0]), reduction="none")` and its gradient;

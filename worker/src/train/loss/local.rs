@@ -37,14 +37,14 @@ impl LocalLoss {
 }
 
 impl Loss for LocalLoss {
-    fn measure(&mut self, batch: &MicroBatch, output: Option<&[f32]>, gradient: bool) -> Result<Option<Measured>, TrainError> {
+    fn measure(&mut self, batch: &MicroBatch, output: Option<Vec<f32>>, gradient: bool) -> Result<Option<Measured>, TrainError> {
         let targets = batch.targets.indices();
         let mut x = vec![0.0; targets.len() * batch.hidden_size];
-        from_bytes(&batch.x, batch.packed.dtype, &mut x);
+        from_bytes(&batch.x(0..targets.len()), batch.dtype, &mut x);
         let alpha = self.alpha as f32;
         let weights =
             LossWeights { forward: &self.forward, backward: gradient.then_some(&self.backward), dtype: self.dtype, softcap: None };
-        let output = output.map(|output| (output, alpha));
+        let output = output.as_deref().map(|output| (output, alpha));
         let mut measured = lm_loss(&self.cpu, &weights, &x, output, targets).map_err(device_error)?;
         measured.gradient.iter_mut().for_each(|gradient| *gradient *= alpha);
         Ok(Some(Measured { loss: measured.loss, gradient: measured.gradient }))

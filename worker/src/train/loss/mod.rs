@@ -25,9 +25,11 @@ pub trait Loss {
     /// Loss of every target of `batch`, given what the head put out for it (row-major): `g ⊙ Δ` of its rows, or what it put out for its samples. Without an
     /// output: the base's own. None when someone asked to stop.
     ///
+    /// The output is as large as its gradient: whoever takes it need not keep both.
+    ///
     /// # Errors
     /// The pool did not answer, or refused.
-    fn measure(&mut self, batch: &MicroBatch, output: Option<&[f32]>, gradient: bool) -> Result<Option<Measured>, TrainError>;
+    fn measure(&mut self, batch: &MicroBatch, output: Option<Vec<f32>>, gradient: bool) -> Result<Option<Measured>, TrainError>;
 }
 
 /// Losses of some targets.
@@ -41,7 +43,6 @@ pub struct Measured {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use carryon_crds::pool::Dtype;
 
     use crate::head::pass::PackedBatch;
@@ -49,8 +50,8 @@ mod tests {
 
     /// A batch of which no more is known than what is wanted.
     pub fn batch(targets: Wanted) -> MicroBatch {
-        let packed = PackedBatch { taps: Vec::new(), dtype: Dtype::Float32, lengths: Vec::new(), rows: Vec::new() };
-        MicroBatch { packed, x: Bytes::new(), hidden_size: 1, targets, tokens: 0 }
+        let packed = PackedBatch { taps: Vec::new(), formats: Vec::new(), lengths: Vec::new(), rows: Vec::new() };
+        MicroBatch { packed, x: Vec::new(), dtype: Dtype::Float32, hidden_size: 1, targets, tokens: 0 }
     }
 
     pub fn close(found: &[f32], expected: &[f32]) {

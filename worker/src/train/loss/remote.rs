@@ -4,7 +4,7 @@ use tokio::runtime::Handle;
 
 use super::{Loss, Measured};
 use crate::exchange::{LossRequest, PoolClient};
-use crate::numbers::number_bytes;
+use crate::numbers::{into_bytes, number_bytes};
 use crate::train::error::TrainError;
 use crate::train::pool::pool_error;
 use crate::train::states::MicroBatch;
@@ -27,28 +27,35 @@ pub struct RemoteLoss {
 }
 
 impl Loss for RemoteLoss {
-    fn measure(&mut self, batch: &MicroBatch, output: Option<&[f32]>, gradient: bool) -> Result<Option<Measured>, TrainError> {
+    fn measure(&mut self, batch: &MicroBatch, output: Option<Vec<f32>>, gradient: bool) -> Result<Option<Measured>, TrainError> {
         let (width, alpha) = (batch.hidden_size, self.alpha as f32);
-        let row_bytes = width * number_bytes(batch.packed.dtype);
+        let row_bytes = width * number_bytes(batch.dtype);
         // Header and tensor names take less than the page set aside for them.
         let by_bytes = self.max_body_bytes.saturating_sub(4096) as usize / (row_bytes + 4 * width + 4);
         let rows = by_bytes.min(self.max_rows).max(1);
         let mut measured = Measured::default();
+        let delta = output.map(|mut output| {
+            output.iter_mut().for_each(|delta| *delta *= alpha);
+            into_bytes(output)
+        });
         for (index, targets) in batch.targets.indices().chunks(rows).enumerate() {
             let first = index * rows;
-            let range = first * width..(first + targets.len()) * width;
+            let range = first..first + targets.len();
             let request = LossRequest {
                 hidden_size: width,
-                dtype: batch.packed.dtype,
-                x: batch.x.slice(first * row_bytes..(first + targets.len()) * row_bytes),
-                delta: output.map(|output| output[range].iter().map(|delta| alpha * delta).collect()),
+                dtype: batch.dtype,
+                x: batch.x(range.clone()),
+                delta: delta.as_ref().map(|delta| delta.slice(4 * width * range.start..4 * width * range.end)),
                 targets: targets.to_vec(),
                 gradient,
             };
             let Some(response) = self.runtime.block_on(self.stop.race(self.client.loss(&request))) else { return Ok(None) };
             let response = response.map_err(pool_error)?;
             measured.loss.extend(response.loss);
-            measured.gradient.extend(response.gradient.into_iter().flatten());
+            match response.gradient {
+                Some(gradient) if index == 0 => measured.gradient = gradient,
+                gradient => measured.gradient.extend(gradient.into_iter().flatten()),
+            }
         }
         measured.gradient.iter_mut().for_each(|gradient| *gradient *= alpha);
         Ok(Some(measured))

@@ -12,7 +12,8 @@ pub struct ValueLoss {
 }
 
 impl Loss for ValueLoss {
-    fn measure(&mut self, batch: &MicroBatch, output: Option<&[f32]>, gradient: bool) -> Result<Option<Measured>, TrainError> {
+    fn measure(&mut self, batch: &MicroBatch, output: Option<Vec<f32>>, gradient: bool) -> Result<Option<Measured>, TrainError> {
+        let output = output.as_deref();
         let Wanted::Values(values) = &batch.targets else { return Ok(Some(Measured::default())) };
         let (mean, deviation) = self.scale;
         let mut measured = Measured::default();
@@ -46,7 +47,7 @@ mod tests {
     fn errors_are_measured_in_standard_deviations() {
         let batch = batch(Wanted::Values(vec![5.0, 2.0]));
         let mut loss = ValueLoss { scale: (3.0, 2.0) };
-        let measured = loss.measure(&batch, Some(&[0.5, 0.5]), true).unwrap().unwrap();
+        let measured = loss.measure(&batch, Some(vec![0.5, 0.5]), true).unwrap().unwrap();
         close(&measured.loss, &[0.25, 1.0]);
         close(&measured.gradient, &[-1.0, 2.0]);
         close(&loss.measure(&batch, None, false).unwrap().unwrap().loss, &[1.0, 0.25]);

@@ -8,7 +8,7 @@ mod muon;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use carryon_crds::job::{Optimizer, StateDtype, Training};
+use carryon_crds::job::{Optimizer, Training};
 
 pub use gradients::{accumulate, clip_norm, norm, scale, shrink};
 pub use moment::{BLOCK, Map, Moment};
@@ -96,7 +96,7 @@ impl Optimizers {
         self.begin();
         let parameters =
             weights.iter_mut().filter_map(|(name, weight)| Some(Parameter { name, weight, gradient: gradients.remove(name)? }));
-        let (matrices, vectors): (Vec<_>, Vec<_>) = parameters.partition(|parameter| uses_muon(self.kind, &parameter.weight.shape));
+        let (matrices, vectors): (Vec<_>, Vec<_>) = parameters.partition(|parameter| self.kind.moves_by_muon(&parameter.weight.shape));
         let at = At { threads, seed: self.seed, step: self.steps, factor };
         self.muon.step(&at, matrices);
         vectors.into_iter().for_each(|parameter| self.adamw.step(&at, parameter));
@@ -111,7 +111,7 @@ impl Optimizers {
     /// What [`Self::step`] does to one weight; with the same bits.
     pub fn update(&mut self, threads: &Threads, name: &str, weight: &mut Weight, gradient: Vec<f32>, factor: f64) {
         let at = At { threads, seed: self.seed, step: self.steps, factor };
-        let muon = uses_muon(self.kind, &weight.shape);
+        let muon = self.kind.moves_by_muon(&weight.shape);
         let parameter = Parameter { name, weight, gradient };
         if muon { self.muon.step(&at, vec![parameter]) } else { self.adamw.step(&at, parameter) }
     }
@@ -144,7 +144,7 @@ impl Optimizers {
         let (mut momenta, mut moments) = (BTreeMap::new(), adamw::Moments::new());
         let moved = weights.iter().filter(|_| state.steps > 0);
         for (name, weight) in moved {
-            if uses_muon(self.kind, &weight.shape) {
+            if self.kind.moves_by_muon(&weight.shape) {
                 momenta.insert(name.clone(), take(format!("muon.{name}.momentum"), weight, Map::Signed)?);
             } else {
                 let [first, second] = [0, 1].map(|which| take(format!("adamw.{name}.{}", MOMENTS[which]), weight, adamw::MAPS[which]));
@@ -168,15 +168,4 @@ const MOMENTS: [&str; 2] = ["first_moment", "second_moment"];
 /// What the codes of the state `name` mean.
 pub fn map_of(name: &str) -> Map {
     if name.ends_with(MOMENTS[1]) { adamw::MAPS[1] } else { Map::Signed }
-}
-
-/// Bytes that are remembered of a parameter of this shape, and in how many tensors.
-pub fn state_bytes(training: &Training, shape: &[usize]) -> (u64, u64) {
-    let moments = if uses_muon(training.optim, shape) { 1 } else { 2 };
-    let tensors = moments * if training.optim_state_dtype == StateDtype::Int8 { 2 } else { 1 };
-    (moments * moment::bytes(shape.iter().map(|&length| length as u64).product(), training.optim_state_dtype), tensors)
-}
-
-fn uses_muon(kind: Optimizer, shape: &[usize]) -> bool {
-    kind == Optimizer::Muon && shape.len() == 2
 }

@@ -7,7 +7,7 @@
 
 use std::sync::LazyLock;
 
-use carryon_crds::job::StateDtype;
+use carryon_crds::job::{INT8_BLOCK, StateDtype};
 use carryon_crds::pool::Dtype;
 use half::bf16;
 use half::slice::HalfFloatSliceExt as _;
@@ -15,11 +15,9 @@ use half::slice::HalfFloatSliceExt as _;
 use crate::numbers::Values;
 
 /// Values that share a scale.
-pub const BLOCK: usize = 256;
+pub const BLOCK: usize = INT8_BLOCK;
 /// Values that one thread takes at a time: whole blocks.
 pub const CHUNK: usize = 16 * BLOCK;
-/// Parameters of fewer values are remembered in f32.
-const SMALL: usize = 4096;
 
 /// Numbers of a parameter, one for each of its values.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,7 +86,7 @@ impl Map {
 impl Moment {
     /// Zeros for a parameter of `count` values.
     pub(super) fn zeros(count: usize, dtype: StateDtype, map: Map) -> Self {
-        match kept(count, dtype) {
+        match dtype.of(count) {
             StateDtype::Float32 => Self::Plain(Values::zeros(count, Dtype::Float32)),
             StateDtype::Bfloat16 => Self::Plain(Values::zeros(count, Dtype::Bfloat16)),
             StateDtype::Int8 => {
@@ -184,22 +182,10 @@ fn mix(counter: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// How a parameter of `count` values is remembered.
-fn kept(count: usize, dtype: StateDtype) -> StateDtype {
-    if count < SMALL { StateDtype::Float32 } else { dtype }
-}
-
-/// Bytes of the numbers of a parameter of `count` values.
-pub(super) fn bytes(count: u64, dtype: StateDtype) -> u64 {
-    match kept(count as usize, dtype) {
-        StateDtype::Float32 => 4 * count,
-        StateDtype::Bfloat16 => 2 * count,
-        StateDtype::Int8 => count + 4 * count.div_ceil(BLOCK as u64),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use carryon_crds::job::SMALL_PARAMETER as SMALL;
+
     use super::*;
 
     fn change(moment: &mut Moment, dice: Dice, mut change: impl FnMut(usize, &mut f32)) {

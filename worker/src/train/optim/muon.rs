@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use carryon_crds::job::StateDtype;
 use carryon_crds::pool::Dtype;
+use carryon_crds::wire::memory::TILE;
 
 use super::moment::{CHUNK, Dice, Map, Moment, chunks};
 use super::{At, Parameter, WEIGHT};
@@ -15,8 +16,6 @@ use crate::kernel::cpu::{Left, Panels, Part, Sink, matmul, product};
 
 const MOMENTUM: f32 = 0.95;
 const NEWTON_SCHULZ_STEPS: usize = 5;
-/// Columns of a matrix that are multiplied at the same time.
-const TILE: usize = 1024;
 const A: f32 = 3.4445;
 const B: f32 = -4.7750;
 const C: f32 = 2.0315;
@@ -67,37 +66,61 @@ impl Muon {
 fn orthogonal(threads: &Threads, mut x: Vec<f32>, rows: usize, columns: usize) -> Vec<f32> {
     let norm = x.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt() as f32;
     x.iter_mut().for_each(|value| *value /= norm + 1e-7);
-    if rows > columns {
-        let mut wide = transpose(threads, &x, rows, columns);
-        drop(x);
-        iterate(threads, &mut wide, columns, rows);
-        return transpose(threads, &wide, columns, rows);
-    }
-    iterate(threads, &mut x, rows, columns);
+    iterate(threads, &mut Wide { values: &mut x, rows: rows.min(columns), columns: rows.max(columns), across: rows > columns });
     x
 }
 
+/// A matrix of no more rows than columns.
+struct Wide<'a> {
+    values: &'a mut [f32],
+    rows: usize,
+    columns: usize,
+    /// Whether its columns are what lies one after the other.
+    across: bool,
+}
+
+impl Wide<'_> {
+    /// A copy of some columns, row by row.
+    fn tile(&self, threads: &Threads, some: &Range<usize>) -> Vec<f32> {
+        match self.across {
+            true => transpose(threads, &self.values[some.start * self.rows..some.end * self.rows], some.len(), self.rows),
+            false => self.values.chunks_exact(self.columns).flat_map(|row| &row[some.clone()]).copied().collect(),
+        }
+    }
+
+    /// `x ← ax + moved` in some columns; `moved` is row by row.
+    fn shift(&mut self, threads: &Threads, some: &Range<usize>, moved: Vec<f32>) {
+        let shift = |values: &mut [f32], moved: &[f32]| values.iter_mut().zip(moved).for_each(|(x, moved)| *x = A * *x + moved);
+        if self.across {
+            let moved = transpose(threads, &moved, self.rows, some.len());
+            return shift(&mut self.values[some.start * self.rows..some.end * self.rows], &moved);
+        }
+        for (row, moved) in self.values.chunks_exact_mut(self.columns).zip(moved.chunks_exact(some.len())) {
+            shift(&mut row[some.clone()], moved);
+        }
+    }
+}
+
 /// In place, some columns at a time: beside `x` there are two squares and what a tile takes.
-fn iterate(threads: &Threads, x: &mut [f32], rows: usize, columns: usize) {
+fn iterate(threads: &Threads, x: &mut Wide<'_>) {
+    let (rows, columns) = (x.rows, x.columns);
     let (mut a, mut square) = (vec![0.0; rows * rows], vec![0.0; rows * rows]);
     let tiles = || (0..columns).step_by(TILE).map(|first| first..(first + TILE).min(columns));
-    let copy = |x: &[f32], tile: &Range<usize>| x.chunks_exact(columns).flat_map(|row| &row[tile.clone()]).copied().collect::<Vec<f32>>();
     for _ in 0..NEWTON_SCHULZ_STEPS {
         a.fill(0.0);
         for tile in tiles() {
-            let part = copy(x, &tile);
+            let part = x.tile(threads, &tile);
             let right = [Part { rows, panels: &Panels::pack(&part, rows, tile.len(), Dtype::Float32), norm: &[] }];
             product(threads, Left::Plain(&part), &right, Sink::Add(&mut a));
         }
         matmul(threads, &a, &Panels::pack(&a, rows, rows, Dtype::Float32), &mut square); // A is symmetric: A·Aᵀ = A²
         a.iter_mut().zip(&square).for_each(|(a, square)| *a = B * *a + C * square);
         for tile in tiles() {
-            let panels = Panels::pack_transposed(&copy(x, &tile), rows, tile.len(), Dtype::Float32);
+            let panels = Panels::pack_transposed(&x.tile(threads, &tile), rows, tile.len(), Dtype::Float32);
             let mut moved = vec![0.0; rows * tile.len()];
             matmul(threads, &a, &panels, &mut moved);
-            for (row, moved) in x.chunks_exact_mut(columns).zip(moved.chunks_exact(tile.len())) {
-                row[tile.clone()].iter_mut().zip(moved).for_each(|(x, moved)| *x = A * *x + moved);
-            }
+            drop(panels);
+            x.shift(threads, &tile, moved);
         }
     }
 }

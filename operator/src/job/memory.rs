@@ -1,0 +1,42 @@
+//! What a job's trainer would take of memory, told before it starts.
+
+use carryon_crds::CarryOnJob;
+use carryon_crds::condition::Verdict;
+use carryon_crds::condition::types::MEMORY_PLANNED;
+use carryon_crds::quantity::Bytes;
+use carryon_crds::wire::TapChoice;
+use carryon_crds::wire::memory::{Trainer, megabytes};
+
+use super::Observed;
+use super::validate::loaded;
+
+/// What a trainer has beside its head, at most: code, threads, the tokenizer of a large vocabulary.
+const CONTEXT: u64 = 128_000_000;
+
+/// The plan for samples as long as the job lets them be, once the pool says what its model is; whether the limit of the trainer's pod is enough for it.
+pub fn verdict(job: &CarryOnJob, observed: &Observed) -> Option<Verdict> {
+    let (spec, pool) = (&job.spec, observed.pool.as_ref()?);
+    let model = loaded(pool)?;
+    let choice = spec.pools.first()?.taps.as_ref().and_then(TapChoice::of);
+    let shape = spec.head.shape(spec.task, TapChoice::taps(choice.as_ref(), model.layers), model.hidden_size, spec.data.max_length);
+    let tally = Trainer {
+        shape: &shape,
+        training: &spec.training,
+        dtype: pool.spec.dtype,
+        vocab_size: model.vocab_size,
+        rows: u64::from(spec.training.per_device_train_batch_size) * u64::from(spec.data.max_length),
+        evaluated: !spec.data.split.evaluation.is_empty(),
+    }
+    .tally();
+    let planned =
+        format!("batches of {} samples of {} tokens take {tally}", spec.training.per_device_train_batch_size, spec.data.max_length);
+    let limit = spec.trainer.resources.limits.get("memory").and_then(|limit| Bytes::read(&limit.0));
+    Some(match limit {
+        Some(limit) if limit.0 < tally.total() + CONTEXT => {
+            let context = megabytes(CONTEXT);
+            let message = format!("{planned}, and the trainer up to {context}: more than spec.trainer.resources.limits.memory: {limit}");
+            Verdict::no(MEMORY_PLANNED, "LimitTooLow", message)
+        }
+        _ => Verdict::yes(MEMORY_PLANNED, "Planned", planned),
+    })
+}
