@@ -94,9 +94,8 @@ impl RowFormat {
 
 /// The least power of two that a row's numbers, divided by it, fit the type. Not finite when one of them is not.
 fn scale(values: &[f32]) -> f32 {
-    // NaN stays.
-    let largest = values.iter().fold(0.0, |largest: f32, value| if value.abs() <= largest { largest } else { value.abs() });
-    match largest {
+    // In this order NaN is the largest of all.
+    match values.iter().map(|value| value.abs()).max_by(f32::total_cmp).unwrap_or(0.0) {
         0.0 => 1.0,
         largest if largest.is_finite() => (largest / LARGEST).log2().ceil().max(-100.0).exp2(),
         largest => largest,
