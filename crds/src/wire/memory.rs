@@ -231,29 +231,12 @@ struct Sizes {
 mod tests {
     use super::*;
     use crate::common::Taps;
-    use crate::wire::head::{FORMAT_VERSION, feed_forward};
+    use crate::job::HeadSpec;
 
     /// 110M parameters on a base of width 5120.
     fn shape() -> HeadShape {
-        HeadShape {
-            format_version: FORMAT_VERSION,
-            task: Task::CausalLM,
-            taps: Taps { layers: vec![1, 2, 3, 4], final_norm: true },
-            hidden_size: 5120,
-            width: 1184,
-            blocks: 4,
-            heads: 8,
-            feed_forward: feed_forward(1184),
-            gate: true,
-            alpha: 1.0,
-            window: 1024,
-            rope_theta: 1e4,
-            norm_epsilon: 1e-5,
-            labels: Vec::new(),
-            dimensions: None,
-            max_length: None,
-            split_special_tokens: true,
-        }
+        let head = HeadSpec { width: 1184, blocks: 4, attention_heads: 8, gate: true, ..HeadSpec::default() };
+        head.shape(Task::CausalLM, Taps { layers: vec![1, 2, 3, 4], final_norm: true }, 5120, 1024)
     }
 
     fn tally(training: &serde_json::Value, evaluated: bool) -> Tally {

@@ -25,11 +25,12 @@ pub fn digest(bytes: &[u8]) -> String {
 
 /// `sha256:<hex>` of what a hasher was fed.
 pub fn digest_of(hasher: Sha256) -> String {
-    use std::fmt::Write as _;
-    hasher.finalize().iter().fold(String::from("sha256:"), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
-        text
-    })
+    format!("sha256:{}", hex(&hasher.finalize()))
+}
+
+/// Two digits a byte.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde passes a reference

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use carryon_crds::common::{TapPreset, Taps};
-use carryon_crds::job::Task;
-use carryon_crds::wire::HeadShape;
-use carryon_crds::wire::head::{BaseReference, FORMAT_VERSION, feed_forward};
+use carryon_crds::job::{HeadSpec, Task};
+use carryon_crds::wire::{BaseReference, HeadShape};
 use carryon_worker::head::{Artifact, init};
 
 use crate::Bench;
@@ -42,24 +41,7 @@ impl Bench {
     }
 
     fn shape(&self) -> HeadShape {
-        HeadShape {
-            format_version: FORMAT_VERSION,
-            task: Task::CausalLM,
-            taps: Taps::of(TapPreset::Balanced, self.model.num_hidden_layers),
-            hidden_size: self.model.hidden_size,
-            width: WIDTH,
-            blocks: 1,
-            heads: 4,
-            feed_forward: feed_forward(WIDTH),
-            gate: false,
-            alpha: 1.0,
-            window: 1024,
-            rope_theta: 1e4,
-            norm_epsilon: 1e-5,
-            labels: Vec::new(),
-            dimensions: None,
-            max_length: None,
-            split_special_tokens: true,
-        }
+        let head = HeadSpec { width: WIDTH, blocks: 1, ..HeadSpec::default() };
+        head.shape(Task::CausalLM, Taps::of(TapPreset::Balanced, self.model.num_hidden_layers), self.model.hidden_size, 1024)
     }
 }

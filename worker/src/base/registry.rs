@@ -194,28 +194,11 @@ mod tests {
     use super::*;
     use crate::kernel::{Cpu, Threads};
     use carryon_crds::common::Taps;
-    use carryon_crds::job::Task;
+    use carryon_crds::job::{HeadSpec, Task};
 
     fn head(digest: &str) -> LoadedHead {
-        let shape = HeadShape {
-            format_version: 1,
-            task: Task::CausalLM,
-            taps: Taps { layers: vec![], final_norm: true },
-            hidden_size: 16,
-            width: 16,
-            blocks: 1,
-            heads: 2,
-            feed_forward: 48,
-            gate: false,
-            alpha: 1.0,
-            window: 64,
-            dimensions: None,
-            max_length: None,
-            split_special_tokens: true,
-            rope_theta: 1e4,
-            norm_epsilon: 1e-5,
-            labels: vec![],
-        };
+        let head = HeadSpec { width: 16, blocks: 1, attention_heads: 2, ..HeadSpec::default() };
+        let shape = head.shape(Task::CausalLM, Taps { layers: vec![], final_norm: true }, 16, 64);
         let weights = crate::head::init::weights(&shape, 1);
         LoadedHead::new(digest, Runner::from_weights(&shape, &weights, Cpu::new(Threads::new(1))).unwrap())
     }

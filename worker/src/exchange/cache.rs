@@ -27,7 +27,6 @@ pub use key::{CacheKey, SampleKey};
 use bytes::Bytes;
 
 use super::states::SequenceStates;
-use crate::numbers::RowFormat;
 use record::Header;
 use records::RecordFile;
 use shared::{Claim, Shared, Turn};
@@ -140,9 +139,9 @@ impl StateCache {
         get().ok_or(turn)
     }
 
-    /// How the rows of each tap are written.
-    pub fn formats(&self) -> Vec<RowFormat> {
-        self.key.formats()
+    /// What is held.
+    pub fn key(&self) -> &CacheKey {
+        &self.key
     }
 
     /// Whether states of this sequence are held.

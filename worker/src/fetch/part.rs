@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
+use carryon_crds::wire::hex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -128,7 +129,7 @@ impl Part {
 
     /// Digest of what is there, hexadecimal.
     pub fn sha256(&self) -> String {
-        hex(self.hasher.clone())
+        hex(&self.hasher.clone().finalize())
     }
 
     /// Gives the file its name.
@@ -162,7 +163,7 @@ pub fn rename(target: &Path) -> Result<(), FetchError> {
 /// It cannot be read.
 pub fn sha256(path: &Path) -> Result<String, FetchError> {
     let digest = File::open(path).and_then(|mut file| digest(&mut file, u64::MAX)).map_err(FetchError::file("read", path))?;
-    Ok(hex(digest))
+    Ok(hex(&digest.finalize()))
 }
 
 /// Reads up to `length` bytes.
@@ -174,10 +175,6 @@ fn digest(file: &mut File, length: u64) -> std::io::Result<Sha256> {
             count => hasher.update(&block[..count]),
         }
     }
-}
-
-fn hex(hasher: Sha256) -> String {
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -201,10 +198,10 @@ mod tests {
         assert_eq!(part.length(), CHUNK);
         part.write(&content[CHUNK as usize..]).unwrap();
         assert!(part.write(b"x").is_err());
-        assert_eq!(part.sha256(), hex(Sha256::new_with_prefix(&content)));
+        assert_eq!(part.sha256(), hex(&Sha256::digest(&content)));
         part.finish().unwrap();
         assert_eq!(fs::read(&target).unwrap(), content);
-        assert_eq!(sha256(&target).unwrap(), hex(Sha256::new_with_prefix(&content)));
+        assert_eq!(sha256(&target).unwrap(), hex(&Sha256::digest(&content)));
         assert_eq!(fs::read_dir(folder.path().join("sub")).unwrap().count(), 1);
     }
 

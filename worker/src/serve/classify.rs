@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use carryon_crds::job::Task;
-use carryon_crds::wire::{HeadShape, Limits};
+use carryon_crds::wire::HeadShape;
 use serde_json::{Map, Value, json};
 
 use super::chat;
@@ -12,6 +12,7 @@ use super::gateway::Gateway;
 use super::models::Head;
 use super::request::Asked;
 use super::respond::short;
+use crate::exchange::requests::within;
 
 /// Most texts of a request.
 pub(super) const MAX_INPUTS: usize = 2048;
@@ -92,7 +93,7 @@ pub(super) async fn ask(gateway: &Gateway, model: &str, head: &Head, texts: Vec<
     let (sequences, truncated): (Vec<_>, Vec<_>) = texts.into_iter().map(|text| (text.ids, text.truncated)).unzip();
     let tokens: usize = sequences.iter().map(Vec::len).sum();
     let mut found: Vec<Vec<f32>> = Vec::with_capacity(sequences.len());
-    for sequences in batches(sequences, &gateway.model.limits) {
+    for sequences in within(sequences, &gateway.model.limits) {
         let asked = sequences.len();
         let answer = gateway.classify(head, sequences).await?;
         if answer.scores.len() != asked || answer.scores.iter().any(|outputs| outputs.len() != head.artifact.shape.outputs()) {
@@ -116,25 +117,6 @@ fn inputs(value: Option<Value>) -> Result<Vec<String>, ApiError> {
         Some(value) => Ok(vec![text(value)?]),
         None => Err(refusal()),
     }
-}
-
-/// Cuts a list so that each part is within the pool's limits.
-fn batches(sequences: Vec<Vec<u32>>, limits: &Limits) -> Vec<Vec<Vec<u32>>> {
-    let mut batches: Vec<Vec<Vec<u32>>> = Vec::new();
-    let mut tokens = 0;
-    for sequence in sequences {
-        tokens += sequence.len();
-        match batches.last_mut() {
-            Some(batch) if batch.len() < limits.max_sequences as usize && tokens <= limits.max_request_tokens as usize => {
-                batch.push(sequence)
-            }
-            _ => {
-                tokens = sequence.len();
-                batches.push(vec![sequence]);
-            }
-        }
-    }
-    batches
 }
 
 /// What the head found, by its task.
@@ -199,21 +181,5 @@ mod tests {
         assert_eq!(bounded(vec![1, 2], Some(2), 2).unwrap(), Text { ids: vec![1, 2], truncated: false });
         assert_eq!(bounded(vec![1, 2, 3], None, 2).unwrap_err().body()["error"]["code"], "context_length_exceeded");
         assert_eq!(bounded(vec![], Some(2), 2).unwrap_err().body()["error"]["param"], "input");
-    }
-
-    #[test]
-    fn batches_stay_within_the_limits_and_keep_the_order() {
-        let limits = Limits {
-            max_model_len: 9,
-            max_sequences: 2,
-            max_request_tokens: 6,
-            max_body_bytes: 0,
-            max_num_seqs: None,
-            max_head_bytes: None,
-        };
-        let lengths =
-            |batches: Vec<Vec<Vec<u32>>>| batches.iter().map(|batch| batch.iter().map(Vec::len).collect()).collect::<Vec<Vec<_>>>();
-        let sequences = [1, 1, 1, 5, 2, 6].map(|length| vec![0; length]).to_vec();
-        assert_eq!(lengths(batches(sequences, &limits)), [vec![1, 1], vec![1, 5], vec![2], vec![6]]);
     }
 }

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use carryon_crds::common::Taps;
-use carryon_crds::job::HiddenStatesDtype;
 use carryon_crds::wire::Limits;
 use futures::StreamExt as _;
 
 use crate::exchange::cache::SampleKey;
 use crate::exchange::cache::shared::{Claim, Turn};
+use crate::exchange::requests::within;
 use crate::exchange::wire::HiddenStatesRequest;
 use crate::exchange::{CacheError, PoolClient, SequenceStates, StateCache};
 use crate::train::data::{Sample, Samples};
@@ -26,16 +25,10 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_m
 pub struct CachedPool {
     /// Bound to the base.
     pub client: PoolClient,
-    /// Holds what was fetched.
+    /// Holds what was fetched; its key says what that is.
     pub cache: StateCache,
-    /// What is fetched: the head's taps, and `final` behind them where the loss needs it.
-    pub taps: Taps,
-    /// How rows of layers travel.
-    pub dtype: HiddenStatesDtype,
-    /// How many of them the head reads.
+    /// How many of the taps that are fetched the head reads: behind them comes `final`, where the loss needs it.
     pub head_taps: usize,
-    /// Width D.
-    pub hidden_size: usize,
     /// Bounds of one request.
     pub limits: Limits,
     /// Whether it was said that the cache takes no more.
@@ -67,7 +60,7 @@ impl HiddenStates for PoolStates {
         blocking(move || {
             let states: Vec<SequenceStates> = keys.iter().filter_map(|key| found.get(key).cloned()).collect();
             let samples: Vec<&Sample> = samples.iter().collect();
-            MicroBatch::pack(&samples, &states, pool.head_taps, pool.hidden_size)
+            MicroBatch::pack(&samples, &states, pool.head_taps, pool.cache.key().hidden_size)
         })
         .await?
     }
@@ -120,15 +113,17 @@ impl CachedPool {
         mut claims: Vec<(SampleKey, Claim)>,
         sequences: Vec<Vec<u32>>,
     ) -> Result<Vec<(SampleKey, SequenceStates)>, TrainError> {
+        let (key, formats) = (self.cache.key(), self.cache.key().formats());
         let mut all = Vec::with_capacity(sequences.len());
-        for sequences in split(sequences, &self.limits) {
+        for sequences in within(sequences, &self.limits) {
             let count = sequences.len();
             let claims: Vec<(SampleKey, Claim)> = claims.drain(..count).collect();
-            let mut stream = std::pin::pin!(self.client.hidden_states(self.request(sequences)));
+            let request = HiddenStatesRequest { sequences, taps: key.taps.clone(), dtype: key.dtype };
+            let mut stream = std::pin::pin!(self.client.hidden_states(request));
             let mut answers: Vec<Option<SequenceStates>> = vec![None; count];
             while let Some(answer) = stream.next().await {
                 let answer = answer.map_err(pool_error)?;
-                if answer.formats != self.cache.formats() {
+                if answer.formats != formats {
                     return Err(TrainError::Configuration(
                         "the pool's version does not know hiddenStatesDtype: upgrade it, or leave that out".to_owned(),
                     ));
@@ -146,10 +141,6 @@ impl CachedPool {
         Ok(all)
     }
 
-    fn request(&self, sequences: Vec<Vec<u32>>) -> HiddenStatesRequest {
-        HiddenStatesRequest { sequences, taps: self.taps.clone(), dtype: self.dtype }
-    }
-
     fn keep(&self, claims: Vec<(SampleKey, Claim)>, answers: Vec<SequenceStates>) -> Vec<(SampleKey, SequenceStates)> {
         let records: Vec<_> = claims.iter().map(|(key, _)| *key).zip(&answers).collect();
         if let Err(error) = self.cache.put_all(&records)
@@ -163,49 +154,7 @@ impl CachedPool {
     }
 }
 
-/// Sequences in requests that a pool accepts; one that is too long alone is left to the pool to refuse.
-fn split(sequences: Vec<Vec<u32>>, limits: &Limits) -> Vec<Vec<Vec<u32>>> {
-    let mut requests: Vec<Vec<Vec<u32>>> = Vec::new();
-    let mut tokens = 0;
-    for sequence in sequences {
-        let full = tokens + sequence.len() > limits.max_request_tokens as usize;
-        match requests.last_mut() {
-            Some(request) if !full && request.len() < limits.max_sequences as usize => {
-                tokens += sequence.len();
-                request.push(sequence);
-            }
-            _ => {
-                tokens = sequence.len();
-                requests.push(vec![sequence]);
-            }
-        }
-    }
-    requests
-}
-
 /// Runs file and number work beside the tasks that wait for the network.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, TrainError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| TrainError::Pool(format!("reading states panicked: {error}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn requests_stay_within_the_pool_s_limits() {
-        let limits = Limits {
-            max_model_len: 100,
-            max_sequences: 3,
-            max_request_tokens: 10,
-            max_body_bytes: 1,
-            max_num_seqs: None,
-            max_head_bytes: None,
-        };
-        let lengths = |lengths: &[usize]| -> Vec<Vec<usize>> {
-            let sequences = lengths.iter().map(|&length| vec![0; length]).collect();
-            split(sequences, &limits).iter().map(|request| request.iter().map(Vec::len).collect()).collect()
-        };
-        assert_eq!(lengths(&[4, 6, 1, 1, 1, 1, 12, 2]), [vec![4, 6], vec![1, 1, 1], vec![1], vec![12], vec![2]]);
-    }
 }

@@ -90,10 +90,7 @@ pub(super) fn open_cache(
     Ok(CachedPool {
         client: base.client.clone(),
         cache,
-        taps,
-        dtype: config.hidden_states_dtype,
         head_taps: data.shape.taps.count(),
-        hidden_size: base.description.hidden_size as usize,
         limits: base.description.limits.clone(),
         told_full: AtomicBool::new(false),
     })

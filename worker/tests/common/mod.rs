@@ -5,6 +5,12 @@ pub mod engine;
 pub mod tiny;
 
 use std::path::PathBuf;
+use std::time::Duration;
+
+use carryon_crds::pool::{Dtype, Engine};
+use carryon_crds::wire::BaseConfig;
+use carryon_worker::base;
+use tokio::net::TcpListener;
 
 /// The real model: SmolLM2-135M-Instruct, from the environment variable `CARRYON_MODEL` or the cache that `make test` fills.
 pub fn model_path() -> PathBuf {
@@ -15,6 +21,15 @@ pub fn model_path() -> PathBuf {
     let path = std::env::var("CARRYON_MODEL").map_or_else(|_| cached(), PathBuf::from);
     assert!(path.is_file(), "{} is missing: `make model` downloads it, or set CARRYON_MODEL", path.display());
     path
+}
+
+/// Address of a pool that runs the real model; it ends with the test's runtime.
+pub async fn real_pool(engine: Engine) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let config = BaseConfig { name: "real".into(), dtype: Dtype::Bfloat16, engine, text_only: false };
+    tokio::spawn(base::serve(listener, config, model_path(), base::Placement::cpu(2), Duration::ZERO, std::future::pending()));
+    url
 }
 
 /// `count` token ids below `vocabulary`, the same for the same seed.

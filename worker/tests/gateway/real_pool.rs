@@ -6,41 +6,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use carryon_crds::common::Taps;
-use carryon_crds::job::Task;
-use carryon_crds::pool::{Dtype, Engine};
-use carryon_crds::wire::{BaseConfig, BaseReference, HeadShape, ModelDescription};
-use carryon_worker::base;
+use carryon_crds::job::{HeadSpec, Task};
+use carryon_crds::pool::Engine;
+use carryon_crds::wire::{BaseReference, ModelDescription};
 use carryon_worker::exchange::PoolClient;
 use carryon_worker::head::{Artifact, init};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 
-use crate::common::model_path;
+use crate::common::real_pool;
 use crate::scripted_pool::Pool;
 use crate::{Gateway, settings_of, texts};
 
 /// An untrained head with an output, so that its answers are not the base's.
 fn head(model: &ModelDescription, task: Task, seed: u64) -> Artifact {
-    let labels: &[&str] = if task == Task::Classification { &["ham", "spam"] } else { &[] };
-    let shape = HeadShape {
-        format_version: 1,
-        task,
-        taps: Taps { layers: vec![10, 20], final_norm: true },
-        hidden_size: model.hidden_size,
-        width: 32,
-        blocks: 1,
-        heads: 2,
-        feed_forward: 96,
-        gate: false,
-        alpha: 1.0,
-        window: 128,
-        dimensions: None,
-        max_length: None,
-        split_special_tokens: true,
-        rope_theta: 1e4,
-        norm_epsilon: 1e-5,
-        labels: labels.iter().map(|label| (*label).to_owned()).collect(),
-    };
+    let labels = (task == Task::Classification).then(|| ["ham", "spam"].map(String::from).to_vec());
+    let head = HeadSpec { width: 32, blocks: 1, attention_heads: 2, labels, ..HeadSpec::default() };
+    let shape = head.shape(task, Taps { layers: vec![10, 20], final_norm: true }, model.hidden_size, 128);
     let mut weights = init::weights(&shape, seed);
     if let Some(output) = weights.get_mut("output.weight") {
         output.values.floats_mut().iter_mut().enumerate().for_each(|(index, value)| *value = (index * 7919 % 1000) as f32 / 1000.0 - 0.5);
@@ -55,13 +36,8 @@ async fn start(task: Task) -> (Gateway, PoolClient) {
     (open(&url, &[("maths", &head)]).await, client)
 }
 
-/// The pool ends with the test's runtime.
 async fn pool() -> (String, PoolClient) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let engine = Engine { max_model_len: 512, max_num_seqs: 4, max_num_batched_tokens: 128, ..Engine::default() };
-    let config = BaseConfig { name: "real".into(), dtype: Dtype::Bfloat16, engine, text_only: false };
-    tokio::spawn(base::serve(listener, config, model_path(), base::Placement::cpu(2), Duration::ZERO, std::future::pending()));
+    let url = real_pool(Engine { max_model_len: 512, max_num_seqs: 4, max_num_batched_tokens: 128, ..Engine::default() }).await;
     let client = PoolClient::connect(std::slice::from_ref(&url), Duration::from_secs(120)).unwrap();
     (url, client)
 }

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use carryon_crds::common::Taps;
-use carryon_crds::job::Task;
+use carryon_crds::job::{HeadSpec, Task};
 use carryon_crds::pool::{Device, Dtype, Engine};
-use carryon_crds::wire::{BaseConfig, BaseReference, HeadShape, ModelDescription};
+use carryon_crds::wire::{BaseConfig, BaseReference, ModelDescription};
 use carryon_worker::base::{self, BaseError, Placement};
 use carryon_worker::exchange::wire::{GenerateEvent, GenerateRequest};
 use carryon_worker::exchange::{ClientError, Endpoint, PoolClient};
@@ -143,26 +143,10 @@ impl Pool {
     }
 
     pub fn head_with(&self, seed: u64, task: Task, change: impl Fn(f32) -> f32) -> Artifact {
-        let labels: &[&str] = if task == Task::Classification { &["ham", "spam"] } else { &[] };
-        let shape = HeadShape {
-            format_version: 1,
-            task,
-            taps: Taps { layers: vec![1, 2], final_norm: true },
-            hidden_size: self.description.hidden_size,
-            width: 16,
-            blocks: 2,
-            heads: 2,
-            feed_forward: 48,
-            gate: task == Task::CausalLM,
-            alpha: 0.75,
-            window: 24,
-            dimensions: None,
-            max_length: None,
-            split_special_tokens: true,
-            rope_theta: 1e4,
-            norm_epsilon: 1e-5,
-            labels: labels.iter().map(|label| (*label).to_owned()).collect(),
-        };
+        let labels = (task == Task::Classification).then(|| ["ham", "spam"].map(String::from).to_vec());
+        let gate = task == Task::CausalLM;
+        let head = HeadSpec { width: 16, blocks: 2, attention_heads: 2, gate, alpha: 0.75, labels, ..HeadSpec::default() };
+        let shape = head.shape(task, Taps { layers: vec![1, 2], final_norm: true }, self.description.hidden_size, 24);
         let mut weights = init::weights(&shape, seed);
         let mut random = Random(seed);
         for name in ["output.weight", "classifier.bias"] {

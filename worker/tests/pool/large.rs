@@ -5,9 +5,8 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use carryon_crds::common::Taps;
-use carryon_crds::job::Task;
-use carryon_crds::wire::head::feed_forward;
-use carryon_crds::wire::{BaseReference, HeadShape, limits};
+use carryon_crds::job::{HeadSpec, Task};
+use carryon_crds::wire::{BaseReference, limits};
 use carryon_worker::exchange::PoolClient;
 use carryon_worker::head::{Artifact, Weight, Weights, parameters};
 
@@ -22,26 +21,8 @@ async fn a_head_of_a_billion_parameters_is_pushed_and_served_without_needless_co
     let pool = Process::pool();
     let client = PoolClient::connect(std::slice::from_ref(&pool.url), DEADLINE).unwrap();
     let base = client.describe().await.unwrap();
-    let width = 6464;
-    let shape = HeadShape {
-        format_version: 1,
-        task: Task::CausalLM,
-        taps: Taps { layers: vec![1], final_norm: true },
-        hidden_size: base.hidden_size,
-        width,
-        blocks: 2,
-        heads: 32,
-        feed_forward: feed_forward(width),
-        gate: false,
-        alpha: 1.0,
-        window: 24,
-        dimensions: None,
-        max_length: None,
-        split_special_tokens: true,
-        rope_theta: 1e4,
-        norm_epsilon: 1e-5,
-        labels: vec![],
-    };
+    let head = HeadSpec { width: 6464, blocks: 2, attention_heads: 32, ..HeadSpec::default() };
+    let shape = head.shape(Task::CausalLM, Taps { layers: vec![1], final_norm: true }, base.hidden_size, 24);
     let count = parameters::count(&shape);
     assert!(count >= 1_000_000_000);
     let largest = base.limits.max_head_bytes.unwrap();

@@ -7,9 +7,8 @@ use std::time::Duration;
 use carryon_crds::common::Taps;
 use carryon_crds::job::{DataFormat, HeadSpec, Optimizer, Split, Task, Training};
 use carryon_crds::names::artifact_folder;
-use carryon_crds::pool::{Dtype, Engine};
-use carryon_crds::wire::{BaseConfig, ExitCode, Figure, HeadManifest, ServeConfig, ServeHead, TapChoice, TerminationMessage, TrainConfig};
-use carryon_worker::base;
+use carryon_crds::pool::Engine;
+use carryon_crds::wire::{ExitCode, Figure, HeadManifest, ServeConfig, ServeHead, TapChoice, TerminationMessage, TrainConfig};
 use carryon_worker::head::artifact;
 use carryon_worker::serve::{Settings, serve};
 use carryon_worker::train::stop::Stop;
@@ -17,7 +16,7 @@ use carryon_worker::train::{TrainArgs, run_until};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::common::model_path;
+use crate::common::real_pool;
 
 /// Folder of the data, from the environment variable `CARRYON_DATA` or the cache that `make test` fills.
 fn data() -> PathBuf {
@@ -44,7 +43,8 @@ pub struct World {
 impl World {
     /// Trains a head of `task` on the data set `name`, with what `change` asks for beside, and serves it as `head`.
     pub async fn train(name: &str, task: Task, change: impl FnOnce(&mut TrainConfig)) -> Self {
-        let (pool, folder) = (pool().await, tempfile::tempdir().unwrap());
+        let engine = Engine { max_model_len: 512, max_num_seqs: 8, max_num_batched_tokens: 256, ..Engine::default() };
+        let (pool, folder) = (real_pool(engine).await, tempfile::tempdir().unwrap());
         let mut config = config(name, task);
         change(&mut config);
         let path = |name: &str| folder.path().join(name);
@@ -114,16 +114,6 @@ fn config(name: &str, task: Task) -> TrainConfig {
         evaluation: Default::default(),
         checkpoint: Default::default(),
     }
-}
-
-/// The pool ends with the test's runtime.
-async fn pool() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let engine = Engine { max_model_len: 512, max_num_seqs: 8, max_num_batched_tokens: 256, ..Engine::default() };
-    let config = BaseConfig { name: "real".into(), dtype: Dtype::Bfloat16, engine, text_only: false };
-    tokio::spawn(base::serve(listener, config, model_path(), base::Placement::cpu(2), Duration::ZERO, std::future::pending()));
-    url
 }
 
 async fn gateway(pool: String, head: PathBuf, digest: String) -> String {

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use carryon_crds::wire::hex;
+
 use super::record::Header;
 use super::records::{Layout, RecordFile, open};
 use super::{CacheKey, KEY_FILE, SampleKey};
@@ -120,7 +122,7 @@ impl Shared {
 
     /// Claims a sequence, unless somebody who lives and was not waited for too long has done so.
     pub(super) fn claim(&self, sample: &SampleKey, waited: Duration) -> Turn {
-        let name: String = sample.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        let name = hex(&sample.0);
         let held = |folder: &Path| {
             let holder = holder(&folder.join(CLAIMS_FOLDER).join(&name));
             holder.is_some_and(|holder| waited < CLAIM_PATIENCE && self.lives(folder, &holder))

@@ -37,6 +37,11 @@ fn read(content: &str, rules: &Rules<'_>) -> Result<DataSet, TrainError> {
     read_with(TEMPLATE, content, rules)
 }
 
+/// What is said of content that cannot be read.
+fn refusal(content: &str, rules: &Rules<'_>) -> String {
+    read(content, rules).unwrap_err().to_string()
+}
+
 fn text(ids: &[u32]) -> String {
     let bytes = ids.iter().flat_map(|&id| if id == END { b"$".to_vec() } else { vec![id as u8] });
     String::from_utf8(bytes.collect()).unwrap()
@@ -126,7 +131,7 @@ fn tools_go_to_a_template_that_knows_them_and_are_refused_by_one_that_does_not()
 
 #[test]
 fn a_line_that_is_no_json_is_named_with_its_column() {
-    let refusal = |content: &str| read(content, &rules(Task::CausalLM, &[])).unwrap_err().to_string();
+    let refusal = |content: &str| refusal(content, &rules(Task::CausalLM, &[]));
     let joined = refusal("\u{FEFF}{\"text\":\"ab\"}\n\u{FEFF}{\"text\":\"cd\"}\n");
     assert!(
         joined.ends_with("line 2, column 1: a byte-order mark (U+FEFF) in the middle of the file, as where files were joined: take it out"),
@@ -158,19 +163,19 @@ fn counts_what_the_policy_did() {
     assert_eq!(data.counts, Counts { samples: 2, tokens: 69, targets: 67, truncated: 1, longest: 64, ..Counts::default() });
     let data = read(&content, &Rules { overlong: Overlong::Skip, ..rules(Task::CausalLM, &[]) }).unwrap();
     assert_eq!((data.counts.samples, data.counts.skipped), (1, 1));
-    let error = read(&content, &Rules { overlong: Overlong::Fail, ..rules(Task::CausalLM, &[]) }).unwrap_err().to_string();
+    let error = refusal(&content, &Rules { overlong: Overlong::Fail, ..rules(Task::CausalLM, &[]) });
     assert!(error.ends_with("line 1: 100 tokens, more than data.maxLength 64"), "{error}");
 }
 
 #[test]
 fn a_line_of_another_format_is_named() {
-    let error = read("{\"text\":\"a b\"}\n{\"prompt\":\"a\",\"completion\":\"b\"}\n", &rules(Task::CausalLM, &[])).unwrap_err().to_string();
+    let error = refusal("{\"text\":\"a b\"}\n{\"prompt\":\"a\",\"completion\":\"b\"}\n", &rules(Task::CausalLM, &[]));
     assert!(error.ends_with("line 2: field `text` is missing"), "{error}");
 }
 
 #[test]
 fn ids_beyond_the_vocabulary_are_refused() {
-    let error = read("{\"input_ids\":[1,2,300],\"prompt_length\":1}\n", &rules(Task::CausalLM, &[])).unwrap_err().to_string();
+    let error = refusal("{\"input_ids\":[1,2,300],\"prompt_length\":1}\n", &rules(Task::CausalLM, &[]));
     assert!(error.ends_with("line 1: token 2 is 300, the base's vocabulary has 257"), "{error}");
 }
 
@@ -179,19 +184,19 @@ fn labels_are_checked_by_name() {
     let labels = ["ham".to_owned(), "spam".to_owned()];
     let data = read("{\"text\":\"buy\",\"label\":\"spam\"}\n", &rules(Task::Classification, &labels)).unwrap();
     assert_eq!(samples(&data)[0].target, Target::Label(1));
-    let error = read("{\"text\":\"buy\",\"label\":\"eggs\"}\n", &rules(Task::Classification, &labels)).unwrap_err().to_string();
+    let error = refusal("{\"text\":\"buy\",\"label\":\"eggs\"}\n", &rules(Task::Classification, &labels));
     assert!(error.ends_with("line 1: field `label` is \"eggs\", head.labels has ham, spam"), "{error}");
 }
 
 #[test]
 fn format_and_task_must_fit() {
-    let error = read("{\"text\":\"buy\"}\n", &rules(Task::Classification, &[])).unwrap_err().to_string();
+    let error = refusal("{\"text\":\"buy\"}\n", &rules(Task::Classification, &[]));
     assert!(error.ends_with("line 1: task Classification needs `text` and `label`"), "{error}");
 }
 
 #[test]
 fn a_file_without_samples_is_refused() {
-    let error = read("\n\n", &rules(Task::CausalLM, &[])).unwrap_err().to_string();
+    let error = refusal("\n\n", &rules(Task::CausalLM, &[]));
     assert!(error.contains("holds no usable sample (2 lines, 0 left out)"), "{error}");
 }
 
@@ -285,6 +290,6 @@ fn a_pair_is_two_samples_and_is_left_out_as_one() {
     let cut = Rules { max_length: 3, overlong: Overlong::Truncate, ..rules };
     let data = read(&(line("a b c good", "a b c bad") + &line("good", "bad")), &cut).unwrap();
     assert_eq!((data.counts.samples, data.counts.emptied), (1, 1), "no difference is left");
-    let error = read("{\"text\":\"buy\"}\n", &rules).unwrap_err().to_string();
+    let error = refusal("{\"text\":\"buy\"}\n", &rules);
     assert!(error.ends_with("line 1: task Reward needs `chosen` and `rejected`"), "{error}");
 }
