@@ -9,6 +9,7 @@ people each, from -4 to 4; FAQ the wheel of zaragoza-construction-faq 1.2.1, que
 - labels: its source, and `praise` or `blame` where the score is beyond ±1.
 - classes: its source alone; editorials are rare.
 - reward: two sentences of one source, the one with the higher score is `chosen`.
+- dpo: the same two, as answers to a `prompt`.
 - embedding: a question (`anchor`) and its answer (`positive`).
 """
 
@@ -22,6 +23,7 @@ import tarfile
 import zipfile
 
 SOURCES = {"movie": "movieReviewSnippets", "tweet": "tweets", "product": "amazonReviewSnippets", "editorial": "nytEditorialSnippets"}
+PROMPTS = {"movie": "Write a sentence about a film.", "product": "Write a sentence about a product.", "tweet": "Write a tweet.", "editorial": "Write a sentence about politics."}
 
 
 def sentences(package: pathlib.Path) -> list[dict]:
@@ -51,7 +53,7 @@ def pairs(rows: list[dict]) -> list[dict]:
         for left, right in zip(own[::2], own[1::2]):
             if abs(left["score"] - right["score"]) > 1:
                 chosen, rejected = (left, right) if left["score"] > right["score"] else (right, left)
-                found.append({"chosen": chosen["text"], "rejected": rejected["text"]})
+                found.append({"prompt": PROMPTS[source], "chosen": chosen["text"], "rejected": rejected["text"]})
     random.Random(0).shuffle(found)
     return found
 
@@ -78,7 +80,9 @@ def main() -> None:
     rare = [row for index, row in enumerate(rows) if row["source"] != "editorial" or index % 5 == 0]
     write(folder, "regression", [{"text": row["text"], "label": row["score"]} for row in rows], 400, 200)
     write(folder, "labels", [{"text": row["text"], "label": labels(row)} for row in rows], 400, 200)
-    write(folder, "reward", pairs(rows), 300, 150)
+    preferred = pairs(rows)
+    write(folder, "reward", [{"chosen": pair["chosen"], "rejected": pair["rejected"]} for pair in preferred], 300, 150)
+    write(folder, "dpo", preferred, 240, 80)
     write(folder, "embedding", answers(faq), 350, 150)
     # Last: make looks at this one.
     write(folder, "classes", [{"text": row["text"], "label": row["source"]} for row in rare], 400, 200)

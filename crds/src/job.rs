@@ -54,10 +54,11 @@ use crate::wire::{HeadShape, head, limits};
 #[x_kube(validation = ("self.head.width % self.head.attentionHeads == 0 && (self.head.width / self.head.attentionHeads) % 2 == 0", "head.width must be an even multiple of head.attentionHeads"))]
 #[x_kube(validation = ("has(self.head.labels) == (self.task in ['Classification', 'MultiLabelClassification'])", "head.labels is needed by tasks Classification and MultiLabelClassification, and by no other"))]
 #[x_kube(validation = ("(self.data.format == 'Auto') || (self.data.format == 'TextLabel') == (self.task in ['Classification', 'MultiLabelClassification', 'Regression'])", "data.format TextLabel goes with tasks Classification, MultiLabelClassification and Regression, and with no other"))]
-#[x_kube(validation = ("(self.data.format == 'Auto') || (self.data.format == 'Preference') == (self.task == 'Reward')", "data.format Preference goes with task Reward, and with no other"))]
+#[x_kube(validation = ("(self.data.format == 'Auto') || (self.data.format == 'Preference') == (self.task in ['Reward', 'DPO'])", "data.format Preference goes with tasks Reward and DPO, and with no other"))]
 #[x_kube(validation = ("(self.data.format == 'Auto') || (self.data.format == 'Pair') == (self.task == 'Embedding')", "data.format Pair goes with task Embedding, and with no other"))]
 #[x_kube(validation = ("has(self.head.dimensions) == (self.task == 'Embedding')", "head.dimensions is needed by task Embedding and by no other"))]
 #[x_kube(validation = ("!has(self.training.temperature) || self.task == 'Embedding'", "training.temperature goes with task Embedding, and with no other"))]
+#[x_kube(validation = ("!has(self.training.beta) || self.task == 'DPO'", "training.beta goes with task DPO, and with no other"))]
 #[x_kube(validation = ("self.task != 'Embedding' || self.training.perDeviceTrainBatchSize > 1", "task Embedding needs training.perDeviceTrainBatchSize of 2 or more: the others of its batch are what a text is told from"))]
 #[x_kube(validation = ("!has(self.training.classWeights) || self.task in ['Classification', 'MultiLabelClassification']", "training.classWeights goes with tasks Classification and MultiLabelClassification, and with no other"))]
 #[x_kube(validation = ("!has(self.evaluation.earlyStoppingPatience) || (has(self.data.split.evaluation) && size(self.data.split.evaluation) > 0)", "evaluation.earlyStoppingPatience needs held-out samples: set data.split.evaluation"))]
@@ -208,6 +209,10 @@ pub enum Task {
     /// The next token, through the base's own LM head.
     #[default]
     CausalLM,
+    /// The next token, so that of two answers to a prompt the one that people chose gains on the other, by direct preference optimization
+    /// (arXiv 2305.18290); what they are compared with is the base.
+    #[serde(rename = "DPO")]
+    Dpo,
     /// One label for a text.
     Classification,
     /// One label, several or none of a whole text, each by itself, as Hugging Face's `multi_label_classification`.
@@ -223,7 +228,17 @@ pub enum Task {
 impl Task {
     /// Whether the head puts out numbers for a whole text, instead of a correction of each token's prediction.
     pub fn is_pooled(self) -> bool {
-        self != Self::CausalLM
+        self.of_head() != Self::CausalLM
+    }
+
+    /// What a head does that has learned this: several ways of learning end in the same use.
+    pub fn of_head(self) -> Self {
+        if self == Self::Dpo { Self::CausalLM } else { self }
+    }
+
+    /// Texts that are learned together, because they are compared with each other.
+    pub fn group(self) -> u32 {
+        if matches!(self, Self::Dpo | Self::Reward | Self::Embedding) { 2 } else { 1 }
     }
 
     /// Whether what it puts out has names, those of `head.labels`.
@@ -270,7 +285,7 @@ impl HeadSpec {
     pub fn shape(&self, task: Task, taps: Taps, hidden_size: u32, longest: u32) -> HeadShape {
         HeadShape {
             format_version: head::FORMAT_VERSION,
-            task,
+            task: task.of_head(),
             taps,
             hidden_size,
             width: self.width,

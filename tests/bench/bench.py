@@ -13,6 +13,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "oracles")]
 
 import engine  # noqa: E402
+import heads  # noqa: E402
 import machine  # noqa: E402
 import models  # noqa: E402
 import serving  # noqa: E402
@@ -30,10 +31,11 @@ def exchange() -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", choices=["engine", "models", "training", "exchange", "sharing", "all"], default="all")
+    parser.add_argument("--rows", choices=["engine", "models", "training", "exchange", "sharing", "heads", "all"], default="all")
     parser.add_argument("--data-python", required=True)
     parser.add_argument("--cache", type=pathlib.Path, required=True)
     parser.add_argument("--output", type=pathlib.Path, required=True)
+    parser.add_argument("--tasks", type=pathlib.Path, required=True, help="folder that task_data.py has filled")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30, help="of PyTorch's training, before and after ours")
     parser.add_argument("--epochs", type=int, default=3)
@@ -47,13 +49,14 @@ def main() -> None:
         "exchange": ("exchange", exchange),
         "sharing: what trainers get": ("sharing", lambda: sharing.rows(asked.data_python, asked.cache, asked.rounds)),
         "training": ("training", lambda: training.rows(asked.data_python, asked.cache, asked.steps, asked.epochs, not asked.no_gate)),
+        "heads: three seeds each": ("heads", lambda: heads.rows(asked.data_python, asked.cache, asked.tasks)),
     }
     results = []
     described = machine.describe()
     print(json.dumps(described))
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     for name, (room, part) in parts.items():
-        if asked.rows in ("all", room):
+        if asked.rows == room or asked.rows == "all" and room != "heads":
             print(f"{name} …", flush=True)
             table = part()
             print("\n".join(map(line, table)), flush=True)

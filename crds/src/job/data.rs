@@ -63,7 +63,7 @@ pub enum DataFormat {
     Text,
     /// `text` and `label`: a name for task Classification, a list of names for MultiLabelClassification, a number for Regression.
     TextLabel,
-    /// `chosen` and `rejected`, and `prompt` where they share one, for task Reward: texts or chat messages, as TRL has them.
+    /// `chosen` and `rejected`, and `prompt` where they share one, for tasks Reward and DPO: texts or chat messages, as TRL has them.
     Preference,
     /// `anchor` and `positive`, a text and one that it is near to, for task Embedding, as sentence-transformers has them.
     Pair,

@@ -65,6 +65,10 @@ pub struct Training {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.001, max = 10.0))]
     pub temperature: Option<f64>,
+    /// How closely the head is held to the base in task DPO; 0.1 when absent. The lower, the further may it go.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.001, max = 10.0))]
+    pub beta: Option<f64>,
     /// Seed of initial weights and of the order of samples.
     #[schemars(range(min = 0, max = 9_007_199_254_740_991u64))]
     pub seed: u64,
@@ -92,6 +96,7 @@ impl Default for Training {
             max_grad_norm_scope: NormScope::Global,
             class_weights: None,
             temperature: None,
+            beta: None,
             seed: 0,
             loss: LossPlace::Remote,
         }

@@ -81,7 +81,7 @@ impl HeadShape {
     /// Numbers that it puts out for a text; none of CausalLM.
     pub fn outputs(&self) -> usize {
         match self.task {
-            Task::CausalLM => 0,
+            Task::CausalLM | Task::Dpo => 0,
             Task::Classification | Task::MultiLabelClassification => self.labels.len(),
             Task::Regression | Task::Reward => 1,
             Task::Embedding => self.dimensions.unwrap_or(0) as usize,
@@ -107,7 +107,7 @@ impl HeadShape {
             add("mlp.down_proj", &[w, f]);
         }
         match self.task {
-            Task::CausalLM => {
+            Task::CausalLM | Task::Dpo => {
                 tensors.insert("output.weight".into(), vec![d, w]);
                 if self.gate {
                     tensors.insert("gate.weight".into(), vec![d, w]);

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use super::HeadShape;
-use crate::job::{LossPlace, NormScope, Optimizer, Task, Training, WeightDtype};
+use crate::job::{HiddenStatesDtype, LossPlace, NormScope, Optimizer, Task, Training, WeightDtype};
 use crate::pool::Dtype;
 
 /// Columns of the output, or of a matrix that Muon moves, that are computed at the same time.
@@ -65,11 +65,13 @@ pub struct Trainer<'a> {
     pub shape: &'a HeadShape,
     /// As the job asks for it.
     pub training: &'a Training,
-    /// Number type of the hidden states.
+    /// Number type of the pool.
     pub dtype: Dtype,
+    /// How hidden states of layers travel.
+    pub states: HiddenStatesDtype,
     /// Size V of the base's vocabulary.
     pub vocab_size: u32,
-    /// Tokens of the largest micro-batch.
+    /// Tokens of the largest micro-batch; where texts are compared with each other, those of all of them.
     pub rows: u64,
     /// Whether there are held-out samples: then the best weights are kept beside those that are trained.
     pub evaluated: bool,
@@ -92,9 +94,14 @@ impl Phase {
 impl Trainer<'_> {
     /// Bytes of the hidden states of the largest micro-batch.
     pub fn batch_bytes(&self) -> u64 {
-        let final_alone = self.causal() && !self.shape.taps.final_norm;
-        let taps = self.shape.taps.count() as u64 + u64::from(final_alone);
-        self.rows * taps * u64::from(self.shape.hidden_size) * self.number_bytes()
+        let (taps, width) = (&self.shape.taps, u64::from(self.shape.hidden_size));
+        let whole = width * self.number_bytes();
+        let layer = match self.states {
+            HiddenStatesDtype::Model => whole,
+            // And a scale.
+            HiddenStatesDtype::Float8E4M3 => width + 4,
+        };
+        self.rows * (taps.layers.len() as u64 * layer + u64::from(taps.final_norm || self.causal()) * whole)
     }
 
     /// Whether micro-batches are asked for late.
@@ -241,7 +248,16 @@ mod tests {
 
     fn tally(training: &serde_json::Value, evaluated: bool) -> Tally {
         let (shape, training) = (shape(), serde_json::from_value(training.clone()).unwrap());
-        Trainer { shape: &shape, training: &training, dtype: Dtype::Bfloat16, vocab_size: 151_936, rows: 1024, evaluated }.tally()
+        Trainer {
+            shape: &shape,
+            training: &training,
+            dtype: Dtype::Bfloat16,
+            states: HiddenStatesDtype::Model,
+            vocab_size: 151_936,
+            rows: 1024,
+            evaluated,
+        }
+        .tally()
     }
 
     #[test]

@@ -17,14 +17,16 @@ const CONTEXT: u64 = 128_000_000;
 pub fn verdict(job: &CarryOnJob, observed: &Observed) -> Option<Verdict> {
     let (spec, pool) = (&job.spec, observed.pool.as_ref()?);
     let model = loaded(pool)?;
-    let choice = spec.pools.first()?.taps.as_ref().and_then(TapChoice::of);
+    let tapped = spec.pools.first()?;
+    let choice = tapped.taps.as_ref().and_then(TapChoice::of);
     let shape = spec.head.shape(spec.task, TapChoice::taps(choice.as_ref(), model.layers), model.hidden_size, spec.data.max_length);
     let tally = Trainer {
         shape: &shape,
         training: &spec.training,
         dtype: pool.spec.dtype,
+        states: tapped.hidden_states_dtype,
         vocab_size: model.vocab_size,
-        rows: u64::from(spec.training.per_device_train_batch_size) * u64::from(spec.data.max_length),
+        rows: [spec.training.per_device_train_batch_size, spec.task.group(), spec.data.max_length].map(u64::from).iter().product(),
         evaluated: !spec.data.split.evaluation.is_empty(),
     }
     .tally();

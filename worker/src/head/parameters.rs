@@ -87,6 +87,7 @@ pub fn check(shape: &HeadShape) -> Result<(), ShapeError> {
         }
     }
     match shape.task {
+        task if task.of_head() != task => refuse("task", format!("is {task:?}: what comes of that is CausalLM"))?,
         task if !task.has_labels() && !shape.labels.is_empty() => {
             refuse("labels", "are for tasks Classification and MultiLabelClassification only".into())?;
         }

@@ -27,13 +27,13 @@ pub(super) fn finish(
     run: &mut Run<PoolStates>,
 ) -> Result<TerminationMessage, TrainError> {
     let weights = run.best.take().unwrap_or_else(|| run.learner.weights.clone());
-    let predictions = match inputs.config.task.is_pooled() {
-        true => match run.measure(Some(&weights), Phase::Evaluating)? {
+    let predictions = match inputs.config.task {
+        Task::CausalLM => Predictions::default(),
+        _ => match run.measure(Some(&weights), Phase::Evaluating)? {
             Some(found) => found.predictions,
             None if run.evaluation.is_some() => return Err(TrainError::Stopped { step: run.state.step }),
             None => Predictions::default(),
         },
-        false => Predictions::default(),
     };
     let scale = data.train.counts.balance.scale();
     let figures = predictions.figures(scale);
@@ -48,7 +48,7 @@ pub(super) fn finish(
     run.look_at_memory();
     run.lock.check()?;
     let manifest = run.written(|run| output::write(places, &artifact, &base.description, inputs, (&run.state, &figures)))?;
-    let examples = match inputs.config.task {
+    let examples = match data.shape.task {
         Task::CausalLM => example_answers(base, &artifact.digest, places, data, run)?,
         _ => Vec::new(),
     };

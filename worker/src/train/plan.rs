@@ -105,6 +105,9 @@ pub fn rules<'a>(config: &'a TrainConfig, base: &'a ModelDescription, eos: Optio
     if training.temperature.is_some_and(|temperature| config.task != Task::Embedding || !(0.001..=10.0).contains(&temperature)) {
         return refuse("training.temperature is for task Embedding, from 0.001 to 10".to_owned());
     }
+    if training.beta.is_some_and(|beta| config.task != Task::Dpo || !(0.001..=10.0).contains(&beta)) {
+        return refuse("training.beta is for task DPO, from 0.001 to 10".to_owned());
+    }
     if training.class_weights.is_some() && !config.task.has_labels() {
         return refuse(format!("training.classWeights: task {:?} has no labels", config.task));
     }
@@ -142,7 +145,7 @@ pub fn shape(config: &TrainConfig, base: &ModelDescription, taps: Taps, longest:
             parameters::count(&shape)
         )));
     }
-    if config.task == Task::CausalLM && head.alpha == 0.0 {
+    if !config.task.is_pooled() && head.alpha == 0.0 {
         return Err(TrainError::Configuration("head.alpha is 0: the base alone has nothing to train".to_owned()));
     }
     Ok(shape)
@@ -150,7 +153,7 @@ pub fn shape(config: &TrainConfig, base: &ModelDescription, taps: Taps, longest:
 
 /// What is fetched: the head's taps, and `final` behind them where the loss is measured at the base's LM head.
 pub fn fetched(taps: &Taps, task: Task) -> Taps {
-    Taps { layers: taps.layers.clone(), final_norm: taps.final_norm || task == Task::CausalLM }
+    Taps { layers: taps.layers.clone(), final_norm: taps.final_norm || !task.is_pooled() }
 }
 
 /// Order of the training samples, and optimizer steps in all.

@@ -18,7 +18,7 @@ use crate::train::error::TrainError;
 use crate::train::finish::finish;
 use crate::train::fit::Run;
 use crate::train::lock::{Lock, Timing};
-use crate::train::loss::{ContrastLoss, LabelLoss, LocalLoss, Loss, PairLoss, RemoteLoss, SetLoss, ValueLoss, weights};
+use crate::train::loss::{ContrastLoss, LabelLoss, LocalLoss, Loss, PairLoss, PreferenceLoss, RemoteLoss, SetLoss, ValueLoss, weights};
 use crate::train::memory::{self, Watch};
 use crate::train::metrics::Metrics;
 use crate::train::optim::Optimizers;
@@ -174,10 +174,10 @@ pub(super) struct Data {
 }
 
 impl Data {
-    /// Tokens of the largest micro-batch of `samples` samples.
-    pub fn largest_batch(&self, samples: u32) -> u64 {
+    /// Tokens of the largest micro-batch of `samples` samples, of `texts` texts each.
+    pub fn largest_batch(&self, samples: u32, texts: u32) -> u64 {
         let sets = [Some(&self.train), self.evaluation.as_ref()].into_iter().flatten();
-        sets.map(|data| data.counts.longest * data.counts.samples.min(samples.into())).max().unwrap_or(0)
+        sets.map(|data| data.counts.longest * u64::from(texts) * data.counts.samples.min(samples.into())).max().unwrap_or(0)
     }
 
     pub fn read(inputs: &Inputs, base: &Base, places: &Places, stop: &Stop, console: &mut Console) -> Result<Self, TrainError> {
@@ -314,7 +314,18 @@ fn loss(inputs: &Inputs, base: &Base, environment: &Environment, data: &Data) ->
         }
         (Task::Reward, _) => Box::new(PairLoss),
         (Task::Regression, _) => Box::new(ValueLoss { scale: counts.balance.scale() }),
-        (Task::CausalLM, LossPlace::Remote) => Box::new(RemoteLoss {
+        (Task::CausalLM, place) => token_loss(place, alpha, base, environment)?,
+        (Task::Dpo, place) => {
+            let beta = training.beta.unwrap_or(PreferenceLoss::BETA);
+            Box::new(PreferenceLoss { tokens: token_loss(place, alpha, base, environment)?, beta })
+        }
+    })
+}
+
+/// The loss of tokens.
+fn token_loss(place: LossPlace, alpha: f64, base: &Base, environment: &Environment) -> Result<Box<dyn Loss>, TrainError> {
+    Ok(match place {
+        LossPlace::Remote => Box::new(RemoteLoss {
             client: base.client.clone(),
             alpha,
             max_body_bytes: base.description.limits.max_body_bytes,
@@ -322,7 +333,7 @@ fn loss(inputs: &Inputs, base: &Base, environment: &Environment, data: &Data) ->
             runtime: environment.handle.clone(),
             stop: environment.stop.clone(),
         }),
-        (Task::CausalLM, LossPlace::Local) => {
+        LossPlace::Local => {
             let fetched = environment.handle.block_on(environment.stop.race(base.client.lm_head(&base.description)));
             let weight = fetched.ok_or(TrainError::Stopped { step: 0 })?.map_err(pool_error)?;
             Box::new(LocalLoss::new(&base.description, &weight, alpha, Cpu::new(environment.threads.clone()))?)

@@ -57,6 +57,13 @@ pub enum Wanted {
     Values(Vec<f64>),
     /// That texts of a group compare as they should, of so many groups.
     Groups(usize),
+    /// The same of pairs of answers: the token that each row predicts, and the rows of each answer.
+    Answers {
+        /// Of all answers.
+        tokens: Vec<u32>,
+        /// How many belong to each answer.
+        lengths: Vec<usize>,
+    },
 }
 
 impl Wanted {
@@ -70,6 +77,10 @@ impl Wanted {
             Some(Target::Value(_)) => {
                 Self::Values(targets().filter_map(|target| if let Target::Value(value) = target { Some(*value) } else { None }).collect())
             }
+            Some(Target::Answer(..)) => Self::Answers {
+                tokens: samples.iter().flat_map(|sample| sample.wanted()).collect(),
+                lengths: samples.iter().map(|sample| sample.targets()).collect(),
+            },
             Some(Target::Part(_)) => Self::Groups(targets().filter(|target| **target == Target::Part(0)).count()),
             _ => Self::Indices(samples.iter().flat_map(|sample| sample.wanted()).collect()),
         }
@@ -82,6 +93,7 @@ impl Wanted {
             Self::Sets(sets) => sets.len(),
             Self::Values(values) => values.len(),
             Self::Groups(groups) => *groups,
+            Self::Answers { lengths, .. } => lengths.len() / 2,
         }
     }
 
@@ -92,7 +104,10 @@ impl Wanted {
 
     /// Tokens, or one label of each sample; none where something else is wanted.
     pub fn indices(&self) -> &[u32] {
-        if let Self::Indices(indices) = self { indices } else { &[] }
+        match self {
+            Self::Indices(indices) | Self::Answers { tokens: indices, .. } => indices,
+            _ => &[],
+        }
     }
 
     /// Takes what is wanted of further samples, which are of the same kind.
@@ -102,6 +117,10 @@ impl Wanted {
             (Self::Sets(sets), Self::Sets(more)) => sets.extend(more.iter().cloned()),
             (Self::Values(values), Self::Values(more)) => values.extend(more),
             (Self::Groups(groups), Self::Groups(more)) => *groups += more,
+            (Self::Answers { tokens, lengths }, Self::Answers { tokens: more_tokens, lengths: more_lengths }) => {
+                tokens.extend(more_tokens);
+                lengths.extend(more_lengths);
+            }
             _ => {}
         }
     }
@@ -130,7 +149,7 @@ impl MicroBatch {
             _ => (Dtype::Float32, 0),
         };
         for ((sample, states), length) in samples.iter().zip(states).zip(&lengths) {
-            if let (Target::Tokens(_), Some(last)) = (&sample.target, states.taps.last()) {
+            if let (true, Some(last)) = (sample.predicts_tokens(), states.taps.last()) {
                 for range in sample.rows() {
                     x.push(last.slice(range.start * row_bytes..range.end * row_bytes));
                     learned.extend(range.map(|row| (first + row) as u32));

@@ -174,6 +174,7 @@ impl Learner {
                 predictions.add(output, &batch.targets);
             }
             let Some(measured) = self.loss.measure(&batch, output, false)? else { return Ok(None) };
+            predictions.add_pairs(&measured.rewards);
             sum += total(&measured);
             targets += batch.targets.len();
             progress(done as u64 + 1);

@@ -1,4 +1,4 @@
-//! Each task of whole texts from data to answers: trained on SmolLM2's hidden states of texts that people have judged, evaluated, and served. What the
+//! Each task from data to answers: trained on SmolLM2's hidden states of texts that people have judged, evaluated, and served. What the
 //! gateway answers must be as good as the figures in head.json say.
 
 #![allow(clippy::unwrap_used)]
@@ -7,7 +7,7 @@
 mod common;
 mod world;
 
-use carryon_crds::job::{Balanced, ClassWeights, Task};
+use carryon_crds::job::{Balanced, ClassWeights, Task, Training};
 use serde_json::{Value, json};
 use world::{World, eval};
 
@@ -88,6 +88,32 @@ async fn the_sentence_that_people_prefer_scores_higher() {
     let messages = json!([{"role": "user", "content": "How was it?"}, {"role": "assistant", "content": "I loved it!"}]);
     let (status, answer) = world.post("/v1/classify", json!({"messages": messages})).await;
     assert!(status == 200 && answer["data"][0]["score"].is_f64(), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_answer_that_people_prefer_becomes_likelier() {
+    let world = World::train("dpo", Task::Dpo, |config| {
+        config.head.gate = true;
+        config.training = Training { num_train_epochs: 4, ..Training::default() };
+    })
+    .await;
+    let accuracy = world.figures()["accuracy"];
+    assert!(accuracy.low > 0.55, "{accuracy:?}");
+    let rows = eval("dpo");
+    let mut gains = Vec::new();
+    for field in ["chosen", "rejected"] {
+        let (head, base) = (world.likelihoods("head", &rows, field).await, world.likelihoods("base", &rows, field).await);
+        gains.push(head.iter().zip(&base).map(|(head, base)| head - base).collect::<Vec<f64>>());
+    }
+    near(share(gains[0].iter().zip(&gains[1]).map(|(chosen, rejected)| chosen > rejected)), accuracy.value);
+    let said = async |model: &str| {
+        let messages = json!([{"role": "user", "content": rows[0]["prompt"]}]);
+        let (status, answer) =
+            world.post("/v1/chat/completions", json!({"model": model, "messages": messages, "max_tokens": 16, "temperature": 0})).await;
+        assert_eq!(status, 200, "{answer}");
+        answer["choices"][0]["message"]["content"].clone()
+    };
+    assert_ne!(said("head").await, said("base").await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

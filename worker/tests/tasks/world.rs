@@ -32,6 +32,9 @@ pub fn eval(name: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
+/// The turn that SmolLM2's template begins with.
+const SYSTEM: &str = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n";
+
 /// A head that is served.
 pub struct World {
     manifest: HeadManifest,
@@ -84,6 +87,26 @@ impl World {
         let data = answer["data"].as_array().unwrap().clone();
         assert!(data.iter().enumerate().all(|(index, found)| found["index"] == index));
         data
+    }
+
+    /// Log probability of what the `field` of each line says, as an answer to its prompt.
+    pub async fn likelihoods(&self, model: &str, rows: &[Value], field: &str) -> Vec<f64> {
+        let prompt =
+            |row: &Value| format!("{SYSTEM}<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", row["prompt"].as_str().unwrap());
+        let mut found = Vec::new();
+        for rows in rows.chunks(8) {
+            let texts: Vec<String> = rows.iter().map(|row| format!("{}{}<|im_end|>", prompt(row), row[field].as_str().unwrap())).collect();
+            let body = json!({"model": model, "prompt": texts, "max_tokens": 0, "echo": true, "logprobs": 0});
+            let (status, answer) = self.post("/v1/completions", body).await;
+            assert_eq!(status, 200, "{answer}");
+            for (row, choice) in rows.iter().zip(answer["choices"].as_array().unwrap()) {
+                let numbers = |name: &str| choice["logprobs"][name].as_array().unwrap().iter().map(Value::as_f64).collect::<Vec<_>>();
+                let tokens = numbers("text_offset").into_iter().zip(numbers("token_logprobs"));
+                let own = tokens.filter(|(offset, _)| offset.unwrap() as usize >= prompt(row).chars().count());
+                found.push(own.map(|(_, logprob)| logprob.unwrap()).sum());
+            }
+        }
+        found
     }
 
     /// Status and answer.

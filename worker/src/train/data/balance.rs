@@ -21,7 +21,7 @@ impl Balance {
     /// One more sample.
     pub fn count(&mut self, target: &Target) {
         match target {
-            Target::Tokens(_) | Target::Part(_) => {}
+            Target::Tokens(_) | Target::Part(_) | Target::Answer(..) => {}
             Target::Label(label) => self.has(*label),
             Target::Labels(labels) => labels.iter().for_each(|label| self.has(*label)),
             Target::Value(value) => {

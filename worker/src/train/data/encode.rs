@@ -1,10 +1,12 @@
 //! From what a line says to tokens.
 
+use carryon_crds::job::Task;
+
 use super::label;
 use super::record::{Record, Said};
 use super::sample::{self, Sample, Target};
 use super::{Counts, Language, Rules};
-use crate::text::{Chat, ChatTemplate, Conversation, Ending, Lesson, TextError};
+use crate::text::{Chat, ChatTemplate, Conversation, Ending, Lesson, Message, TextError};
 
 /// Most names of members that nobody reads; the rest are counted together.
 pub const MAX_IGNORED: usize = 16;
@@ -28,23 +30,58 @@ pub fn samples(record: Record, rules: &Rules<'_>, language: Language<'_>, counts
             }
         }
         Record::Compared(texts) => {
-            let part = |(said, part): (Said, u32)| Ok(Sample { ids: whole(said, rules, language, counts)?, target: Target::Part(part) });
+            let part = |(said, part): (Said, u32)| match rules.task {
+                Task::Dpo => answer(said, part, rules, language, counts),
+                _ => Ok(Sample { ids: whole(said, rules, language, counts)?, target: Target::Part(part) }),
+            };
             return texts.into_iter().zip(0..).map(part).collect();
         }
-        Record::Chat(mut conversation, targets) => {
-            let template = language.template.ok_or("the base has no chat template: use `text` or `input_ids`")?;
-            leave_out(&mut conversation, template, counts)?;
-            let mut chat = Chat::new(language.tokenizer, template, &conversation, rules.split_special_tokens).map_err(said)?;
-            let lessons = chat.lessons(&targets, rules.end_tokens).map_err(said)?;
+        Record::Chat(conversation, targets) => {
+            let lessons = lessons(conversation, &targets, rules, language, counts)?;
             return Ok(lessons.into_iter().map(|Lesson { ids, learned }| Sample { ids, target: Target::Tokens(learned) }).collect());
         }
     };
     Ok(vec![sample])
 }
 
+/// What is learned of these turns of a conversation.
+fn lessons(
+    mut conversation: Conversation,
+    targets: &[usize],
+    rules: &Rules<'_>,
+    language: Language<'_>,
+    counts: &mut Counts,
+) -> Result<Vec<Lesson>, String> {
+    let template = language.template.ok_or("the base has no chat template: use `text` or `input_ids`")?;
+    leave_out(&mut conversation, template, counts)?;
+    let chat = Chat::new(language.tokenizer, template, &conversation, rules.split_special_tokens);
+    chat.and_then(|mut chat| chat.lessons(targets, rules.end_tokens)).map_err(|error| error.to_string())
+}
+
+/// The last turn of a conversation, as one of those that are compared.
+fn answer(said: Said, part: u32, rules: &Rules<'_>, language: Language<'_>, counts: &mut Counts) -> Result<Sample, String> {
+    let conversation = match said {
+        Said::Text(_) => return Err("field `prompt` is missing: in task DPO `chosen` and `rejected` answer it".to_owned()),
+        Said::Answer { prompt, text } => {
+            Conversation { messages: vec![Message::new("user", prompt), Message::new("assistant", text)], ..Conversation::default() }
+        }
+        Said::Chat(conversation) => conversation,
+    };
+    match conversation.messages.as_slice() {
+        [_, .., last] if last.role == "assistant" => {}
+        _ => return Err("`chosen` and `rejected` must each end with the assistant's turn, behind another one".to_owned()),
+    }
+    let last = conversation.messages.len() - 1;
+    match lessons(conversation, &[last], rules, language, counts)?.pop() {
+        Some(Lesson { ids, mut learned }) if learned.len() == 1 => Ok(Sample { ids, target: Target::Answer(part, learned.remove(0)) }),
+        _ => Err("the last turn is not one piece".to_owned()),
+    }
+}
+
 /// Token ids of what is judged as a whole.
 fn whole(said: Said, rules: &Rules<'_>, language: Language<'_>, counts: &mut Counts) -> Result<Vec<u32>, String> {
     let ids = match said {
+        Said::Answer { prompt, text } => language.tokenizer.encode(&(prompt + &text), true),
         Said::Text(text) => language.tokenizer.encode(&text, true),
         Said::Chat(mut conversation) => {
             let template = language.template.ok_or("the base has no chat template: use texts")?;

@@ -137,7 +137,7 @@ pub fn load(
                 Err(error) => Err(error),
             };
             match read {
-                Ok(samples) if group_of(rules.task) == 1 => samples.into_iter().try_for_each(|fitted| data.keep(fitted))?,
+                Ok(samples) if rules.task.group() == 1 => samples.into_iter().try_for_each(|fitted| data.keep(fitted))?,
                 Ok(group) => data.keep_group(group)?,
                 Err(error) => data.counts.refuse(error, rules.on_error)?,
             }
@@ -154,7 +154,7 @@ pub fn load(
             let (skipped, first) = (skipped + emptied + refused, refusals.first().cloned());
             Err(DataError::Empty { paths: paths.to_owned(), lines: count, skipped, first }.into())
         }
-        _ => Ok(DataSet { samples: Arc::new(data.samples.finish(group_of(rules.task))?), counts: data.counts }),
+        _ => Ok(DataSet { samples: Arc::new(data.samples.finish(rules.task.group() as usize)?), counts: data.counts }),
     }
 }
 
@@ -195,7 +195,7 @@ impl Reader {
         };
         if group.contains(&Fitted::Skipped) {
             self.keep(Fitted::Skipped)
-        } else if group.windows(2).any(|pair| ids(&pair[0]) == ids(&pair[1])) {
+        } else if group.contains(&Fitted::Emptied) || group.windows(2).any(|pair| ids(&pair[0]) == ids(&pair[1])) {
             self.keep(Fitted::Emptied)
         } else {
             group.into_iter().try_for_each(|fitted| self.keep(fitted))
@@ -219,7 +219,7 @@ impl Reader {
                 return Ok(());
             }
         };
-        self.counts.samples += u64::from(!matches!(sample.target, Target::Part(1..)));
+        self.counts.samples += u64::from(!matches!(sample.target, Target::Part(1..) | Target::Answer(1.., _)));
         self.counts.tokens += sample.ids.len() as u64;
         self.counts.targets += sample.targets() as u64;
         self.counts.longest = self.counts.longest.max(sample.ids.len() as u64);
@@ -249,21 +249,18 @@ pub fn check_task(format: DataFormat, task: Task) -> Result<(), String> {
             Err("`text` and `label` are data of tasks Classification, MultiLabelClassification and Regression; the task is CausalLM"
                 .to_owned())
         }
-        (DataFormat::Preference, Task::CausalLM) => Err("`chosen` and `rejected` are data of task Reward; the task is CausalLM".to_owned()),
-        (DataFormat::Pair, Task::CausalLM) => Err("`anchor` and `positive` are data of task Embedding; the task is CausalLM".to_owned()),
-        (DataFormat::Auto, _) | (_, Task::CausalLM) | (DataFormat::Preference, Task::Reward) | (DataFormat::Pair, Task::Embedding) => {
-            Ok(())
+        (DataFormat::Preference, Task::CausalLM) => {
+            Err("`chosen` and `rejected` are data of tasks Reward and DPO; the task is CausalLM".to_owned())
         }
+        (DataFormat::Pair, Task::CausalLM) => Err("`anchor` and `positive` are data of task Embedding; the task is CausalLM".to_owned()),
+        (DataFormat::Auto, _) | (_, Task::CausalLM) => Ok(()),
+        (DataFormat::Preference, Task::Reward | Task::Dpo) | (DataFormat::Pair, Task::Embedding) => Ok(()),
         (_, Task::Embedding) => Err("task Embedding needs `anchor` and `positive`".to_owned()),
         (_, Task::Reward) => Err("task Reward needs `chosen` and `rejected`".to_owned()),
+        (_, Task::Dpo) => Err("task DPO needs `prompt`, `chosen` and `rejected`".to_owned()),
         (DataFormat::TextLabel, _) => Ok(()),
         _ => Err(format!("task {task:?} needs `text` and `label`")),
     }
-}
-
-/// Samples that are compared with each other.
-fn group_of(task: Task) -> usize {
-    if matches!(task, Task::Reward | Task::Embedding) { 2 } else { 1 }
 }
 
 fn check_ids(sample: &Sample, vocab_size: u32) -> Result<(), String> {

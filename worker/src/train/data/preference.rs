@@ -23,7 +23,7 @@ fn said(value: Value, field: &str, prompt: Option<&Value>, beside: &[(&str, Valu
     let prompt_is = |wanted: &str| Err(format!("field `prompt` is {}, `{field}` {wanted}", prompt.map_or("absent", kind)));
     match (value, prompt) {
         (value @ Value::String(_), None) => string(value, field).map(Said::Text),
-        (value @ Value::String(_), Some(Value::String(prompt))) => Ok(Said::Text(format!("{prompt}{}", string(value, field)?))),
+        (value @ Value::String(_), Some(Value::String(prompt))) => Ok(Said::Answer { prompt: prompt.clone(), text: string(value, field)? }),
         (Value::String(_), _) => prompt_is("a string"),
         (Value::Array(turns), None) => chat(turns, field, beside),
         (Value::Array(turns), Some(Value::Array(prompt))) => chat(prompt.iter().cloned().chain(turns).collect(), field, beside),
@@ -50,6 +50,7 @@ mod tests {
         let Record::Compared(texts) = record(&mut object)? else { panic!("no pair") };
         let show = |said| match said {
             Said::Text(text) => text,
+            Said::Answer { prompt, text } => format!("{prompt}{text}"),
             Said::Chat(chat) => chat.messages.iter().map(|turn| format!("{}:{}", turn.role, turn.content)).collect::<Vec<_>>().join("|"),
         };
         Ok(texts.into_iter().map(show).collect())

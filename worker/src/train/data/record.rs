@@ -39,6 +39,13 @@ pub enum Record {
 pub enum Said {
     /// A text.
     Text(String),
+    /// A text behind a prompt.
+    Answer {
+        /// The prompt.
+        prompt: String,
+        /// The text.
+        text: String,
+    },
     /// A conversation, up to the end of its last turn.
     Chat(Conversation),
 }

@@ -17,6 +17,8 @@ pub enum Target {
     Value(f64),
     /// Nothing by itself: this is number so much of a group of texts that are compared.
     Part(u32),
+    /// The same, of answers that are compared by how likely their tokens are: those at these positions.
+    Answer(u32, Range<usize>),
 }
 
 impl From<Range<usize>> for Target {
@@ -39,6 +41,7 @@ impl Sample {
     pub fn targets(&self) -> usize {
         match &self.target {
             Target::Tokens(ranges) => ranges.iter().map(Range::len).sum(),
+            Target::Answer(_, range) => range.len(),
             Target::Part(part) => usize::from(*part == 0),
             _ => 1,
         }
@@ -48,14 +51,21 @@ impl Sample {
     pub fn rows(&self) -> Vec<Range<usize>> {
         match &self.target {
             Target::Tokens(ranges) => ranges.iter().map(|range| range.start - 1..range.end - 1).collect(),
+            Target::Answer(_, range) => std::iter::once(range.start - 1..range.end - 1).collect(),
             _ => std::iter::once(0..self.ids.len()).collect(),
         }
+    }
+
+    /// Whether its rows are to predict tokens.
+    pub fn predicts_tokens(&self) -> bool {
+        matches!(self.target, Target::Tokens(_) | Target::Answer(..))
     }
 
     /// Ids (or the one label's index) that the rows are to predict.
     pub fn wanted(&self) -> Vec<u32> {
         match &self.target {
             Target::Tokens(ranges) => ranges.iter().flat_map(|range| &self.ids[range.clone()]).copied().collect(),
+            Target::Answer(_, range) => self.ids[range.clone()].to_vec(),
             Target::Label(label) => vec![*label],
             Target::Labels(_) | Target::Value(_) | Target::Part(_) => Vec::new(),
         }
@@ -96,10 +106,15 @@ pub fn fit(mut sample: Sample, max_length: usize, overlong: Overlong) -> Result<
             sample.ids.truncate(max_length);
             // Of a long document little is kept.
             sample.ids.shrink_to_fit();
-            if let Target::Tokens(ranges) = &mut sample.target {
-                ranges.retain(|range| range.start < max_length);
-                let Some(last) = ranges.last_mut() else { return Ok(Fitted::Emptied) };
-                last.end = last.end.min(max_length);
+            match &mut sample.target {
+                Target::Tokens(ranges) => {
+                    ranges.retain(|range| range.start < max_length);
+                    let Some(last) = ranges.last_mut() else { return Ok(Fitted::Emptied) };
+                    last.end = last.end.min(max_length);
+                }
+                Target::Answer(_, range) if range.start >= max_length => return Ok(Fitted::Emptied),
+                Target::Answer(_, range) => range.end = range.end.min(max_length),
+                _ => {}
             }
             Ok(Fitted::Cut(sample))
         }

@@ -14,6 +14,7 @@ const LABEL: u32 = u32::MAX;
 const LABELS: u32 = u32::MAX - 1;
 const VALUE: u32 = u32::MAX - 2;
 const PART: u32 = u32::MAX - 3;
+const ANSWER: u32 = u32::MAX - 4;
 /// Bytes of a number in the file.
 const WORD: usize = 4;
 
@@ -72,6 +73,10 @@ impl Samples {
             Some(LABEL) => Target::Label(words.next().unwrap_or_default()),
             Some(LABELS) => Target::Labels(words.collect()),
             Some(PART) => Target::Part(words.next().unwrap_or_default()),
+            Some(ANSWER) => {
+                let [part, start, end] = [(); 3].map(|()| words.next().unwrap_or_default());
+                Target::Answer(part, start as usize..end as usize)
+            }
             Some(VALUE) => {
                 let [low, high] = [words.next(), words.next()].map(|word| u64::from(word.unwrap_or_default()));
                 Target::Value(f64::from_bits(low | high << 32))
@@ -121,6 +126,7 @@ impl Writer {
             Target::Label(label) => words.extend([LABEL, *label]),
             Target::Labels(labels) => words.extend(std::iter::once(LABELS).chain(labels.iter().copied())),
             Target::Part(part) => words.extend([PART, *part]),
+            Target::Answer(part, range) => words.extend([ANSWER, *part, word(range.start)?, word(range.end)?]),
             Target::Value(value) => words.extend([VALUE, value.to_bits() as u32, (value.to_bits() >> 32) as u32]),
             Target::Tokens(ranges) => {
                 words.push(word(ranges.len())?);
@@ -177,13 +183,14 @@ mod tests {
             Sample { ids: vec![7, 8], target: Target::Labels(vec![0, 5]) },
             Sample { ids: vec![9], target: Target::Labels(vec![]) },
             Sample { ids: vec![9], target: Target::Value(-3.1) },
+            Sample { ids: vec![9, 8, 7], target: Target::Answer(1, 1..3) },
             Sample { ids: (0..70_000).collect(), target: (1..70_000).into() },
         ];
         let mut writer = Writer::new(&folder.path().join("new")).unwrap();
         samples.iter().for_each(|sample| writer.push(sample).unwrap());
         let read = writer.finish(1).unwrap();
-        assert_eq!((read.len(), read.lengths().as_ref()), (6, &[5, 1, 2, 1, 1, 70_000][..]));
-        for index in [5, 0, 1, 0, 4, 3, 2] {
+        assert_eq!((read.len(), read.lengths().as_ref()), (7, &[5, 1, 2, 1, 1, 3, 70_000][..]));
+        for index in [6, 0, 1, 0, 4, 5, 3, 2] {
             assert_eq!(read.read(index).unwrap(), samples[index]);
         }
         assert_eq!(std::fs::read_dir(folder.path().join("new")).unwrap().count(), 0, "no file has a name");

@@ -293,3 +293,28 @@ fn a_pair_is_two_samples_and_is_left_out_as_one() {
     let error = refusal("{\"text\":\"buy\"}\n", &rules);
     assert!(error.ends_with("line 1: task Reward needs `chosen` and `rejected`"), "{error}");
 }
+
+#[test]
+fn of_answers_that_are_compared_the_last_turn_is_learned() {
+    let line = |prompt: &str, chosen: &str| format!("{{\"prompt\":\"{prompt}\",\"chosen\":\"{chosen}\",\"rejected\":\"no\"}}\n");
+    let rules = rules(Task::Dpo, &[]);
+    let data = read(&line("sure?", "yes"), &rules).unwrap();
+    let samples = samples(&data);
+    let [Target::Answer(0, chosen), Target::Answer(1, rejected)] = [&samples[0].target, &samples[1].target] else { panic!("{samples:?}") };
+    assert_eq!(chosen.start, rejected.start);
+    assert_eq!(samples[0].ids[..chosen.start], samples[1].ids[..chosen.start], "both answer one prompt");
+    assert_ne!(samples[0].wanted(), samples[1].wanted());
+    assert_eq!((data.counts.samples, data.counts.targets), (1, (chosen.len() + rejected.len()) as u64));
+    let cut = Rules { max_length: chosen.start, overlong: Overlong::Truncate, ..rules };
+    let data = read(&(line("sure?", "yes") + &line("", "yes")), &cut).unwrap();
+    assert_eq!((data.counts.samples, data.counts.emptied), (1, 1), "nothing that is learned is left of the first");
+    let refused = |line: &str, expected: &str| {
+        let error = refusal(line, &rules);
+        assert!(error.ends_with(expected), "{error}");
+    };
+    refused("{\"chosen\":\"a\",\"rejected\":\"b\"}\n", "field `prompt` is missing: in task DPO `chosen` and `rejected` answer it");
+    let turn = |role: &str| format!("[{{\"role\":\"{role}\",\"content\":\"a\"}}]");
+    let last = "must each end with the assistant's turn, behind another one";
+    refused(&format!("{{\"chosen\":{},\"rejected\":{}}}\n", turn("assistant"), turn("user")), last);
+    refused("{\"text\":\"buy\"}\n", "task DPO needs `prompt`, `chosen` and `rejected`");
+}

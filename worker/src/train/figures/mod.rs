@@ -30,7 +30,8 @@ pub struct Predictions {
     /// Outputs of a sample; 0 where they say nothing by themselves.
     width: usize,
     samples: u64,
-    /// Samples whose labels are all right.
+    /// Samples of which it can be said whether they are right, and those that are.
+    judged: u64,
     right: u64,
     /// `[samples, width]`, and what is wanted of each; of the first ones, when there are too many.
     outputs: Vec<f32>,
@@ -52,19 +53,19 @@ impl Predictions {
         let rows = outputs.chunks_exact(self.width);
         match wanted {
             Wanted::Indices(labels) => {
+                self.judged += labels.len() as u64;
                 for (row, &label) in rows.zip(labels) {
                     let said = highest(row);
                     self.confusion[label as usize][said] += 1;
                     self.right += u64::from(said == label as usize);
                 }
             }
-            Wanted::Sets(sets) => self.right += rows.zip(sets).filter(|(row, set)| classes::given(row) == **set).count() as u64,
-            Wanted::Values(_) => {}
-            Wanted::Groups(_) if self.task == Task::Embedding => {}
-            // The chosen text is the first.
-            Wanted::Groups(_) => {
-                self.right += outputs.as_chunks::<2>().0.iter().filter(|[chosen, rejected]| chosen > rejected).count() as u64
+            Wanted::Sets(sets) => {
+                self.judged += sets.len() as u64;
+                self.right += rows.zip(sets).filter(|(row, set)| classes::given(row) == **set).count() as u64;
             }
+            Wanted::Groups(_) if self.task != Task::Embedding => self.add_pairs(outputs),
+            Wanted::Values(_) | Wanted::Groups(_) | Wanted::Answers { .. } => {}
         }
         self.samples += wanted.len() as u64;
         if self.outputs.len() + outputs.len() <= KEPT {
@@ -76,13 +77,16 @@ impl Predictions {
         }
     }
 
-    /// Share of samples of which a classifier gets all labels right, or of pairs that a reward gets right.
-    pub fn accuracy(&self) -> Option<f64> {
-        self.right().map(|figure| figure.value)
+    /// Takes the scores of pairs of texts, of which the first was chosen.
+    pub fn add_pairs(&mut self, scores: &[f32]) {
+        let pairs = scores.as_chunks::<2>().0;
+        self.judged += pairs.len() as u64;
+        self.right += pairs.iter().filter(|[chosen, rejected]| chosen > rejected).count() as u64;
     }
 
-    fn right(&self) -> Option<Figure> {
-        (self.task.has_labels() || self.task == Task::Reward).then(|| share(self.right, self.samples)).flatten()
+    /// Share of samples of which a classifier gets all labels right, or of pairs of which the chosen text scores higher.
+    pub fn accuracy(&self) -> Option<f64> {
+        share(self.right, self.judged).map(|figure| figure.value)
     }
 
     /// All figures; of a regression, mean and standard deviation of the training labels are the `scale` of its outputs. An output that is not finite
@@ -90,7 +94,7 @@ impl Predictions {
     pub fn figures(&self, scale: (f64, f64)) -> Figures {
         let mut figures = Figures::new();
         let mut add = |name: &str, figure: Option<Figure>| figures.extend(figure.map(|figure| (name.to_owned(), figure)));
-        add("accuracy", self.right());
+        add("accuracy", share(self.right, self.judged));
         let whole = self.wanted.as_ref().filter(|wanted| wanted.len() as u64 == self.samples);
         let Some(wanted) = whole.filter(|_| self.outputs.iter().all(|output| output.is_finite())) else { return figures };
         let bootstrap = |measure: &dyn Fn(&[u32]) -> Option<f64>| bootstrap(wanted.len(), self.outputs.len(), measure);
@@ -108,7 +112,7 @@ impl Predictions {
                     add(&format!("recall_at_{k}"), share(found as u64, *pairs as u64));
                 }
             }
-            Wanted::Groups(_) => {}
+            Wanted::Groups(_) | Wanted::Answers { .. } => {}
             labels => {
                 let classes = Classes::new(self.width, &self.outputs, labels);
                 add("macro_f1", bootstrap(&|counts| classes.macro_f1(counts)));

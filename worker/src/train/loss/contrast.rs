@@ -49,7 +49,7 @@ impl Loss for ContrastLoss {
     fn measure(&mut self, batch: &MicroBatch, output: Option<Vec<f32>>, gradient: bool) -> Result<Option<Measured>, TrainError> {
         let output = output.as_deref();
         let count = batch.targets.len();
-        let Some(output) = output else { return Ok(Some(Measured { loss: vec![(count as f32).ln(); count], gradient: Vec::new() })) };
+        let Some(output) = output else { return Ok(Some(Measured { loss: vec![(count as f32).ln(); count], ..Measured::default() })) };
         let units: Vec<Unit> = output.chunks_exact(self.dimensions).map(Unit::of).collect();
         let (anchors, positives): (Vec<_>, Vec<_>) = units.as_chunks::<2>().0.iter().map(|[anchor, positive]| (anchor, positive)).unzip();
         let mut by_unit = vec![vec![0.0; self.dimensions]; if gradient { units.len() } else { 0 }];

@@ -47,7 +47,7 @@ impl Loss for LocalLoss {
         let output = output.as_deref().map(|output| (output, alpha));
         let mut measured = lm_loss(&self.cpu, &weights, &x, output, targets).map_err(device_error)?;
         measured.gradient.iter_mut().for_each(|gradient| *gradient *= alpha);
-        Ok(Some(Measured { loss: measured.loss, gradient: measured.gradient }))
+        Ok(Some(Measured { loss: measured.loss, gradient: measured.gradient, ..Measured::default() }))
     }
 }
 

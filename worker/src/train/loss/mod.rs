@@ -4,6 +4,7 @@ mod contrast;
 mod labels;
 mod local;
 mod pairs;
+mod preferences;
 mod remote;
 mod sets;
 mod values;
@@ -13,6 +14,7 @@ pub use contrast::ContrastLoss;
 pub use labels::LabelLoss;
 pub use local::LocalLoss;
 pub use pairs::PairLoss;
+pub use preferences::PreferenceLoss;
 pub use remote::RemoteLoss;
 pub use sets::SetLoss;
 pub use values::{ValueLoss, unscale};
@@ -39,6 +41,8 @@ pub struct Measured {
     pub loss: Vec<f32>,
     /// Derivative of their sum by the output, row-major; empty when it was not asked for.
     pub gradient: Vec<f32>,
+    /// Where answers are compared by what the head makes of their tokens: how much it gives to each, the more the likelier.
+    pub rewards: Vec<f32>,
 }
 
 #[cfg(test)]
