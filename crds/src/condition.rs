@@ -20,6 +20,9 @@ pub mod types {
     pub const NO_NODE_FITS: &str = "NoNodeFits";
     /// What a job's trainer would take of memory, by what it is for; false where its limit is less. For information: nothing waits for it.
     pub const MEMORY_PLANNED: &str = "MemoryPlanned";
+    /// Whether a job's head, at its last evaluation, costs no more on general text than `evaluation.maxGeneralLossIncrease` allows. For information: of
+    /// several evaluations one that keeps to it is written.
+    pub const GENERAL_TEXT_KEPT: &str = "GeneralTextKept";
     /// A job is suspended by its spec.
     pub const SUSPENDED: &str = "Suspended";
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use carryon_crds::condition::types::{COMPLETE, MEMORY_PLANNED};
+use carryon_crds::condition::types::{COMPLETE, GENERAL_TEXT_KEPT, MEMORY_PLANNED};
 use carryon_crds::condition::{find, is_true};
 use carryon_crds::job::AttemptResult;
 use carryon_operator::job::trainers::{outlived, recorded};
@@ -39,6 +39,26 @@ fn a_job_says_before_it_starts_what_its_trainer_takes_of_memory() {
     let mut poolless = limited("4Gi");
     poolless.observed.pool = None;
     assert_eq!(planned(poolless), None, "the base's width is not known");
+}
+
+#[test]
+fn a_head_that_forgets_raises_an_alarm_on_its_job() {
+    let split = json!({"general": ["general.jsonl"]});
+    let bounded = json!({"spec": {"data": {"split": split}, "evaluation": {"maxGeneralLossIncrease": 0.1}}});
+    let kept = |scene: &mut Scene, head: f64| {
+        let progress = json!({"phase": "training", "step": 9, "total_steps": 90, "general_loss": head, "base_general_loss": 3.0});
+        scene.observed.progress = Some(serde_json::from_value(progress).unwrap());
+        scene.reconcile();
+        let status = scene.job.status.clone().unwrap();
+        find(&status.conditions, GENERAL_TEXT_KEPT).map(|condition| (condition.status.clone(), condition.message.clone()))
+    };
+    let mut scene = Scene::running(bounded);
+    let message = |text: &str| format!("the loss of data.split.general is {text}");
+    assert_eq!(kept(&mut scene, 3.05), Some(("True".to_owned(), message("0.0500 nats above the base's"))));
+    let more = "0.2500 nats above the base's, more than evaluation.maxGeneralLossIncrease: 0.1";
+    assert_eq!(kept(&mut scene, 3.25), Some(("False".to_owned(), message(more))));
+    assert_eq!(scene.job.status.as_ref().unwrap().progress.as_ref().unwrap().general_loss.as_deref(), Some("3.2500"));
+    assert_eq!(kept(&mut Scene::running(json!({})), 9.0), None, "nothing was asked for");
 }
 
 #[test]

@@ -72,9 +72,11 @@ pub enum DataFormat {
 }
 
 /// The files of each split: names relative to the source, or patterns such as `part-*.jsonl`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = ("self.train.all(f, !(f.startsWith('/') || f.split('/').exists(p, p == '..')))", "train must be relative and must not contain '..'"))]
+#[x_kube(validation = ("!has(self.general) || self.general.all(f, !(f.startsWith('/') || f.split('/').exists(p, p == '..')))", "general must be relative and must not contain '..'"))]
+#[x_kube(validation = ("!has(self.replay) || self.replay.all(f, !(f.startsWith('/') || f.split('/').exists(p, p == '..')))", "replay must be relative and must not contain '..'"))]
 #[x_kube(validation = ("!has(self.evaluation) || self.evaluation.all(f, !(f.startsWith('/') || f.split('/').exists(p, p == '..')))", "evaluation must be relative and must not contain '..'"))]
 pub struct Split {
     /// Training samples, file after file.
@@ -84,9 +86,22 @@ pub struct Split {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 512)))]
     pub evaluation: Vec<String>,
+    /// Samples that have nothing to do with what is learned, in any format of task CausalLM: every evaluation measures head and base on them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 512)))]
+    pub general: Vec<String>,
+    /// Such samples for training: beside each micro-batch the head is held to what the base says of some of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 512)))]
+    pub replay: Vec<String>,
 }
 
 impl Split {
+    /// All names.
+    pub fn names(&self) -> impl Iterator<Item = &String> {
+        [&self.train, &self.evaluation, &self.general, &self.replay].into_iter().flatten()
+    }
+
     /// Whether a name may mean several files.
     pub fn is_pattern(name: &str) -> bool {
         name.contains(['*', '?', '['])

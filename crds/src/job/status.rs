@@ -106,6 +106,12 @@ pub struct ProgressStatus {
     /// The base's own loss on the same samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_eval_loss: Option<String>,
+    /// Last loss of `data.split.general`, nats per token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub general_loss: Option<String>,
+    /// The base's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_general_loss: Option<String>,
     /// Training tokens per second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_per_second: Option<String>,

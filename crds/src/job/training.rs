@@ -69,6 +69,15 @@ pub struct Training {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.001, max = 10.0))]
     pub beta: Option<f64>,
+    /// How much it counts that the head leaves `data.split.replay` as the base has it: the mean divergence of its predictions from the base's, times this,
+    /// is added to the loss; 1 when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 1000.0))]
+    pub kl_coef: Option<f64>,
+    /// Samples of `data.split.replay` beside each micro-batch; 2 when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4096))]
+    pub replay_batch_size: Option<u32>,
     /// Seed of initial weights and of the order of samples.
     #[schemars(range(min = 0, max = 9_007_199_254_740_991u64))]
     pub seed: u64,
@@ -97,6 +106,8 @@ impl Default for Training {
             class_weights: None,
             temperature: None,
             beta: None,
+            kl_coef: None,
+            replay_batch_size: None,
             seed: 0,
             loss: LossPlace::Remote,
         }
@@ -124,6 +135,11 @@ pub struct ClassWeights {
 pub struct Balanced {}
 
 impl Training {
+    /// See `kl_coef`.
+    pub const KL_COEF: f64 = 1.0;
+    /// See `replay_batch_size`.
+    pub const REPLAY_BATCH_SIZE: u32 = 2;
+
     /// Bytes that the optimizer remembers of a parameter of this shape, and in how many tensors.
     pub fn state_bytes(&self, shape: &[usize]) -> (u64, u64) {
         let moments = if self.optim.moves_by_muon(shape) { 1 } else { 2 };
@@ -222,6 +238,11 @@ pub struct Evaluation {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub early_stopping_patience: Option<u32>,
+    /// Nats per token that the loss of `data.split.general` may be above the base's. A head beyond it is not the best one, and where none is within, the
+    /// job says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 100.0))]
+    pub max_general_loss_increase: Option<f64>,
 }
 
 /// Checkpoints.

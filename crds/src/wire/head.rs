@@ -200,6 +200,12 @@ pub struct Metrics {
     pub eval_loss: Option<f64>,
     /// The base's own loss on the evaluation samples.
     pub base_eval_loss: Option<f64>,
+    /// Loss of the head written on text that has nothing to do with what it learned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub general_loss: Option<f64>,
+    /// The base's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_general_loss: Option<f64>,
     /// Share of samples that a classifier gets right, all labels of them, of the evaluation samples.
     pub eval_accuracy: Option<f64>,
     /// Figures of the head written, on the evaluation samples: `accuracy`, `macro_f1`, `roc_auc` and `ece` of classifiers, `accuracy` of a reward,

@@ -17,6 +17,12 @@ pub struct Progress {
     pub eval_loss: Option<f64>,
     /// The base's own loss on the same samples.
     pub base_eval_loss: Option<f64>,
+    /// Last loss of text that has nothing to do with what is learned, nats per token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub general_loss: Option<f64>,
+    /// The base's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_general_loss: Option<f64>,
     /// Training tokens per second.
     pub tokens_per_second: Option<f64>,
     /// Estimated seconds to the end.

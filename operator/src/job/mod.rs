@@ -3,6 +3,7 @@
 pub mod attempts;
 pub mod build;
 pub mod end;
+mod general;
 mod memory;
 pub mod observe;
 pub mod plan;

@@ -15,7 +15,7 @@ use super::plan::{Plan, plan};
 use super::record::Record;
 use super::trainers::lives;
 use super::validate::{loaded, output};
-use super::{Applied, Observed, Validated, memory};
+use super::{Applied, Observed, Validated, general, memory};
 use crate::shared::Outcome;
 use crate::shared::kstatus::Standing;
 use crate::shared::rollout::{FAILED_CREATE, refusal};
@@ -37,7 +37,9 @@ pub fn status(job: &CarryOnJob, outcome: &Outcome<Validated, Applied>, observed:
         _ => standing(job, &plan, &ledger, artifact.is_some(), observed),
     };
     let planned = memory::verdict(job, observed).filter(|_| !plan.is_final());
-    let verdicts: Vec<Verdict> = standing.verdicts().into_iter().chain(further).chain(planned).collect();
+    let progress = progress(&ledger, observed).or(previous.progress);
+    let general = general::verdict(job, progress.as_ref());
+    let verdicts: Vec<Verdict> = standing.verdicts().into_iter().chain(further).chain(planned).chain(general).collect();
     let image = outcome.as_ref().ok().filter(|_| job.spec.trainer.image.is_none()).map(|(validated, _)| validated.basis.image.clone());
     let finished = plan.is_final().then(|| restored.as_ref().map_or_else(|| now.clone(), |record| record.completion_time.clone()));
     let last = restored.map_or(previous.attempt, |record| record.attempt);
@@ -51,7 +53,7 @@ pub fn status(job: &CarryOnJob, outcome: &Outcome<Validated, Applied>, observed:
         active_seconds: ledger.active_seconds,
         active_until: ledger.active_until.clone(),
         pool_unavailable_since: ledger.pool_unavailable_since.clone(),
-        progress: progress(&ledger, observed).or(previous.progress),
+        progress,
         artifact,
         worker_image: image.or(previous.worker_image),
         attempts: ledger.attempts,
@@ -168,6 +170,8 @@ fn progress_status(progress: &Progress) -> ProgressStatus {
         train_loss: figure(progress.train_loss, 4),
         eval_loss: figure(progress.eval_loss, 4),
         base_eval_loss: figure(progress.base_eval_loss, 4),
+        general_loss: figure(progress.general_loss, 4),
+        base_general_loss: figure(progress.base_general_loss, 4),
         tokens_per_second: figure(progress.tokens_per_second, 0),
         eta_seconds: progress.eta_seconds,
     }

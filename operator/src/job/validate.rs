@@ -143,7 +143,7 @@ fn data(job: &CarryOnJob, observed: &Observed, owner: &Owner) -> Result<(), Refu
         return Err(Refusal::permanent("NoDataSource", "spec.data.source is empty: set persistentVolumeClaim or configMap"));
     };
     let found = observed.data.as_ref().ok_or_else(|| owner.lacks(CONFIG_MAP_NOT_FOUND, "ConfigMap", &wanted.name, "spec.data.source"))?;
-    let named = data.split.train.iter().chain(&data.split.evaluation).filter(|name| !Split::is_pattern(name));
+    let named = data.split.names().filter(|name| !Split::is_pattern(name));
     let missing = named.into_iter().find(|key| !has_key(found, key));
     missing.map_or(Ok(()), |key| {
         let message = format!("ConfigMap {}/{} (spec.data.source) has no key {key:?}: add it", owner.namespace, wanted.name);

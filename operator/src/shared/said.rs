@@ -31,6 +31,8 @@ impl Said for Progress {
             train_loss: figure(self.train_loss),
             eval_loss: figure(self.eval_loss),
             base_eval_loss: figure(self.base_eval_loss),
+            general_loss: figure(self.general_loss),
+            base_general_loss: figure(self.base_general_loss),
             tokens_per_second: figure(self.tokens_per_second),
             eta_seconds: self.eta_seconds.filter(|seconds| *seconds <= COUNT),
         }

@@ -3,7 +3,7 @@
 use carryon_crds::pool::Dtype;
 use carryon_crds::wire::memory::LOGIT_ROWS;
 
-use crate::kernel::{Backend, Result};
+use crate::kernel::{Aim, Backend, Result};
 
 /// Rows whose logits exist at the same time: bounds memory at `TILE · V` floats.
 pub const TILE: usize = LOGIT_ROWS;
@@ -11,7 +11,7 @@ pub const TILE: usize = LOGIT_ROWS;
 /// Loss and gradient of each row.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LossOutput {
-    /// `logsumexp(W y) - (W y)[target]` per row, in nats.
+    /// Per row, in nats, see [`Backend::losses`].
     pub loss: Vec<f32>,
     /// Its derivative by `y`, `[rows, D]`, not divided by anything; empty when not asked for.
     pub gradient: Vec<f32>,
@@ -29,7 +29,16 @@ pub struct LossWeights<'a, B: Backend> {
     pub softcap: Option<f32>,
 }
 
-/// Loss of `y = x̂ + α · output` against `targets`, all below V. `x` is `[rows, D]`, rounded to the pool's number type; `output`, if any, is what a head
+/// What rows are measured against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Against<'a> {
+    /// A token each, below V.
+    Tokens(&'a [u32]),
+    /// The base: how far they are from what it says.
+    Base,
+}
+
+/// Loss of `y = x̂ + α · output`. `x` is `[rows, D]`, rounded to the pool's number type; `output`, if any, is what a head
 /// put out for these rows, and α. With α = 0 it is not read. A row's result does not depend on the other rows.
 ///
 /// # Errors
@@ -39,20 +48,27 @@ pub fn lm_loss<B: Backend>(
     weights: &LossWeights<'_, B>,
     x: &[f32],
     output: Option<(&[f32], f32)>,
-    targets: &[u32],
+    against: Against<'_>,
 ) -> Result<LossOutput> {
     let width = B::shape(weights.forward).1;
-    assert_eq!(x.len(), targets.len() * width, "a target per row");
     let mut whole = LossOutput::default();
-    for (index, targets) in targets.chunks(TILE).enumerate() {
-        let (rows, first) = (targets.len(), index * TILE * width);
-        let mut y = backend.write(&x[first..][..rows * width], width)?;
+    for (index, x) in x.chunks(TILE * width).enumerate() {
+        let (rows, first) = (x.len() / width, index * TILE);
+        let mut y = backend.write(x, width)?;
         if let Some((output, alpha)) = output.filter(|(_, alpha)| *alpha != 0.0) {
             let at: Vec<u32> = (0..rows as u32).collect();
-            let delta = backend.write(&output[first..][..rows * width], width)?;
+            let delta = backend.write(&output[first * width..][..rows * width], width)?;
             backend.combine(&mut y, &at, &vec![alpha; rows], &delta, weights.dtype)?;
         }
-        let (loss, gradient) = backend.losses(&y, weights.forward, weights.backward, targets, weights.softcap)?;
+        let base;
+        let aim = match against {
+            Against::Tokens(targets) => Aim::Tokens(&targets[first..][..rows]),
+            Against::Base => {
+                base = backend.write(x, width)?;
+                Aim::Rows(&base)
+            }
+        };
+        let (loss, gradient) = backend.losses(&y, weights.forward, weights.backward, aim, weights.softcap)?;
         whole.loss.extend(loss);
         if let Some(gradient) = gradient {
             whole.gradient.extend_from_slice(&backend.read(&gradient)?);

@@ -218,17 +218,26 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// Blocks of [`LOGIT_BLOCK`] logits to the host: a row and a block of it each. A row's last block is filled up with -∞.
     fn blocks(&self, logits: &Self::Rows, which: &[(u32, u32)]) -> Result<Vec<f32>>;
 
-    /// Loss `logsumexp(W y) - (W y)[target]` of each row, in nats, and where `backward` (Wᵀ) is given its derivative by `y`:
-    /// `(softmax(W y) - onehot(target)) · W`, the bracket rounded to the matrix's number type. Holds rows × V floats meanwhile. With a `softcap` c the
-    /// logits are `c · tanh(W y / c)`, and the bracket is multiplied by 1 - (logit / c)².
+    /// Loss of each row against what `aim` says, in nats, and where `backward` (Wᵀ) is given its derivative by `y`: `logsumexp(W y) - (W y)[target]` and
+    /// `(softmax(W y) - onehot(target)) · W`, or `Σ p₀ (ln p₀ - ln p)` and `(p - p₀) · W` with `p = softmax(W y)` and p₀ of the rows given; the bracket
+    /// rounded to the matrix's number type. Holds rows × V floats meanwhile, twice as many with rows given. With a `softcap` c the logits are
+    /// `c · tanh(W y / c)`, and the bracket is multiplied by 1 - (logit / c)².
     fn losses(
         &self,
         y: &Self::Rows,
         lm_head: &Self::Matrix,
         backward: Option<&Self::Matrix>,
-        targets: &[u32],
+        aim: Aim<'_, Self>,
         softcap: Option<f32>,
     ) -> Result<(Vec<f32>, Option<Self::Rows>)>;
+}
+
+/// What rows of logits are compared with.
+pub enum Aim<'a, B: Backend> {
+    /// A token each.
+    Tokens(&'a [u32]),
+    /// The probabilities that these rows have at the same LM head.
+    Rows(&'a B::Rows),
 }
 
 /// The left side of a product.

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use rand::SeedableRng as _;
 use rand::seq::SliceRandom as _;
+use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +19,8 @@ pub struct Order {
     pub batch: usize,
     /// Micro-batches of an optimizer step.
     pub accumulation: usize,
+    /// Samples to replay, and how many of them are beside each micro-batch; their indices begin behind the others'.
+    pub replay: (usize, usize),
     /// Seed of the shuffles.
     pub seed: u64,
 }
@@ -59,14 +61,23 @@ impl Order {
         let per_epoch = self.steps_per_epoch();
         (cursor.epoch..).flat_map(move |epoch| {
             let skip = if epoch == cursor.epoch { usize::try_from(cursor.step).unwrap_or(usize::MAX) } else { 0 };
-            let micro_batch = self.batch;
-            let drawn = self.epoch(epoch);
+            let (order, drawn) = (self.clone(), self.epoch(epoch));
             (skip..drawn.batches()).map(move |index| {
                 let (batch, done) = (drawn.batch(index), index as u64 + 1);
                 let behind = if done == per_epoch { Cursor { epoch: epoch + 1, step: 0 } } else { Cursor { epoch, step: done } };
-                Step { behind, micro_batches: batch.chunks(micro_batch).map(<[usize]>::to_vec).collect() }
+                let first = (epoch * per_epoch + index as u64) * order.accumulation as u64;
+                let with_replay = |(own, number): (&[usize], u64)| own.iter().copied().chain(order.replayed(number)).collect();
+                Step { behind, micro_batches: batch.chunks(order.batch).zip(first..).map(with_replay).collect() }
             })
         })
+    }
+
+    /// Indices of the samples that are replayed beside micro-batch number `number`, drawn anew each time.
+    fn replayed(&self, number: u64) -> Vec<usize> {
+        let (count, batch) = self.replay;
+        let mut random = ChaCha8Rng::seed_from_u64(self.seed);
+        random.set_stream(u64::MAX - number);
+        (0..if count == 0 { 0 } else { batch }).map(|_| self.lengths.len() + random.random_range(0..count)).collect()
     }
 }
 
@@ -115,7 +126,7 @@ mod tests {
     use super::*;
 
     fn order(samples: usize, batch: usize, accumulation: usize) -> Order {
-        Order { lengths: (0..samples as u32).map(|index| 10 + index * 7 % 31).collect(), batch, accumulation, seed: 7 }
+        Order { lengths: (0..samples as u32).map(|index| 10 + index * 7 % 31).collect(), batch, accumulation, replay: (0, 0), seed: 7 }
     }
 
     fn all(order: &Order, epoch: u64) -> Vec<Vec<usize>> {
@@ -137,6 +148,21 @@ mod tests {
         }
         batches.shuffle(&mut random);
         batches
+    }
+
+    #[test]
+    fn samples_are_replayed_beside_each_micro_batch_and_as_they_were_after_a_restart() {
+        let order = Order { replay: (5, 2), ..order(20, 4, 2) };
+        let steps: Vec<Step> = order.clone().steps(Cursor::default()).take(7).collect();
+        let mut drawn = std::collections::BTreeSet::new();
+        for batch in steps.iter().flat_map(|step| &step.micro_batches) {
+            let (own, others): (Vec<usize>, Vec<usize>) = batch.iter().partition(|index| **index < 20);
+            assert!(own.len() <= 4 && others.len() == 2 && others.iter().all(|index| *index < 25), "{batch:?}");
+            drawn.extend(others);
+        }
+        assert_eq!(drawn.len(), 5, "all come");
+        let resumed: Vec<Step> = order.steps(steps[3].behind).take(3).collect();
+        assert_eq!(resumed, steps[4..]);
     }
 
     #[test]

@@ -41,17 +41,20 @@ pub struct PoolStates {
     pub pool: Arc<CachedPool>,
     /// The data set.
     pub samples: Arc<Samples>,
+    /// Samples that are replayed; their indices are behind those of the groups.
+    pub replay: Option<Arc<Samples>>,
 }
 
 impl HiddenStates for PoolStates {
     async fn fetch(&self, groups: Vec<usize>) -> Result<MicroBatch, TrainError> {
-        let samples = self.samples.clone();
+        let (samples, replay) = (self.samples.clone(), self.replay.clone());
+        let count = samples.group_lengths().len();
+        let own = groups.iter().filter(|group| **group < count).map(|group| samples.group(*group).len()).sum();
         let read = move || {
-            groups
-                .into_iter()
-                .flat_map(|group| samples.group(group))
-                .map(|index| samples.read(index))
-                .collect::<Result<Vec<Sample>, TrainError>>()
+            let own =
+                groups.iter().filter(|group| **group < count).flat_map(|group| samples.group(*group)).map(|index| samples.read(index));
+            let others = groups.iter().filter_map(|group| group.checked_sub(count)).zip(replay.iter().cycle());
+            own.chain(others.map(|(index, replay)| replay.read(index))).collect::<Result<Vec<Sample>, TrainError>>()
         };
         let samples = blocking(read).await??;
         let keys: Vec<SampleKey> = samples.iter().map(|sample| SampleKey::of(&sample.ids)).collect();
@@ -60,7 +63,7 @@ impl HiddenStates for PoolStates {
         blocking(move || {
             let states: Vec<SequenceStates> = keys.iter().filter_map(|key| found.get(key).cloned()).collect();
             let samples: Vec<&Sample> = samples.iter().collect();
-            MicroBatch::pack(&samples, &states, pool.head_taps, pool.cache.key().hidden_size)
+            MicroBatch::pack(&samples, own, &states, pool.head_taps, pool.cache.key().hidden_size)
         })
         .await?
     }

@@ -49,6 +49,9 @@ pub struct State {
     /// The last evaluation's loss, nats per target.
     #[serde(default)]
     pub eval_loss: Option<f64>,
+    /// The last evaluation's loss of text that has nothing to do with what is learned, nats per token, and the base's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub general: Option<General>,
     /// Loss of the last step, nats per target.
     pub train_loss: Option<f64>,
     /// Norm of the last step's gradients, before they were scaled down.
@@ -71,6 +74,25 @@ pub struct Best {
     pub loss: f64,
     /// Share a classifier gets right.
     pub accuracy: Option<f64>,
+    /// Of text that has nothing to do with what is learned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub general: Option<General>,
+}
+
+/// Losses of text that has nothing to do with what is learned, nats per token.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct General {
+    /// With the head.
+    pub head: f64,
+    /// The base's own.
+    pub base: f64,
+}
+
+impl General {
+    /// What the head costs.
+    pub fn increase(&self) -> f64 {
+        self.head - self.base
+    }
 }
 
 /// A state of training to go on from.
@@ -228,6 +250,7 @@ impl State {
             best: None,
             base_eval_loss: None,
             eval_loss: None,
+            general: None,
             train_loss: None,
             grad_norm: None,
             train_seconds: 0.0,

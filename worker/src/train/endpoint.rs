@@ -61,6 +61,8 @@ fn metrics(progress: &Progress) -> impl IntoResponse + use<> {
         ("carryon_train_loss", "Loss of the last step, nats per target", progress.train_loss),
         ("carryon_train_eval_loss", "Last evaluation, nats per target", progress.eval_loss),
         ("carryon_train_base_eval_loss", "The base's own loss on the same samples", progress.base_eval_loss),
+        ("carryon_train_general_loss", "Loss of text that has nothing to do with what is learned, nats per token", progress.general_loss),
+        ("carryon_train_base_general_loss", "The base's own loss of it", progress.base_general_loss),
         ("carryon_train_tokens_per_second", "Training tokens per second", progress.tokens_per_second),
         ("carryon_train_eta_seconds", "Estimated seconds to the end", progress.eta_seconds.map(|seconds| seconds as f64)),
         ("carryon_train_anonymous_bytes", "Anonymous resident memory", Some(memory.anonymous as f64)),

@@ -7,7 +7,7 @@ use tokio::runtime::Handle;
 
 use crate::head::Weights;
 use crate::train::batches::{self, Order};
-use crate::train::checkpoint::{Best, Checkpoint, Folder, State};
+use crate::train::checkpoint::{Best, Checkpoint, Folder, General, State};
 use crate::train::data::Samples;
 use crate::train::error::TrainError;
 use crate::train::lock::Lock;
@@ -37,6 +37,8 @@ pub struct Run<S> {
     pub ahead: Ahead,
     /// The held-out samples and their hidden states.
     pub evaluation: Option<(Arc<Samples>, Arc<S>)>,
+    /// Samples that have nothing to do with what is learned, and their hidden states.
+    pub general: Option<(Arc<Samples>, Arc<S>)>,
     /// When to evaluate and to stop early.
     pub when: carryon_crds::job::Evaluation,
     /// Optimizer steps between checkpoints.
@@ -137,6 +139,7 @@ impl<S: HiddenStates> Run<S> {
             epoch: self.epoch(),
             loss: figures.loss,
             lr: figures.learning_rate,
+            replay_kl: figures.replay_kl,
             grad_norm: figures.grad_norm,
             tokens_per_second: figures.tokens as f64 / figures.seconds,
             seconds: self.state.train_seconds,
@@ -184,8 +187,20 @@ impl<S: HiddenStates> Run<S> {
         let (loss, accuracy) = (found.loss, found.predictions.accuracy());
         self.state.evaluated = Some(self.state.step);
         self.state.eval_loss = Some(loss);
-        if self.state.best.is_none_or(|best| loss < best.loss) {
-            self.state.best = Some(Best { step: self.state.step, loss, accuracy });
+        let Some(general) = self.measure_general(weights.as_deref())? else { return Ok(None) };
+        self.state.general = general;
+        let kept = self.keeps_general(general);
+        if !kept {
+            self.console
+                .warn("the head loses more on general text than evaluation.maxGeneralLossIncrease: it is not written, unless no other is");
+        }
+        // One that keeps general text goes before any that does not.
+        let better = |best: Best| match (kept, self.keeps_general(best.general)) {
+            (true, true) | (false, false) => loss < best.loss,
+            (kept, _) => kept,
+        };
+        if self.state.best.is_none_or(better) {
+            self.state.best = Some(Best { step: self.state.step, loss, accuracy, general });
             self.best = Some(self.learner.weights.clone());
             self.state.without_improvement = 0;
         } else {
@@ -196,6 +211,8 @@ impl<S: HiddenStates> Run<S> {
             epoch: self.epoch(),
             eval_loss: loss,
             base_eval_loss: self.state.base_eval_loss,
+            general_loss: general.map(|general| general.head),
+            base_general_loss: general.map(|general| general.base),
             eval_accuracy: accuracy,
             eval_seconds: started.elapsed().as_secs_f64(),
         };
@@ -209,17 +226,42 @@ impl<S: HiddenStates> Run<S> {
     /// # Errors
     /// States or losses that do not come.
     pub fn measure(&mut self, weights: Option<&Weights>, phase: Phase) -> Result<Option<Evaluated>, TrainError> {
-        let Some((samples, _)) = &self.evaluation else { return Ok(None) };
-        self.measure_batches(weights, batches::evaluation(samples.group_lengths(), self.order.batch), phase)
+        let Some((samples, states)) = self.evaluation.clone() else { return Ok(None) };
+        self.measure_batches(weights, &states, batches::evaluation(samples.group_lengths(), self.order.batch), phase)
+    }
+
+    /// Losses of general text with these weights (of the base alone when there are none), where there is such text. The base's own is measured once.
+    /// None when asked to stop.
+    fn measure_general(&mut self, weights: Option<&Weights>) -> Result<Option<Option<General>>, TrainError> {
+        let Some((samples, states)) = self.general.clone() else { return Ok(Some(None)) };
+        let mut loss = |run: &mut Self, weights: Option<&Weights>| {
+            let batches = batches::evaluation(samples.group_lengths(), run.order.batch);
+            run.measure_batches(weights, &states, batches, Phase::Evaluating).map(|found| found.map(|found| found.loss))
+        };
+        let base = match self.state.general {
+            Some(general) => general.base,
+            None => match loss(self, None)? {
+                Some(base) => base,
+                None => return Ok(None),
+            },
+        };
+        let head = if weights.is_some() { loss(self, weights)? } else { Some(base) };
+        Ok(head.map(|head| Some(General { head, base })))
+    }
+
+    /// Whether general text costs no more than it may.
+    fn keeps_general(&self, general: Option<General>) -> bool {
+        let Some(bound) = self.when.max_general_loss_increase else { return true };
+        general.is_none_or(|general| general.increase() <= bound)
     }
 
     fn measure_batches(
         &mut self,
         weights: Option<&Weights>,
+        states: &Arc<S>,
         batches: Vec<Vec<usize>>,
         phase: Phase,
     ) -> Result<Option<Evaluated>, TrainError> {
-        let Some((_, states)) = &self.evaluation else { return Ok(None) };
         let count = batches.len();
         let mut feed = Feed::new(&self.runtime, &self.stop, states.clone(), self.ahead, batches.into_iter());
         self.console.phase(phase, count as u64, "batches of held-out samples");
@@ -229,11 +271,11 @@ impl<S: HiddenStates> Run<S> {
 
     /// The untrained head must leave the loss of the shortest held-out samples as it is.
     fn compare_with_base(&mut self) -> Result<Option<()>, TrainError> {
-        let Some((samples, _)) = &self.evaluation else { return Ok(Some(())) };
+        let Some((samples, states)) = self.evaluation.clone() else { return Ok(Some(())) };
         let batch: Vec<_> = batches::evaluation(samples.group_lengths(), self.order.batch).into_iter().take(1).collect();
         let weights = self.learner.weights.clone();
-        let Some(base) = self.measure_batches(None, batch.clone(), Phase::Evaluating)? else { return Ok(None) };
-        let Some(head) = self.measure_batches(Some(&weights), batch, Phase::Evaluating)? else { return Ok(None) };
+        let Some(base) = self.measure_batches(None, &states, batch.clone(), Phase::Evaluating)? else { return Ok(None) };
+        let Some(head) = self.measure_batches(Some(&weights), &states, batch, Phase::Evaluating)? else { return Ok(None) };
         match (head.loss - base.loss).abs() <= STEP_ZERO_TOLERANCE * base.loss.abs() {
             true => Ok(Some(())),
             false => Err(TrainError::StepZero { head: head.loss, base: base.loss }),

@@ -30,6 +30,9 @@ pub struct StepLine {
     pub loss: f64,
     /// Learning rate of AdamW.
     pub lr: f64,
+    /// Mean divergence from the base on replayed samples, nats per token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay_kl: Option<f64>,
     /// Global norm before clipping.
     pub grad_norm: f64,
     /// Tokens of the step's samples per second.
@@ -53,6 +56,12 @@ pub struct EvaluationLine {
     /// The base's own on the same samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_eval_loss: Option<f64>,
+    /// Of text that has nothing to do with what is learned, nats per token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub general_loss: Option<f64>,
+    /// The base's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_general_loss: Option<f64>,
     /// Share of samples a classifier gets right.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval_accuracy: Option<f64>,

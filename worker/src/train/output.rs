@@ -139,6 +139,7 @@ pub fn write(
     (state, figures): (&State, &Figures),
 ) -> Result<HeadManifest, TrainError> {
     let finite = |value: f64| value.is_finite().then_some(value);
+    let general = state.best.map_or(state.general, |best| best.general);
     let manifest = HeadManifest {
         format_version: FORMAT_VERSION,
         digest: artifact.digest.clone(),
@@ -160,6 +161,8 @@ pub fn write(
             train_loss: state.train_loss.and_then(finite),
             eval_loss: state.best.and_then(|best| finite(best.loss)),
             base_eval_loss: state.base_eval_loss.and_then(finite),
+            general_loss: general.and_then(|general| finite(general.head)),
+            base_general_loss: general.and_then(|general| finite(general.base)),
             eval_accuracy: state.best.and_then(|best| best.accuracy),
             evaluation: figures.clone(),
             train_seconds: state.train_seconds,

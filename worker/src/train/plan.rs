@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use carryon_crds::common::Taps;
-use carryon_crds::job::{DataFormat, Overlong, Task};
+use carryon_crds::job::{DataFormat, Overlong, Task, Training};
 use carryon_crds::wire::{HeadShape, ModelDescription, TrainConfig};
 
 use crate::head::{artifact, parameters};
@@ -24,7 +24,11 @@ pub struct Inputs {
     pub train: Files,
     /// Held-out samples.
     pub evaluation: Option<Files>,
-    /// Digest of the configuration (its checkpoints apart) and both splits: what a checkpoint and a finished head belong to.
+    /// Samples that have nothing to do with what is learned, to measure on.
+    pub general: Option<Files>,
+    /// Such samples, to be left as the base has them.
+    pub replay: Option<Files>,
+    /// Digest of the configuration (its checkpoints apart) and all splits: what a checkpoint and a finished head belong to.
     pub run: String,
 }
 
@@ -42,18 +46,26 @@ impl Inputs {
         let text = std::fs::read(config).map_err(|error| unusable(error.to_string()))?;
         let config: TrainConfig = serde_json::from_slice(&text).map_err(|error| unusable(error.to_string()))?;
         let train = Files::find(folder, &config.split.train, Part::Train, stop)?;
-        let held_out = Some(&config.split.evaluation).filter(|files| !files.is_empty());
-        let evaluation = held_out.map(|files| Files::find(folder, files, Part::Evaluation, stop)).transpose()?;
-        let run = digest(&config, &train.digest, evaluation.as_ref().map(|files| files.digest.as_str()));
-        Ok(Self { config, train, evaluation, run })
+        let find = |names: &[String], part| (!names.is_empty()).then(|| Files::find(folder, names, part, stop)).transpose();
+        let evaluation = find(&config.split.evaluation, Part::Evaluation)?;
+        let (general, replay) = (find(&config.split.general, Part::Evaluation)?, find(&config.split.replay, Part::Train)?);
+        let run = digest(&config, &train, [&evaluation, &general, &replay]);
+        Ok(Self { config, train, evaluation, general, replay, run })
     }
 }
 
 /// What changes nothing in the head (how often it is saved) is left out.
-fn digest(config: &TrainConfig, train: &str, evaluation: Option<&str>) -> String {
+fn digest(config: &TrainConfig, train: &Files, [evaluation, general, replay]: [&Option<Files>; 3]) -> String {
     let config = TrainConfig { checkpoint: Default::default(), ..config.clone() };
-    let text = serde_json::json!({ "config": config, "train": train, "evaluation": evaluation }).to_string();
-    carryon_crds::wire::digest(text.as_bytes())
+    let of = |files: &Option<Files>| files.as_ref().map(|files| files.digest.clone());
+    let mut whole = serde_json::json!({ "config": config, "train": train.digest, "evaluation": of(evaluation) });
+    // Runs from before they were there have no such members.
+    for (name, files) in [("general", general), ("replay", replay)] {
+        if let Some(digest) = of(files) {
+            whole[name] = digest.into();
+        }
+    }
+    carryon_crds::wire::digest(whole.to_string().as_bytes())
 }
 
 /// Taps of the head, ascending, all in the base.
@@ -104,6 +116,12 @@ pub fn rules<'a>(config: &'a TrainConfig, base: &'a ModelDescription, eos: Optio
     }
     if training.temperature.is_some_and(|temperature| config.task != Task::Embedding || !(0.001..=10.0).contains(&temperature)) {
         return refuse("training.temperature is for task Embedding, from 0.001 to 10".to_owned());
+    }
+    if config.task.is_pooled() && !(config.split.general.is_empty() && config.split.replay.is_empty()) {
+        return refuse(format!("data.split.general and replay are for tasks CausalLM and DPO; the task is {:?}", config.task));
+    }
+    if training.kl_coef.is_some_and(|factor| !(0.0..=1000.0).contains(&factor)) || training.replay_batch_size == Some(0) {
+        return refuse("training.klCoef is from 0 to 1000, training.replayBatchSize 1 or more".to_owned());
     }
     if training.beta.is_some_and(|beta| config.task != Task::Dpo || !(0.001..=10.0).contains(&beta)) {
         return refuse("training.beta is for task DPO, from 0.001 to 10".to_owned());
@@ -156,10 +174,21 @@ pub fn fetched(taps: &Taps, task: Task) -> Taps {
     Taps { layers: taps.layers.clone(), final_norm: taps.final_norm || !task.is_pooled() }
 }
 
+/// How text that has nothing to do with what is learned becomes samples.
+pub fn general_rules<'a>(rules: &Rules<'a>) -> Rules<'a> {
+    Rules { task: Task::CausalLM, format: DataFormat::Auto, overlong: Overlong::Truncate, ..*rules }
+}
+
+/// Samples that are replayed beside a micro-batch.
+pub fn replay_batch(config: &TrainConfig) -> u32 {
+    if config.split.replay.is_empty() { 0 } else { config.training.replay_batch_size.unwrap_or(Training::REPLAY_BATCH_SIZE) }
+}
+
 /// Order of the training samples, and optimizer steps in all.
-pub fn order(config: &TrainConfig, data: &DataSet) -> (Order, u64) {
+pub fn order(config: &TrainConfig, data: &DataSet, replay: Option<&DataSet>) -> (Order, u64) {
     let training = &config.training;
     let order = Order {
+        replay: (replay.map_or(0, |replay| replay.samples.len()), replay_batch(config) as usize),
         lengths: data.samples.group_lengths().clone(),
         batch: training.per_device_train_batch_size as usize,
         accumulation: training.gradient_accumulation_steps as usize,
@@ -187,7 +216,7 @@ mod tests {
             hidden_states_dtype: Default::default(),
             head: HeadSpec::default(),
             format: DataFormat::Auto,
-            split: Split { train: vec!["train.jsonl".to_owned()], evaluation: Vec::new() },
+            split: Split { train: vec!["train.jsonl".to_owned()], ..Split::default() },
             max_length: 64,
             overlong: Default::default(),
             on_error: Default::default(),

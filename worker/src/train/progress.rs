@@ -122,6 +122,8 @@ impl Console {
         progress.train_loss = state.train_loss.and_then(finite);
         progress.eval_loss = state.eval_loss.and_then(finite);
         progress.base_eval_loss = state.base_eval_loss.and_then(finite);
+        progress.general_loss = state.general.and_then(|general| finite(general.head));
+        progress.base_general_loss = state.general.and_then(|general| finite(general.base));
     }
 
     /// Goes (back) to optimizer steps, `step` of which are done.
@@ -167,10 +169,17 @@ impl Console {
             let mut progress = self.locked();
             progress.eval_loss = finite(line.eval_loss);
             progress.base_eval_loss = line.base_eval_loss.and_then(finite);
+            progress.general_loss = line.general_loss.and_then(finite);
+            progress.base_general_loss = line.base_general_loss.and_then(finite);
         }
         let base = line.base_eval_loss.map_or_else(String::new, |base| format!(" (base {base:.4})"));
         let accuracy = line.eval_accuracy.map_or_else(String::new, |accuracy| format!(", accuracy {accuracy:.3}"));
-        self.note(&format!("evaluation after step {} · epoch {:.2} · loss {:.4}{base}{accuracy}", line.step, line.epoch, line.eval_loss));
+        let general = match (line.general_loss, line.base_general_loss) {
+            (Some(head), Some(base)) => format!(" · general text {head:.4} (base {base:.4})"),
+            _ => String::new(),
+        };
+        let (step, epoch, loss) = (line.step, line.epoch, line.eval_loss);
+        self.note(&format!("evaluation after step {step} · epoch {epoch:.2} · loss {loss:.4}{base}{accuracy}{general}"));
     }
 
     /// One line that stays.

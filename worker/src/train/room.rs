@@ -62,8 +62,7 @@ pub(super) fn open_cache(
     let folder = shared.cloned().unwrap_or_else(|| places.cache());
     let taps = plan::fetched(&data.shape.taps, config.task);
     let key = CacheKey::new(&base.description, &taps, config.hidden_states_dtype);
-    let sets = [Some(&data.train), data.evaluation.as_ref()].into_iter().flatten();
-    let lengths = sets.flat_map(|data| data.samples.lengths().iter().map(|&length| length as usize));
+    let lengths = data.sets().flat_map(|data| data.samples.lengths().iter().map(|&length| length as usize));
     let needed = key.estimate(lengths);
     std::fs::create_dir_all(&folder).map_err(TrainError::file("create", &folder))?;
     let available = free_bytes(&places.root)? + places.cache_bytes() + places.checkpoint_bytes();

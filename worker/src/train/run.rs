@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use carryon_crds::job::{LossPlace, Task};
-use carryon_crds::wire::{ExitCode, HeadShape, TerminationMessage};
+use carryon_crds::job::{LossPlace, Task, Training};
+use carryon_crds::wire::{ExitCode, HeadShape, TerminationMessage, TrainConfig};
 use tokio::runtime::Handle;
 
 use crate::head::init;
@@ -170,24 +170,39 @@ struct Environment {
 pub(super) struct Data {
     pub train: DataSet,
     pub evaluation: Option<DataSet>,
+    pub general: Option<DataSet>,
+    pub replay: Option<DataSet>,
     pub shape: HeadShape,
 }
 
 impl Data {
-    /// Tokens of the largest micro-batch of `samples` samples, of `texts` texts each.
-    pub fn largest_batch(&self, samples: u32, texts: u32) -> u64 {
-        let sets = [Some(&self.train), self.evaluation.as_ref()].into_iter().flatten();
-        sets.map(|data| data.counts.longest * u64::from(texts) * data.counts.samples.min(samples.into())).max().unwrap_or(0)
+    /// All that are read.
+    pub fn sets(&self) -> impl Iterator<Item = &DataSet> {
+        std::iter::once(&self.train).chain([&self.evaluation, &self.general, &self.replay].into_iter().flatten())
+    }
+
+    /// Tokens of the largest micro-batch.
+    pub fn largest_batch(&self, config: &TrainConfig) -> u64 {
+        let batch = u64::from(config.training.per_device_train_batch_size);
+        let of = |data: &DataSet, texts: u32| data.counts.longest * u64::from(texts) * data.counts.samples.min(batch);
+        let replayed = self.replay.as_ref().map_or(0, |data| data.counts.longest * u64::from(plan::replay_batch(config)));
+        let texts = config.task.group();
+        let evaluated = self.evaluation.iter().map(|data| of(data, texts)).chain(self.general.iter().map(|data| of(data, 1)));
+        evaluated.fold(of(&self.train, texts) + replayed, u64::max)
     }
 
     pub fn read(inputs: &Inputs, base: &Base, places: &Places, stop: &Stop, console: &mut Console) -> Result<Self, TrainError> {
         let rules = plan::rules(&inputs.config, &base.description, base.eos_token_id())?;
         let taps = plan::taps(&inputs.config, &base.description)?;
         let train = load(&inputs.train, "training", &rules, base, places, stop, console)?;
-        let evaluation =
-            inputs.evaluation.as_ref().map(|files| load(files, "held out", &rules, base, places, stop, console)).transpose()?;
+        let mut read = |files: &Option<Files>, name: &str, rules: &Rules<'_>| {
+            files.as_ref().map(|files| load(files, name, rules, base, places, stop, console)).transpose()
+        };
+        let evaluation = read(&inputs.evaluation, "held out", &rules)?;
+        let others = plan::general_rules(&rules);
+        let (general, replay) = (read(&inputs.general, "general", &others)?, read(&inputs.replay, "replay", &others)?);
         let shape = plan::shape(&inputs.config, &base.description, taps, train.counts.longest)?;
-        Ok(Self { train, evaluation, shape })
+        Ok(Self { train, evaluation, general, replay, shape })
     }
 }
 
@@ -235,7 +250,7 @@ fn prepare(
     mut console: Console,
 ) -> Result<Run<PoolStates>, TrainError> {
     let (config, described) = (&inputs.config, &base.description);
-    let (order, total_steps) = plan::order(config, &data.train);
+    let (order, total_steps) = plan::order(config, &data.train, data.replay.as_ref());
     let fresh = || {
         Checkpoint::start(
             State::new(inputs.run.clone(), described.identity.clone(), described.numerics.clone(), began),
@@ -248,9 +263,12 @@ fn prepare(
     let mut optimizers = Optimizers::new(&config.training);
     optimizers.restore(&weights, optimizer).map_err(|error| TrainError::Head(error.to_string()))?;
     let pool = Arc::new(room::open_cache(places, data, base, config, total_steps, &console)?);
-    let states = |samples: &Arc<data::Samples>| Arc::new(PoolStates { pool: pool.clone(), samples: samples.clone() });
+    let states = |data: &DataSet, replay: Option<&DataSet>| {
+        let replay = replay.map(|replay| replay.samples.clone());
+        Arc::new(PoolStates { pool: pool.clone(), samples: data.samples.clone(), replay })
+    };
+    let measured = |data: &DataSet| (data.samples.clone(), states(data, None));
     let schedule = Schedule { warmup: config.training.warmup_steps, total: total_steps, min_ratio: config.training.min_lr_ratio };
-    let evaluation = data.evaluation.as_ref().map(|data| data.samples.clone());
     let trainer = tally::trainer(inputs, base, data);
     let planned = trainer.tally();
     console.note(&tally::outlook(&planned));
@@ -271,9 +289,10 @@ fn prepare(
         state,
         best,
         order,
-        train: states(&data.train.samples),
+        train: states(&data.train, data.replay.as_ref()),
         ahead: Ahead::of(&trainer),
-        evaluation: evaluation.map(|samples| (samples.clone(), states(&samples))),
+        evaluation: data.evaluation.as_ref().map(measured),
+        general: data.general.as_ref().map(measured),
         when: config.evaluation.clone(),
         save_steps: config.checkpoint.save_steps,
         checkpoints,
@@ -303,7 +322,8 @@ fn resume(checkpoints: &Folder, inputs: &Inputs, base: &mut Base, console: &mut 
 }
 
 fn loss(inputs: &Inputs, base: &Base, environment: &Environment, data: &Data) -> Result<Box<dyn Loss>, TrainError> {
-    let (alpha, training, counts) = (inputs.config.head.alpha, &inputs.config.training, &data.train.counts);
+    let (training, counts) = (&inputs.config.training, &data.train.counts);
+    let factors = (inputs.config.head.alpha, training.kl_coef.unwrap_or(Training::KL_COEF));
     let weights = |task| weights::of(training.class_weights.as_ref(), task, &data.shape.labels, counts);
     Ok(match (inputs.config.task, training.loss) {
         (task @ Task::Classification, _) => Box::new(LabelLoss { weights: weights(task)? }),
@@ -314,20 +334,21 @@ fn loss(inputs: &Inputs, base: &Base, environment: &Environment, data: &Data) ->
         }
         (Task::Reward, _) => Box::new(PairLoss),
         (Task::Regression, _) => Box::new(ValueLoss { scale: counts.balance.scale() }),
-        (Task::CausalLM, place) => token_loss(place, alpha, base, environment)?,
+        (Task::CausalLM, place) => token_loss(place, factors, base, environment)?,
         (Task::Dpo, place) => {
             let beta = training.beta.unwrap_or(PreferenceLoss::BETA);
-            Box::new(PreferenceLoss { tokens: token_loss(place, alpha, base, environment)?, beta })
+            Box::new(PreferenceLoss { tokens: token_loss(place, factors, base, environment)?, beta })
         }
     })
 }
 
-/// The loss of tokens.
-fn token_loss(place: LossPlace, alpha: f64, base: &Base, environment: &Environment) -> Result<Box<dyn Loss>, TrainError> {
+/// The loss of tokens. Factors: of the head's output, and of the divergence on what is replayed.
+fn token_loss(place: LossPlace, (alpha, kl_coef): (f64, f64), base: &Base, environment: &Environment) -> Result<Box<dyn Loss>, TrainError> {
     Ok(match place {
         LossPlace::Remote => Box::new(RemoteLoss {
             client: base.client.clone(),
             alpha,
+            kl_coef,
             max_body_bytes: base.description.limits.max_body_bytes,
             max_rows: base.description.limits.max_request_tokens as usize,
             runtime: environment.handle.clone(),
@@ -336,7 +357,7 @@ fn token_loss(place: LossPlace, alpha: f64, base: &Base, environment: &Environme
         LossPlace::Local => {
             let fetched = environment.handle.block_on(environment.stop.race(base.client.lm_head(&base.description)));
             let weight = fetched.ok_or(TrainError::Stopped { step: 0 })?.map_err(pool_error)?;
-            Box::new(LocalLoss::new(&base.description, &weight, alpha, Cpu::new(environment.threads.clone()))?)
+            Box::new(LocalLoss::new(&base.description, &weight, (alpha, kl_coef), Cpu::new(environment.threads.clone()))?)
         }
     })
 }

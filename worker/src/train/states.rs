@@ -42,6 +42,8 @@ pub struct MicroBatch {
     pub hidden_size: usize,
     /// What the head's output is measured by.
     pub targets: Wanted,
+    /// So many of the last rows with an output are measured by what the base says there.
+    pub replayed: usize,
     /// Tokens of all samples.
     pub tokens: usize,
 }
@@ -127,11 +129,17 @@ impl Wanted {
 }
 
 impl MicroBatch {
-    /// Packs the states of `samples`. `head_taps`: how many of the taps the head reads; a further one is `final`, fetched for x̂ alone.
+    /// Packs the states of `samples`, of which those from number `own` on are replayed. `head_taps`: how many of the taps the head reads; a further one is `final`, fetched for x̂ alone.
     ///
     /// # Errors
     /// States that do not fit the samples.
-    pub fn pack(samples: &[&Sample], states: &[SequenceStates], head_taps: usize, hidden_size: usize) -> Result<Self, TrainError> {
+    pub fn pack(
+        samples: &[&Sample],
+        own: usize,
+        states: &[SequenceStates],
+        head_taps: usize,
+        hidden_size: usize,
+    ) -> Result<Self, TrainError> {
         let lengths: Vec<usize> = samples.iter().map(|sample| sample.ids.len()).collect();
         let rows: usize = lengths.iter().sum();
         let formats = states.first().map_or_else(Vec::new, |states| states.formats.clone());
@@ -158,7 +166,17 @@ impl MicroBatch {
             first += length;
         }
         let packed = PackedBatch { taps, formats: formats[..head_taps].to_vec(), lengths, rows: learned };
-        Ok(Self { packed, x, dtype, hidden_size, targets: Wanted::of(samples), tokens: rows })
+        let (own, others) = samples.split_at(own);
+        let replayed = others.iter().map(|sample| sample.targets()).sum();
+        Ok(Self { packed, x, dtype, hidden_size, targets: Wanted::of(own), replayed, tokens: rows })
+    }
+
+    /// Rows with an output, at most `most` at a time: which, and the tokens that they predict; none of those that are replayed.
+    pub fn parts(&self, most: usize) -> impl Iterator<Item = (Range<usize>, Option<&[u32]>)> {
+        let tokens = self.targets.indices();
+        let own = tokens.chunks(most).enumerate().map(move |(index, tokens)| (index * most..index * most + tokens.len(), Some(tokens)));
+        let (first, end) = (tokens.len(), tokens.len() + self.replayed);
+        own.chain((first..end).step_by(most).map(move |start| (start..end.min(start + most), None)))
     }
 
     /// x̂ of some targets, `[rows, D]`; copied only where they do not lie together.
@@ -268,7 +286,7 @@ mod tests {
     fn rows_are_packed_without_padding() {
         let first = Sample { ids: vec![1, 2, 3], target: Target::Tokens(vec![1..2, 2..3]) };
         let second = Sample { ids: vec![4, 5], target: (1..2).into() };
-        let batch = MicroBatch::pack(&[&first, &second], &[states(3, 0.0, 2), states(2, 50.0, 2)], 2, 2).unwrap();
+        let batch = MicroBatch::pack(&[&first, &second], 2, &[states(3, 0.0, 2), states(2, 50.0, 2)], 2, 2).unwrap();
         let numbers = |values: &[f32]| to_bytes(values, Dtype::Float32);
         assert_eq!(batch.packed.taps[0], [numbers(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), numbers(&[50.0, 51.0, 52.0, 53.0])]);
         assert_eq!((batch.packed.rows.as_slice(), batch.targets.indices()), (&[0, 1, 3][..], &[2, 3, 5][..]));
@@ -282,7 +300,7 @@ mod tests {
     #[test]
     fn states_of_another_length_are_refused() {
         let sample = Sample { ids: vec![1, 2, 3], target: Target::Label(1) };
-        let error = MicroBatch::pack(&[&sample], &[states(2, 0.0, 1)], 1, 2).unwrap_err().to_string();
+        let error = MicroBatch::pack(&[&sample], 1, &[states(2, 0.0, 1)], 1, 2).unwrap_err().to_string();
         assert_eq!(error, "pool: hidden states of 2 tokens do not fit a sample of 3");
     }
 
@@ -294,7 +312,7 @@ mod tests {
             self.0.fetch_add(1, Ordering::SeqCst);
             self.1.acquire().await.unwrap().forget();
             let sample = Sample { ids: vec![0; samples[0] + 1], target: Target::Label(0) };
-            MicroBatch::pack(&[&sample], &[states(samples[0] + 1, 0.0, 1)], 1, 2)
+            MicroBatch::pack(&[&sample], 1, &[states(samples[0] + 1, 0.0, 1)], 1, 2)
         }
     }
 

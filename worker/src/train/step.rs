@@ -45,6 +45,8 @@ pub struct StepFigures {
     pub learning_rate: f64,
     /// Before clipping.
     pub grad_norm: f64,
+    /// Mean divergence from the base on what is replayed, nats.
+    pub replay_kl: Option<f64>,
     /// Tokens of all samples.
     pub tokens: usize,
     /// From the first wait to the last weight.
@@ -73,7 +75,7 @@ impl Learner {
         let fused = micro_batches == 1 && self.training.max_grad_norm_scope != NormScope::Global;
         let factor = self.schedule.factor(step);
         let (mut gradients, mut sum, mut targets, mut tokens, mut fused_norm) = (Gradients::new(), 0.0, 0, 0, 0.0);
-        let mut waited = Duration::ZERO;
+        let (mut waited, mut divergence) = (Duration::ZERO, Vec::new());
         for _ in 0..micro_batches {
             let asked = Instant::now();
             let Some(batch) = feed.receive()? else { return Ok(None) };
@@ -81,7 +83,8 @@ impl Learner {
             let keep = if self.training.gradient_checkpointing { Keep::Inputs } else { Keep::All };
             let Forward { output, saved } = pass.forward(&self.weights, &batch.packed, keep).map_err(pass_error)?;
             let Some(measured) = self.loss.measure(&batch, Some(output), true)? else { return Ok(None) };
-            sum += total(&measured);
+            sum += total(&measured.loss);
+            divergence.extend(&measured.divergence);
             targets += batch.targets.len();
             tokens += batch.tokens;
             let Some(saved) = saved else { continue };
@@ -101,8 +104,9 @@ impl Learner {
         let grad_norm = finite("gradient norm", step, grad_norm)?;
         self.last_norm = Some(grad_norm);
         let learning_rate = self.training.learning_rate * factor;
+        let replay_kl = (!divergence.is_empty()).then(|| total(&divergence) / divergence.len() as f64);
         let (seconds, wait_seconds) = (started.elapsed().as_secs_f64(), waited.as_secs_f64());
-        Ok(Some(StepFigures { loss, learning_rate, grad_norm, tokens, seconds, wait_seconds }))
+        Ok(Some(StepFigures { loss, learning_rate, grad_norm, replay_kl, tokens, seconds, wait_seconds }))
     }
 
     /// Goes back and changes each weight as soon as its gradient is known. `by_output` is not yet divided by the number of targets. Gives the
@@ -175,7 +179,7 @@ impl Learner {
             }
             let Some(measured) = self.loss.measure(&batch, output, false)? else { return Ok(None) };
             predictions.add_pairs(&measured.rewards);
-            sum += total(&measured);
+            sum += total(&measured.loss);
             targets += batch.targets.len();
             progress(done as u64 + 1);
         }
@@ -191,8 +195,8 @@ fn ask_late(feed: &mut Feed, name: &str) {
 }
 
 /// Summed in f64, target by target, so that it does not depend on how requests were split.
-fn total(measured: &Measured) -> f64 {
-    measured.loss.iter().map(|&loss| f64::from(loss)).sum()
+fn total(loss: &[f32]) -> f64 {
+    loss.iter().map(|&loss| f64::from(loss)).sum()
 }
 
 fn finite(what: &'static str, step: u64, value: f64) -> Result<f64, TrainError> {

@@ -43,7 +43,7 @@ pub(super) fn trainer<'a>(inputs: &'a Inputs, base: &Base, data: &'a Data) -> Tr
         dtype: base.description.numerics.dtype,
         states: inputs.config.hidden_states_dtype,
         vocab_size: base.description.vocab_size,
-        rows: data.largest_batch(training.per_device_train_batch_size, inputs.config.task.group()),
+        rows: data.largest_batch(&inputs.config),
         evaluated: data.evaluation.is_some(),
     }
 }

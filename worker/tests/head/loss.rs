@@ -1,7 +1,7 @@
 //! The tiled loss against its formula in f64.
 
 use carryon_crds::pool::Dtype;
-use carryon_worker::head::loss::{LossOutput, LossWeights, lm_loss};
+use carryon_worker::head::loss::{Against, LossOutput, LossWeights, lm_loss};
 use carryon_worker::kernel::Backend;
 use carryon_worker::kernel::cpu::round_bf16;
 
@@ -49,7 +49,7 @@ fn loss<B: Backend>(backend: &B, problem: &Problem, rows: std::ops::Range<usize>
     let forward = backend.matrix(V, D, dtype.into(), &fill).unwrap();
     let backward = gradient.then(|| backend.transposed(&forward).unwrap());
     let weights = LossWeights { forward: &forward, backward: backward.as_ref(), dtype, softcap: None };
-    lm_loss(backend, &weights, &problem.y[rows.start * D..rows.end * D], None, &problem.targets[rows]).unwrap()
+    lm_loss(backend, &weights, &problem.y[rows.start * D..rows.end * D], None, Against::Tokens(&problem.targets[rows])).unwrap()
 }
 
 fn follows_the_formula<B: Backend>(backend: &B) {
@@ -72,6 +72,51 @@ fn follows_the_formula<B: Backend>(backend: &B) {
 fn loss_and_gradient_follow_the_formula() {
     follows_the_formula(&cpu(2));
     follows_the_formula(&candle());
+}
+
+/// Divergence of one row from the base and its gradient by y, in f64; `y` is x̂ and what the head adds, rounded.
+fn naive_divergence(problem: &Problem, y: &[f32], row: usize) -> (f64, Vec<f32>) {
+    let probabilities = |values: &[f32]| {
+        let dot = |w: &[f32]| w.iter().zip(&values[row * D..][..D]).map(|(w, y)| f64::from(*w) * f64::from(*y)).sum::<f64>();
+        let logits: Vec<f64> = problem.weight.chunks_exact(D).map(dot).collect();
+        let sum = logits.iter().map(|logit| logit.exp()).sum::<f64>();
+        logits.into_iter().map(|logit| logit.exp() / sum).collect::<Vec<_>>()
+    };
+    let (base, head) = (probabilities(&problem.y), probabilities(y));
+    let mut gradient = vec![0.0; D];
+    for ((p, base), w) in head.iter().zip(&base).zip(problem.weight.chunks_exact(D)) {
+        gradient.iter_mut().zip(w).for_each(|(gradient, w)| *gradient += (p - base) * f64::from(*w));
+    }
+    (base.iter().zip(&head).map(|(base, p)| base * (base / p).ln()).sum(), gradient.into_iter().map(|value| value as f32).collect())
+}
+
+fn diverges_as_the_formula_says<B: Backend>(backend: &B) {
+    let problem = problem();
+    let delta: Vec<f32> = problem.y.iter().map(|y| (y * 7.0).sin() * 0.25).collect();
+    for dtype in [Dtype::Float32, Dtype::Bfloat16] {
+        let fill = |row: usize, values: &mut [f32]| values.copy_from_slice(&problem.weight[row * D..][..D]);
+        let forward = backend.matrix(V, D, dtype.into(), &fill).unwrap();
+        let backward = backend.transposed(&forward).unwrap();
+        let weights = LossWeights { forward: &forward, backward: Some(&backward), dtype, softcap: None };
+        let output = lm_loss(backend, &weights, &problem.y, Some((&delta, 1.0)), Against::Base).unwrap();
+        let mut y: Vec<f32> = problem.y.iter().zip(&delta).map(|(y, delta)| y + delta).collect();
+        if dtype == Dtype::Bfloat16 {
+            round_bf16(&mut y);
+        }
+        for row in 0..ROWS {
+            let (loss, gradient) = naive_divergence(&problem, &y, row);
+            assert!((f64::from(output.loss[row]) - loss).abs() < 1e-5 * loss.max(1.0), "row {row}: {} {loss}", output.loss[row]);
+            assert!(cosine(&output.gradient[row * D..][..D], &gradient) >= 0.999, "row {row}");
+        }
+        let untrained = lm_loss(backend, &weights, &problem.y, None, Against::Base).unwrap();
+        assert!(untrained.loss.iter().chain(&untrained.gradient).all(|value| *value == 0.0), "the base does not diverge from itself");
+    }
+}
+
+#[test]
+fn divergence_from_the_base_follows_the_formula() {
+    diverges_as_the_formula_says(&cpu(2));
+    diverges_as_the_formula_says(&candle());
 }
 
 #[test]

@@ -13,7 +13,7 @@ mod training;
 use std::sync::Arc;
 
 use carryon_crds::pool::Dtype;
-use carryon_worker::head::loss::{LossOutput, LossWeights, lm_loss};
+use carryon_worker::head::loss::{Against, LossOutput, LossWeights, lm_loss};
 use carryon_worker::head::pass::{Keep, PackedBatch, Pass};
 use carryon_worker::head::{Gradients, Runner, Weight, Weights, init};
 use carryon_worker::kernel::{Backend, Cpu, PageTable, Threads};
@@ -63,7 +63,7 @@ fn lm_loss_of(case: &Case, delta: &[f32], threads: &Arc<Threads>) -> LossOutput 
     let forward = cpu.matrix(v, d, dtype.into(), &|row, values| values.copy_from_slice(&case.lm_head[row * d..][..d])).unwrap();
     let backward = cpu.transposed(&forward).unwrap();
     let weights = LossWeights { forward: &forward, backward: Some(&backward), dtype, softcap: None };
-    lm_loss(&cpu, &weights, &case.target_states(), Some((delta, case.shape.alpha as f32)), &case.targets).unwrap()
+    lm_loss(&cpu, &weights, &case.target_states(), Some((delta, case.shape.alpha as f32)), Against::Tokens(&case.targets)).unwrap()
 }
 
 #[test]

@@ -32,7 +32,7 @@ fn client(urls: &[String], patience: Duration) -> PoolClient {
 
 fn loss() -> LossRequest {
     let x = to_bytes(&[0.0; 4], Dtype::Float32);
-    LossRequest { hidden_size: 4, dtype: Dtype::Float32, x, delta: None, targets: vec![1], gradient: false }
+    LossRequest { hidden_size: 4, dtype: Dtype::Float32, x, delta: None, targets: Some(vec![1]), gradient: false }
 }
 
 fn states(sequences: Vec<Vec<u32>>) -> HiddenStatesRequest {

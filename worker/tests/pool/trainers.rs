@@ -4,7 +4,7 @@ use carryon_crds::pool::{Dtype, Engine};
 use carryon_worker::base::Placement;
 use carryon_worker::exchange::wire::HiddenStatesRequest;
 use carryon_worker::exchange::{LossRequest, SequenceStates};
-use carryon_worker::head::loss::{LossWeights, lm_loss};
+use carryon_worker::head::loss::{Against, LossWeights, lm_loss};
 use carryon_worker::kernel::Backend as _;
 use carryon_worker::numbers::{RowFormat, from_bytes, into_bytes, to_bytes};
 use futures::StreamExt as _;
@@ -59,7 +59,7 @@ async fn layers_travel_in_eight_bits_where_a_trainer_asks_for_it_and_final_as_it
 async fn answers_say_how_long_they_are_before_they_come() {
     let pool = Pool::tiny(Dtype::Bfloat16, ENGINE).await;
     let rows = to_bytes(&vec![0.5; 3 * 40], Dtype::Bfloat16);
-    let loss = LossRequest { hidden_size: 40, dtype: Dtype::Bfloat16, x: rows, delta: None, targets: vec![1, 2, 3], gradient: true };
+    let loss = LossRequest { hidden_size: 40, dtype: Dtype::Bfloat16, x: rows, delta: None, targets: Some(vec![1, 2, 3]), gradient: true };
     let http = reqwest::Client::new();
     let states = |dtype| HiddenStatesRequest {
         dtype,
@@ -103,11 +103,12 @@ async fn the_remote_loss_is_the_local_loss() {
         let model = &pool.engine.model;
         let head = model.lm_head();
         let weights = LossWeights { forward: head.forward(), backward: Some(head.backward()), dtype, softcap: None };
-        for delta in [None, Some(delta)] {
-            let output = delta.as_ref().map(|delta| (delta.as_slice(), 1.0));
-            let local = lm_loss(&model.backend, &weights, &plain, output, &targets).unwrap();
-            let delta = delta.map(into_bytes);
-            let request = LossRequest { hidden_size: width, dtype, x: x.clone(), delta, targets: targets.clone(), gradient: true };
+        for (delta, targets) in [(None, Some(&targets)), (Some(&delta), Some(&targets)), (Some(&delta), None)] {
+            let output = delta.map(|delta| (delta.as_slice(), 1.0));
+            let against = targets.map_or(Against::Base, |targets| Against::Tokens(targets));
+            let local = lm_loss(&model.backend, &weights, &plain, output, against).unwrap();
+            let delta = delta.cloned().map(into_bytes);
+            let request = LossRequest { hidden_size: width, dtype, x: x.clone(), delta, targets: targets.cloned(), gradient: true };
             let remote = pool.client.loss(&request).await.unwrap();
             assert_eq!(remote.loss, local.loss);
             assert_eq!(remote.gradient.unwrap(), local.gradient);

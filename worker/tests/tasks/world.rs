@@ -126,7 +126,7 @@ fn config(name: &str, task: Task) -> TrainConfig {
         hidden_states_dtype: Default::default(),
         head: HeadSpec { width: 64, blocks: 1, ..HeadSpec::default() },
         format: DataFormat::Auto,
-        split: Split { train: vec![format!("{name}-train.jsonl")], evaluation: vec![format!("{name}-eval.jsonl")] },
+        split: Split { train: vec![format!("{name}-train.jsonl")], evaluation: vec![format!("{name}-eval.jsonl")], ..Split::default() },
         max_length: 48,
         overlong: Default::default(),
         on_error: Default::default(),

@@ -52,7 +52,7 @@ impl Job {
             hidden_states_dtype: Default::default(),
             head: HeadSpec { width: 8, blocks: 1, attention_heads: 2, ..HeadSpec::default() },
             format: DataFormat::Auto,
-            split: Split { train: vec!["train.jsonl".to_owned()], evaluation: vec!["held-out.jsonl".to_owned()] },
+            split: Split { train: vec!["train.jsonl".to_owned()], evaluation: vec!["held-out.jsonl".to_owned()], ..Split::default() },
             max_length: 128,
             overlong: Default::default(),
             on_error: Default::default(),

@@ -16,7 +16,7 @@ use carryon_worker::exchange::wire::{
     ErrorBody, ErrorCode, GenerateRequest, HiddenStatesRequest, IDENTITY_HEADER, NUMERICS_HEADER, WireError, row_formats,
 };
 use carryon_worker::exchange::{LossRequest, SequenceStates};
-use carryon_worker::head::loss::{LossWeights, lm_loss};
+use carryon_worker::head::loss::{Against, LossWeights, lm_loss};
 use carryon_worker::kernel::cpu::{Cpu, Panels};
 use carryon_worker::kernel::{Backend as _, Threads};
 use carryon_worker::numbers::to_bytes;
@@ -278,7 +278,8 @@ async fn loss(State(pool): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) 
     let delta: Option<Vec<f32>> =
         request.delta.as_ref().map(|delta| delta.chunks(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect());
     let delta = delta.as_deref().map(|delta| (delta, 1.0));
-    let mut measured = lm_loss(&pool.cpu, &weights, &x, delta, &request.targets).unwrap();
+    let against = request.targets.as_deref().map_or(Against::Base, Against::Tokens);
+    let mut measured = lm_loss(&pool.cpu, &weights, &x, delta, against).unwrap();
     let left = pool.nan_after.load(Ordering::SeqCst);
     if left == 0 {
         measured.loss[0] = f32::NAN;

@@ -4,7 +4,7 @@ use carryon_crds::pool::Dtype;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::exchange::{LossRequest, LossResponse};
-use crate::head::loss::{self, LossWeights};
+use crate::head::loss::{self, Against, LossWeights};
 use crate::kernel::{Backend, Result};
 use crate::model::LmHead;
 use crate::numbers::{from_bytes, number_bytes};
@@ -27,7 +27,7 @@ impl LossJob {
 
     /// Rows in all.
     pub fn rows(&self) -> usize {
-        self.request.targets.len()
+        self.request.rows()
     }
 }
 
@@ -64,7 +64,8 @@ impl LossRun {
         let backward = request.gradient.then(|| lm_head.backward());
         let weights = LossWeights { forward: lm_head.forward(), backward, dtype: lm_head.dtype(), softcap: lm_head.softcap() };
         let delta = delta.as_deref().map(|delta| (delta, 1.0));
-        let output = loss::lm_loss(backend, &weights, &x, delta, &request.targets[rows.clone()])?;
+        let against = request.targets.as_ref().map_or(Against::Base, |targets| Against::Tokens(&targets[rows.clone()]));
+        let output = loss::lm_loss(backend, &weights, &x, delta, against)?;
         self.answer.loss.extend(output.loss);
         if let Some(gradient) = &mut self.answer.gradient {
             gradient.extend(output.gradient);

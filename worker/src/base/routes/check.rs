@@ -64,11 +64,11 @@ pub(super) fn taps(taps: &Taps, model: &ModelDescription) -> Checked {
 
 /// Rows of a loss; their shapes are checked where they are decoded.
 pub(super) fn loss(request: &LossRequest, model: &ModelDescription) -> Checked {
-    let (rows, most) = (request.targets.len(), model.limits.max_request_tokens as usize);
+    let (rows, most) = (request.rows(), model.limits.max_request_tokens as usize);
     if rows > most {
         return too_large(format!("{rows} rows exceed {most}"));
     }
-    tokens("targets", &request.targets, model)
+    request.targets.as_ref().map_or(Ok(()), |targets| tokens("targets", targets, model))
 }
 
 /// Prompt and parameters of an answer.

@@ -1,11 +1,12 @@
 //! What is asked of rows of logits: rows × V each.
 
 use candle_core::{D, DType, Tensor};
+use candle_nn::ops::log_softmax;
 
 use super::product::multiply;
-use super::{Candle, Matrix, Rows, capped, indices};
+use super::{Candle, CandleDevice, Matrix, Rows, capped, indices};
 use crate::kernel::cpu::inverse;
-use crate::kernel::{LOGIT_BLOCK, Outline};
+use crate::kernel::{Aim, LOGIT_BLOCK, Outline};
 
 /// See [`crate::kernel::Backend::greedy`].
 pub fn greedy(logits: &Tensor) -> Candle<Vec<Option<u32>>> {
@@ -39,19 +40,30 @@ pub fn losses(
     y: &Tensor,
     lm_head: &Matrix,
     backward: Option<&Matrix>,
-    targets: &[u32],
+    aim: &Aim<'_, CandleDevice>,
     softcap: Option<f32>,
 ) -> Candle<(Vec<f32>, Option<Rows>)> {
-    let plain = multiply(y, &lm_head.widened()?)?;
-    let logits = softcap.map_or_else(|| Ok(plain.clone()), |cap| capped(&plain, cap))?;
-    let target = indices(targets, y.device())?.unsqueeze(1)?;
-    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
-    let exponentials = shifted.exp()?;
-    let sum = exponentials.sum_keepdim(D::Minus1)?;
-    let loss = (sum.log()? - shifted.gather(&target, 1)?)?.squeeze(1)?.to_vec1()?;
+    let widened = lm_head.widened()?;
+    let logits_of = |rows: &Tensor| {
+        let plain = multiply(rows, &widened)?;
+        softcap.map_or_else(|| Ok(plain.clone()), |cap| capped(&plain, cap))
+    };
+    let logits = logits_of(y)?;
+    let logarithms = log_softmax(&logits, D::Minus1)?;
+    let (loss, off) = match aim {
+        Aim::Tokens(targets) => {
+            let target = indices(targets, y.device())?.unsqueeze(1)?;
+            let ones = Tensor::ones(target.shape(), DType::F32, y.device())?;
+            (logarithms.gather(&target, 1)?.neg()?, logarithms.exp()?.scatter_add(&target, &ones.neg()?, 1)?)
+        }
+        Aim::Rows(others) => {
+            let others = log_softmax(&logits_of(others.tensor()?)?, D::Minus1)?;
+            let likely = others.exp()?;
+            ((&likely * (others - &logarithms)?)?.sum_keepdim(D::Minus1)?, (logarithms.exp()? - likely)?)
+        }
+    };
+    let loss = loss.squeeze(1)?.to_vec1()?;
     let Some(backward) = backward else { return Ok((loss, None)) };
-    let ones = Tensor::ones(target.shape(), DType::F32, y.device())?;
-    let off = exponentials.broadcast_div(&sum)?.scatter_add(&target, &ones.neg()?, 1)?;
     let off = match softcap {
         Some(cap) => (off * (logits / f64::from(cap))?.sqr()?.affine(-1.0, 1.0)?)?,
         None => off,

@@ -25,7 +25,7 @@ use candle_nn::rotary_emb::rope_thd;
 use carryon_crds::pool::Dtype;
 use half::bf16;
 
-use super::{Attention, Backend, Fill, Left, Outline, PageLayout, Part, Result, Rotation, Sink, Span, Stored};
+use super::{Aim, Attention, Backend, Fill, Left, Outline, PageLayout, Part, Result, Rotation, Sink, Span, Stored};
 pub use pages::Pages;
 pub use places::Places;
 
@@ -394,9 +394,9 @@ impl Backend for CandleDevice {
         y: &Rows,
         lm_head: &Matrix,
         backward: Option<&Matrix>,
-        targets: &[u32],
+        aim: Aim<'_, Self>,
         softcap: Option<f32>,
     ) -> Result<(Vec<f32>, Option<Rows>)> {
-        Ok(logits::losses(y.tensor()?, lm_head, backward, targets, softcap)?)
+        Ok(logits::losses(y.tensor()?, lm_head, backward, &aim, softcap)?)
     }
 }

@@ -14,7 +14,7 @@ use super::panels::Panels;
 use super::product::{self, RUN};
 use super::rows::{add, add_multiple, add_normalised, exp, normalise_in_place, rms_norm, rope, softcap};
 use super::{Threads, isa, loss, outline, sink};
-use crate::kernel::{Attention, Backend, Fill, LOGIT_BLOCK, Left, Outline, PageLayout, Part, Result, Rotation, Sink, Span, Stored};
+use crate::kernel::{Aim, Attention, Backend, Fill, LOGIT_BLOCK, Left, Outline, PageLayout, Part, Result, Rotation, Sink, Span, Stored};
 
 /// Rows of a block of the row operations.
 const BLOCK_ROWS: usize = 32;
@@ -336,10 +336,14 @@ impl Backend for Cpu {
         y: &Rows,
         lm_head: &Panels,
         backward: Option<&Panels>,
-        targets: &[u32],
+        aim: Aim<'_, Self>,
         softcap: Option<f32>,
     ) -> Result<(Vec<f32>, Option<Rows>)> {
-        let (loss, gradient) = loss::losses(&self.threads, &y.values, lm_head, backward, targets, softcap);
+        let aim = match aim {
+            Aim::Tokens(targets) => loss::Aim::Tokens(targets),
+            Aim::Rows(rows) => loss::Aim::Rows(&rows.values),
+        };
+        let (loss, gradient) = loss::losses(&self.threads, &y.values, lm_head, backward, &aim, softcap);
         Ok((loss, gradient.map(|values| Rows { values, width: y.width })))
     }
 }

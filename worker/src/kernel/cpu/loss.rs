@@ -2,30 +2,52 @@
 
 use super::panels::Panels;
 use super::product::matmul;
-use super::rows::{softcap, softmax_row};
+use super::rows::{dot, softcap, softmax_row};
 use super::threads::Threads;
 
-/// Loss of rows `y` (`[rows, D]`) against `targets`, and their gradient by `y` where `backward` is given: see [`crate::kernel::Backend::losses`].
+/// What rows are compared with.
+pub enum Aim<'a> {
+    /// A token each.
+    Tokens(&'a [u32]),
+    /// Rows of as many values.
+    Rows(&'a [f32]),
+}
+
+/// Loss of rows `y` (`[rows, D]`), and their gradient by `y` where `backward` is given: see [`crate::kernel::Backend::losses`].
 /// A row's result does not depend on the other rows.
 pub fn losses(
     threads: &Threads,
     y: &[f32],
     forward: &Panels,
     backward: Option<&Panels>,
-    targets: &[u32],
+    aim: &Aim<'_>,
     cap: Option<f32>,
 ) -> (Vec<f32>, Option<Vec<f32>>) {
-    let vocabulary = forward.rows();
-    assert_eq!(y.len(), targets.len() * forward.cols(), "a target per row");
-    let (mut loss, mut logits) = (vec![0.0; targets.len()], vec![0.0; targets.len() * vocabulary]);
-    matmul(threads, y, forward, &mut logits);
-    let mut work: Vec<_> = logits.chunks_exact_mut(vocabulary).zip(targets).zip(&mut loss).collect();
-    threads.for_each(&mut work, |_, ((row, target), loss)| {
-        **loss = match cap {
-            Some(cap) => capped_loss(row, **target as usize, cap),
-            None => row_loss(row, **target as usize),
+    let (vocabulary, count) = (forward.rows(), y.len() / forward.cols());
+    let logits_of = |rows: &[f32]| {
+        let mut logits = vec![0.0; count * vocabulary];
+        matmul(threads, rows, forward, &mut logits);
+        logits
+    };
+    let (mut loss, mut logits) = (vec![0.0; count], logits_of(y));
+    let rows = logits.chunks_exact_mut(vocabulary);
+    match aim {
+        Aim::Tokens(targets) => {
+            assert_eq!(targets.len(), count, "a target per row");
+            let mut work: Vec<_> = rows.zip(*targets).zip(&mut loss).collect();
+            threads.for_each(&mut work, |_, ((row, target), loss)| {
+                **loss = bounded(row, cap, |row| row_loss(row, **target as usize));
+            });
         }
-    });
+        Aim::Rows(others) => {
+            let mut others = logits_of(others);
+            let mut work: Vec<_> = rows.zip(others.chunks_exact_mut(vocabulary)).zip(&mut loss).collect();
+            threads.for_each(&mut work, |_, ((row, other), loss)| {
+                cap.into_iter().for_each(|cap| softcap(other, cap));
+                **loss = bounded(row, cap, |row| row_divergence(row, other));
+            });
+        }
+    }
     let gradient = backward.map(|backward| {
         let mut gradient = vec![0.0; y.len()];
         matmul(threads, &logits, backward, &mut gradient);
@@ -34,12 +56,22 @@ pub fn losses(
     (loss, gradient)
 }
 
-/// Loss of one row of logits that are bounded by `cap`; it becomes the derivative by what they were before.
-fn capped_loss(row: &mut [f32], target: usize, cap: f32) -> f32 {
+/// What `loss` says of one row of logits, which are bounded by `cap` before; the row becomes the derivative by what they were.
+fn bounded(row: &mut [f32], cap: Option<f32>, loss: impl FnOnce(&mut [f32]) -> f32) -> f32 {
+    let Some(cap) = cap else { return loss(row) };
     softcap(row, cap);
     let slopes: Vec<f32> = row.iter().map(|logit| 1.0 - (logit / cap) * (logit / cap)).collect();
-    let loss = row_loss(row, target);
+    let loss = loss(row);
     row.iter_mut().zip(slopes).for_each(|(value, slope)| *value *= slope);
+    loss
+}
+
+/// Divergence `Σ p₀ (ln p₀ - ln p)` of one row of logits from another's, exactly zero from its own; the row becomes `p - p₀`, the other p₀.
+fn row_divergence(row: &mut [f32], other: &mut [f32]) -> f32 {
+    let apart: Vec<f32> = other.iter().zip(&*row).map(|(other, logit)| other - logit).collect();
+    let log_sums = softmax_row(row) - softmax_row(other);
+    let loss = log_sums + dot(other, &apart);
+    row.iter_mut().zip(&*other).for_each(|(p, other)| *p -= other);
     loss
 }
 

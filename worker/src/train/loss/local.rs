@@ -4,7 +4,7 @@ use carryon_crds::pool::Dtype;
 use carryon_crds::wire::ModelDescription;
 
 use super::{Loss, Measured};
-use crate::head::loss::{LossWeights, lm_loss};
+use crate::head::loss::{Against, LossWeights, lm_loss};
 use crate::kernel::cpu::{Cpu, Panels};
 use crate::kernel::{Backend as _, DeviceError};
 use crate::numbers::{from_bytes, number_bytes};
@@ -18,36 +18,44 @@ pub struct LocalLoss {
     backward: Panels,
     dtype: Dtype,
     alpha: f64,
+    kl_coef: f64,
 }
 
 impl LocalLoss {
-    /// Packs `weight`, V × D numbers in the pool's number type, little-endian.
+    /// The divergence on what is replayed counts `kl_coef` times. Packs `weight`, V × D numbers in the pool's number type, little-endian.
     ///
     /// # Errors
     /// The device failed.
-    pub fn new(description: &ModelDescription, weight: &[u8], alpha: f64, cpu: Cpu) -> Result<Self, TrainError> {
+    pub fn new(description: &ModelDescription, weight: &[u8], (alpha, kl_coef): (f64, f64), cpu: Cpu) -> Result<Self, TrainError> {
         let (vocabulary, width) = (description.vocab_size as usize, description.hidden_size as usize);
         let dtype = description.numerics.dtype;
         let row_bytes = width * number_bytes(dtype);
         let row = |row: usize, values: &mut [f32]| from_bytes(&weight[row * row_bytes..][..row_bytes], dtype, values);
         let forward = cpu.matrix(vocabulary, width, dtype.into(), &row).map_err(device_error)?;
         let backward = cpu.transposed(&forward).map_err(device_error)?;
-        Ok(Self { cpu, forward, backward, dtype, alpha })
+        Ok(Self { cpu, forward, backward, dtype, alpha, kl_coef })
     }
 }
 
 impl Loss for LocalLoss {
     fn measure(&mut self, batch: &MicroBatch, output: Option<Vec<f32>>, gradient: bool) -> Result<Option<Measured>, TrainError> {
-        let targets = batch.targets.indices();
-        let mut x = vec![0.0; targets.len() * batch.hidden_size];
-        from_bytes(&batch.x(0..targets.len()), batch.dtype, &mut x);
-        let alpha = self.alpha as f32;
+        let (alpha, width) = (self.alpha as f32, batch.hidden_size);
         let weights =
             LossWeights { forward: &self.forward, backward: gradient.then_some(&self.backward), dtype: self.dtype, softcap: None };
-        let output = output.as_deref().map(|output| (output, alpha));
-        let mut measured = lm_loss(&self.cpu, &weights, &x, output, targets).map_err(device_error)?;
+        let mut measured = Measured::default();
+        // The base alone does not diverge from itself.
+        for (range, targets) in batch.parts(usize::MAX).filter(|(_, targets)| targets.is_some() || output.is_some()) {
+            let mut x = vec![0.0; range.len() * width];
+            from_bytes(&batch.x(range.clone()), batch.dtype, &mut x);
+            let output = output.as_ref().map(|output| (&output[range.start * width..range.end * width], alpha));
+            let against = targets.map_or(Against::Base, Against::Tokens);
+            let found = lm_loss(&self.cpu, &weights, &x, output, against).map_err(device_error)?;
+            if targets.is_some() { &mut measured.loss } else { &mut measured.divergence }.extend(found.loss);
+            measured.gradient.extend(found.gradient);
+        }
         measured.gradient.iter_mut().for_each(|gradient| *gradient *= alpha);
-        Ok(Some(Measured { loss: measured.loss, gradient: measured.gradient, ..Measured::default() }))
+        measured.weigh_replay(batch, self.kl_coef);
+        Ok(Some(measured))
     }
 }
 

@@ -41,8 +41,19 @@ pub struct Measured {
     pub loss: Vec<f32>,
     /// Derivative of their sum by the output, row-major; empty when it was not asked for.
     pub gradient: Vec<f32>,
+    /// Divergence from the base on each row that is replayed, nats; its gradient is the last of `gradient`, weighed.
+    pub divergence: Vec<f32>,
     /// Where answers are compared by what the head makes of their tokens: how much it gives to each, the more the likelier.
     pub rewards: Vec<f32>,
+}
+
+impl Measured {
+    /// Weighs the gradient of what is replayed in `batch`, so that the mean of its divergence counts `factor` times as much as the mean of the losses.
+    fn weigh_replay(&mut self, batch: &MicroBatch, factor: f64) {
+        let own = self.gradient.len() - (batch.replayed * batch.hidden_size).min(self.gradient.len());
+        let weight = (factor * batch.targets.len() as f64 / batch.replayed.max(1) as f64) as f32;
+        self.gradient[own..].iter_mut().for_each(|gradient| *gradient *= weight);
+    }
 }
 
 #[cfg(test)]
@@ -55,7 +66,7 @@ mod tests {
     /// A batch of which no more is known than what is wanted.
     pub fn batch(targets: Wanted) -> MicroBatch {
         let packed = PackedBatch { taps: Vec::new(), formats: Vec::new(), lengths: Vec::new(), rows: Vec::new() };
-        MicroBatch { packed, x: Vec::new(), dtype: Dtype::Float32, hidden_size: 1, targets, tokens: 0 }
+        MicroBatch { packed, x: Vec::new(), dtype: Dtype::Float32, hidden_size: 1, targets, replayed: 0, tokens: 0 }
     }
 
     pub fn close(found: &[f32], expected: &[f32]) {

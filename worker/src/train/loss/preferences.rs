@@ -21,7 +21,8 @@ impl PreferenceLoss {
 
 impl Loss for PreferenceLoss {
     fn measure(&mut self, batch: &MicroBatch, output: Option<Vec<f32>>, gradient: bool) -> Result<Option<Measured>, TrainError> {
-        let Wanted::Answers { lengths, .. } = &batch.targets else { return Ok(Some(Measured::default())) };
+        // Text that is no answer is measured token by token.
+        let Wanted::Answers { lengths, .. } = &batch.targets else { return self.tokens.measure(batch, output, gradient) };
         if output.is_none() {
             return Ok(Some(Measured { loss: vec![std::f32::consts::LN_2; batch.targets.len()], ..Measured::default() }));
         }
@@ -38,7 +39,7 @@ impl Loss for PreferenceLoss {
                 by_token.by_ref().take(*length).flatten().for_each(|gradient| *gradient *= slope);
             }
         }
-        Ok(Some(Measured { loss, gradient: measured.gradient, rewards: rewards.into_iter().map(|reward| reward as f32).collect() }))
+        Ok(Some(Measured { loss, rewards: rewards.into_iter().map(|reward| reward as f32).collect(), ..measured }))
     }
 }
 

@@ -16,6 +16,8 @@ pub struct RemoteLoss {
     pub client: PoolClient,
     /// Scale of the head's output.
     pub alpha: f64,
+    /// How much the divergence on what is replayed counts.
+    pub kl_coef: f64,
     /// Bytes of one request.
     pub max_body_bytes: u64,
     /// Rows of one request.
@@ -38,26 +40,26 @@ impl Loss for RemoteLoss {
             output.iter_mut().for_each(|delta| *delta *= alpha);
             into_bytes(output)
         });
-        for (index, targets) in batch.targets.indices().chunks(rows).enumerate() {
-            let first = index * rows;
-            let range = first..first + targets.len();
+        // The base alone does not diverge from itself.
+        for (range, targets) in batch.parts(rows).filter(|(_, targets)| targets.is_some() || delta.is_some()) {
             let request = LossRequest {
                 hidden_size: width,
                 dtype: batch.dtype,
                 x: batch.x(range.clone()),
                 delta: delta.as_ref().map(|delta| delta.slice(4 * width * range.start..4 * width * range.end)),
-                targets: targets.to_vec(),
+                targets: targets.map(<[u32]>::to_vec),
                 gradient,
             };
             let Some(response) = self.runtime.block_on(self.stop.race(self.client.loss(&request))) else { return Ok(None) };
             let response = response.map_err(pool_error)?;
-            measured.loss.extend(response.loss);
+            if targets.is_some() { &mut measured.loss } else { &mut measured.divergence }.extend(response.loss);
             match response.gradient {
-                Some(gradient) if index == 0 => measured.gradient = gradient,
+                Some(gradient) if range.start == 0 => measured.gradient = gradient,
                 gradient => measured.gradient.extend(gradient.into_iter().flatten()),
             }
         }
         measured.gradient.iter_mut().for_each(|gradient| *gradient *= alpha);
+        measured.weigh_replay(batch, self.kl_coef);
         Ok(Some(measured))
     }
 }
