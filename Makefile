@@ -112,7 +112,7 @@ oracles: build $(CARRYON_MODEL) $(CARRYON_VOCABULARIES) $(QUICKSTART_DATA) $(CAR
 oracles-gemma: build $(TORCH_PYTHON) ## The real Gemma 3 270M against transformers, for who accepts its terms: ACCEPT_GEMMA_TERMS=yes HF_TOKEN=…
 	$(TORCH_PYTHON) tests/oracles/gemma.py $(CACHE)/models/gemma-3-270m
 
-bench: $(CARRYON_MODEL) $(TORCH_PYTHON) $(DATA_PYTHON) $(TASK_DATA) ## Side by side with PyTorch and llama.cpp; ROWS=engine|models|training|exchange|sharing are some of it, ROWS=heads compares heads (an hour); writes target/bench.json
+bench: $(CARRYON_MODEL) $(TORCH_PYTHON) $(DATA_PYTHON) $(TASK_DATA) ## Side by side with PyTorch and llama.cpp; ROWS=engine|models|training|exchange|sharing are some of it, ROWS=general what a head does to other text, ROWS=heads shapes of heads (an hour each); writes target/bench.json
 	cargo build --release --locked --bins --examples
 	$(TORCH_PYTHON) tests/bench/bench.py --rows $(ROWS) --data-python $(DATA_PYTHON) --tasks $(dir $(TASK_DATA)) --cache $(CACHE)/bench --output target/bench.json
 

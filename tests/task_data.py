@@ -10,6 +10,7 @@ people each, from -4 to 4; FAQ the wheel of zaragoza-construction-faq 1.2.1, que
 - classes: its source alone; editorials are rare.
 - reward: two sentences of one source, the one with the higher score is `chosen`.
 - dpo: the same two, as answers to a `prompt`.
+- general: editorials, to be left alone.
 - embedding: a question (`anchor`) and its answer (`positive`).
 """
 
@@ -83,6 +84,7 @@ def main() -> None:
     preferred = pairs(rows)
     write(folder, "reward", [{"chosen": pair["chosen"], "rejected": pair["rejected"]} for pair in preferred], 300, 150)
     write(folder, "dpo", preferred, 240, 80)
+    write(folder, "general", [{"text": row["text"]} for row in rows if row["source"] == "editorial"], 400, 100)
     write(folder, "embedding", answers(faq), 350, 150)
     # Last: make looks at this one.
     write(folder, "classes", [{"text": row["text"], "label": row["source"]} for row in rare], 400, 200)

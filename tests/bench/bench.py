@@ -13,6 +13,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "oracles")]
 
 import engine  # noqa: E402
+import general  # noqa: E402
 import heads  # noqa: E402
 import machine  # noqa: E402
 import models  # noqa: E402
@@ -31,7 +32,7 @@ def exchange() -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", choices=["engine", "models", "training", "exchange", "sharing", "heads", "all"], default="all")
+    parser.add_argument("--rows", choices=["engine", "models", "training", "exchange", "sharing", "general", "heads", "all"], default="all")
     parser.add_argument("--data-python", required=True)
     parser.add_argument("--cache", type=pathlib.Path, required=True)
     parser.add_argument("--output", type=pathlib.Path, required=True)
@@ -49,6 +50,7 @@ def main() -> None:
         "exchange": ("exchange", exchange),
         "sharing: what trainers get": ("sharing", lambda: sharing.rows(asked.data_python, asked.cache, asked.rounds)),
         "training": ("training", lambda: training.rows(asked.data_python, asked.cache, asked.steps, asked.epochs, not asked.no_gate)),
+        "general text": ("general", lambda: general.rows(asked.data_python, asked.cache, asked.tasks)),
         "heads: three seeds each": ("heads", lambda: heads.rows(asked.data_python, asked.cache, asked.tasks)),
     }
     results = []
@@ -56,7 +58,7 @@ def main() -> None:
     print(json.dumps(described))
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     for name, (room, part) in parts.items():
-        if asked.rows == room or asked.rows == "all" and room != "heads":
+        if asked.rows == room or asked.rows == "all" and room not in ("general", "heads"):
             print(f"{name} …", flush=True)
             table = part()
             print("\n".join(map(line, table)), flush=True)

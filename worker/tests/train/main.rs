@@ -6,6 +6,7 @@
 mod data;
 mod folder;
 mod found;
+mod general;
 mod lock;
 mod long;
 mod shared;
@@ -402,7 +403,7 @@ fn training_stops_early_and_keeps_the_best_weights() {
     let (pool, mut job) = (ToyPool::start(), Job::chat());
     job.config.training.num_train_epochs = 60;
     job.config.training.muon_learning_rate = 0.1;
-    job.config.evaluation = Evaluation { eval_steps: Some(2), early_stopping_patience: Some(2) };
+    job.config.evaluation = Evaluation { eval_steps: Some(2), early_stopping_patience: Some(2), ..Evaluation::default() };
     job.run(&pool).unwrap();
     let (_, manifest) = artifact::read(&job.head_folder()).unwrap();
     assert!(manifest.lineage.steps < 240, "ran to the end");

@@ -1,0 +1,99 @@
+//! Text that has nothing to do with what is learned: measured, and left alone.
+
+use std::fs;
+
+use carryon_crds::job::LossPlace;
+use carryon_worker::head::artifact;
+use carryon_worker::train::metrics::{self, EvaluationLine, Line};
+
+use super::Job;
+use super::toy_pool::ToyPool;
+
+/// Twelve texts, four of them to measure on; what `chat` learns is none of them.
+fn job() -> Job {
+    let mut job = Job::chat();
+    let text = |range: std::ops::Range<usize>| {
+        let line = |index: usize| serde_json::json!({"text": format!("the weather of day {index} was {}", "fair and ".repeat(1 + index % 3))});
+        range.map(|index| line(index).to_string() + "\n").collect::<String>()
+    };
+    fs::write(job.path("data/general.jsonl"), text(0..4)).unwrap();
+    fs::write(job.path("data/replay.jsonl"), text(4..12)).unwrap();
+    job.config.split.general = vec!["general.jsonl".to_owned()];
+    job.config.training.num_train_epochs = 6;
+    job
+}
+
+fn with_replay(kl_coef: f64) -> Job {
+    let mut job = job();
+    job.config.split.replay = vec!["replay.jsonl".to_owned()];
+    job.config.training.kl_coef = Some(kl_coef);
+    job
+}
+
+fn evaluations(job: &Job) -> Vec<EvaluationLine> {
+    let lines = metrics::read(&job.path("output/metrics.jsonl")).unwrap();
+    lines.into_iter().filter_map(|line| if let Line::Evaluation(line) = line { Some(line) } else { None }).collect()
+}
+
+/// What the head of each evaluation costs on general text.
+fn increases(job: &Job) -> Vec<f64> {
+    evaluations(job).iter().map(|line| line.general_loss.unwrap() - line.base_general_loss.unwrap()).collect()
+}
+
+#[test]
+fn replay_holds_the_head_to_the_base_on_text_that_it_does_not_learn() {
+    let (pool, alone, held) = (ToyPool::start(), job(), with_replay(3.0));
+    alone.run(&pool).unwrap();
+    held.run(&pool).unwrap();
+    let [without, with] = [&alone, &held].map(increases);
+    assert_eq!((without[0], with[0]), (0.0, 0.0), "an untrained head is the base");
+    let (without, with) = (*without.last().unwrap(), *with.last().unwrap());
+    assert!(without > 0.1 && with < 0.5 * without, "{with} with replay, {without} without");
+    let last = evaluations(&held).pop().unwrap();
+    assert!(last.eval_loss < last.base_eval_loss.unwrap() - 0.2, "it learns all the same: {last:?}");
+    let divergences: Vec<f64> = held.steps().iter().map(|step| step.replay_kl.unwrap()).collect();
+    assert!(divergences[0] == 0.0 && divergences.iter().all(|nats| *nats >= 0.0), "{divergences:?}");
+    assert!(alone.steps().iter().all(|step| step.replay_kl.is_none()));
+    let (_, manifest) = artifact::read(&held.head_folder()).unwrap();
+    assert!(manifest.metrics.general_loss > manifest.metrics.base_general_loss);
+    let report = fs::read_to_string(held.head_folder().join("report.html")).unwrap();
+    assert!(report.contains("On text that has nothing to do with what it learned"), "{report}");
+}
+
+#[test]
+fn of_several_heads_one_that_keeps_to_the_bound_is_written() {
+    let (pool, mut job) = (ToyPool::start(), job());
+    job.config.evaluation.max_general_loss_increase = Some(0.05);
+    job.run(&pool).unwrap();
+    let (_, manifest) = artifact::read(&job.head_folder()).unwrap();
+    let increases = increases(&job);
+    assert!(increases.last().unwrap() > &0.05, "{increases:?}");
+    assert!(manifest.metrics.general_loss.unwrap() - manifest.metrics.base_general_loss.unwrap() <= 0.05, "{:?}", manifest.metrics);
+}
+
+#[test]
+fn a_run_with_replay_goes_on_with_the_bits_of_an_unbroken_one() {
+    let (pool, job) = (ToyPool::start(), with_replay(1.0));
+    job.run(&pool).unwrap();
+    let (head, steps) = (job.head(), job.steps());
+    job.kill_after(5);
+    job.run(&pool).unwrap();
+    let what = |steps: &[carryon_worker::train::metrics::StepLine]| steps.iter().map(|step| (step.loss, step.replay_kl)).collect::<Vec<_>>();
+    assert_eq!((job.head(), what(&job.steps())), (head, what(&steps)));
+}
+
+#[test]
+fn what_is_replayed_counts_alike_whatever_measures_it() {
+    let (pool, remote, mut local, mut accumulated) = (ToyPool::start(), with_replay(2.0), with_replay(2.0), with_replay(2.0));
+    local.config.training.loss = LossPlace::Local;
+    accumulated.config.training.gradient_accumulation_steps = 2;
+    accumulated.config.training.per_device_train_batch_size = 2;
+    accumulated.config.training.replay_batch_size = Some(1);
+    for job in [&remote, &local, &accumulated] {
+        job.run(&pool).unwrap();
+    }
+    for (remote, local) in remote.steps().iter().zip(local.steps()) {
+        assert!((remote.loss - local.loss).abs() < 1e-4 && (remote.replay_kl.unwrap() - local.replay_kl.unwrap()).abs() < 1e-4);
+    }
+    assert!(accumulated.steps().iter().all(|step| step.replay_kl.is_some()));
+}
