@@ -234,7 +234,7 @@ impl<S: HiddenStates> Run<S> {
     /// None when asked to stop.
     fn measure_general(&mut self, weights: Option<&Weights>) -> Result<Option<Option<General>>, TrainError> {
         let Some((samples, states)) = self.general.clone() else { return Ok(Some(None)) };
-        let mut loss = |run: &mut Self, weights: Option<&Weights>| {
+        let loss = |run: &mut Self, weights: Option<&Weights>| {
             let batches = batches::evaluation(samples.group_lengths(), run.order.batch);
             run.measure_batches(weights, &states, batches, Phase::Evaluating).map(|found| found.map(|found| found.loss))
         };

@@ -11,7 +11,7 @@ use crate::head::{Gradients, Weight, Weights};
 use crate::kernel::Threads;
 use crate::train::error::TrainError;
 use crate::train::figures::Predictions;
-use crate::train::loss::{Loss, Measured};
+use crate::train::loss::Loss;
 use crate::train::optim::{Optimizers, accumulate, clip_norm, norm, scale, shrink};
 use crate::train::schedule::Schedule;
 use crate::train::states::{Feed, MicroBatch};
