@@ -71,6 +71,17 @@ pub struct Best {
     pub loss: f64,
     /// Share a classifier gets right.
     pub accuracy: Option<f64>,
+    /// What `evaluation.metric` names, the higher the better, where that is another than the loss and could be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub figure: Option<f64>,
+}
+
+impl Best {
+    /// Whether it is better than `other`: by its figure, and of equal ones, or where there is none, by its loss.
+    pub fn is_better(&self, other: &Self) -> bool {
+        let of = |best: &Self| best.figure.unwrap_or(f64::NEG_INFINITY);
+        of(self) > of(other) || of(self) == of(other) && self.loss < other.loss
+    }
 }
 
 /// A state of training to go on from.

@@ -182,10 +182,12 @@ impl<S: HiddenStates> Run<S> {
             }
         }
         let (loss, accuracy) = (found.loss, found.predictions.accuracy());
+        let figure = found.predictions.value(self.when.metric);
         self.state.evaluated = Some(self.state.step);
         self.state.eval_loss = Some(loss);
-        if self.state.best.is_none_or(|best| loss < best.loss) {
-            self.state.best = Some(Best { step: self.state.step, loss, accuracy });
+        let now = Best { step: self.state.step, loss, accuracy, figure };
+        if self.state.best.is_none_or(|best| now.is_better(&best)) {
+            self.state.best = Some(now);
             self.best = Some(self.learner.weights.clone());
             self.state.without_improvement = 0;
         } else {

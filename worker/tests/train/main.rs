@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::result_large_err)]
 
 mod data;
+mod few;
 mod folder;
 mod found;
 mod lock;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use carryon_crds::common::Taps;
 use carryon_crds::job::{
-    DataFormat, Evaluation, HeadSpec, HiddenStatesDtype, LossPlace, NormScope, Optimizer, Split, StateDtype, Task, Training,
+    DataFormat, Evaluation, HeadSpec, HiddenStatesDtype, LossPlace, Metric, NormScope, Optimizer, Split, StateDtype, Task, Training,
 };
 use carryon_crds::names::artifact_folder;
 use carryon_crds::wire::{ExitCode, TapChoice, TerminationMessage, TrainConfig};
@@ -402,7 +403,7 @@ fn training_stops_early_and_keeps_the_best_weights() {
     let (pool, mut job) = (ToyPool::start(), Job::chat());
     job.config.training.num_train_epochs = 60;
     job.config.training.muon_learning_rate = 0.1;
-    job.config.evaluation = Evaluation { eval_steps: Some(2), early_stopping_patience: Some(2) };
+    job.config.evaluation = Evaluation { eval_steps: Some(2), early_stopping_patience: Some(2), metric: Metric::Loss };
     job.run(&pool).unwrap();
     let (_, manifest) = artifact::read(&job.head_folder()).unwrap();
     assert!(manifest.lineage.steps < 240, "ran to the end");
