@@ -112,9 +112,9 @@ oracles: build $(CARRYON_MODEL) $(CARRYON_VOCABULARIES) $(QUICKSTART_DATA) $(CAR
 oracles-gemma: build $(TORCH_PYTHON) ## The real Gemma 3 270M against transformers, for who accepts its terms: ACCEPT_GEMMA_TERMS=yes HF_TOKEN=…
 	$(TORCH_PYTHON) tests/oracles/gemma.py $(CACHE)/models/gemma-3-270m
 
-bench: $(CARRYON_MODEL) $(TORCH_PYTHON) $(DATA_PYTHON) $(TASK_DATA) ## Side by side with PyTorch and llama.cpp; ROWS=engine|models|training|exchange|sharing are some of it, ROWS=general what a head does to other text, ROWS=heads shapes of heads (an hour each); writes target/bench.json
+bench: $(CARRYON_MODEL) $(TORCH_PYTHON) $(DATA_PYTHON) $(FIGURES_PYTHON) $(TASK_DATA) $(VADER) $(SPAM_PACKAGE) ## Side by side with PyTorch and llama.cpp; ROWS=engine|models|training|exchange|sharing|few are some of it, ROWS=general what a head does to other text, ROWS=heads shapes of heads (an hour each); writes target/bench.json
 	cargo build --release --locked --bins --examples
-	$(TORCH_PYTHON) tests/bench/bench.py --rows $(ROWS) --data-python $(DATA_PYTHON) --tasks $(dir $(TASK_DATA)) --cache $(CACHE)/bench --output target/bench.json
+	$(TORCH_PYTHON) tests/bench/bench.py --rows $(ROWS) --data-python $(DATA_PYTHON) --figures-python $(FIGURES_PYTHON) --tasks $(dir $(TASK_DATA)) --cache $(CACHE)/bench --output target/bench.json
 
 bench-memory: build ## The trainer's memory with a head of 110M parameters on a base of width 5120 with 152k tokens, planned and measured; writes target/bench-memory.json
 	python3 tests/bench/memory.py --cache $(CACHE)/bench --output target/bench-memory.json

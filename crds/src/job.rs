@@ -1,6 +1,7 @@
 //! `CarryOnJob`: trains one head on a pool's hidden states.
 
 mod data;
+mod head;
 mod status;
 mod training;
 
@@ -10,13 +11,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::data::{Data, DataFormat, OnError, Overlong, Split, Targets};
+pub use self::head::HeadSpec;
 pub use self::status::{ArtifactStatus, AttemptResult, AttemptStatus, CarryOnJobStatus, ProgressStatus};
 pub use self::training::{
-    Balanced, Checkpoint, ClassWeights, Evaluation, INT8_BLOCK, LossPlace, NormScope, Optimizer, SMALL_PARAMETER, StateDtype, Training,
-    WeightDtype,
+    Balanced, Checkpoint, ClassWeights, Evaluation, INT8_BLOCK, LossPlace, Metric, NormScope, Optimizer, SMALL_PARAMETER, StateDtype,
+    Training, WeightDtype,
 };
-use crate::common::{ClaimPath, PodTemplate, TapSelection, Taps};
-use crate::wire::{HeadShape, head, limits};
+use crate::common::{ClaimPath, PodTemplate, TapSelection};
 
 /// Desired state of a training job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -57,6 +58,7 @@ use crate::wire::{HeadShape, head, limits};
 #[x_kube(validation = ("(self.data.format == 'Auto') || (self.data.format == 'Preference') == (self.task in ['Reward', 'DPO'])", "data.format Preference goes with tasks Reward and DPO, and with no other"))]
 #[x_kube(validation = ("(self.data.format == 'Auto') || (self.data.format == 'Pair') == (self.task == 'Embedding')", "data.format Pair goes with task Embedding, and with no other"))]
 #[x_kube(validation = ("has(self.head.dimensions) == (self.task == 'Embedding')", "head.dimensions is needed by task Embedding and by no other"))]
+#[x_kube(validation = ("!has(self.head.pooledTokens) || !(self.task in ['CausalLM', 'DPO'])", "head.pooledTokens is for tasks that pool a text, not for CausalLM and DPO"))]
 #[x_kube(validation = ("!has(self.training.temperature) || self.task == 'Embedding'", "training.temperature goes with task Embedding, and with no other"))]
 #[x_kube(validation = ("!has(self.training.beta) || self.task == 'DPO'", "training.beta goes with task DPO, and with no other"))]
 #[x_kube(validation = ("self.task in ['CausalLM', 'DPO'] || !(has(self.data.split.general) && size(self.data.split.general) > 0) && !(has(self.data.split.replay) && size(self.data.split.replay) > 0)", "data.split.general and replay go with tasks CausalLM and DPO, and with no other"))]
@@ -65,6 +67,9 @@ use crate::wire::{HeadShape, head, limits};
 #[x_kube(validation = ("!has(self.evaluation.maxGeneralLossIncrease) || (has(self.data.split.general) && size(self.data.split.general) > 0)", "evaluation.maxGeneralLossIncrease needs data.split.general"))]
 #[x_kube(validation = ("self.task != 'Embedding' || self.training.perDeviceTrainBatchSize > 1", "task Embedding needs training.perDeviceTrainBatchSize of 2 or more: the others of its batch are what a text is told from"))]
 #[x_kube(validation = ("!has(self.training.classWeights) || self.task in ['Classification', 'MultiLabelClassification']", "training.classWeights goes with tasks Classification and MultiLabelClassification, and with no other"))]
+#[x_kube(validation = ("!has(self.training.labelSmoothingFactor) || self.training.labelSmoothingFactor == 0.0 || self.task == 'Classification'", "training.labelSmoothingFactor goes with task Classification, and with no other"))]
+#[x_kube(validation = ("!has(self.evaluation.metric) || self.evaluation.metric == 'Loss' || (self.evaluation.metric == 'Accuracy' && self.task in ['Classification', 'MultiLabelClassification', 'Reward', 'DPO']) || (self.evaluation.metric in ['MacroF1', 'RocAuc'] && self.task in ['Classification', 'MultiLabelClassification']) || (self.evaluation.metric == 'Spearman' && self.task == 'Regression') || (self.evaluation.metric == 'RecallAt1' && self.task == 'Embedding')", "evaluation.metric is not a figure of the task"))]
+#[x_kube(validation = ("!has(self.evaluation.metric) || self.evaluation.metric == 'Loss' || (has(self.data.split.evaluation) && size(self.data.split.evaluation) > 0)", "evaluation.metric needs held-out samples: set data.split.evaluation"))]
 #[x_kube(validation = ("!has(self.evaluation.earlyStoppingPatience) || (has(self.data.split.evaluation) && size(self.data.split.evaluation) > 0)", "evaluation.earlyStoppingPatience needs held-out samples: set data.split.evaluation"))]
 #[x_kube(validation = ("has(self.managedBy) == has(oldSelf.managedBy) && (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)", "managedBy is immutable; create a new job"))]
 pub struct CarryOnJobSpec {
@@ -248,70 +253,6 @@ impl Task {
     /// Whether what it puts out has names, those of `head.labels`.
     pub fn has_labels(self) -> bool {
         matches!(self, Self::Classification | Self::MultiLabelClassification)
-    }
-}
-
-/// Shape of the head.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-pub struct HeadSpec {
-    /// Width w of the bridge and the blocks.
-    #[schemars(range(min = 8, max = limits::MAX_WIDTH))]
-    pub width: u32,
-    /// Transformer blocks.
-    #[schemars(range(min = 0, max = limits::MAX_BLOCKS))]
-    pub blocks: u32,
-    /// Attention heads of each block.
-    #[schemars(range(min = 1, max = limits::MAX_ATTENTION_HEADS))]
-    pub attention_heads: u32,
-    /// Element-wise gate on the head's output.
-    pub gate: bool,
-    /// Scale of the head's output; 0 gives the base.
-    #[schemars(range(min = 0.0, max = limits::MAX_ALPHA))]
-    pub alpha: f64,
-    /// Tokens each position may look back; the longest training sample when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = limits::MAX_TOKENS))]
-    pub window: Option<u32>,
-    /// Label names of tasks Classification and MultiLabelClassification.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 2, max = limits::MAX_LABELS), inner(length(min = 1, max = 128)), extend("x-kubernetes-list-type" = "set"))]
-    pub labels: Option<Vec<String>>,
-    /// Numbers of an embedding of task Embedding.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = limits::MAX_DIMENSIONS))]
-    pub dimensions: Option<u32>,
-}
-
-impl HeadSpec {
-    /// The shape it asks for on a base of width `hidden_size`; its window is `longest` tokens unless one is asked for. What a shape says of texts is as
-    /// by default.
-    pub fn shape(&self, task: Task, taps: Taps, hidden_size: u32, longest: u32) -> HeadShape {
-        HeadShape {
-            format_version: head::FORMAT_VERSION,
-            task: task.of_head(),
-            taps,
-            hidden_size,
-            width: self.width,
-            blocks: self.blocks,
-            heads: self.attention_heads,
-            feed_forward: head::feed_forward(self.width),
-            gate: self.gate,
-            alpha: self.alpha,
-            window: self.window.unwrap_or(longest),
-            rope_theta: head::ROPE_THETA,
-            norm_epsilon: head::NORM_EPSILON,
-            labels: self.labels.clone().unwrap_or_default(),
-            dimensions: self.dimensions,
-            max_length: None,
-            split_special_tokens: true,
-        }
-    }
-}
-
-impl Default for HeadSpec {
-    fn default() -> Self {
-        Self { width: 256, blocks: 2, attention_heads: 4, gate: false, alpha: 1.0, window: None, labels: None, dimensions: None }
     }
 }
 

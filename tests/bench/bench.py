@@ -13,6 +13,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "oracles")]
 
 import engine  # noqa: E402
+import few  # noqa: E402
 import general  # noqa: E402
 import heads  # noqa: E402
 import machine  # noqa: E402
@@ -32,8 +33,9 @@ def exchange() -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", choices=["engine", "models", "training", "exchange", "sharing", "general", "heads", "all"], default="all")
+    parser.add_argument("--rows", choices=["engine", "models", "training", "exchange", "sharing", "few", "general", "heads", "all"], default="all")
     parser.add_argument("--data-python", required=True)
+    parser.add_argument("--figures-python", required=True, help="has scikit-learn")
     parser.add_argument("--cache", type=pathlib.Path, required=True)
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--tasks", type=pathlib.Path, required=True, help="folder that task_data.py has filled")
@@ -49,6 +51,7 @@ def main() -> None:
         "models": ("models", lambda: models.rows(asked.cache / "models", asked.rounds)),
         "exchange": ("exchange", exchange),
         "sharing: what trainers get": ("sharing", lambda: sharing.rows(asked.data_python, asked.cache, asked.rounds)),
+        "few labels": ("few", lambda: few.rows(asked.figures_python, asked.cache)),
         "training": ("training", lambda: training.rows(asked.data_python, asked.cache, asked.steps, asked.epochs, not asked.no_gate)),
         "general text": ("general", lambda: general.rows(asked.data_python, asked.cache, asked.tasks)),
         "heads: three seeds each": ("heads", lambda: heads.rows(asked.data_python, asked.cache, asked.tasks)),

@@ -2,7 +2,7 @@
 
     û0 = Σ_k B_k · rms(h_k);  block: u + o·attention(rms(u)·n1), u + down·(silu(gate·h)·up·h) with h = rms(u)·n2
     y = x + α · g ⊙ (O · rms(u)),  g = sigmoid(G · rms(u) + b) or 1
-    classifier: p = softmax over the sequence of pooling·rms(u);  logits = C · Σ p·rms(u) + b
+    classifier: p = softmax over the sequence, or its last tokens, of pooling·rms(u);  logits = C · Σ p·rms(u) + b
 """
 
 import json
@@ -18,6 +18,7 @@ from llama import states, tiny_model
 HIDDEN, WIDTH, BLOCKS, HEADS, FEED_FORWARD, ALPHA, THETA, EPSILON = 64, 24, 2, 3, 64, 0.7, 10000.0, 1e-5
 TAPS = ["layer.1", "layer.2", "final"]
 LABELS = ["no", "yes", "perhaps"]
+POOLED_TOKENS = 5
 STEPS, WARMUP, LEARNING_RATE, MUON_RATE, WEIGHT_DECAY, MIN_RATIO, MAX_NORM = 50, 10, 3e-3, 0.02, 0.01, 0.1, 1.0
 
 
@@ -95,8 +96,9 @@ def delta(weights, taps):
     return torch.sigmoid(u @ weights["gate.weight"].T + weights["gate.bias"]) * out if "gate.weight" in weights else out
 
 
-def class_logits(weights, taps):
-    u = trunk(weights, taps)
+def class_logits(weights, taps, pooled_tokens=0):
+    """All tokens are pooled, or the last ones."""
+    u = trunk(weights, taps)[-pooled_tokens:]
     attention = torch.softmax(u @ weights["pooling.weight"], 0)
     return weights["classifier.weight"] @ (attention @ u) + weights["classifier.bias"]
 
@@ -108,8 +110,8 @@ def lm_loss(weights, batch, lm_head):
     return F.cross_entropy(y[batch["rows"].long()] @ lm_head.T, batch["targets"].long())
 
 
-def class_loss(weights, batch):
-    return F.cross_entropy(torch.stack([class_logits(weights, taps) for taps in split(batch)]), batch["labels"].long())
+def class_loss(weights, batch, pooled_tokens=0):
+    return F.cross_entropy(torch.stack([class_logits(weights, taps, pooled_tokens) for taps in split(batch)]), batch["labels"].long())
 
 
 def split(batch):
@@ -199,6 +201,10 @@ def generate_heads(folder: pathlib.Path) -> None:
             loss, grads = gradients(own, lambda leaves: class_loss(leaves, batch))
             output = torch.stack([class_logits(own, taps) for taps in split(batch)])
         save(folder / f"head_{name}_expected.safetensors", grads | {"loss": loss.reshape(1), "output": output})
+    # The classifier once more, of the last tokens.
+    loss, grads = gradients(own, lambda leaves: class_loss(leaves, batch, POOLED_TOKENS))
+    output = torch.stack([class_logits(own, taps, POOLED_TOKENS) for taps in split(batch)])
+    save(folder / "head_last_tokens_expected.safetensors", grads | {"loss": loss.reshape(1), "output": output})
 
 
 def generate_optimizers(folder: pathlib.Path) -> None:

@@ -43,6 +43,7 @@ class CarryOn:
         u = self._trunk([x if kind == "final" else layers[layer] for kind, layer in self.taps])
         weights = self.weights
         if self.shape["task"] != "CausalLM":
+            u = u[-(self.shape.get("pooled_tokens") or len(u)) :]
             attention = torch.softmax(u @ weights["pooling.weight"], 0)
             found = weights["classifier.weight"] @ (attention @ u) + weights["classifier.bias"]
             return F.normalize(found, dim=0) if self.shape["task"] == "Embedding" else found

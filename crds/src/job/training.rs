@@ -6,6 +6,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Task;
 use crate::common::is_default;
 
 /// How to train.
@@ -61,6 +62,16 @@ pub struct Training {
     /// How much the samples of each label count in the loss; all alike when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class_weights: Option<ClassWeights>,
+    /// Share of its weight that a training sample's label gives to all labels alike, in task Classification; Hugging Face's `label_smoothing_factor`.
+    /// Few samples are then learned less by heart. What is measured on held-out samples is not smoothed.
+    #[serde(skip_serializing_if = "is_default")]
+    #[schemars(range(min = 0.0, max = 0.9))]
+    pub label_smoothing_factor: f64,
+    /// Share of the features of each tap that a training sample does without, in each step others. The head then relies on no few of them. What is
+    /// measured on held-out samples, and served, has them all.
+    #[serde(skip_serializing_if = "is_default")]
+    #[schemars(range(min = 0.0, max = 0.9))]
+    pub dropout: f64,
     /// What cosines are divided by in task Embedding; 0.05 when absent. The lower, the more do the nearest texts count.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.001, max = 10.0))]
@@ -104,6 +115,8 @@ impl Default for Training {
             max_grad_norm: 1.0,
             max_grad_norm_scope: NormScope::Global,
             class_weights: None,
+            label_smoothing_factor: 0.0,
+            dropout: 0.0,
             temperature: None,
             beta: None,
             kl_coef: None,
@@ -226,7 +239,7 @@ pub enum LossPlace {
     Local,
 }
 
-/// When to evaluate.
+/// When to evaluate, and what counts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Evaluation {
@@ -243,6 +256,53 @@ pub struct Evaluation {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 100.0))]
     pub max_general_loss_increase: Option<f64>,
+    /// Figure of the held-out samples by which an evaluation is the best one: its head is the one that is written, and early stopping waits for a better
+    /// one. Of equal ones the lower loss counts.
+    #[serde(skip_serializing_if = "is_default")]
+    pub metric: Metric,
+}
+
+/// Figure of held-out samples, each of some tasks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Metric {
+    /// The loss, the lower the better; of all tasks.
+    #[default]
+    Loss,
+    /// Share of samples whose labels are all right, or of pairs in the right order: Classification, MultiLabelClassification, Reward, DPO.
+    Accuracy,
+    /// Mean over the labels of their F1: Classification, MultiLabelClassification.
+    MacroF1,
+    /// Mean over the labels of the area under their ROC curve: Classification, MultiLabelClassification.
+    RocAuc,
+    /// Rank correlation: Regression.
+    Spearman,
+    /// Share of anchors whose positive is the nearest: Embedding.
+    RecallAt1,
+}
+
+impl Metric {
+    /// Its name among a head's figures; the loss is none of them.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Loss => "loss",
+            Self::Accuracy => "accuracy",
+            Self::MacroF1 => "macro_f1",
+            Self::RocAuc => "roc_auc",
+            Self::Spearman => "spearman",
+            Self::RecallAt1 => "recall_at_1",
+        }
+    }
+
+    /// Whether heads of this task have it.
+    pub fn fits(self, task: Task) -> bool {
+        match self {
+            Self::Loss => true,
+            Self::Accuracy => task.has_labels() || matches!(task, Task::Reward | Task::Dpo),
+            Self::MacroF1 | Self::RocAuc => task.has_labels(),
+            Self::Spearman => task == Task::Regression,
+            Self::RecallAt1 => task == Task::Embedding,
+        }
+    }
 }
 
 /// Checkpoints.

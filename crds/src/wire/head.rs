@@ -12,7 +12,7 @@
 //! | `blocks.{j}.mlp.down_proj.weight` | w × f | |
 //! | `output.weight` | D × w | CausalLM |
 //! | `gate.weight`, `gate.bias` | D × w, D | CausalLM with a gate |
-//! | `pooling.weight` | w | all other tasks: attention over positions |
+//! | `pooling.weight` | w | all other tasks: attention over positions, the last [`HeadShape::pooled_tokens`] of them |
 //! | `classifier.weight`, `classifier.bias` | L × w, L | all other tasks; L labels, 1 of Regression and Reward, or the dimensions of an Embedding, which is then brought to length 1 |
 
 use std::collections::BTreeMap;
@@ -27,8 +27,8 @@ use crate::job::Task;
 pub const SHAPE_KEY: &str = "carryon.head";
 /// Key of the safetensors metadata that holds [`BaseReference`] as JSON.
 pub const BASE_KEY: &str = "carryon.base";
-/// The format version this code writes.
-pub const FORMAT_VERSION: u32 = 1;
+/// The newest format version that this code reads. It writes the oldest that says all of a shape: `pooled_tokens` is known from 2 on, all else from 1.
+pub const FORMAT_VERSION: u32 = 2;
 /// Base of the rotary embedding of a head that is trained now.
 pub const ROPE_THETA: f64 = 1e4;
 /// ε of its norms.
@@ -72,6 +72,9 @@ pub struct HeadShape {
     /// Tokens a head that is no CausalLM's was shown of a longer text: it is cut there before it is classified, as it was in training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_length: Option<u32>,
+    /// Last tokens of a text that are pooled by a head that is no CausalLM's; all of them when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pooled_tokens: Option<u32>,
     /// Whether control tokens in the contents of a chat are text like any other, as they were in training.
     #[serde(default = "crate::common::yes", skip_serializing_if = "super::is_yes")]
     pub split_special_tokens: bool,
@@ -86,6 +89,11 @@ impl HeadShape {
             Task::Regression | Task::Reward => 1,
             Task::Embedding => self.dimensions.unwrap_or(0) as usize,
         }
+    }
+
+    /// Of a text of so many tokens, how many are pooled: the last ones.
+    pub fn pooled(&self, tokens: usize) -> usize {
+        self.pooled_tokens.map_or(tokens, |most| tokens.min(most as usize))
     }
 
     /// Name and shape of every tensor, as the table above lists them.

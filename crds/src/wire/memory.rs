@@ -111,7 +111,8 @@ impl Trainer<'_> {
 
     /// Bytes at the highest point of a step.
     pub fn tally(&self) -> Tally {
-        let batches = if self.has_large_batches() { 1 } else { 1 + AHEAD as u64 };
+        // With dropout, what is left of a micro-batch is a copy.
+        let batches = if self.has_large_batches() { 1 } else { 1 + AHEAD as u64 } + u64::from(self.training.dropout > 0.0);
         let highest = self.phases().into_iter().max_by_key(Phase::total).unwrap_or_default();
         let (mut weights, mut moments) = (0, 0);
         for dimensions in self.shape.tensors().values() {

@@ -97,6 +97,9 @@ pub fn check(shape: &HeadShape) -> Result<(), ShapeError> {
         Task::Embedding if !shape.dimensions.is_some_and(|dimensions| (1..=MAX_DIMENSIONS).contains(&dimensions)) => {
             refuse("dimensions", format!("are {:?}, not 1 to {MAX_DIMENSIONS}", shape.dimensions))?;
         }
+        task if shape.pooled_tokens.is_some_and(|tokens| !task.is_pooled() || tokens == 0 || shape.format_version < 2) => {
+            refuse("pooled_tokens", "are 1 or more, for other tasks than CausalLM, from format version 2 on".into())?;
+        }
         task if task.is_pooled() && shape.gate => refuse("gate", "is for task CausalLM only".into())?,
         task if task.has_labels() && !(2..=MAX_LABELS).contains(&shape.labels.len()) => {
             refuse("labels", format!("are {}, not 2 to {MAX_LABELS}", shape.labels.len()))?;

@@ -128,8 +128,10 @@ impl<B: Backend> Runner<B> {
     /// Whether both can run in one call: their matrices have equal shapes and read the same taps.
     pub fn runs_with(&self, other: &Self) -> bool {
         let same = |shape: &HeadShape| HeadShape {
+            format_version: 0,
             alpha: 0.0,
             max_length: None,
+            pooled_tokens: None,
             split_special_tokens: true,
             labels: vec![String::new(); shape.labels.len()],
             ..shape.clone()
@@ -186,7 +188,9 @@ impl<B: Backend> Runner<B> {
     /// The device failed.
     pub fn classify(&self, features: &[f32]) -> Result<Vec<f32>> {
         let Last::Classifier { pooling, weight, bias, .. } = &self.last else { return Ok(Vec::new()) };
-        let pooled = layers::pool(features, pooling, &[features.len() / pooling.len()]);
+        let rows = features.len() / pooling.len();
+        let pooled = self.shape.pooled(rows);
+        let pooled = layers::pool(&features[(rows - pooled) * pooling.len()..], pooling, &[pooled]);
         let mut logits = B::Rows::default();
         let part = Part { rows: 1, matrix: weight, norm: None };
         self.backend.product(Left::Plain(&self.backend.write(&pooled, pooling.len())?), &[part], Sink::Store(&mut logits))?;

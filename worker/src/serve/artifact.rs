@@ -114,7 +114,7 @@ fn describe(bytes: &[u8]) -> Result<(HeadShape, BaseReference), String> {
     let header: Metadata = serde_json::from_slice(header).map_err(|error| format!("it is no safetensors file: {error}"))?;
     let metadata = header.metadata().as_ref().ok_or("its header has no metadata")?;
     let shape: HeadShape = member(metadata.get(SHAPE_KEY), SHAPE_KEY)?;
-    if shape.format_version != FORMAT_VERSION {
+    if !(1..=FORMAT_VERSION).contains(&shape.format_version) {
         return Err(format!("its format version is {}, this worker reads {FORMAT_VERSION}", shape.format_version));
     }
     Ok((shape, member(metadata.get(BASE_KEY), BASE_KEY)?))

@@ -76,7 +76,7 @@ impl Order {
     fn replayed(&self, number: u64) -> Vec<usize> {
         let (count, batch) = self.replay;
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
-        random.set_stream(u64::MAX - number);
+        random.set_stream(u64::MAX / 2 + number);
         (0..if count == 0 { 0 } else { batch }).map(|_| self.lengths.len() + random.random_range(0..count)).collect()
     }
 }

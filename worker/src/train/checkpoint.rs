@@ -77,6 +77,9 @@ pub struct Best {
     /// Of text that has nothing to do with what is learned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub general: Option<General>,
+    /// What `evaluation.metric` names, the higher the better, where that is another than the loss and could be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub figure: Option<f64>,
 }
 
 /// Losses of text that has nothing to do with what is learned, nats per token.
@@ -92,6 +95,14 @@ impl General {
     /// What the head costs.
     pub fn increase(&self) -> f64 {
         self.head - self.base
+    }
+}
+
+impl Best {
+    /// Whether it is better than `other`: by its figure, and of equal ones, or where there is none, by its loss.
+    pub fn is_better(&self, other: &Self) -> bool {
+        let of = |best: &Self| best.figure.unwrap_or(f64::NEG_INFINITY);
+        of(self) > of(other) || of(self) == of(other) && self.loss < other.loss
     }
 }
 

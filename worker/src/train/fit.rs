@@ -185,10 +185,12 @@ impl<S: HiddenStates> Run<S> {
             }
         }
         let (loss, accuracy) = (found.loss, found.predictions.accuracy());
+        let figure = found.predictions.value(self.when.metric);
         self.state.evaluated = Some(self.state.step);
         self.state.eval_loss = Some(loss);
         let Some(general) = self.measure_general(weights.as_deref())? else { return Ok(None) };
         self.state.general = general;
+        let now = Best { step: self.state.step, loss, accuracy, general, figure };
         let kept = self.keeps_general(general);
         if !kept {
             self.console
@@ -196,11 +198,11 @@ impl<S: HiddenStates> Run<S> {
         }
         // One that keeps general text goes before any that does not.
         let better = |best: Best| match (kept, self.keeps_general(best.general)) {
-            (true, true) | (false, false) => loss < best.loss,
+            (true, true) | (false, false) => now.is_better(&best),
             (kept, _) => kept,
         };
         if self.state.best.is_none_or(better) {
-            self.state.best = Some(Best { step: self.state.step, loss, accuracy, general });
+            self.state.best = Some(now);
             self.best = Some(self.learner.weights.clone());
             self.state.without_improvement = 0;
         } else {

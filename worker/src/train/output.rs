@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use carryon_crds::names::artifact_folder;
-use carryon_crds::wire::head::{FORMAT_VERSION, Lineage, Metrics};
+use carryon_crds::wire::head::{Lineage, Metrics};
 use carryon_crds::wire::{BaseReference, HeadManifest, HeadShape, Identity, ModelDescription, TerminationMessage};
 use serde::{Deserialize, Serialize};
 
@@ -141,7 +141,7 @@ pub fn write(
     let finite = |value: f64| value.is_finite().then_some(value);
     let general = state.best.map_or(state.general, |best| best.general);
     let manifest = HeadManifest {
-        format_version: FORMAT_VERSION,
+        format_version: artifact.shape.format_version,
         digest: artifact.digest.clone(),
         shape: artifact.shape.clone(),
         base: artifact.base.clone(),

@@ -129,6 +129,17 @@ pub fn rules<'a>(config: &'a TrainConfig, base: &'a ModelDescription, eos: Optio
     if training.class_weights.is_some() && !config.task.has_labels() {
         return refuse(format!("training.classWeights: task {:?} has no labels", config.task));
     }
+    let smoothing = training.label_smoothing_factor;
+    if smoothing != 0.0 && (config.task != Task::Classification || !(0.0..=0.9).contains(&smoothing)) {
+        return refuse("training.labelSmoothingFactor is for task Classification, from 0 to 0.9".to_owned());
+    }
+    if !(0.0..=0.9).contains(&training.dropout) {
+        return refuse(format!("training.dropout: {} is not from 0 to 0.9", training.dropout));
+    }
+    let metric = config.evaluation.metric;
+    if !metric.fits(config.task) {
+        return refuse(format!("evaluation.metric {metric:?}: task {:?} has no such figure", config.task));
+    }
     Ok(Rules {
         task: config.task,
         format: config.format,

@@ -326,7 +326,7 @@ fn loss(inputs: &Inputs, base: &Base, environment: &Environment, data: &Data) ->
     let factors = (inputs.config.head.alpha, training.kl_coef.unwrap_or(Training::KL_COEF));
     let weights = |task| weights::of(training.class_weights.as_ref(), task, &data.shape.labels, counts);
     Ok(match (inputs.config.task, training.loss) {
-        (task @ Task::Classification, _) => Box::new(LabelLoss { weights: weights(task)? }),
+        (task @ Task::Classification, _) => Box::new(LabelLoss { weights: weights(task)?, smoothing: training.label_smoothing_factor }),
         (task @ Task::MultiLabelClassification, _) => Box::new(SetLoss { weights: weights(task)? }),
         (Task::Embedding, _) => {
             let temperature = training.temperature.unwrap_or(ContrastLoss::TEMPERATURE);

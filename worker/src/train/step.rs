@@ -9,6 +9,7 @@ use carryon_crds::wire::HeadShape;
 use crate::head::pass::{Forward, Keep, Pass, PassError, Saved};
 use crate::head::{Gradients, Weight, Weights};
 use crate::kernel::Threads;
+use crate::train::dropout::Dropout;
 use crate::train::error::TrainError;
 use crate::train::figures::Predictions;
 use crate::train::loss::Loss;
@@ -74,12 +75,17 @@ impl Learner {
         let pass = Pass::new(&self.shape, self.threads.clone()).map_err(pass_error)?;
         let fused = micro_batches == 1 && self.training.max_grad_norm_scope != NormScope::Global;
         let factor = self.schedule.factor(step);
+        let dropout =
+            Dropout { share: self.training.dropout, seed: self.training.seed, step, hidden_size: self.shape.hidden_size as usize };
         let (mut gradients, mut sum, mut targets, mut tokens, mut fused_norm) = (Gradients::new(), 0.0, 0, 0, 0.0);
+        let mut samples = 0;
         let (mut waited, mut divergence) = (Duration::ZERO, Vec::new());
         for _ in 0..micro_batches {
             let asked = Instant::now();
-            let Some(batch) = feed.receive()? else { return Ok(None) };
+            let Some(mut batch) = feed.receive()? else { return Ok(None) };
             waited += asked.elapsed();
+            dropout.apply(&mut batch.packed, samples);
+            samples += batch.packed.lengths.len();
             let keep = if self.training.gradient_checkpointing { Keep::Inputs } else { Keep::All };
             let Forward { output, saved } = pass.forward(&self.weights, &batch.packed, keep).map_err(pass_error)?;
             let Some(measured) = self.loss.measure(&batch, Some(output), true)? else { return Ok(None) };

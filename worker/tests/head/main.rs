@@ -13,6 +13,7 @@ mod training;
 use std::sync::Arc;
 
 use carryon_crds::pool::Dtype;
+use carryon_crds::wire::HeadShape;
 use carryon_worker::head::loss::{Against, LossOutput, LossWeights, lm_loss};
 use carryon_worker::head::pass::{Keep, PackedBatch, Pass};
 use carryon_worker::head::{Gradients, Runner, Weight, Weights, init};
@@ -79,8 +80,17 @@ fn loss_and_every_gradient_are_those_of_pytorch() {
 #[test]
 fn classifier_gradients_are_those_of_pytorch() {
     let case = Case::load("classifier");
+    follows_pytorch(&case);
+    let shape = HeadShape { format_version: 2, pooled_tokens: Some(5), ..case.shape.clone() };
+    let expected = tensors(&fixture("head_last_tokens_expected.safetensors")).0;
+    assert_ne!(expected["output"], case.expected["output"]);
+    follows_pytorch(&Case { shape, expected, ..case });
+}
+
+/// In training and in serving, a classifier's logits and gradients.
+fn follows_pytorch(case: &Case) {
     let (threads, labels) = (Threads::new(2), case.shape.labels.len());
-    let logits = trained(&case, &case.weights, &threads);
+    let logits = trained(case, &case.weights, &threads);
     assert_close("logits", &logits, &case.expected["output"].values.floats(), 1e-5);
     let (mut loss, mut by_logits, share) = (0.0, logits.clone(), 1.0 / case.labels.len() as f32);
     for (row, &label) in by_logits.chunks_exact_mut(labels).zip(&case.labels) {
@@ -90,10 +100,10 @@ fn classifier_gradients_are_those_of_pytorch() {
         row[label as usize] -= share;
     }
     assert!((loss / case.expected["loss"].values.floats()[0] - 1.0).abs() < 1e-5);
-    assert_gradients("classifier", &gradients(&case, &case.weights, &threads, &by_logits, Keep::All), &case.expected);
-    let served = class_logits(&cpu(1), &runner(&case, &cpu(1)), &case.tap_slices(), &case.lengths);
+    assert_gradients("classifier", &gradients(case, &case.weights, &threads, &by_logits, Keep::All), &case.expected);
+    let served = class_logits(&cpu(1), &runner(case, &cpu(1)), &case.tap_slices(), &case.lengths);
     assert_eq!(bits(&served), bits(&logits));
-    let other = class_logits(&candle(), &runner(&case, &candle()), &case.tap_slices(), &case.lengths);
+    let other = class_logits(&candle(), &runner(case, &candle()), &case.tap_slices(), &case.lengths);
     assert_close("logits of candle", &other, &case.expected["output"].values.floats(), 1e-5);
 }
 

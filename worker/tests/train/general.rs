@@ -13,7 +13,8 @@ use super::toy_pool::ToyPool;
 fn job() -> Job {
     let mut job = Job::chat();
     let text = |range: std::ops::Range<usize>| {
-        let line = |index: usize| serde_json::json!({"text": format!("the weather of day {index} was {}", "fair and ".repeat(1 + index % 3))});
+        let line =
+            |index: usize| serde_json::json!({"text": format!("the weather of day {index} was {}", "fair and ".repeat(1 + index % 3))});
         range.map(|index| line(index).to_string() + "\n").collect::<String>()
     };
     fs::write(job.path("data/general.jsonl"), text(0..4)).unwrap();
@@ -78,7 +79,8 @@ fn a_run_with_replay_goes_on_with_the_bits_of_an_unbroken_one() {
     let (head, steps) = (job.head(), job.steps());
     job.kill_after(5);
     job.run(&pool).unwrap();
-    let what = |steps: &[carryon_worker::train::metrics::StepLine]| steps.iter().map(|step| (step.loss, step.replay_kl)).collect::<Vec<_>>();
+    let what =
+        |steps: &[carryon_worker::train::metrics::StepLine]| steps.iter().map(|step| (step.loss, step.replay_kl)).collect::<Vec<_>>();
     assert_eq!((job.head(), what(&job.steps())), (head, what(&steps)));
 }
 

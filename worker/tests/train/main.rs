@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::result_large_err)]
 
 mod data;
+mod few;
 mod folder;
 mod found;
 mod general;
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use carryon_crds::common::Taps;
 use carryon_crds::job::{
-    DataFormat, Evaluation, HeadSpec, HiddenStatesDtype, LossPlace, NormScope, Optimizer, Split, StateDtype, Task, Training,
+    DataFormat, Evaluation, HeadSpec, HiddenStatesDtype, LossPlace, Metric, NormScope, Optimizer, Split, StateDtype, Task, Training,
 };
 use carryon_crds::names::artifact_folder;
 use carryon_crds::wire::{ExitCode, TapChoice, TerminationMessage, TrainConfig};

@@ -87,16 +87,28 @@ impl Back<'_, '_> {
     /// From the gradient by the logits to that by u, `[rows, w]`.
     fn class_logits(&mut self, batch: &PackedBatch, u: &[f32], dy: &[f32]) -> Vec<f32> {
         let (pass, sequences) = (self.pass, batch.lengths.len());
-        let normed = pass.plain_norm(u);
+        let (rows, lengths) = pass.pooled(batch, u);
+        let normed = pass.plain_norm(&rows);
         let pooling = self.weights["pooling.weight"].values.floats().into_owned();
-        let pooled = layers::pool(&normed, &pooling, &batch.lengths);
+        let pooled = layers::pool(&normed, &pooling, &lengths);
         let mut dbias = vec![0.0; dy.len() / sequences];
         dy.chunks_exact(dbias.len()).for_each(|row| cpu::add(&mut dbias, row));
         let dpooled = self.linear(&["classifier.weight".to_owned()], pooled, dy, sequences);
-        let (dnormed, dpooling) = pool_backward(&normed, &pooling, &batch.lengths, &dpooled);
+        let (dnormed, dpooling) = pool_backward(&normed, &pooling, &lengths, &dpooled);
         self.give("classifier.bias", dbias);
         self.give("pooling.weight", dpooling);
-        self.norm(None, u, &dnormed)
+        let drows = self.norm(None, &rows, &dnormed);
+        if lengths == batch.lengths {
+            return drows;
+        }
+        let (width, mut end, mut rest, mut du) = (pass.attention.width, 0, &drows[..], vec![0.0; u.len()]);
+        for (length, pooled) in batch.lengths.iter().zip(lengths) {
+            end += length;
+            let (own, after) = rest.split_at(pooled * width);
+            rest = after;
+            du[(end - pooled) * width..end * width].copy_from_slice(own);
+        }
+        du
     }
 
     /// Through a block: `du` becomes the gradient by its input.

@@ -14,6 +14,7 @@ mod pooling;
 
 pub use backward::Take;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -163,10 +164,25 @@ impl Pass {
     }
 
     fn class_logits(&self, weights: &Weights, batch: &PackedBatch, u: &[f32]) -> Vec<f32> {
-        let pooled = layers::pool(&self.plain_norm(u), &weights["pooling.weight"].values.floats(), &batch.lengths);
+        let (rows, lengths) = self.pooled(batch, u);
+        let pooled = layers::pool(&self.plain_norm(&rows), &weights["pooling.weight"].values.floats(), &lengths);
         let mut logits = Stack::of([&weights["classifier.weight"]]).forward(&self.threads, &pooled);
         layers::add_bias(&mut logits, &weights["classifier.bias"].values.floats());
         logits
+    }
+
+    /// The rows of `u` that are pooled, and how many of each sequence: its last ones.
+    fn pooled<'a>(&self, batch: &PackedBatch, u: &'a [f32]) -> (Cow<'a, [f32]>, Vec<usize>) {
+        let lengths: Vec<usize> = batch.lengths.iter().map(|length| self.shape.pooled(*length)).collect();
+        if lengths == batch.lengths {
+            return (u.into(), lengths);
+        }
+        let (width, mut end, mut rows) = (self.attention.width, 0, Vec::new());
+        for (length, pooled) in batch.lengths.iter().zip(&lengths) {
+            end += length;
+            rows.extend_from_slice(&u[(end - pooled) * width..end * width]);
+        }
+        (rows.into(), lengths)
     }
 
     /// `norm(u)` of the rows with a target.

@@ -7,7 +7,7 @@ mod recall;
 
 use std::collections::BTreeMap;
 
-use carryon_crds::job::Task;
+use carryon_crds::job::{Metric, Task};
 use carryon_crds::wire::{Figure, HeadShape};
 
 use crate::train::states::Wanted;
@@ -89,14 +89,42 @@ impl Predictions {
         share(self.right, self.judged).map(|figure| figure.value)
     }
 
+    /// One figure without its interval, which is what takes long. None where it cannot be told: of other tasks, of outputs that are not finite or too many.
+    pub fn value(&self, metric: Metric) -> Option<f64> {
+        if metric == Metric::Accuracy {
+            return self.accuracy();
+        }
+        let wanted = self.whole()?;
+        let once = vec![1; wanted.len()];
+        match (metric, wanted) {
+            // Their order is that of the outputs, whatever their scale.
+            (Metric::Spearman, Wanted::Values(values)) => {
+                let outputs: Vec<f64> = self.outputs.iter().copied().map(f64::from).collect();
+                spearman(&Ranked::new(&outputs), &Ranked::new(values), &once)
+            }
+            (Metric::RecallAt1, Wanted::Groups(pairs)) if self.task == Task::Embedding => {
+                let first = recall::ranks(&self.outputs, self.width).into_iter().filter(|rank| *rank < 1).count();
+                Some(first as f64 / *pairs as f64)
+            }
+            (Metric::MacroF1, labels) if self.task.has_labels() => Classes::new(self.width, &self.outputs, labels).macro_f1(&once),
+            (Metric::RocAuc, labels) if self.task.has_labels() => Classes::new(self.width, &self.outputs, labels).roc_auc()(&once),
+            _ => None,
+        }
+    }
+
+    /// What is wanted of all samples, where all their outputs were kept and are finite.
+    fn whole(&self) -> Option<&Wanted> {
+        let whole = self.wanted.as_ref().filter(|wanted| wanted.len() as u64 == self.samples);
+        whole.filter(|_| self.outputs.iter().all(|output| output.is_finite()))
+    }
+
     /// All figures; of a regression, mean and standard deviation of the training labels are the `scale` of its outputs. An output that is not finite
     /// leaves what depends on it out.
     pub fn figures(&self, scale: (f64, f64)) -> Figures {
         let mut figures = Figures::new();
         let mut add = |name: &str, figure: Option<Figure>| figures.extend(figure.map(|figure| (name.to_owned(), figure)));
         add("accuracy", share(self.right, self.judged));
-        let whole = self.wanted.as_ref().filter(|wanted| wanted.len() as u64 == self.samples);
-        let Some(wanted) = whole.filter(|_| self.outputs.iter().all(|output| output.is_finite())) else { return figures };
+        let Some(wanted) = self.whole() else { return figures };
         let bootstrap = |measure: &dyn Fn(&[u32]) -> Option<f64>| bootstrap(wanted.len(), self.outputs.len(), measure);
         match wanted {
             Wanted::Values(values) => {

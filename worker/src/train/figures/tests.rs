@@ -61,6 +61,11 @@ fn figures_are_those_of_scikit_learn_and_scipy() {
         }
         let found = predictions.figures((0.0, 1.0));
         assert_eq!(found.keys().collect::<Vec<_>>(), case.figures.keys().collect::<Vec<_>>(), "{}", case.name);
+        for metric in [Metric::Loss, Metric::Accuracy, Metric::MacroF1, Metric::RocAuc, Metric::Spearman, Metric::RecallAt1] {
+            let figure = found.get(metric.name()).map(|figure| figure.value);
+            assert_eq!(predictions.value(metric), figure, "{} {metric:?}", case.name);
+            assert_eq!(figure.is_some(), metric != Metric::Loss && metric.fits(case.task), "{} {metric:?}", case.name);
+        }
         for (name, expected) in &case.figures {
             let Figure { value, low, high } = found[name];
             for (found, expected) in [value, low, high].into_iter().zip(expected) {

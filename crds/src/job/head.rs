@@ -1,0 +1,88 @@
+//! The head that a job asks for.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Task;
+use crate::common::Taps;
+use crate::wire::{HeadShape, head, limits};
+
+/// Shape of the head.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HeadSpec {
+    /// Width w of the bridge and the blocks.
+    #[schemars(range(min = 8, max = limits::MAX_WIDTH))]
+    pub width: u32,
+    /// Transformer blocks.
+    #[schemars(range(min = 0, max = limits::MAX_BLOCKS))]
+    pub blocks: u32,
+    /// Attention heads of each block.
+    #[schemars(range(min = 1, max = limits::MAX_ATTENTION_HEADS))]
+    pub attention_heads: u32,
+    /// Element-wise gate on the head's output.
+    pub gate: bool,
+    /// Scale of the head's output; 0 gives the base.
+    #[schemars(range(min = 0.0, max = limits::MAX_ALPHA))]
+    pub alpha: f64,
+    /// Tokens each position may look back; the longest training sample when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = limits::MAX_TOKENS))]
+    pub window: Option<u32>,
+    /// Last tokens of a text that are pooled, in tasks other than CausalLM; all of them when absent. With 1, the last token stands for the text that it has
+    /// read: best for a few sentences of which it is asked what they mean as a whole, and few labels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = limits::MAX_TOKENS))]
+    pub pooled_tokens: Option<u32>,
+    /// Label names of tasks Classification and MultiLabelClassification.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 2, max = limits::MAX_LABELS), inner(length(min = 1, max = 128)), extend("x-kubernetes-list-type" = "set"))]
+    pub labels: Option<Vec<String>>,
+    /// Numbers of an embedding of task Embedding.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = limits::MAX_DIMENSIONS))]
+    pub dimensions: Option<u32>,
+}
+
+impl HeadSpec {
+    /// The shape it asks for on a base of width `hidden_size`; its window is `longest` tokens unless one is asked for. What a shape says of texts is as
+    /// by default.
+    pub fn shape(&self, task: Task, taps: Taps, hidden_size: u32, longest: u32) -> HeadShape {
+        HeadShape {
+            format_version: if self.pooled_tokens.is_some() { 2 } else { 1 },
+            task: task.of_head(),
+            taps,
+            hidden_size,
+            width: self.width,
+            blocks: self.blocks,
+            heads: self.attention_heads,
+            feed_forward: head::feed_forward(self.width),
+            gate: self.gate,
+            alpha: self.alpha,
+            window: self.window.unwrap_or(longest),
+            rope_theta: head::ROPE_THETA,
+            norm_epsilon: head::NORM_EPSILON,
+            labels: self.labels.clone().unwrap_or_default(),
+            dimensions: self.dimensions,
+            max_length: None,
+            pooled_tokens: self.pooled_tokens,
+            split_special_tokens: true,
+        }
+    }
+}
+
+impl Default for HeadSpec {
+    fn default() -> Self {
+        Self {
+            width: 256,
+            blocks: 2,
+            attention_heads: 4,
+            gate: false,
+            alpha: 1.0,
+            window: None,
+            pooled_tokens: None,
+            labels: None,
+            dimensions: None,
+        }
+    }
+}
