@@ -6,6 +6,7 @@ use std::time::Instant;
 use tokio::runtime::Handle;
 
 use crate::head::Weights;
+use crate::kernel::{Backward, Trained};
 use crate::train::batches::{self, Order};
 use crate::train::checkpoint::{Best, Checkpoint, Folder, State};
 use crate::train::data::Samples;
@@ -22,9 +23,9 @@ use crate::train::stop::Stop;
 const STEP_ZERO_TOLERANCE: f64 = 1e-6;
 
 /// A run from its first step, or its checkpoint, to its last.
-pub struct Run<S> {
+pub struct Run<S, B: Backward> {
     /// What learns.
-    pub learner: Learner,
+    pub learner: Learner<B>,
     /// Where the run stands.
     pub state: State,
     /// Weights of the best evaluation.
@@ -59,7 +60,7 @@ pub struct Run<S> {
     pub runtime: Handle,
 }
 
-impl<S: HiddenStates> Run<S> {
+impl<S: HiddenStates, B: Backward> Run<S, B> {
     /// Trains to the end.
     ///
     /// # Errors
@@ -100,11 +101,10 @@ impl<S: HiddenStates> Run<S> {
     fn save(&mut self) -> Result<(), TrainError> {
         self.lock.check()?;
         self.metrics.sync()?;
-        let optimizer = self.learner.optimizers.state(&self.learner.weights);
+        let (weights, optimizer) = self.learner.state()?;
         self.state.optimizer_steps = optimizer.steps;
         self.look_at_memory();
-        let (weights, best) = (self.learner.weights.clone(), self.best.clone());
-        let checkpoint = Checkpoint { state: self.state.clone(), weights, best, optimizer };
+        let checkpoint = Checkpoint { state: self.state.clone(), weights, best: self.best.clone(), optimizer };
         self.written(|run| run.checkpoints.save(&checkpoint))
     }
 
@@ -186,7 +186,7 @@ impl<S: HiddenStates> Run<S> {
         self.state.eval_loss = Some(loss);
         if self.state.best.is_none_or(|best| loss < best.loss) {
             self.state.best = Some(Best { step: self.state.step, loss, accuracy });
-            self.best = Some(self.learner.weights.clone());
+            self.best = Some(self.learner.weights()?);
             self.state.without_improvement = 0;
         } else {
             self.state.without_improvement += 1;
@@ -208,14 +208,14 @@ impl<S: HiddenStates> Run<S> {
     ///
     /// # Errors
     /// States or losses that do not come.
-    pub fn measure(&mut self, weights: Option<&Weights>, phase: Phase) -> Result<Option<Evaluated>, TrainError> {
+    pub fn measure(&mut self, weights: Option<&Trained<B>>, phase: Phase) -> Result<Option<Evaluated>, TrainError> {
         let Some((samples, _)) = &self.evaluation else { return Ok(None) };
         self.measure_batches(weights, batches::evaluation(samples.group_lengths(), self.order.batch), phase)
     }
 
     fn measure_batches(
         &mut self,
-        weights: Option<&Weights>,
+        weights: Option<&Trained<B>>,
         batches: Vec<Vec<usize>>,
         phase: Phase,
     ) -> Result<Option<Evaluated>, TrainError> {
