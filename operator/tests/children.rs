@@ -185,6 +185,35 @@ fn a_pool_that_asks_for_a_gpu_is_started_with_the_image_for_cuda() {
 }
 
 #[test]
+fn a_job_that_asks_for_a_gpu_is_trained_on_it_with_the_image_for_cuda() {
+    let limit = |name: &str| json!({"resources": {"limits": {name: 1, "memory": "8Gi"}}});
+    let claims = json!({"scheduling": {"resourceClaims": [{"name": "card", "resourceClaimTemplateName": "h100"}]}});
+    let own = json!({"image": "example.org/mine:1", "resources": {"limits": {"nvidia.com/gpu": 1}}});
+    let observed = job::Observed {
+        pool: Some(loaded_pool()),
+        claims: vec![claim("quickstart-data"), claim("quickstart-output")],
+        ..job::Observed::default()
+    };
+    let built = |trainer: &serde_json::Value, settings: &Settings| {
+        let patch = json!({"spec": {"trainer": trainer}});
+        let job: CarryOnJob = serde_json::from_value(patched(value(&example::<CarryOnJob>("quickstart/job.yaml")), &patch)).unwrap();
+        job::validate(&job, &observed, settings, &at(0)).map(|validated| job::build(&validated))
+    };
+    let pods = [limit("cpu"), limit("nvidia.com/gpu"), limit("nvidia.com/mig-1g.10gb"), claims, own].map(|trainer| {
+        let attempt = built(&trainer, &settings()).unwrap().attempt.unwrap();
+        let worker = value(&attempt)["spec"]["template"]["spec"]["containers"][0].take();
+        json!({"image": worker["image"], "args": worker["args"], "resources": worker["resources"]})
+    });
+    snapshot("job-gpu", &pods);
+    let refused = built(&limit("nvidia.com/gpu"), &Settings { worker_cuda_image: None, ..settings() }).unwrap_err();
+    assert!(
+        refused
+            .message
+            .starts_with("spec.trainer.resources.limits[nvidia.com/gpu] asks for a GPU, and the operator has no worker image for CUDA")
+    );
+}
+
+#[test]
 fn children_of_a_job() {
     let claims = vec![claim("quickstart-data"), claim("quickstart-output")];
     let observed = job::Observed { pool: Some(loaded_pool()), claims, ..job::Observed::default() };

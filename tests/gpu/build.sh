@@ -11,13 +11,13 @@ cuda() {
     tests/gpu/toolkit.sh "${CUDA:?}" cargo "$@" --release --locked --features carryon-worker/cuda --message-format json-render-diagnostics
 }
 cuda test --test oracles --test head --no-run >"$bundle/built"
-cuda build --example bench_device >>"$bundle/built"
+cuda build --example bench_device --example bench_head >>"$bundle/built"
 python3 - "$bundle" <<'END'
 import json, pathlib, subprocess, sys
 bundle = pathlib.Path(sys.argv[1])
 for line in (bundle / "built").read_text().splitlines():
     made = json.loads(line)
-    if made.get("executable") and made["target"]["name"] in ("oracles", "head", "bench_device"):
+    if made.get("executable") and made["target"]["name"] in ("oracles", "head", "bench_device", "bench_head"):
         subprocess.run(["strip", "-o", bundle / "worker" / made["target"]["name"], made["executable"]], check=True)
 END
 rm "$bundle/built"

@@ -1,4 +1,4 @@
-"""The pool's forward pass on a GPU: against the oracles, and beside PyTorch on the same card.
+"""The pool's forward pass and a head's training on a GPU: against the oracles, and beside PyTorch on the same card.
 
     python3 check.py                 needs PyTorch, transformers and an NVIDIA GPU; takes up to ten minutes
     python3 check.py --smoke         a tiny model on the CPU, to see that the check itself works
@@ -279,6 +279,26 @@ def compare(device: str, name: str, wanted: dict, captures: list, decode: list, 
     return rows
 
 
+def train(device: str, *arguments: str) -> list[list[str]]:
+    """Rows of the table: steps of a head with its loss on the card. Its loss must fall on the tokens that it sees again."""
+    with Peak(device) as peak:
+        done = run("bench_head", "--device", "candle" if device == "cpu" else device, *arguments)
+    if done.returncode != 0:
+        fail(f"bench_head ended with {done.returncode}: {done.stderr.strip()}")
+    found = {figure["name"]: figure["value"] for figure in map(json.loads, done.stdout.splitlines())}
+    name = f"a head of {found['parameters'] / 1e6:.0f}M parameters in training"
+    learns = found["last_loss"] < found["first_loss"]
+    losses = f"{found['first_loss']:.3f} to {found['last_loss']:.3f}"
+    rows = [[f"{name}: tokens/s", f"{found['train']:.0f}", "", "", ""]]
+    for part in ("forward_and_loss", "backward", "update"):
+        rows.append([f"{name}: {part}, ms", f"{found[part] * 1e3:.0f}", "", "", ""])
+    rows.append([f"{name}: memory, GiB", f"{peak.used / (1 << 30):.1f}", "", "", ""])
+    rows.append([f"{name}: loss of the first and the last step", losses, "", "ok" if learns else "**does not fall**", ""])
+    for row in rows:
+        print(*row, sep=" | ", file=sys.stderr)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="a tiny model on the CPU, to see that the check itself works")
@@ -292,11 +312,13 @@ def main() -> None:
     if smoke:
         card, rate = "CPU, smoke: no figures", None
         rows = compare(device, "tiny", SMOKE, [(2, 32)], [1, 2], 2, None)
+        rows += train(device, "--head", "64,2,3,64", "--vocabulary", "320", "--tokens", "32")
     else:
         rate = matrix_rate()
         card = f"{torch.cuda.get_device_name()}, {rate / 1e12:.0f} TFLOP/s in bf16, PyTorch {torch.__version__}"
         rows = compare(device, "SmolLM2", SMALL, [(8, 512), (2, 2048)], [1, 8, 64], 20, rate)
         rows += compare(device, "30B", LARGE, [(8, 512), (2, 2048)], [1, 8, 64], 5, rate)
+        rows += train(device)
     print(f"\n{datetime.date.today()} · {card}\n")
     print("| oracles | |\n|---|---|")
     for line in checked:

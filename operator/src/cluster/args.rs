@@ -13,7 +13,7 @@ pub struct RunArgs {
     /// Worker image of objects that name none.
     #[arg(long, value_name = "IMAGE", default_value_t = Settings::default().worker_image)]
     pub worker_image: String,
-    /// Worker image of pools that ask for a GPU and name none. Without it they are not started.
+    /// Worker image of pools and trainers that ask for a GPU and name none. Without it they are not started.
     #[arg(long, value_name = "IMAGE")]
     pub worker_cuda_image: Option<String>,
     /// User of the workers' pods, and group of the volumes they write: a number, `cluster` where each namespace has its own, or `auto`: 65532,

@@ -1,6 +1,7 @@
 //! A validated job's children: configuration and the batch Job of one attempt. A trainer is asked by its pod's address and needs no Service.
 
 use carryon_crds::names;
+use carryon_crds::pool::Device;
 use carryon_crds::wire::ExitCode;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::batch::v1::{
@@ -76,6 +77,9 @@ fn template(job: &Validated) -> PodTemplateSpec {
         Mount { name: "output".into(), path: names::OUTPUT_DIR.into(), source: output, read_only: false },
         Mount { name: "data".into(), path: names::DATA_DIR.into(), source, read_only: true },
     ];
+    if job.on_gpu {
+        args.push(("--device", Device::Cuda(0).to_string()));
+    }
     if let Some(claim) = &job.state_cache {
         args.push(("--state-cache", pods::inside(names::STATE_CACHE_DIR, claim.path.as_deref())));
         let source = MountSource::Claim(claim.claim_name.clone());

@@ -19,12 +19,15 @@ use crate::shared::meta::Owner;
 use crate::shared::pods::Basis;
 use crate::shared::revision::{Rendering, Source};
 use crate::shared::sharing::{PoolPath, PoolUser as _};
-use crate::shared::{Refusal, Settings};
+use crate::shared::{Refusal, Settings, gpu};
 
 /// Reason of a job whose ConfigMap is not there.
 pub const CONFIG_MAP_NOT_FOUND: &str = "ConfigMapNotFound";
 /// Reason of a job whose ConfigMap lacks a file.
 pub const CONFIG_MAP_KEY_NOT_FOUND: &str = "ConfigMapKeyNotFound";
+
+/// The field of a trainer's pods.
+const TRAINER: &str = "spec.trainer";
 
 /// A job that can be built.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +48,8 @@ pub struct Validated {
     pub output: ClaimPath,
     /// Claim and path of the hidden states that jobs share.
     pub state_cache: Option<ClaimPath>,
+    /// Whether the head is trained on a GPU.
+    pub on_gpu: bool,
     /// Labels by which a queue such as Kueue takes charge of the attempts.
     pub queue_labels: BTreeMap<String, String>,
 }
@@ -63,6 +68,13 @@ pub fn validate(job: &CarryOnJob, observed: &Observed, settings: &Settings, now:
     }
     let nowhere = || Refusal::permanent("NoDestination", "spec.output.destination is empty: set persistentVolumeClaim");
     let rendering = Rendering::of(&Source::of(job, spec.lasting()), &observed.revisions);
+    let gpu = gpu::asked_by(&spec.trainer, TRAINER);
+    let on_gpu = gpu.is_some();
+    let image = match rendering.image() {
+        Some(image) => image,
+        None if matches!(plan, Plan::Start(_)) => gpu::image(gpu, &spec.trainer, TRAINER, "ask for none", settings)?,
+        None => settings.worker_image.clone(),
+    };
     Ok(Validated {
         ledger,
         plan,
@@ -90,7 +102,8 @@ pub fn validate(job: &CarryOnJob, observed: &Observed, settings: &Settings, now:
         output: output(job).ok_or_else(nowhere)?,
         state_cache: spec.state_cache.as_ref().and_then(StateCache::claim).cloned(),
         queue_labels: job.labels().clone().into_iter().filter(|(key, _)| key.starts_with("kueue.x-k8s.io/")).collect(),
-        basis: Basis::new(owner, &spec.trainer, rendering, settings),
+        on_gpu,
+        basis: Basis { image, ..Basis::new(owner, &spec.trainer, rendering, settings) },
     })
 }
 

@@ -1,37 +1,18 @@
 //! Whether a pool's pods ask for a GPU, and what follows: their image, and where keys and values lie.
 
 use carryon_crds::BaseModelPoolSpec;
-use carryon_crds::common::PodTemplate;
 use carryon_crds::pool::Device;
-use carryon_crds::quantity::{Bytes, value};
+use carryon_crds::quantity::Bytes;
 
-use crate::shared::{Refusal, Settings};
+use crate::shared::{Refusal, Settings, gpu};
 
 /// The field by which the pods ask for a CUDA device; none when they compute on the CPU.
 pub fn asked_by(spec: &BaseModelPoolSpec) -> Option<String> {
     match spec.engine.device {
         Device::Cpu => None,
         Device::Cuda(_) => Some("spec.engine.device".to_owned()),
-        Device::Auto => resource(&spec.server).or_else(|| claim(&spec.server)),
+        Device::Auto => gpu::asked_by(&spec.server, "spec.server"),
     }
-}
-
-fn resource(server: &PodTemplate) -> Option<String> {
-    let lists = [("limits", &server.resources.limits), ("requests", &server.resources.requests)];
-    let all = lists.into_iter().flat_map(|(list, quantities)| quantities.iter().map(move |(name, quantity)| (list, name, quantity)));
-    let mut some = all.filter(|(_, _, quantity)| value(&quantity.0).is_some_and(|count| count > 0.0));
-    some.find(|(_, name, _)| is_cuda(name)).map(|(list, name, _)| format!("spec.server.resources.{list}[{name}]"))
-}
-
-/// Whole GPUs, shares of them, and MIG slices, under whatever vendor's or scheduler's name. AMD's are no CUDA devices; Intel's have other names.
-fn is_cuda(resource: &str) -> bool {
-    let Some((domain, name)) = resource.split_once('/') else { return false };
-    (name.starts_with("gpu") && domain != "amd.com") || (domain == "nvidia.com" && name.starts_with("mig-"))
-}
-
-/// What device is claimed stands in another object, which may not be there yet.
-fn claim(server: &PodTemplate) -> Option<String> {
-    server.scheduling.resource_claims.first().map(|claim| format!("spec.server.scheduling.resourceClaims[{}]", claim.name))
 }
 
 /// Today's image for pods that name none.
@@ -39,14 +20,7 @@ fn claim(server: &PodTemplate) -> Option<String> {
 /// # Errors
 /// They ask for a GPU, and the operator has no image that could use it.
 pub fn image(spec: &BaseModelPoolSpec, settings: &Settings) -> Result<String, Refusal> {
-    let Some(field) = asked_by(spec).filter(|_| spec.server.image.is_none()) else { return Ok(settings.worker_image.clone()) };
-    settings.worker_cuda_image.clone().ok_or_else(|| {
-        let message = format!(
-            "{field} asks for a GPU, and the operator has no worker image for CUDA: give it one (workerImage.cuda of the chart, \
-             --worker-cuda-image), name one in spec.server.image, or set spec.engine.device to cpu"
-        );
-        Refusal::permanent("NoCudaImage", message)
-    })
+    gpu::image(asked_by(spec), &spec.server, "spec.server", "set spec.engine.device to cpu", settings)
 }
 
 /// Where the CPU computes, keys and values lie in the pod's memory, beside the weights.

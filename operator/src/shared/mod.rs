@@ -1,6 +1,7 @@
 //! What the three kinds need alike.
 
 pub mod defaults;
+pub mod gpu;
 pub mod kstatus;
 pub mod meta;
 pub mod network_policy;

@@ -20,5 +20,4 @@ mod runner;
 
 pub use artifact::{Artifact, ArtifactError};
 pub use parameters::{Gradients, ShapeError, Weight, Weights};
-pub use pass::transpose;
 pub use runner::{HeadSlot, Runner, RunnerError, page_layout};

@@ -10,32 +10,8 @@ use carryon_crds::wire::limits::{
     MAX_TAP_LAYERS, MAX_TOKENS, MAX_WIDTH,
 };
 
-use crate::numbers::Values;
-
-/// One tensor, row-major.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Weight {
-    /// Length of each dimension.
-    pub shape: Vec<usize>,
-    /// As many values as the product of the shape.
-    pub values: Values,
-}
-
-impl Weight {
-    /// As many values as the product of `shape`.
-    pub fn new(shape: Vec<usize>, values: impl Into<Values>) -> Self {
-        Self { shape, values: values.into() }
-    }
-
-    /// Equal values.
-    pub fn filled(shape: Vec<usize>, value: f32) -> Self {
-        let count = shape.iter().product();
-        Self::new(shape, vec![value; count])
-    }
-}
-
-/// Tensors by name; the order of iteration is that of the names.
-pub type Weights = BTreeMap<String, Weight>;
+use crate::kernel::Backend;
+pub use crate::kernel::{Weight, Weights};
 
 /// A [`HeadShape`] no head can have.
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -124,4 +100,4 @@ pub fn of(shape: &HeadShape) -> BTreeMap<String, Vec<usize>> {
 }
 
 /// Gradients by the names of their tensors, each as long as its tensor.
-pub type Gradients = BTreeMap<String, Vec<f32>>;
+pub type Gradients<B> = BTreeMap<String, <B as Backend>::Rows>;

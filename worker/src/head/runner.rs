@@ -7,9 +7,9 @@ use carryon_crds::pool::Dtype;
 use carryon_crds::wire::HeadShape;
 
 use super::artifact::Artifact;
-use super::layers::{self, HeadAttention};
+use super::layers::HeadAttention;
 use super::parameters::{self, ShapeError, Weights};
-use crate::kernel::{Activation, Arena, Backend, DeviceError, Left, PageLayout, PageTable, Part, Result, Sink, Span};
+use crate::kernel::{Activation, Arena, Backend, DeviceError, Left, PageLayout, PageTable, Part, Result, Sink, Span, cpu};
 
 /// A head ready to run. On a CPU every row's bits depend on its own sequence alone: not on batch, chunks, threads or other heads.
 pub struct Runner<B: Backend> {
@@ -190,12 +190,12 @@ impl<B: Backend> Runner<B> {
         let Last::Classifier { pooling, weight, bias, .. } = &self.last else { return Ok(Vec::new()) };
         let rows = features.len() / pooling.len();
         let pooled = self.shape.pooled(rows);
-        let pooled = layers::pool(&features[(rows - pooled) * pooling.len()..], pooling, &[pooled]);
+        let pooled = cpu::pool(&features[(rows - pooled) * pooling.len()..], pooling, &[pooled]);
         let mut logits = B::Rows::default();
         let part = Part { rows: 1, matrix: weight, norm: None };
         self.backend.product(Left::Plain(&self.backend.write(&pooled, pooling.len())?), &[part], Sink::Store(&mut logits))?;
         let mut logits = self.backend.read(&logits)?.into_owned();
-        layers::add_bias(&mut logits, bias);
+        cpu::add(&mut logits, bias);
         Ok(logits)
     }
 

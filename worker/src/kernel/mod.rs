@@ -1,15 +1,18 @@
 //! The device seam: what decoder and head compute, as a few fused calls that every device answers.
 //!
-//! Decoder and head are written once, over [`Backend`]. Two devices stand behind it: [`cpu`], our own kernels, and [`candle`], any `Device` of
-//! candle's. Values cross between host and device in [`Backend::write`], [`Backend::read`] and their kin alone.
+//! Decoder and head are written once, over [`Backend`], and training over [`Backward`], which adds the way back and the optimizers' steps. Two devices
+//! stand behind it: [`cpu`], our own kernels, and [`candle`], any `Device` of candle's. Values cross between host and device in [`Backend::write`],
+//! [`Backend::read`] and their kin alone.
 //!
 //! **Invariant** on a CPU every output element is one chain of multiply-adds over k in a fixed order. It does not depend on the other rows, on
 //! chunking or on the number of threads, so a sequence alone and in a batch gives equal bits. Another device states its tolerance.
 
 mod arena;
+mod backward;
 mod block;
 pub mod candle;
 pub mod cpu;
+mod moment;
 mod rotation;
 
 use std::borrow::Cow;
@@ -19,7 +22,9 @@ use bytes::Bytes;
 use carryon_crds::pool::Dtype;
 
 pub use arena::{Arena, PageTable, pages_for};
+pub use backward::{Backward, Change, Gate, GateGradients, Rule, Step, Trained, Weight, Weights};
 pub use cpu::{Cpu, Threads};
+pub use moment::{Map, Moment};
 pub use rotation::Rotation;
 
 /// Positions of a page of keys and values.

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use carryon_crds::pool::Device;
+
 /// `carryon-worker train`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct TrainArgs {
@@ -30,6 +32,10 @@ pub struct TrainArgs {
     /// Print what memory training would take, and do none of it: the output folder is not touched.
     #[arg(long)]
     pub plan: bool,
+    /// What to train on: cpu, cuda, or cuda:1 for the second device; auto is a CUDA device where there is one. The same device for all attempts gives
+    /// all steps the same arithmetic.
+    #[arg(long, default_value_t = Device::Cpu)]
+    pub device: Device,
     /// Threads of the head's arithmetic; all cores when absent.
     #[arg(long)]
     pub threads: Option<usize>,

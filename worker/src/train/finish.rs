@@ -5,6 +5,7 @@ use std::sync::Arc;
 use carryon_crds::job::Task;
 use carryon_crds::wire::{Figure, HeadManifest, TerminationMessage};
 
+use crate::kernel::Backward;
 use crate::train::cached::PoolStates;
 use crate::train::error::TrainError;
 use crate::train::figures::Predictions;
@@ -16,20 +17,21 @@ use crate::train::pool::Base;
 use crate::train::progress::Phase;
 use crate::train::report::{self, Example, Report};
 use crate::train::run::Data;
+use crate::train::step::device_error;
 use crate::train::{examples, memory, metrics, tally};
 
 /// Writes head, report and, last, the marker.
-pub(super) fn finish(
+pub(super) fn finish<B: Backward>(
     places: &Places,
     inputs: &Inputs,
     base: &Base,
     data: &Data,
-    run: &mut Run<PoolStates>,
+    run: &mut Run<PoolStates, B>,
 ) -> Result<TerminationMessage, TrainError> {
-    let weights = run.best.take().unwrap_or_else(|| run.learner.weights.clone());
+    let weights = run.best.take().map_or_else(|| run.learner.weights(), Ok)?;
     let predictions = match inputs.config.task {
         Task::CausalLM => Predictions::default(),
-        _ => match run.measure(Some(&weights), Phase::Evaluating)? {
+        _ => match run.measure(Some(&*run.learner.backend.train(weights.clone()).map_err(device_error)?), Phase::Evaluating)? {
             Some(found) => found.predictions,
             None if run.evaluation.is_some() => return Err(TrainError::Stopped { step: run.state.step }),
             None => Predictions::default(),
@@ -71,7 +73,13 @@ pub(super) fn finish(
 }
 
 /// Answers for the report. A pool that fails here costs the report its examples, not the job its head.
-fn example_answers(base: &Base, digest: &str, places: &Places, data: &Data, run: &Run<PoolStates>) -> Result<Vec<Example>, TrainError> {
+fn example_answers<B: Backward>(
+    base: &Base,
+    digest: &str,
+    places: &Places,
+    data: &Data,
+    run: &Run<PoolStates, B>,
+) -> Result<Vec<Example>, TrainError> {
     let samples = data.evaluation.as_ref().map_or(&data.train.samples, |data| &data.samples);
     let weights = output::weights_path(places, digest);
     match run.runtime.block_on(run.stop.race(examples::compare(base, digest, &weights, samples))) {
@@ -84,11 +92,11 @@ fn example_answers(base: &Base, digest: &str, places: &Places, data: &Data, run:
     }
 }
 
-fn write_report(
+fn write_report<B: Backward>(
     places: &Places,
     manifest: &HeadManifest,
     data: &Data,
-    run: &Run<PoolStates>,
+    run: &Run<PoolStates, B>,
     examples: &[Example],
     confusion: &[Vec<u64>],
 ) -> Result<(), TrainError> {

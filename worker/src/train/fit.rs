@@ -6,6 +6,7 @@ use std::time::Instant;
 use tokio::runtime::Handle;
 
 use crate::head::Weights;
+use crate::kernel::{Backward, Trained};
 use crate::train::batches::{self, Order};
 use crate::train::checkpoint::{Best, Checkpoint, Folder, General, State};
 use crate::train::data::Samples;
@@ -22,9 +23,9 @@ use crate::train::stop::Stop;
 const STEP_ZERO_TOLERANCE: f64 = 1e-6;
 
 /// A run from its first step, or its checkpoint, to its last.
-pub struct Run<S> {
+pub struct Run<S, B: Backward> {
     /// What learns.
-    pub learner: Learner,
+    pub learner: Learner<B>,
     /// Where the run stands.
     pub state: State,
     /// Weights of the best evaluation.
@@ -61,7 +62,7 @@ pub struct Run<S> {
     pub runtime: Handle,
 }
 
-impl<S: HiddenStates> Run<S> {
+impl<S: HiddenStates, B: Backward> Run<S, B> {
     /// Trains to the end.
     ///
     /// # Errors
@@ -102,11 +103,10 @@ impl<S: HiddenStates> Run<S> {
     fn save(&mut self) -> Result<(), TrainError> {
         self.lock.check()?;
         self.metrics.sync()?;
-        let optimizer = self.learner.optimizers.state(&self.learner.weights);
+        let (weights, optimizer) = self.learner.state()?;
         self.state.optimizer_steps = optimizer.steps;
         self.look_at_memory();
-        let (weights, best) = (self.learner.weights.clone(), self.best.clone());
-        let checkpoint = Checkpoint { state: self.state.clone(), weights, best, optimizer };
+        let checkpoint = Checkpoint { state: self.state.clone(), weights, best: self.best.clone(), optimizer };
         self.written(|run| run.checkpoints.save(&checkpoint))
     }
 
@@ -203,7 +203,7 @@ impl<S: HiddenStates> Run<S> {
         };
         if self.state.best.is_none_or(better) {
             self.state.best = Some(now);
-            self.best = Some(self.learner.weights.clone());
+            self.best = Some(self.learner.weights()?);
             self.state.without_improvement = 0;
         } else {
             self.state.without_improvement += 1;
@@ -227,16 +227,16 @@ impl<S: HiddenStates> Run<S> {
     ///
     /// # Errors
     /// States or losses that do not come.
-    pub fn measure(&mut self, weights: Option<&Weights>, phase: Phase) -> Result<Option<Evaluated>, TrainError> {
+    pub fn measure(&mut self, weights: Option<&Trained<B>>, phase: Phase) -> Result<Option<Evaluated>, TrainError> {
         let Some((samples, states)) = self.evaluation.clone() else { return Ok(None) };
         self.measure_batches(weights, &states, batches::evaluation(samples.group_lengths(), self.order.batch), phase)
     }
 
     /// Losses of general text with these weights (of the base alone when there are none), where there is such text. The base's own is measured once.
     /// None when asked to stop.
-    fn measure_general(&mut self, weights: Option<&Weights>) -> Result<Option<Option<General>>, TrainError> {
+    fn measure_general(&mut self, weights: Option<&Trained<B>>) -> Result<Option<Option<General>>, TrainError> {
         let Some((samples, states)) = self.general.clone() else { return Ok(Some(None)) };
-        let loss = |run: &mut Self, weights: Option<&Weights>| {
+        let loss = |run: &mut Self, weights: Option<&Trained<B>>| {
             let batches = batches::evaluation(samples.group_lengths(), run.order.batch);
             run.measure_batches(weights, &states, batches, Phase::Evaluating).map(|found| found.map(|found| found.loss))
         };
@@ -259,7 +259,7 @@ impl<S: HiddenStates> Run<S> {
 
     fn measure_batches(
         &mut self,
-        weights: Option<&Weights>,
+        weights: Option<&Trained<B>>,
         states: &Arc<S>,
         batches: Vec<Vec<usize>>,
         phase: Phase,

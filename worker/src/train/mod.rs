@@ -9,6 +9,7 @@ pub mod batches;
 pub mod cached;
 mod checkpoint;
 pub mod data;
+mod device;
 pub mod dropout;
 pub mod endpoint;
 pub mod error;

@@ -4,15 +4,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use carryon_crds::job::{LossPlace, Task, Training};
+use carryon_crds::pool::Dtype;
 use carryon_crds::wire::{ExitCode, HeadShape, TerminationMessage, TrainConfig};
 use tokio::runtime::Handle;
 
 use crate::head::init;
-use crate::kernel::{Cpu, Threads};
+use crate::kernel::{Backward, Cpu, Threads};
 use crate::train::args::TrainArgs;
 use crate::train::cached::PoolStates;
 use crate::train::checkpoint::{Checkpoint, Folder, State};
 use crate::train::data::{self, DataSet, Files, Rules};
+use crate::train::device;
 use crate::train::endpoint;
 use crate::train::error::TrainError;
 use crate::train::finish::finish;
@@ -29,7 +31,7 @@ use crate::train::progress::{Console, Phase};
 use crate::train::room;
 use crate::train::schedule::Schedule;
 use crate::train::states::Ahead;
-use crate::train::step::Learner;
+use crate::train::step::{Learner, device_error};
 use crate::train::stop::Stop;
 use crate::train::tally;
 
@@ -113,6 +115,7 @@ fn train_alone(
     let places = Places { root: args.output.clone(), shared_cache: args.state_cache.clone() };
     places.remove_temporaries()?;
     let threads = Threads::new(args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)));
+    let device = device::cuda(args.device, cfg!(feature = "cuda"))?;
     let mut base = connect(args, inputs, handle, stop, console)?;
     let described = &base.description;
     if let Some(message) = output::finished(&places, &inputs.run, &described.identity) {
@@ -127,16 +130,28 @@ fn train_alone(
     memory::return_large_buffers(data.shape.width);
     let memory = Watch::start(handle);
     let checkpoint = resume(&checkpoints, inputs, &mut base, console)?;
-    let mut run = prepare(
-        &places,
-        inputs,
-        &base,
-        &data,
-        (checkpoints, checkpoint, began),
-        Environment { threads, handle: handle.clone(), stop: stop.clone(), lock: lock.clone(), memory },
-        std::mem::take(console),
-    )?;
-    let fitted = run.fit().and_then(|()| finish(&places, inputs, &base, &data, &mut run));
+    let found = (checkpoints, checkpoint, began);
+    let environment = Environment { backend: (), handle: handle.clone(), stop: stop.clone(), lock: lock.clone(), memory };
+    match device {
+        Some(device) => fit_and_finish(&places, inputs, &base, &data, found, environment.on(device), console),
+        None => fit_and_finish(&places, inputs, &base, &data, found, environment.on(Cpu::new(threads)), console),
+    }
+}
+
+/// Trains on a device, from a checkpoint if there is one, and writes the head.
+fn fit_and_finish<B: Backward>(
+    places: &Places,
+    inputs: &Inputs,
+    base: &Base,
+    data: &Data,
+    found: (Folder, Option<Checkpoint>, i64),
+    environment: Environment<B>,
+    console: &mut Console,
+) -> Result<TerminationMessage, TrainError> {
+    let (device, _) = environment.backend.name(Dtype::Float32);
+    console.note(&format!("the head is trained on {device}"));
+    let mut run = prepare(places, inputs, base, data, found, environment, std::mem::take(console))?;
+    let fitted = run.fit().and_then(|()| finish(places, inputs, base, data, &mut run));
     *console = run.console;
     fitted
 }
@@ -158,12 +173,20 @@ pub(super) fn connect(args: &TrainArgs, inputs: &Inputs, runtime: &Handle, stop:
 }
 
 /// What a run computes with.
-struct Environment {
-    threads: Arc<Threads>,
+struct Environment<B> {
+    backend: B,
     handle: Handle,
     stop: Stop,
     lock: Arc<Lock>,
     memory: Watch,
+}
+
+impl Environment<()> {
+    /// The same on a device.
+    fn on<B>(self, backend: B) -> Environment<B> {
+        let Self { backend: (), handle, stop, lock, memory } = self;
+        Environment { backend, handle, stop, lock, memory }
+    }
 }
 
 /// The samples of both splits.
@@ -240,15 +263,15 @@ fn load(
     Ok(data)
 }
 
-fn prepare(
+fn prepare<B: Backward>(
     places: &Places,
     inputs: &Inputs,
     base: &Base,
     data: &Data,
     (checkpoints, checkpoint, began): (Folder, Option<Checkpoint>, i64),
-    environment: Environment,
+    environment: Environment<B>,
     mut console: Console,
-) -> Result<Run<PoolStates>, TrainError> {
+) -> Result<Run<PoolStates, B>, TrainError> {
     let (config, described) = (&inputs.config, &base.description);
     let (order, total_steps) = plan::order(config, &data.train, data.replay.as_ref());
     let fresh = || {
@@ -261,7 +284,7 @@ fn prepare(
     state.total_steps = total_steps;
     console.resumed(&state);
     let mut optimizers = Optimizers::new(&config.training);
-    optimizers.restore(&weights, optimizer).map_err(|error| TrainError::Head(error.to_string()))?;
+    optimizers.restore(&environment.backend, &weights, optimizer).map_err(|error| TrainError::Head(error.to_string()))?;
     let pool = Arc::new(room::open_cache(places, data, base, config, total_steps, &console)?);
     let states = |data: &DataSet, replay: Option<&DataSet>| {
         let replay = replay.map(|replay| replay.samples.clone());
@@ -275,12 +298,12 @@ fn prepare(
     Ok(Run {
         learner: Learner {
             shape: data.shape.clone(),
-            weights,
+            weights: environment.backend.train(weights).map_err(device_error)?,
             optimizers,
             schedule,
             training: config.training.clone(),
             loss: loss(inputs, base, &environment, data)?,
-            threads: environment.threads,
+            backend: environment.backend,
             last_norm: state.grad_norm,
         },
         metrics: Metrics::open(&places.metrics(), state.step, state.evaluated)?,
@@ -321,7 +344,7 @@ fn resume(checkpoints: &Folder, inputs: &Inputs, base: &mut Base, console: &mut 
     Ok(Some(checkpoint))
 }
 
-fn loss(inputs: &Inputs, base: &Base, environment: &Environment, data: &Data) -> Result<Box<dyn Loss>, TrainError> {
+fn loss<B: Backward>(inputs: &Inputs, base: &Base, environment: &Environment<B>, data: &Data) -> Result<Box<dyn Loss>, TrainError> {
     let (training, counts) = (&inputs.config.training, &data.train.counts);
     let factors = (inputs.config.head.alpha, training.kl_coef.unwrap_or(Training::KL_COEF));
     let weights = |task| weights::of(training.class_weights.as_ref(), task, &data.shape.labels, counts);
@@ -343,7 +366,12 @@ fn loss(inputs: &Inputs, base: &Base, environment: &Environment, data: &Data) ->
 }
 
 /// The loss of tokens. Factors: of the head's output, and of the divergence on what is replayed.
-fn token_loss(place: LossPlace, (alpha, kl_coef): (f64, f64), base: &Base, environment: &Environment) -> Result<Box<dyn Loss>, TrainError> {
+fn token_loss<B: Backward>(
+    place: LossPlace,
+    (alpha, kl_coef): (f64, f64),
+    base: &Base,
+    environment: &Environment<B>,
+) -> Result<Box<dyn Loss>, TrainError> {
     Ok(match place {
         LossPlace::Remote => Box::new(RemoteLoss {
             client: base.client.clone(),
@@ -357,7 +385,7 @@ fn token_loss(place: LossPlace, (alpha, kl_coef): (f64, f64), base: &Base, envir
         LossPlace::Local => {
             let fetched = environment.handle.block_on(environment.stop.race(base.client.lm_head(&base.description)));
             let weight = fetched.ok_or(TrainError::Stopped { step: 0 })?.map_err(pool_error)?;
-            Box::new(LocalLoss::new(&base.description, &weight, (alpha, kl_coef), Cpu::new(environment.threads.clone()))?)
+            Box::new(LocalLoss::new(&base.description, &weight, (alpha, kl_coef), environment.backend.clone())?)
         }
     })
 }

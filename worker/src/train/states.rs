@@ -176,7 +176,7 @@ impl MicroBatch {
         let tokens = self.targets.indices();
         let own = tokens.chunks(most).enumerate().map(move |(index, tokens)| (index * most..index * most + tokens.len(), Some(tokens)));
         let (first, end) = (tokens.len(), tokens.len() + self.replayed);
-        own.chain((first..end).step_by(most).map(move |start| (start..end.min(start + most), None)))
+        own.chain((first..end).step_by(most).map(move |start| (start..end.min(start.saturating_add(most)), None)))
     }
 
     /// x̂ of some targets, `[rows, D]`; copied only where they do not lie together.

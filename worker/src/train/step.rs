@@ -3,36 +3,36 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use carryon_crds::job::{NormScope, Training};
+use carryon_crds::job::{NormScope, Task, Training};
 use carryon_crds::wire::HeadShape;
 
 use crate::head::pass::{Forward, Keep, Pass, PassError, Saved};
-use crate::head::{Gradients, Weight, Weights};
-use crate::kernel::Threads;
+use crate::head::{Gradients, Weights};
+use crate::kernel::{Backward, DeviceError, Trained};
 use crate::train::dropout::Dropout;
 use crate::train::error::TrainError;
 use crate::train::figures::Predictions;
 use crate::train::loss::Loss;
-use crate::train::optim::{Optimizers, accumulate, clip_norm, norm, scale, shrink};
+use crate::train::optim::{OptimizerState, Optimizers, accumulate, clip_norm, scale, shrink};
 use crate::train::schedule::Schedule;
 use crate::train::states::{Feed, MicroBatch};
 
 /// A head in training: what a step changes, and what it needs for that.
-pub struct Learner {
+pub struct Learner<B: Backward> {
     /// Shape of the head.
     pub shape: HeadShape,
     /// Its tensors; copied when they change while somebody else has them still.
-    pub weights: Arc<Weights>,
+    pub weights: Arc<Trained<B>>,
     /// With their states.
-    pub optimizers: Optimizers,
+    pub optimizers: Optimizers<B>,
     /// Of the learning rates.
     pub schedule: Schedule,
     /// As the job asks for it.
     pub training: Training,
     /// Where predictions are measured.
     pub loss: Box<dyn Loss>,
-    /// For the head's arithmetic.
-    pub threads: Arc<Threads>,
+    /// What all this is computed on.
+    pub backend: B,
     /// Norm of the gradients of the step before.
     pub last_norm: Option<f64>,
 }
@@ -65,19 +65,36 @@ pub struct Evaluated {
     pub predictions: Predictions,
 }
 
-impl Learner {
+impl<B: Backward> Learner<B> {
+    /// Weights and states as they are now, on the host.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn state(&self) -> Result<(Arc<Weights>, OptimizerState), TrainError> {
+        let optimizer = self.optimizers.state(&self.backend, &self.weights).map_err(device_error)?;
+        Ok((self.weights()?, optimizer))
+    }
+
+    /// The weights as they are now, on the host.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn weights(&self) -> Result<Arc<Weights>, TrainError> {
+        self.backend.trained(&self.weights).map_err(device_error)
+    }
+
     /// Step number `step` (from 0) over the next `micro_batches` of `feed`. None when someone asked to stop: nothing has changed then.
     ///
     /// # Errors
     /// States or losses that do not come; a loss or gradient that is not finite; a tensor without a gradient.
     pub fn step(&mut self, step: u64, micro_batches: usize, feed: &mut Feed) -> Result<Option<StepFigures>, TrainError> {
         let started = Instant::now();
-        let pass = Pass::new(&self.shape, self.threads.clone()).map_err(pass_error)?;
+        let pass = Pass::new(&self.shape, self.backend.clone()).map_err(pass_error)?;
         let fused = micro_batches == 1 && self.training.max_grad_norm_scope != NormScope::Global;
         let factor = self.schedule.factor(step);
         let dropout =
             Dropout { share: self.training.dropout, seed: self.training.seed, step, hidden_size: self.shape.hidden_size as usize };
-        let (mut gradients, mut sum, mut targets, mut tokens, mut fused_norm) = (Gradients::new(), 0.0, 0, 0, 0.0);
+        let (mut gradients, mut sum, mut targets, mut tokens, mut fused_norm) = (Gradients::<B>::new(), 0.0, 0, 0, 0.0);
         let mut samples = 0;
         let (mut waited, mut divergence) = (Duration::ZERO, Vec::new());
         for _ in 0..micro_batches {
@@ -88,6 +105,7 @@ impl Learner {
             samples += batch.packed.lengths.len();
             let keep = if self.training.gradient_checkpointing { Keep::Inputs } else { Keep::All };
             let Forward { output, saved } = pass.forward(&self.weights, &batch.packed, keep).map_err(pass_error)?;
+            let output = self.backend.hand_over(output).map_err(device_error)?;
             let Some(measured) = self.loss.measure(&batch, Some(output), true)? else { return Ok(None) };
             sum += total(&measured.loss);
             divergence.extend(&measured.divergence);
@@ -96,13 +114,16 @@ impl Learner {
             let Some(saved) = saved else { continue };
             if fused {
                 finite("loss", step, sum / targets as f64)?;
-                fused_norm = self.fused(&pass, &batch, saved, measured.gradient, factor, feed);
+                fused_norm = self.fused(&pass, &batch, saved, measured.gradient, factor, feed)?;
             } else {
-                let mut take = |name: &str, _: &mut Weight, gradient: Vec<f32>| {
+                let width = self.output_width();
+                let Self { weights, backend, .. } = &mut *self;
+                let mut take = |name: &str, _: &mut B::Trained, gradient: B::Rows| {
                     ask_late(feed, name);
-                    accumulate(&mut gradients, name, gradient);
+                    accumulate(backend, &mut gradients, name, gradient)
                 };
-                pass.backward(Arc::make_mut(&mut self.weights), &batch.packed, saved, measured.gradient, &mut take);
+                let by_output = backend.receive(measured.gradient, width).map_err(device_error)?;
+                pass.backward(Arc::make_mut(weights), &batch.packed, saved, by_output, &mut take).map_err(device_error)?;
             }
         }
         let loss = finite("loss", step, sum / targets as f64)?;
@@ -117,48 +138,65 @@ impl Learner {
 
     /// Goes back and changes each weight as soon as its gradient is known. `by_output` is not yet divided by the number of targets. Gives the
     /// norm of all gradients.
-    fn fused(&mut self, pass: &Pass, batch: &MicroBatch, saved: Saved, mut by_output: Vec<f32>, factor: f64, feed: &mut Feed) -> f64 {
+    fn fused(
+        &mut self,
+        pass: &Pass<B>,
+        batch: &MicroBatch,
+        saved: Saved<B>,
+        mut by_output: Vec<f32>,
+        factor: f64,
+        feed: &mut Feed,
+    ) -> Result<f64, TrainError> {
         let share = 1.0 / batch.targets.len() as f32;
         by_output.iter_mut().for_each(|gradient| *gradient *= share);
-        let bound = self.bound();
-        let Self { weights, optimizers, threads, .. } = self;
+        let (bound, width) = (self.bound(), self.output_width());
+        let Self { weights, optimizers, backend, .. } = self;
         let mut squares = 0.0;
         optimizers.begin();
-        let mut take = |name: &str, weight: &mut Weight, mut gradient: Vec<f32>| {
+        let mut take = |name: &str, weight: &mut B::Trained, mut gradient: B::Rows| {
             ask_late(feed, name);
-            let norm = norm(&gradient);
+            let norm = backend.length([&gradient])?;
             squares += norm * norm;
-            let less = bound(norm);
-            gradient.iter_mut().for_each(|gradient| *gradient *= less);
-            optimizers.update(threads, name, weight, gradient, factor);
+            backend.scale(&mut gradient, bound(norm))?;
+            optimizers.update(backend, name, weight, gradient, factor)
         };
-        pass.backward(Arc::make_mut(weights), &batch.packed, saved, by_output, &mut take);
-        squares.sqrt()
+        let by_output = backend.receive(by_output, width).map_err(device_error)?;
+        pass.backward(Arc::make_mut(weights), &batch.packed, saved, by_output, &mut take).map_err(device_error)?;
+        Ok(squares.sqrt())
+    }
+
+    /// Values of a row that the head puts out.
+    fn output_width(&self) -> usize {
+        if self.shape.task == Task::CausalLM { self.shape.hidden_size as usize } else { self.shape.outputs() }
     }
 
     /// What a tensor's gradient of some norm is scaled by, where the scope is another than `Global`.
-    fn bound(&self) -> impl Fn(f64) -> f32 + use<> {
+    fn bound(&self) -> impl Fn(f64) -> f32 + use<B> {
         let (most, per_tensor) = (self.training.max_grad_norm, self.training.max_grad_norm_scope == NormScope::PerTensor);
         let before = self.last_norm.map_or(1.0, |norm| shrink(norm, most));
         move |norm| if per_tensor { shrink(norm, most) } else { before }
     }
 
     /// Changes all weights by gradients that are not yet divided by the number of targets. Gives their norm.
-    fn update(&mut self, mut gradients: Gradients, targets: usize, factor: f64) -> Result<f64, TrainError> {
-        scale(&mut gradients, 1.0 / targets as f32);
-        let found = match self.training.max_grad_norm_scope {
-            NormScope::Global => clip_norm(&mut gradients, self.training.max_grad_norm),
-            _ => {
-                let (found, bound) = (norm(gradients.values().flatten()), self.bound());
-                for gradient in gradients.values_mut() {
-                    let less = bound(norm(&*gradient));
-                    gradient.iter_mut().for_each(|gradient| *gradient *= less);
-                }
-                found
-            }
-        };
-        let moved = self.optimizers.step(&self.threads, Arc::make_mut(&mut self.weights), gradients, factor);
+    fn update(&mut self, mut gradients: Gradients<B>, targets: usize, factor: f64) -> Result<f64, TrainError> {
+        let found = self.clip(&mut gradients, targets).map_err(device_error)?;
+        let moved = self.optimizers.step(&self.backend, Arc::make_mut(&mut self.weights), gradients, factor);
         moved.map_err(|error| TrainError::Head(error.to_string())).map(|()| found)
+    }
+
+    /// Divides gradients by the number of targets and bounds them. Gives their norm before that.
+    fn clip(&self, gradients: &mut Gradients<B>, targets: usize) -> Result<f64, DeviceError> {
+        let backend = &self.backend;
+        scale(backend, gradients, 1.0 / targets as f32)?;
+        if self.training.max_grad_norm_scope == NormScope::Global {
+            return clip_norm(backend, gradients, self.training.max_grad_norm);
+        }
+        let (found, bound) = (backend.length(gradients.values())?, self.bound());
+        for gradient in gradients.values_mut() {
+            let less = bound(backend.length([&*gradient])?);
+            backend.scale(gradient, less)?;
+        }
+        Ok(found)
     }
 
     /// Measures `weights` on all of `feed`, or the base alone when there are none. `progress` is told after each of the micro-batches.
@@ -168,18 +206,18 @@ impl Learner {
     /// States or losses that do not come.
     pub fn evaluate(
         &mut self,
-        weights: Option<&Weights>,
+        weights: Option<&Trained<B>>,
         batches: usize,
         feed: &mut Feed,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Option<Evaluated>, TrainError> {
-        let pass = Pass::new(&self.shape, self.threads.clone()).map_err(pass_error)?;
+        let pass = Pass::new(&self.shape, self.backend.clone()).map_err(pass_error)?;
         let (mut sum, mut targets, mut predictions) = (0.0, 0, Predictions::new(&self.shape));
         for done in 0..batches {
             let Some(batch) = feed.receive()? else { return Ok(None) };
             feed.ask();
             let output = weights.map(|weights| pass.forward(weights, &batch.packed, Keep::Nothing)).transpose().map_err(pass_error)?;
-            let output = output.map(|forward| forward.output);
+            let output = output.map(|forward| self.backend.hand_over(forward.output)).transpose().map_err(device_error)?;
             if let Some(output) = &output {
                 predictions.add(output, &batch.targets);
             }
@@ -210,5 +248,9 @@ fn finite(what: &'static str, step: u64, value: f64) -> Result<f64, TrainError> 
 }
 
 fn pass_error(error: PassError) -> TrainError {
+    TrainError::Head(error.to_string())
+}
+
+pub(super) fn device_error(error: DeviceError) -> TrainError {
     TrainError::Head(error.to_string())
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use carryon_crds::pool::Dtype as Number;
 use carryon_crds::wire::HeadShape;
 use carryon_worker::head::pass::PackedBatch;
-use carryon_worker::head::{Gradients, Weight, Weights};
+use carryon_worker::head::{Weight, Weights};
 use carryon_worker::numbers::{RowFormat, to_bytes};
 use safetensors::{Dtype, SafeTensors};
 
@@ -44,6 +44,8 @@ pub struct Case {
     pub targets: Vec<u32>,
     pub labels: Vec<u32>,
     pub lm_head: Vec<f32>,
+    /// How rows travel.
+    pub format: RowFormat,
 }
 
 impl Case {
@@ -74,6 +76,7 @@ impl Case {
             weights: Weights::new(),
             expected: Weights::new(),
             lm_head: Vec::new(),
+            format: RowFormat::Plain(Number::Float32),
         }
     }
 
@@ -97,15 +100,11 @@ impl Case {
 
     pub fn batch(&self) -> PackedBatch {
         let d = self.hidden_size();
-        let rows =
-            |tap: &[f32]| self.sequences().iter().map(|(first, rows)| to_bytes(&tap[first * d..][..rows * d], Number::Float32)).collect();
+        let number = if let RowFormat::Plain(number) = self.format { number } else { Number::Float32 };
+        let bytes = |values: &[f32]| self.format.convert(to_bytes(values, number), number, d);
+        let rows = |tap: &[f32]| self.sequences().iter().map(|(first, rows)| bytes(&tap[first * d..][..rows * d])).collect();
         let taps: Vec<_> = self.taps.iter().map(|tap| rows(tap)).collect();
-        PackedBatch {
-            formats: vec![RowFormat::Plain(Number::Float32); taps.len()],
-            taps,
-            lengths: self.lengths.clone(),
-            rows: self.rows.clone(),
-        }
+        PackedBatch { formats: vec![self.format; taps.len()], taps, lengths: self.lengths.clone(), rows: self.rows.clone() }
     }
 
     /// x̂ of the rows that carry a target: the last tap is `final`.
@@ -143,7 +142,7 @@ pub fn assert_close(name: &str, found: &[f32], expected: &[f32], tolerance: f32)
 }
 
 /// Every gradient within 1e-4 of PyTorch's, relative to its largest value.
-pub fn assert_gradients(case: &str, gradients: &Gradients, expected: &Weights) {
+pub fn assert_gradients(case: &str, gradients: &BTreeMap<String, Vec<f32>>, expected: &Weights) {
     let expected: Vec<_> = expected.iter().filter(|(name, _)| !["loss", "output"].contains(&name.as_str())).collect();
     assert_eq!(gradients.keys().collect::<Vec<_>>(), expected.iter().map(|(name, _)| *name).collect::<Vec<_>>());
     for (name, weight) in expected {

@@ -10,15 +10,17 @@ mod logits;
 mod loss;
 mod training;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use carryon_crds::pool::Dtype;
 use carryon_crds::wire::HeadShape;
 use carryon_worker::head::loss::{Against, LossOutput, LossWeights, lm_loss};
 use carryon_worker::head::pass::{Keep, PackedBatch, Pass};
-use carryon_worker::head::{Gradients, Runner, Weight, Weights, init};
-use carryon_worker::kernel::{Backend, Cpu, PageTable, Threads};
+use carryon_worker::head::{Runner, Weights, init};
+use carryon_worker::kernel::{Backend, Backward, Cpu, PageTable};
 use carryon_worker::numbers::RowFormat;
+use carryon_worker::train::optim;
 use common::engine::{Pages, candle, class_logits, cpu, head_outputs};
 use fixtures::*;
 
@@ -33,45 +35,76 @@ fn whole<B: Backend>(backend: &B, runner: &Runner<B>, case: &Case) -> Vec<f32> {
     head_outputs(&mut Pages::new(backend, runner.page_layout()), &case.tap_slices(), &mut sequences)
 }
 
-fn loss_of(case: &Case, weights: &Weights, threads: &Arc<Threads>) -> (f64, Gradients) {
-    let output = lm_loss_of(case, &trained(case, weights, threads), threads);
+/// Gradients by name, on the host.
+type Gradients = BTreeMap<String, Vec<f32>>;
+
+fn loss_of<B: Backward>(case: &Case, weights: &Weights, backend: &B) -> (f64, Gradients) {
+    let output = lm_loss_of(case, &trained(case, weights, backend), backend);
     let scale = case.shape.alpha as f32 / case.rows.len() as f32;
     let by_delta: Vec<f32> = output.gradient.iter().map(|gradient| gradient * scale).collect();
     let mean = output.loss.iter().map(|loss| f64::from(*loss)).sum::<f64>() / case.rows.len() as f64;
-    (mean, gradients(case, weights, threads, &by_delta, Keep::All))
+    (mean, gradients(case, weights, backend, &by_delta, Keep::All))
 }
 
 /// What training computes of the head's output.
-fn trained(case: &Case, weights: &Weights, threads: &Arc<Threads>) -> Vec<f32> {
-    Pass::new(&case.shape, threads.clone()).unwrap().forward(weights, &case.batch(), Keep::Nothing).unwrap().output
+fn trained<B: Backward>(case: &Case, weights: &Weights, backend: &B) -> Vec<f32> {
+    let weights = backend.train(Arc::new(weights.clone())).unwrap();
+    let pass = Pass::new(&case.shape, backend.clone()).unwrap();
+    backend.hand_over(pass.forward(&weights, &case.batch(), Keep::Nothing).unwrap().output).unwrap()
 }
 
-fn gradients(case: &Case, weights: &Weights, threads: &Arc<Threads>, by_output: &[f32], keep: Keep) -> Gradients {
-    let (pass, batch, mut weights) = (Pass::new(&case.shape, threads.clone()).unwrap(), case.batch(), weights.clone());
-    let saved = pass.forward(&weights, &batch, keep).unwrap().saved.unwrap();
+fn gradients<B: Backward>(case: &Case, weights: &Weights, backend: &B, by_output: &[f32], keep: Keep) -> Gradients {
+    let (pass, batch) = (Pass::new(&case.shape, backend.clone()).unwrap(), case.batch());
+    let on_device = |weights: Weights| Arc::unwrap_or_clone(backend.train(Arc::new(weights)).unwrap());
+    let (mut weights, broken) = (on_device(weights.clone()), on_device(broken(weights)));
+    let forward = pass.forward(&weights, &batch, keep).unwrap();
+    let width = by_output.len() / B::count(&forward.output);
     let mut gradients = Gradients::new();
     // Nothing reads a weight again whose gradient is known.
-    let mut take = |name: &str, weight: &mut Weight, gradient: Vec<f32>| {
-        weight.values.floats_mut().fill(f32::NAN);
-        assert!(gradients.insert(name.to_owned(), gradient.to_vec()).is_none(), "{name} twice");
+    let mut take = |name: &str, weight: &mut B::Trained, gradient: B::Rows| {
+        *weight = broken[name].clone();
+        assert!(gradients.insert(name.to_owned(), backend.hand_over(gradient)?).is_none(), "{name} twice");
+        Ok(())
     };
-    pass.backward(&mut weights, &batch, saved, by_output.to_vec(), &mut take);
+    let by_output = backend.receive(by_output.to_vec(), width).unwrap();
+    pass.backward(&mut weights, &batch, forward.saved.unwrap(), by_output, &mut take).unwrap();
     gradients
 }
 
-fn lm_loss_of(case: &Case, delta: &[f32], threads: &Arc<Threads>) -> LossOutput {
-    let (cpu, (v, d), dtype) = (Cpu::new(threads.clone()), case.lm_head_shape(), Dtype::Float32);
-    let forward = cpu.matrix(v, d, dtype.into(), &|row, values| values.copy_from_slice(&case.lm_head[row * d..][..d])).unwrap();
-    let backward = cpu.transposed(&forward).unwrap();
+/// Gradients on a device.
+fn received<B: Backward>(backend: &B, weights: &Weights, gradients: Gradients) -> carryon_worker::head::Gradients<B> {
+    let receive = |(name, gradient): (String, Vec<f32>)| {
+        let width = weights[&name].shape.last().copied().unwrap_or(1);
+        (name, backend.receive(gradient, width).unwrap())
+    };
+    gradients.into_iter().map(receive).collect()
+}
+
+/// Weights of which nothing can be computed.
+fn broken(weights: &Weights) -> Weights {
+    let mut broken = weights.clone();
+    broken.values_mut().for_each(|weight| weight.values.floats_mut().fill(f32::NAN));
+    broken
+}
+
+fn lm_loss_of<B: Backend>(case: &Case, delta: &[f32], backend: &B) -> LossOutput {
+    let ((v, d), dtype) = (case.lm_head_shape(), Dtype::Float32);
+    let forward = backend.matrix(v, d, dtype.into(), &|row, values| values.copy_from_slice(&case.lm_head[row * d..][..d])).unwrap();
+    let backward = backend.transposed(&forward).unwrap();
     let weights = LossWeights { forward: &forward, backward: Some(&backward), dtype, softcap: None };
-    lm_loss(&cpu, &weights, &case.target_states(), Some((delta, case.shape.alpha as f32)), Against::Tokens(&case.targets)).unwrap()
+    lm_loss(backend, &weights, &case.target_states(), Some((delta, case.shape.alpha as f32)), Against::Tokens(&case.targets)).unwrap()
 }
 
 #[test]
 fn loss_and_every_gradient_are_those_of_pytorch() {
+    every_gradient(&cpu(2));
+    every_gradient(&candle());
+}
+
+fn every_gradient<B: Backward>(backend: &B) {
     for name in ["gated", "plain"] {
         let case = Case::load(name);
-        let (loss, gradients) = loss_of(&case, &case.weights, &Threads::new(2));
+        let (loss, gradients) = loss_of(&case, &case.weights, backend);
         assert!((loss / f64::from(case.expected["loss"].values.floats()[0]) - 1.0).abs() < 1e-5, "{name}: loss {loss}");
         assert_gradients(name, &gradients, &case.expected);
     }
@@ -89,8 +122,17 @@ fn classifier_gradients_are_those_of_pytorch() {
 
 /// In training and in serving, a classifier's logits and gradients.
 fn follows_pytorch(case: &Case) {
-    let (threads, labels) = (Threads::new(2), case.shape.labels.len());
-    let logits = trained(case, &case.weights, &threads);
+    let logits = classifier_gradients(case, &cpu(2));
+    classifier_gradients(case, &candle());
+    let served = class_logits(&cpu(1), &runner(case, &cpu(1)), &case.tap_slices(), &case.lengths);
+    assert_eq!(bits(&served), bits(&logits));
+    let other = class_logits(&candle(), &runner(case, &candle()), &case.tap_slices(), &case.lengths);
+    assert_close("logits of candle", &other, &case.expected["output"].values.floats(), 1e-5);
+}
+
+fn classifier_gradients<B: Backward>(case: &Case, backend: &B) -> Vec<f32> {
+    let labels = case.shape.labels.len();
+    let logits = trained(case, &case.weights, backend);
     assert_close("logits", &logits, &case.expected["output"].values.floats(), 1e-5);
     let (mut loss, mut by_logits, share) = (0.0, logits.clone(), 1.0 / case.labels.len() as f32);
     for (row, &label) in by_logits.chunks_exact_mut(labels).zip(&case.labels) {
@@ -100,11 +142,8 @@ fn follows_pytorch(case: &Case) {
         row[label as usize] -= share;
     }
     assert!((loss / case.expected["loss"].values.floats()[0] - 1.0).abs() < 1e-5);
-    assert_gradients("classifier", &gradients(case, &case.weights, &threads, &by_logits, Keep::All), &case.expected);
-    let served = class_logits(&cpu(1), &runner(case, &cpu(1)), &case.tap_slices(), &case.lengths);
-    assert_eq!(bits(&served), bits(&logits));
-    let other = class_logits(&candle(), &runner(case, &candle()), &case.tap_slices(), &case.lengths);
-    assert_close("logits of candle", &other, &case.expected["output"].values.floats(), 1e-5);
+    assert_gradients("classifier", &gradients(case, &case.weights, backend, &by_logits, Keep::All), &case.expected);
+    logits
 }
 
 #[test]
@@ -115,7 +154,7 @@ fn runner_gives_the_output_of_pytorch_and_the_bits_of_training() {
         assert_close(name, &served, &case.expected["output"].values.floats(), 1e-5);
         let other = whole(&candle(), &runner(&case, &candle()), &case);
         assert_close(name, &other, &case.expected["output"].values.floats(), 1e-5);
-        let trained = trained(&case, &case.weights, &Threads::new(2));
+        let trained = trained(&case, &case.weights, &cpu(2));
         let d = case.hidden_size();
         let rows: Vec<f32> = case.rows.iter().flat_map(|row| served[*row as usize * d..][..d].to_vec()).collect();
         assert_eq!(bits(&rows), bits(&trained), "{name}");
@@ -162,7 +201,7 @@ fn bits_stay_in_a_sliding_window() {
     // The window is felt, and training slides as serving does.
     let full = whole(&cpu, &runner_of(&Case::load("gated"), &cpu), &case);
     assert_ne!(bits(&full), bits(&all));
-    let trained = trained(&case, &case.weights, &Threads::new(2));
+    let trained = trained(&case, &case.weights, &cpu);
     let rows: Vec<f32> = case.rows.iter().flat_map(|row| all[*row as usize * d..][..d].to_vec()).collect();
     assert_eq!(bits(&rows), bits(&trained));
 }
@@ -170,8 +209,7 @@ fn bits_stay_in_a_sliding_window() {
 #[test]
 fn interleaved_heads_do_not_influence_each_other_and_nan_stays_in_its_own() {
     let (gated, plain) = (Case::load("gated"), Case::load("plain"));
-    let mut broken = gated.weights.clone();
-    broken.values_mut().for_each(|weight| weight.values.floats_mut().fill(f32::NAN));
+    let broken = broken(&gated.weights);
     let cpu = cpu(2);
     let runners = [(&gated, &gated.weights), (&plain, &plain.weights), (&gated, &broken)]
         .map(|(case, weights)| Runner::from_weights(&case.shape, weights, cpu.clone()).unwrap());
@@ -219,26 +257,26 @@ fn a_sequence_of_nan_leaves_its_neighbours_alone() {
 #[test]
 fn accumulated_micro_batches_equal_one_batch() {
     let case = Case::load("gated");
-    let threads = Threads::new(2);
-    let (_, together) = loss_of(&case, &case.weights, &threads);
-    let mut total = Gradients::new();
+    let cpu = cpu(2);
+    let (_, together) = loss_of(&case, &case.weights, &cpu);
+    let mut total = carryon_worker::head::Gradients::<Cpu>::new();
     for half in [0..2, 2..4] {
         let part = case.part(half);
-        let (_, mut gradients) = loss_of(&part, &case.weights, &threads);
+        let mut gradients = received(&cpu, &case.weights, loss_of(&part, &case.weights, &cpu).1);
         let share = part.rows.len() as f32 / case.rows.len() as f32;
-        carryon_worker::train::optim::scale(&mut gradients, share);
-        gradients.into_iter().for_each(|(name, gradient)| carryon_worker::train::optim::accumulate(&mut total, &name, gradient));
+        optim::scale(&cpu, &mut gradients, share).unwrap();
+        gradients.into_iter().for_each(|(name, gradient)| optim::accumulate(&cpu, &mut total, &name, gradient).unwrap());
     }
     for (name, gradient) in &together {
-        assert_close(name, &total[name], gradient, 1e-5);
+        assert_close(name, &cpu.read(&total[name]).unwrap(), gradient, 1e-5);
     }
 }
 
 #[test]
 fn gradients_are_the_slopes_of_the_loss() {
     let case = Case::load("gated");
-    let threads = Threads::new(2);
-    let (_, gradients) = loss_of(&case, &case.weights, &threads);
+    let cpu = cpu(2);
+    let (_, gradients) = loss_of(&case, &case.weights, &cpu);
     for (name, gradient) in &gradients {
         // Along the gradient itself the slope is its squared norm.
         let norm = gradient.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>();
@@ -247,7 +285,7 @@ fn gradients_are_the_slopes_of_the_loss() {
             let mut weights = case.weights.clone();
             let values = weights.get_mut(name).unwrap().values.floats_mut();
             values.iter_mut().zip(gradient).for_each(|(value, slope)| *value += (direction * step * f64::from(*slope)) as f32);
-            loss_of(&case, &weights, &threads).0
+            loss_of(&case, &weights, &cpu).0
         };
         let slope = (shifted(1.0) - shifted(-1.0)) / (2.0 * step);
         assert!((slope / norm - 1.0).abs() < 2e-2, "{name}: slope {slope}, squared norm {norm}");
@@ -257,31 +295,61 @@ fn gradients_are_the_slopes_of_the_loss() {
 #[test]
 fn initial_weights_change_nothing_and_still_learn() {
     let case = Case::load("gated");
-    let threads = Threads::new(2);
+    let cpu = cpu(2);
     let weights = init::weights(&case.shape, 7);
     assert_eq!(weights, init::weights(&case.shape, 7));
     assert_ne!(weights, init::weights(&case.shape, 8));
-    let runner = Runner::from_weights(&case.shape, &weights, cpu(2)).unwrap();
-    assert!(whole(&cpu(2), &runner, &case).iter().all(|value| *value == 0.0));
-    let (_, gradients) = loss_of(&case, &weights, &threads);
+    let runner = Runner::from_weights(&case.shape, &weights, cpu.clone()).unwrap();
+    assert!(whole(&cpu, &runner, &case).iter().all(|value| *value == 0.0));
+    let (_, gradients) = loss_of(&case, &weights, &cpu);
     assert!(gradients["output.weight"].iter().any(|value| *value != 0.0));
 }
 
 #[test]
 fn what_is_computed_again_has_the_same_bits() {
+    computed_again(&cpu(2));
+    computed_again(&candle());
+}
+
+fn waves(count: usize) -> Vec<f32> {
+    (0..count).map(|index| (index as f32).sin()).collect()
+}
+
+fn computed_again<B: Backward>(backend: &B) {
     for name in ["gated", "plain", "classifier"] {
-        let (case, threads) = (Case::load(name), Threads::new(2));
-        let by_output: Vec<f32> = (0..trained(&case, &case.weights, &threads).len()).map(|index| (index as f32).sin()).collect();
-        let [all, inputs] = [Keep::All, Keep::Inputs].map(|keep| gradients(&case, &case.weights, &threads, &by_output, keep));
+        let case = Case::load(name);
+        let by_output = waves(trained(&case, &case.weights, backend).len());
+        let [all, inputs] = [Keep::All, Keep::Inputs].map(|keep| gradients(&case, &case.weights, backend, &by_output, keep));
         assert_eq!(all.keys().collect::<Vec<_>>(), case.weights.keys().collect::<Vec<_>>());
         all.iter().for_each(|(weight, gradient)| assert_eq!(bits(gradient), bits(&inputs[weight]), "{name}: {weight}"));
+    }
+}
+
+/// Sequences longer than a tile of queries, in a window, whose rows travel in every format.
+#[test]
+fn another_device_goes_the_same_way_back_through_long_sequences_of_every_format() {
+    let mut case = Case::load("gated");
+    let d = case.hidden_size();
+    case.shape.window = 200;
+    case.lengths = vec![300, 3, 521];
+    case.rows = (0..824).step_by(5).collect();
+    case.taps = (0..case.taps.len()).map(|tap| (0..824 * d).map(|index| ((index * (tap + 2)) as f32 * 0.7).sin()).collect()).collect();
+    let by_output = waves(case.rows.len() * d);
+    for format in [RowFormat::Plain(Dtype::Float32), RowFormat::Plain(Dtype::Bfloat16), RowFormat::Float8] {
+        case.format = format;
+        let (own, other) = (cpu(2), candle());
+        assert_close("output", &trained(&case, &case.weights, &other), &trained(&case, &case.weights, &own), 1e-4);
+        let expected = gradients(&case, &case.weights, &own, &by_output, Keep::All);
+        for (name, gradient) in gradients(&case, &case.weights, &other, &by_output, Keep::All) {
+            assert_close(&format!("{format:?} {name}"), &gradient, &expected[&name], 1e-3);
+        }
     }
 }
 
 #[test]
 fn misfits_are_refused() {
     let case = Case::load("plain");
-    let pass = Pass::new(&case.shape, Threads::new(1)).unwrap();
+    let pass = Pass::new(&case.shape, cpu(1)).unwrap();
     let refusal = |change: &dyn Fn(&mut PackedBatch)| {
         let mut batch = case.batch();
         change(&mut batch);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use carryon_crds::common::Taps;
 use carryon_crds::job::{DataFormat, HeadSpec, Optimizer, Split, Task, Training};
 use carryon_crds::names::artifact_folder;
-use carryon_crds::pool::Engine;
+use carryon_crds::pool::{Device, Engine};
 use carryon_crds::wire::{ExitCode, Figure, HeadManifest, ServeConfig, ServeHead, TapChoice, TerminationMessage, TrainConfig};
 use carryon_worker::head::artifact;
 use carryon_worker::serve::{Settings, serve};
@@ -59,6 +59,7 @@ impl World {
             output: path("output"),
             state_cache: None,
             plan: false,
+            device: Device::Cpu,
             listen: "127.0.0.1:0".parse().unwrap(),
             termination_log: Some(path("last-words")),
             threads: Some(2),

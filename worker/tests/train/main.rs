@@ -21,6 +21,7 @@ use carryon_crds::job::{
     DataFormat, Evaluation, HeadSpec, HiddenStatesDtype, LossPlace, Metric, NormScope, Optimizer, Split, StateDtype, Task, Training,
 };
 use carryon_crds::names::artifact_folder;
+use carryon_crds::pool::Device;
 use carryon_crds::wire::{ExitCode, TapChoice, TerminationMessage, TrainConfig};
 use carryon_worker::head::artifact;
 use carryon_worker::train::metrics::{self, Line, StepLine};
@@ -89,6 +90,7 @@ impl Job {
             output: self.path("output"),
             state_cache: None,
             plan: false,
+            device: Device::Cpu,
             listen: "127.0.0.1:0".parse().unwrap(),
             termination_log: Some(self.path("last-words")),
             threads: Some(1),

@@ -1,33 +1,22 @@
-//! Training: the head's formula forward, and the explicit way back through it.
+//! Training: the head's formula forward, and the explicit way back through it, on any device.
 //!
 //! Batches are packed: the rows of all sequences one after the other, no padding. [`Pass::forward`] computes with the arithmetic of inference; what it
 //! keeps, [`Pass::backward`] goes back through. A weight's gradient is handed out as soon as it is known, when nothing needs that weight any more:
 //! whoever takes it may add it up, or change the weight on the spot and drop it.
 
-mod attention;
 mod backward;
-mod elementwise;
-mod linear;
-mod norm;
-mod output;
-mod pooling;
 
 pub use backward::Take;
 
-use std::borrow::Cow;
-use std::sync::Arc;
-
 use bytes::Bytes;
 use carryon_crds::job::Task;
+use carryon_crds::pool::Dtype;
 use carryon_crds::wire::HeadShape;
 
-use super::layers::{self, Angles, HeadAttention};
-use super::parameters::{self, ShapeError, Weight, Weights};
-use crate::kernel::{Threads, cpu};
+use super::layers::HeadAttention;
+use super::parameters::{self, ShapeError};
+use crate::kernel::{Backward, DeviceError, Gate, Result as DeviceResult, Trained};
 use crate::numbers::RowFormat;
-use linear::Stack;
-pub use linear::transpose;
-use output::Tile;
 
 /// Hidden states of some whole sequences.
 #[derive(Clone, Debug)]
@@ -51,6 +40,9 @@ pub enum PassError {
     /// Taps, lengths and rows do not fit together.
     #[error("batch: {0}")]
     Batch(String),
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
 /// What a forward pass keeps for the way back.
@@ -65,165 +57,171 @@ pub enum Keep {
 }
 
 /// The head's arithmetic on packed batches, for weights that are given with each call.
-pub struct Pass {
+pub struct Pass<B> {
     shape: HeadShape,
-    threads: Arc<Threads>,
+    backend: B,
     attention: HeadAttention,
 }
 
 /// What a forward pass gives.
-pub struct Forward {
+pub struct Forward<B: Backward> {
     /// Row-major. CausalLM: `g ⊙ Δ` without α of the rows that carry a target, `[batch.rows, D]`. All others: logits, `[sequences, outputs]`.
-    pub output: Vec<f32>,
+    pub output: B::Rows,
     /// For [`Pass::backward`]; none with [`Keep::Nothing`].
-    pub saved: Option<Saved>,
+    pub saved: Option<Saved<B>>,
 }
 
 /// What was kept.
-pub struct Saved {
-    blocks: Vec<(Vec<f32>, Option<Inside>)>,
+pub struct Saved<B: Backward> {
+    blocks: Vec<(B::Rows, Option<Inside<B>>)>,
     /// Behind the last block, `[rows, w]`.
-    u: Vec<f32>,
-    /// CausalLM with a gate; empty where they are computed again.
-    tiles: Vec<Tile>,
+    u: B::Rows,
+    /// CausalLM with a gate; none where it is computed again.
+    gated: Option<B::Gated>,
 }
 
 /// What a block computes on its way.
-struct Inside {
+struct Inside<B: Backward> {
     /// `[q | k | v]`, rotated.
-    qkv: Vec<f32>,
-    attended: Vec<f32>,
+    qkv: B::Rows,
+    attended: B::Rows,
     /// Between attention and feed-forward.
-    middle: Vec<f32>,
+    middle: B::Rows,
     /// `[gate | up]`.
-    gate_up: Vec<f32>,
+    gate_up: B::Rows,
 }
 
-impl Pass {
+impl<B: Backward> Pass<B> {
     /// # Errors
     /// A shape out of bounds.
-    pub fn new(shape: &HeadShape, threads: Arc<Threads>) -> Result<Self, PassError> {
+    pub fn new(shape: &HeadShape, backend: B) -> Result<Self, PassError> {
         parameters::check(shape)?;
-        Ok(Self { attention: HeadAttention::new(shape), shape: shape.clone(), threads })
+        Ok(Self { attention: HeadAttention::new(shape), shape: shape.clone(), backend })
     }
 
     /// The head's output for `batch`; `weights` are complete for its shape.
     ///
     /// # Errors
-    /// A batch whose members do not fit together.
-    pub fn forward(&self, weights: &Weights, batch: &PackedBatch, keep: Keep) -> Result<Forward, PassError> {
+    /// A batch whose members do not fit together; the device failed.
+    pub fn forward(&self, weights: &Trained<B>, batch: &PackedBatch, keep: Keep) -> Result<Forward<B>, PassError> {
         self.check(batch)?;
-        let angles = self.angles(batch);
-        let (mut u, mut blocks) = (self.bridge(weights, batch), Vec::new());
+        let angles = self.angles(batch)?;
+        let (mut u, mut blocks) = (self.bridge(weights, batch)?, Vec::new());
         for index in 0..self.shape.blocks {
-            let (inside, out) = self.block(weights, index, &angles, &batch.lengths, &u);
+            let (inside, out) = self.block(weights, index, &angles, &batch.lengths, &u)?;
             let input = std::mem::replace(&mut u, out);
             if keep != Keep::Nothing {
                 blocks.push((input, (keep == Keep::All).then_some(inside)));
             }
         }
-        let mut tiles = Vec::new();
-        let keep_tile = |tile| {
-            if keep == Keep::All {
-                tiles.push(tile);
-            }
+        let (output, gated) = match self.shape.task {
+            Task::CausalLM => self.delta(weights, &self.normed_targets(batch, &u)?, keep == Keep::All)?,
+            _ => (self.class_logits(weights, batch, &u)?, None),
         };
-        let output = match self.shape.task {
-            Task::CausalLM => self.delta(weights, &self.normed_targets(batch, &u), keep_tile),
-            _ => self.class_logits(weights, batch, &u),
-        };
-        Ok(Forward { output, saved: (keep != Keep::Nothing).then_some(Saved { blocks, u, tiles }) })
+        Ok(Forward { output, saved: (keep != Keep::Nothing).then_some(Saved { blocks, u, gated }) })
     }
 
     /// `Σ_k B_k · norm(h_k)`, `[rows, w]`.
-    fn bridge(&self, weights: &Weights, batch: &PackedBatch) -> Vec<f32> {
-        let mut u = Vec::new();
+    fn bridge(&self, weights: &Trained<B>, batch: &PackedBatch) -> DeviceResult<B::Rows> {
+        let mut u = B::Rows::default();
         for (index, (tap, format)) in batch.taps.iter().zip(&batch.formats).enumerate() {
-            let projected = Stack::of([&weights[&bridge(index)]]).forward(&self.threads, &self.normed_tap(tap, *format));
-            match u.is_empty() {
-                true => u = projected,
-                false => cpu::add(&mut u, &projected),
+            let projected = self.backend.linear(&self.normed_tap(tap, *format)?, &[&weights[&bridge(index)]], None)?;
+            match index {
+                0 => u = projected,
+                _ => self.backend.add(&mut u, &projected)?,
             }
         }
-        u
+        Ok(u)
     }
 
     /// What the block does with `u`, and what it makes of it.
-    fn block(&self, weights: &Weights, index: u32, angles: &Angles, lengths: &[usize], u: &[f32]) -> (Inside, Vec<f32>) {
+    fn block(
+        &self,
+        weights: &Trained<B>,
+        index: u32,
+        angles: &B::Rows,
+        lengths: &[usize],
+        u: &B::Rows,
+    ) -> DeviceResult<(Inside<B>, B::Rows)> {
         let weight = |part: &str| &weights[&in_block(index, part)];
-        let stack = |parts: &[&str]| Stack::of(parts.iter().map(|part| weight(part)));
-        let (threads, f) = (&*self.threads, self.shape.feed_forward as usize);
-        let mut qkv = stack(QKV).forward(threads, &self.norm(u, weight(INPUT_NORM)));
-        let attended = self.attention.forward(threads, angles, &mut qkv, lengths);
-        let mut middle = stack(O).forward(threads, &attended);
-        cpu::add(&mut middle, u);
-        let gate_up = stack(GATE_UP).forward(threads, &self.norm(&middle, weight(POST_NORM)));
-        let mut out = stack(DOWN).forward(threads, &layers::silu_mul(threads, &gate_up, f));
-        cpu::add(&mut out, &middle);
-        (Inside { qkv, attended, middle, gate_up }, out)
+        let backend = &self.backend;
+        let linear = |x: &B::Rows, parts: &[&str]| backend.linear(x, &parts.iter().map(|part| weight(part)).collect::<Vec<_>>(), None);
+        let mut qkv = linear(&self.norm(u, weight(INPUT_NORM))?, QKV)?;
+        let attended = backend.attend_whole(self.attention.attention(), angles, &mut qkv, lengths)?;
+        let mut middle = linear(&attended, O)?;
+        backend.add(&mut middle, u)?;
+        let gate_up = linear(&self.norm(&middle, weight(POST_NORM))?, GATE_UP)?;
+        let mut out = linear(&backend.silu_mul(&gate_up)?, DOWN)?;
+        backend.add(&mut out, &middle)?;
+        Ok((Inside { qkv, attended, middle, gate_up }, out))
     }
 
-    fn class_logits(&self, weights: &Weights, batch: &PackedBatch, u: &[f32]) -> Vec<f32> {
-        let (rows, lengths) = self.pooled(batch, u);
-        let pooled = layers::pool(&self.plain_norm(&rows), &weights["pooling.weight"].values.floats(), &lengths);
-        let mut logits = Stack::of([&weights["classifier.weight"]]).forward(&self.threads, &pooled);
-        layers::add_bias(&mut logits, &weights["classifier.bias"].values.floats());
-        logits
+    /// `g ⊙ Δ` of normed rows, `[rows, D]`, and what the gate was computed from.
+    fn delta(&self, weights: &Trained<B>, normed: &B::Rows, keep: bool) -> DeviceResult<(B::Rows, Option<B::Gated>)> {
+        match self.shape.gate {
+            true => self.backend.gated(gate(weights), normed, keep),
+            false => Ok((self.backend.linear(normed, &[&weights[OUTPUT]], None)?, None)),
+        }
     }
 
-    /// The rows of `u` that are pooled, and how many of each sequence: its last ones.
-    fn pooled<'a>(&self, batch: &PackedBatch, u: &'a [f32]) -> (Cow<'a, [f32]>, Vec<usize>) {
+    fn class_logits(&self, weights: &Trained<B>, batch: &PackedBatch, u: &B::Rows) -> DeviceResult<B::Rows> {
+        let (which, lengths) = self.pooled(batch);
+        let some = self.some_of(u, which.as_deref())?;
+        let pooled = self.backend.pool(&self.plain_norm(some.as_ref().unwrap_or(u))?, &weights[POOLING], &lengths)?;
+        self.backend.linear(&pooled, &[&weights[CLASSIFIER]], Some(&weights[CLASSIFIER_BIAS]))
+    }
+
+    /// The rows that are pooled, where those are not all, and how many of each sequence: its last ones.
+    fn pooled(&self, batch: &PackedBatch) -> (Option<Vec<u32>>, Vec<usize>) {
         let lengths: Vec<usize> = batch.lengths.iter().map(|length| self.shape.pooled(*length)).collect();
         if lengths == batch.lengths {
-            return (u.into(), lengths);
+            return (None, lengths);
         }
-        let (width, mut end, mut rows) = (self.attention.width, 0, Vec::new());
+        let (mut end, mut which) = (0, Vec::new());
         for (length, pooled) in batch.lengths.iter().zip(&lengths) {
             end += length;
-            rows.extend_from_slice(&u[(end - pooled) * width..end * width]);
+            which.extend((end - pooled) as u32..end as u32);
         }
-        (rows.into(), lengths)
+        (Some(which), lengths)
     }
 
-    /// `norm(u)` of the rows with a target.
-    fn normed_targets(&self, batch: &PackedBatch, u: &[f32]) -> Vec<f32> {
-        self.plain_norm(&self.targets(batch, u))
+    /// Some rows, where not all are wanted.
+    fn some_of(&self, u: &B::Rows, which: Option<&[u32]>) -> DeviceResult<Option<B::Rows>> {
+        which.map(|which| self.backend.tap(u, Some(which), None, Dtype::Float32)).transpose()
     }
 
-    fn targets(&self, batch: &PackedBatch, u: &[f32]) -> Vec<f32> {
-        let width = self.attention.width;
-        batch.rows.iter().flat_map(|row| &u[*row as usize * width..][..width]).copied().collect()
+    fn normed_targets(&self, batch: &PackedBatch, u: &B::Rows) -> DeviceResult<B::Rows> {
+        self.plain_norm(&self.targets(batch, u)?)
+    }
+
+    /// The rows with a target.
+    fn targets(&self, batch: &PackedBatch, u: &B::Rows) -> DeviceResult<B::Rows> {
+        self.backend.tap(u, Some(&batch.rows), None, Dtype::Float32)
     }
 
     /// `norm(ĥ)`, `[rows, D]`.
-    fn normed_tap(&self, tap: &[Bytes], format: RowFormat) -> Vec<f32> {
-        let width = self.shape.hidden_size as usize;
-        let rows: Vec<&[u8]> = tap.iter().flat_map(|bytes| bytes.chunks_exact(format.row_bytes(width))).collect();
-        let (ones, mut out) = (vec![1.0; width], vec![0.0; rows.len() * width]);
-        self.threads.for_rows(&mut out, width, ROWS, |first, out| {
-            let mut values = vec![0.0; width];
-            for (row, out) in rows[first..].iter().zip(out.chunks_exact_mut(width)) {
-                format.read(row, &mut values);
-                cpu::rms_norm(&values, &ones, self.epsilon(), out);
-            }
-        });
-        out
+    fn normed_tap(&self, tap: &[Bytes], format: RowFormat) -> DeviceResult<B::Rows> {
+        self.backend.normed_states(tap, format, self.shape.hidden_size as usize, self.epsilon())
     }
 
-    fn norm(&self, x: &[f32], weight: &Weight) -> Vec<f32> {
-        layers::norm(&self.threads, x, &weight.values.floats(), self.epsilon())
+    fn norm(&self, x: &B::Rows, weight: &B::Trained) -> DeviceResult<B::Rows> {
+        self.backend.norm(x, Some(weight), self.epsilon())
     }
 
-    fn plain_norm(&self, u: &[f32]) -> Vec<f32> {
-        layers::norm(&self.threads, u, &vec![1.0; self.attention.width], self.epsilon())
+    fn plain_norm(&self, u: &B::Rows) -> DeviceResult<B::Rows> {
+        self.backend.norm(u, None, self.epsilon())
     }
 
     fn epsilon(&self) -> f32 {
         self.shape.norm_epsilon as f32
     }
 
-    fn angles(&self, batch: &PackedBatch) -> Angles {
-        self.attention.angles(0..batch.lengths.iter().copied().max().unwrap_or(0))
+    /// Of the positions of the longest sequence.
+    fn angles(&self, batch: &PackedBatch) -> DeviceResult<B::Rows> {
+        let longest = batch.lengths.iter().copied().max().unwrap_or(0);
+        let (positions, mut angles) = ((0..longest as u32).collect::<Vec<_>>(), B::Rows::default());
+        self.backend.angles(self.attention.rotation(), &positions, &mut angles)?;
+        Ok(angles)
     }
 
     fn check(&self, batch: &PackedBatch) -> Result<(), PassError> {
@@ -251,8 +249,17 @@ impl Pass {
     }
 }
 
-/// Rows that one thread takes at a time.
-const ROWS: usize = 32;
+/// Output and gate of a head that has one.
+fn gate<B: Backward>(weights: &Trained<B>) -> Gate<'_, B> {
+    Gate { output: &weights[OUTPUT], gate: &weights[GATE], bias: &weights[GATE_BIAS] }
+}
+
+const OUTPUT: &str = "output.weight";
+const GATE: &str = "gate.weight";
+const GATE_BIAS: &str = "gate.bias";
+const POOLING: &str = "pooling.weight";
+const CLASSIFIER: &str = "classifier.weight";
+const CLASSIFIER_BIAS: &str = "classifier.bias";
 const INPUT_NORM: &str = "input_layernorm";
 const POST_NORM: &str = "post_attention_layernorm";
 const QKV: &[&str] = &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"];

@@ -56,7 +56,7 @@ fn prompt(
 }
 
 /// What is added to the scores, 1 × 1 × queries × keys. It is as large as a head's scores, so it is made again for each layer.
-fn mask(attention: Attention, keys: &Tensor, queries: &Tensor) -> Candle<Tensor> {
+pub fn mask(attention: Attention, keys: &Tensor, queries: &Tensor) -> Candle<Tensor> {
     let (keys, queries) = (keys.unsqueeze(0)?, queries.unsqueeze(1)?);
     let mut seen = keys.broadcast_le(&queries)?.to_dtype(DType::F32)?;
     if let Some(window) = attention.window {

@@ -4,6 +4,7 @@
 //! own bf16 product rounds its result, so products of bf16 numbers go through [`gemm`].
 
 mod attention;
+mod backward;
 mod blocks;
 #[cfg(feature = "cuda")]
 mod cuda;
@@ -26,6 +27,7 @@ use carryon_crds::pool::Dtype;
 use half::bf16;
 
 use super::{Aim, Attention, Backend, Fill, Left, Outline, PageLayout, Part, Result, Rotation, Sink, Span, Stored};
+pub use backward::State;
 pub use pages::Pages;
 pub use places::Places;
 

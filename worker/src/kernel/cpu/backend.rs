@@ -22,7 +22,7 @@ const BLOCK_ROWS: usize = 32;
 /// The CPU: our kernels on a fixed set of threads.
 #[derive(Clone)]
 pub struct Cpu {
-    threads: Arc<Threads>,
+    pub(super) threads: Arc<Threads>,
 }
 
 impl Cpu {

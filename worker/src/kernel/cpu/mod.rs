@@ -4,6 +4,7 @@
 
 mod attention;
 mod backend;
+mod backward;
 mod blocks;
 mod buffers;
 pub(crate) mod isa;
@@ -17,10 +18,12 @@ mod rows;
 mod sink;
 mod threads;
 mod tile;
+mod update;
 mod widen;
 
 pub use attention::{Queries, attend};
 pub use backend::Cpu;
+pub use backward::pool;
 pub use buffers::{PackedRows, Places, Rows};
 pub use isa::name;
 pub(crate) use isa::vectorised;

@@ -5,39 +5,39 @@ use carryon_crds::wire::ModelDescription;
 
 use super::{Loss, Measured};
 use crate::head::loss::{Against, LossWeights, lm_loss};
-use crate::kernel::cpu::{Cpu, Panels};
-use crate::kernel::{Backend as _, DeviceError};
+use crate::kernel::Backend;
 use crate::numbers::{from_bytes, number_bytes};
 use crate::train::error::TrainError;
 use crate::train::states::MicroBatch;
+use crate::train::step::device_error;
 
 /// The local loss: the LM head, fetched once, packed in both directions.
-pub struct LocalLoss {
-    cpu: Cpu,
-    forward: Panels,
-    backward: Panels,
+pub struct LocalLoss<B: Backend> {
+    backend: B,
+    forward: B::Matrix,
+    backward: B::Matrix,
     dtype: Dtype,
     alpha: f64,
     kl_coef: f64,
 }
 
-impl LocalLoss {
+impl<B: Backend> LocalLoss<B> {
     /// The divergence on what is replayed counts `kl_coef` times. Packs `weight`, V × D numbers in the pool's number type, little-endian.
     ///
     /// # Errors
     /// The device failed.
-    pub fn new(description: &ModelDescription, weight: &[u8], (alpha, kl_coef): (f64, f64), cpu: Cpu) -> Result<Self, TrainError> {
+    pub fn new(description: &ModelDescription, weight: &[u8], (alpha, kl_coef): (f64, f64), backend: B) -> Result<Self, TrainError> {
         let (vocabulary, width) = (description.vocab_size as usize, description.hidden_size as usize);
         let dtype = description.numerics.dtype;
         let row_bytes = width * number_bytes(dtype);
         let row = |row: usize, values: &mut [f32]| from_bytes(&weight[row * row_bytes..][..row_bytes], dtype, values);
-        let forward = cpu.matrix(vocabulary, width, dtype.into(), &row).map_err(device_error)?;
-        let backward = cpu.transposed(&forward).map_err(device_error)?;
-        Ok(Self { cpu, forward, backward, dtype, alpha, kl_coef })
+        let forward = backend.matrix(vocabulary, width, dtype.into(), &row).map_err(device_error)?;
+        let backward = backend.transposed(&forward).map_err(device_error)?;
+        Ok(Self { backend, forward, backward, dtype, alpha, kl_coef })
     }
 }
 
-impl Loss for LocalLoss {
+impl<B: Backend> Loss for LocalLoss<B> {
     fn measure(&mut self, batch: &MicroBatch, output: Option<Vec<f32>>, gradient: bool) -> Result<Option<Measured>, TrainError> {
         let (alpha, width) = (self.alpha as f32, batch.hidden_size);
         let weights =
@@ -49,7 +49,7 @@ impl Loss for LocalLoss {
             from_bytes(&batch.x(range.clone()), batch.dtype, &mut x);
             let output = output.as_ref().map(|output| (&output[range.start * width..range.end * width], alpha));
             let against = targets.map_or(Against::Base, Against::Tokens);
-            let found = lm_loss(&self.cpu, &weights, &x, output, against).map_err(device_error)?;
+            let found = lm_loss(&self.backend, &weights, &x, output, against).map_err(device_error)?;
             if targets.is_some() { &mut measured.loss } else { &mut measured.divergence }.extend(found.loss);
             measured.gradient.extend(found.gradient);
         }
@@ -57,8 +57,4 @@ impl Loss for LocalLoss {
         measured.weigh_replay(batch, self.kl_coef);
         Ok(Some(measured))
     }
-}
-
-fn device_error(error: DeviceError) -> TrainError {
-    TrainError::Head(error.to_string())
 }

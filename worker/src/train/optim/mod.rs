@@ -1,30 +1,30 @@
-//! Optimizers with named states: what they remember is exported and imported as tensors, so a resumed run has the bits of an unbroken one.
+//! Optimizers with named states: what they remember is exported and imported as tensors, so a resumed run has the bits of an unbroken one. How a
+//! weight moves is the device's: [`Backward::update`].
 
-mod adamw;
 mod gradients;
-mod moment;
-mod muon;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use carryon_crds::job::{Optimizer, Training};
+use carryon_crds::job::{Optimizer, StateDtype, Training};
 
-pub use gradients::{accumulate, clip_norm, norm, scale, shrink};
-pub use moment::{BLOCK, Map, Moment};
+pub use gradients::{accumulate, clip_norm, scale, shrink};
 
-use crate::head::{Gradients, Weight, Weights};
-use crate::kernel::Threads;
-use adamw::AdamW;
-use muon::Muon;
+use crate::head::{Gradients, Weights};
+use crate::kernel::{Backward, Change, DeviceError, Rule, Step, Trained};
+pub use crate::kernel::{Map, Moment};
 
 /// Muon for matrices and AdamW for the rest, or AdamW for everything.
-pub struct Optimizers {
+pub struct Optimizers<B: Backward> {
     kind: Optimizer,
     seed: u64,
     steps: u64,
-    muon: Muon,
-    adamw: AdamW,
+    learning_rate: f64,
+    muon_learning_rate: f64,
+    weight_decay: f64,
+    dtype: StateDtype,
+    /// By parameter, in the rule's order.
+    states: BTreeMap<String, Vec<B::State>>,
 }
 
 /// All that the optimizers remember.
@@ -37,25 +37,8 @@ pub struct OptimizerState {
     pub tensors: BTreeMap<String, (Vec<usize>, Arc<Moment>)>,
 }
 
-/// A step.
-struct At<'a> {
-    threads: &'a Threads,
-    seed: u64,
-    /// From 1.
-    step: u64,
-    /// Of the learning rates.
-    factor: f64,
-}
-
-/// What a step changes, and by what.
-struct Parameter<'a> {
-    name: &'a str,
-    weight: &'a mut Weight,
-    gradient: Vec<f32>,
-}
-
 /// Why a step was not made or a state not taken.
-#[derive(Debug, thiserror::Error, PartialEq)]
+#[derive(Debug, thiserror::Error)]
 pub enum OptimError {
     /// Nothing may stand still unseen.
     #[error("parameter {0:?} has no gradient of its length")]
@@ -68,38 +51,84 @@ pub enum OptimError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
-impl Optimizers {
+/// What a rule remembers of a parameter, as checkpoints name it, and what its codes mean.
+fn remembers(rule: Rule) -> &'static [(&'static str, Map)] {
+    match rule {
+        Rule::Muon => &[("momentum", Map::Signed)],
+        Rule::AdamW => &[("first_moment", Map::Signed), ("second_moment", Map::Unsigned)],
+    }
+}
+
+/// A checkpoint's name of what `rule` remembers of `parameter`.
+fn tensor_name(rule: Rule, parameter: &str, which: &str) -> String {
+    let rule = match rule {
+        Rule::Muon => "muon",
+        Rule::AdamW => "adamw",
+    };
+    format!("{rule}.{parameter}.{which}")
+}
+
+/// What the codes of the state `name` mean.
+pub fn map_of(name: &str) -> Map {
+    let known = remembers(Rule::AdamW).iter().find(|(which, _)| name.ends_with(which));
+    known.map_or(Map::Signed, |(_, map)| *map)
+}
+
+impl<B: Backward> Optimizers<B> {
     /// Optimizers as a job asks for them, with empty states.
     pub fn new(training: &Training) -> Self {
-        let (weight_decay, dtype) = (training.weight_decay, training.optim_state_dtype);
         Self {
             kind: training.optim,
             seed: training.seed,
             steps: 0,
-            muon: Muon { learning_rate: training.muon_learning_rate, weight_decay, dtype, momenta: BTreeMap::new() },
-            adamw: AdamW { learning_rate: training.learning_rate, weight_decay, dtype, moments: BTreeMap::new() },
+            learning_rate: training.learning_rate,
+            muon_learning_rate: training.muon_learning_rate,
+            weight_decay: training.weight_decay,
+            dtype: training.optim_state_dtype,
+            states: BTreeMap::new(),
         }
+    }
+
+    fn rule(&self, shape: &[usize]) -> Rule {
+        if self.kind.moves_by_muon(shape) { Rule::Muon } else { Rule::AdamW }
+    }
+
+    fn step_of(&self, rule: Rule, factor: f64) -> Step {
+        let rate = match rule {
+            Rule::Muon => self.muon_learning_rate,
+            Rule::AdamW => self.learning_rate,
+        };
+        Step { rule, rate: rate * factor, weight_decay: self.weight_decay, seed: self.seed, number: self.steps }
     }
 
     /// One step on every weight, learning rates multiplied by `factor`.
     ///
     /// # Errors
-    /// A weight without a gradient, before any weight is changed.
-    pub fn step(&mut self, threads: &Threads, weights: &mut Weights, mut gradients: Gradients, factor: f64) -> Result<(), OptimError> {
+    /// A weight without a gradient, before any weight is changed; the device failed.
+    pub fn step(&mut self, backend: &B, weights: &mut Trained<B>, mut gradients: Gradients<B>, factor: f64) -> Result<(), OptimError> {
+        let count = |weight: &B::Trained| B::dimensions(weight).iter().product::<usize>();
         let complete =
-            |(name, weight): (&String, &Weight)| gradients.get(name).is_some_and(|gradient| gradient.len() == weight.values.len());
+            |(name, weight): (&String, &B::Trained)| gradients.get(name).is_some_and(|gradient| B::size(gradient) == count(weight));
         if let Some((name, _)) = weights.iter().find(|&entry| !complete(entry)) {
             return Err(OptimError::Gradient(name.clone()));
         }
         self.begin();
-        let parameters =
-            weights.iter_mut().filter_map(|(name, weight)| Some(Parameter { name, weight, gradient: gradients.remove(name)? }));
-        let (matrices, vectors): (Vec<_>, Vec<_>) = parameters.partition(|parameter| self.kind.moves_by_muon(&parameter.weight.shape));
-        let at = At { threads, seed: self.seed, step: self.steps, factor };
-        self.muon.step(&at, matrices);
-        vectors.into_iter().for_each(|parameter| self.adamw.step(&at, parameter));
+        let (mut matrices, mut vectors) = (Vec::new(), Vec::new());
+        for (name, weight) in weights.iter_mut() {
+            let Some(gradient) = gradients.remove(name) else { continue };
+            let rule = self.rule(B::dimensions(weight));
+            let change = Change { name, states: self.take(backend, rule, name, count(weight))?, weight, gradient };
+            if rule == Rule::Muon { matrices.push(change) } else { vectors.push(change) }
+        }
+        for (rule, mut changes) in [(Rule::Muon, matrices), (Rule::AdamW, vectors)] {
+            backend.update(&self.step_of(rule, factor), &mut changes)?;
+            self.states.extend(changes.into_iter().map(|change| (change.name.to_owned(), change.states)));
+        }
         Ok(())
     }
 
@@ -109,63 +138,70 @@ impl Optimizers {
     }
 
     /// What [`Self::step`] does to one weight; with the same bits.
-    pub fn update(&mut self, threads: &Threads, name: &str, weight: &mut Weight, gradient: Vec<f32>, factor: f64) {
-        let at = At { threads, seed: self.seed, step: self.steps, factor };
-        let muon = self.kind.moves_by_muon(&weight.shape);
-        let parameter = Parameter { name, weight, gradient };
-        if muon { self.muon.step(&at, vec![parameter]) } else { self.adamw.step(&at, parameter) }
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn update(&mut self, backend: &B, name: &str, weight: &mut B::Trained, gradient: B::Rows, factor: f64) -> Result<(), DeviceError> {
+        let rule = self.rule(B::dimensions(weight));
+        let states = self.take(backend, rule, name, B::size(&gradient))?;
+        let mut changes = [Change { name, weight, gradient, states }];
+        backend.update(&self.step_of(rule, factor), &mut changes)?;
+        let [change] = changes;
+        self.states.insert(name.to_owned(), change.states);
+        Ok(())
+    }
+
+    /// Takes out what is remembered of a parameter of `count` values: at first zeros.
+    fn take(&mut self, backend: &B, rule: Rule, name: &str, count: usize) -> Result<Vec<B::State>, DeviceError> {
+        if let Some(states) = self.states.remove(name) {
+            return Ok(states);
+        }
+        remembers(rule).iter().map(|(_, map)| backend.remember(Moment::zeros(count, self.dtype, *map).into())).collect()
     }
 
     /// All states of `weights`.
-    pub fn state(&self, weights: &Weights) -> OptimizerState {
-        let shape = |name: &str| weights.get(name).map_or_else(Vec::new, |weight| weight.shape.clone());
-        let momenta = self.muon.momenta.iter().map(|(name, momentum)| (format!("muon.{name}.momentum"), (shape(name), momentum.clone())));
-        let moments = self.adamw.moments.iter().flat_map(|(name, moments)| {
-            let named = MOMENTS.iter().zip(moments);
-            named.map(|(which, moment)| (format!("adamw.{name}.{which}"), (shape(name), moment.clone()))).collect::<Vec<_>>()
-        });
-        OptimizerState { steps: self.steps, tensors: momenta.chain(moments).collect() }
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn state(&self, backend: &B, weights: &Trained<B>) -> Result<OptimizerState, DeviceError> {
+        let mut tensors = BTreeMap::new();
+        for (name, states) in &self.states {
+            let shape = weights.get(name).map_or_else(Vec::new, |weight| B::dimensions(weight).to_vec());
+            let rule = self.rule(&shape);
+            for ((which, _), state) in remembers(rule).iter().zip(states) {
+                tensors.insert(tensor_name(rule, name, which), (shape.clone(), backend.remembered(state)?));
+            }
+        }
+        Ok(OptimizerState { steps: self.steps, tensors })
     }
 
     /// Goes on from `state`, which must hold exactly what optimizers of this kind remember of `weights`.
     ///
     /// # Errors
-    /// The first tensor that is missing, of another shape or number type, or of no use.
-    pub fn restore(&mut self, weights: &Weights, mut state: OptimizerState) -> Result<(), OptimError> {
-        let dtype = self.adamw.dtype;
-        let mut take = |name: String, weight: &Weight, map: Map| match state.tensors.remove(&name) {
-            Some((shape, _)) if shape != weight.shape => Err(OptimError::State { name, reason: "has another shape than its parameter" }),
-            Some((_, moment)) if !moment.is_like(&Moment::zeros(weight.values.len(), dtype, map)) => {
-                Err(OptimError::State { name, reason: "is of another number type" })
+    /// The first tensor that is missing, of another shape or number type, or of no use; the device failed.
+    pub fn restore(&mut self, backend: &B, weights: &Weights, mut state: OptimizerState) -> Result<(), OptimError> {
+        let mut states = BTreeMap::new();
+        for (name, weight) in weights.iter().filter(|_| state.steps > 0) {
+            let rule = self.rule(&weight.shape);
+            let mut own = Vec::new();
+            for (which, map) in remembers(rule) {
+                let name = tensor_name(rule, name, which);
+                let refuse = |reason| OptimError::State { name: name.clone(), reason };
+                let (shape, moment) = state.tensors.remove(&name).ok_or_else(|| refuse("is missing"))?;
+                if shape != weight.shape {
+                    return Err(refuse("has another shape than its parameter"));
+                }
+                if !moment.is_like(&Moment::zeros(weight.values.len(), self.dtype, *map)) {
+                    return Err(refuse("is of another number type"));
+                }
+                own.push(backend.remember(moment)?);
             }
-            Some((_, moment)) => Ok(moment),
-            None => Err(OptimError::State { name, reason: "is missing" }),
-        };
-        let (mut momenta, mut moments) = (BTreeMap::new(), adamw::Moments::new());
-        let moved = weights.iter().filter(|_| state.steps > 0);
-        for (name, weight) in moved {
-            if self.kind.moves_by_muon(&weight.shape) {
-                momenta.insert(name.clone(), take(format!("muon.{name}.momentum"), weight, Map::Signed)?);
-            } else {
-                let [first, second] = [0, 1].map(|which| take(format!("adamw.{name}.{}", MOMENTS[which]), weight, adamw::MAPS[which]));
-                moments.insert(name.clone(), [first?, second?]);
-            }
+            states.insert(name.clone(), own);
         }
         if let Some(name) = state.tensors.into_keys().next() {
             return Err(OptimError::State { name, reason: "belongs to no parameter" });
         }
-        (self.steps, self.muon.momenta, self.adamw.moments) = (state.steps, momenta, moments);
+        (self.steps, self.states) = (state.steps, states);
         Ok(())
     }
-}
-
-/// Whose chance it is, where a weight is rounded: its moments are 0 and 1.
-const WEIGHT: u64 = 2;
-
-/// AdamW's, as they are named in a checkpoint.
-const MOMENTS: [&str; 2] = ["first_moment", "second_moment"];
-
-/// What the codes of the state `name` mean.
-pub fn map_of(name: &str) -> Map {
-    if name.ends_with(MOMENTS[1]) { adamw::MAPS[1] } else { Map::Signed }
 }

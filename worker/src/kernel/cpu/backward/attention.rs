@@ -1,20 +1,24 @@
-//! Backward through causal attention with rotary positions, over the sequences of a packed batch.
+//! Causal attention with rotary positions over the sequences of a packed batch, there and back.
 
 use std::ops::Range;
 
-use super::linear::{rows_across, times, transpose};
-use crate::head::layers::{Angles, HeadAttention, linear, pack};
-use crate::kernel::{Threads, cpu};
+use carryon_crds::pool::Dtype;
+
+use super::linear::{rows_across, rows_down, times, transpose};
+use crate::kernel::cpu::{self, Pages, Rows, Threads};
+use crate::kernel::{Attention, PageLayout, Span, pages_for};
 
 /// Queries whose scores exist at the same time: nothing grows with the square of a sequence's length.
 const TILE: usize = 96;
 
-/// What [`HeadAttention::forward`] ran on.
-pub(super) struct AttentionBackward<'a> {
+/// Whole sequences that attend to themselves.
+pub(super) struct Whole<'a> {
     pub threads: &'a Threads,
-    pub attention: &'a HeadAttention,
-    /// Angles of the positions of the longest sequence.
-    pub angles: &'a Angles,
+    pub attention: Attention,
+    /// w.
+    pub width: usize,
+    /// A row `[cosines | sines]` for each position of the longest sequence.
+    pub angles: &'a Rows,
     /// Rows of each sequence.
     pub lengths: &'a [usize],
 }
@@ -29,11 +33,54 @@ struct Strip {
     dv: Vec<f32>,
 }
 
-impl AttentionBackward<'_> {
+impl Whole<'_> {
+    fn head_dim(&self) -> usize {
+        self.width / self.attention.heads
+    }
+
+    fn window(&self) -> usize {
+        self.attention.window.unwrap_or(usize::MAX)
+    }
+
+    /// Rows `[q | k | v]`, which are rotated here: `[rows, 3w] → [rows, w]`.
+    pub fn forward(&self, qkv: &mut [f32]) -> Vec<f32> {
+        let (width, stride) = (self.width, 3 * self.width);
+        let (mut rest, mut sequences) = (&mut *qkv, Vec::new());
+        for length in self.lengths {
+            let (rows, after) = rest.split_at_mut(length * stride);
+            rest = after;
+            sequences.push(rows);
+        }
+        self.threads.for_each(&mut sequences, |_, rows| {
+            for (position, row) in rows.chunks_exact_mut(stride).enumerate() {
+                let (cosine, sine) = self.angles_at(position);
+                cpu::rope(&mut row[..2 * width], self.head_dim(), cosine, sine);
+            }
+        });
+        let mut next = 0..;
+        let tables: Vec<Vec<u32>> = self.lengths.iter().map(|length| next.by_ref().take(pages_for(*length)).collect()).collect();
+        let count = next.start;
+        let heads = self.attention.heads;
+        let layout = PageLayout { layers: 1, heads, head_dim: self.head_dim(), latent: None, dtype: Dtype::Float32 };
+        let mut pages = Pages::new(layout, count as usize);
+        (0..count).for_each(|page| pages.take(page));
+        let spans: Vec<_> =
+            self.lengths.iter().zip(&tables).map(|(length, pages)| Span { rows: *length, length: *length, pages }).collect();
+        pages.append(self.threads, 0, qkv, stride, width, &spans);
+        let mut out = vec![0.0; qkv.len() / 3];
+        let queries = cpu::Queries { values: qkv, stride };
+        cpu::attend(self.threads, &pages, 0, self.attention, queries, &spans, bytemuck::cast_slice_mut(&mut out));
+        out
+    }
+
+    fn angles_at(&self, position: usize) -> (&[f32], &[f32]) {
+        self.angles.row(position).split_at(self.head_dim() / 2)
+    }
+
     /// The gradient by the unrotated `[q | k | v] [m, 3w]`, from the rotated ones and the gradient by the result, `[m, w]`. The probabilities are
     /// computed again.
     pub fn gradient(&self, qkv: &[f32], dy: &[f32]) -> Vec<f32> {
-        let (width, heads, d) = (self.attention.width, self.attention.heads, self.attention.head_dim());
+        let (width, heads, d) = (self.width, self.attention.heads, self.head_dim());
         let mut strips = Vec::new();
         let mut position_of_row = Vec::new();
         for (index, rows) in self.lengths.iter().copied().enumerate() {
@@ -51,7 +98,7 @@ impl AttentionBackward<'_> {
                         row[part * width + strip.head * d..][..d].copy_from_slice(&values[position * d..][..d]);
                     }
                 }
-                let (cosine, sine) = self.angles.at(*position);
+                let (cosine, sine) = self.angles_at(*position);
                 let back: Vec<f32> = sine.iter().map(|sine| -sine).collect();
                 cpu::rope(&mut row[..2 * width], d, cosine, &back);
             }
@@ -62,7 +109,7 @@ impl AttentionBackward<'_> {
     /// With `s = scale · q · k`, `p = softmax(s)` over the visible positions, `y = p · v`:
     /// `dv = pᵀ · dy`, `dp = dy · vᵀ`, `ds = p (dp - Σ p dp)`, `dq = scale · ds · k`, `dk = scale · dsᵀ · q`.
     fn strip_backward(&self, qkv: &[f32], dy: &[f32], strip: &mut Strip) {
-        let (width, d, scale) = (self.attention.width, self.attention.head_dim(), self.attention.scale());
+        let (width, d, scale) = (self.width, self.head_dim(), self.attention.scale);
         let gather = |source: &[f32], stride: usize, column: usize, factor: f32| -> Vec<f32> {
             let rows = (strip.first_row..strip.first_row + strip.rows).map(|row| &source[row * stride + column..][..d]);
             rows.flatten().map(|value| factor * value).collect()
@@ -74,13 +121,13 @@ impl AttentionBackward<'_> {
         let [mut dq, mut dk, mut dv] = [(); 3].map(|()| vec![0.0; k.len()]);
         for first in (0..strip.rows).step_by(TILE) {
             let queries = first..(first + TILE).min(strip.rows);
-            let keys = (first + 1).saturating_sub(self.attention.window)..queries.end;
+            let keys = (first + 1).saturating_sub(self.window())..queries.end;
             let part = |values: &[f32], range: &Range<usize>| values[range.start * d..range.end * d].to_vec();
             let (q, dy, k, v) = (part(&q, &queries), part(&dy, &queries), part(&k, &keys), part(&v, &keys));
-            let mut p = linear(self.threads, &q, &pack(self.threads, &k, keys.len(), d));
-            let mut ds = linear(self.threads, &dy, &pack(self.threads, &v, keys.len(), d));
+            let mut p = times(self.threads, &q, &rows_down(self.threads, &k, keys.len(), d));
+            let mut ds = times(self.threads, &dy, &rows_down(self.threads, &v, keys.len(), d));
             for (query, (p, ds)) in queries.clone().zip(p.chunks_exact_mut(keys.len()).zip(ds.chunks_exact_mut(keys.len()))) {
-                let visible = (query + 1).saturating_sub(self.attention.window).max(keys.start) - keys.start..query + 1 - keys.start;
+                let visible = (query + 1).saturating_sub(self.window()).max(keys.start) - keys.start..query + 1 - keys.start;
                 softmax_backward(p, ds, visible);
             }
             dq[queries.start * d..queries.end * d].copy_from_slice(&times(self.threads, &ds, &rows_across(self.threads, &k, d)));

@@ -1,13 +1,11 @@
-//! `y = x · Wᵀ`, of one weight or of some below each other.
+//! `y = x · Wᵀ`, of one weight or of some below each other, and its way back.
 
 use std::ops::Range;
 
 use carryon_crds::pool::Dtype;
 
-use crate::head::Weight;
-use crate::head::layers;
-use crate::kernel::Threads;
-use crate::kernel::cpu::Panels;
+use crate::kernel::Weight;
+use crate::kernel::cpu::{Panels, Threads, matmul};
 
 /// Rows of matrices `[nᵢ, k]` of one k, one below the other: `[Σ nᵢ, k]`.
 pub(super) struct Stack<'a>(Vec<(&'a Weight, Range<usize>)>);
@@ -23,11 +21,11 @@ impl<'a> Stack<'a> {
         Self(vec![(weight, rows)])
     }
 
-    fn rows(&self) -> usize {
+    pub fn rows(&self) -> usize {
         self.0.iter().map(|(_, rows)| rows.len()).sum()
     }
 
-    fn columns(&self) -> usize {
+    pub fn columns(&self) -> usize {
         self.0[0].0.shape[1]
     }
 
@@ -43,7 +41,7 @@ impl<'a> Stack<'a> {
     /// `x · Wᵀ`: `[m, k] → [m, n]`.
     pub fn forward(&self, threads: &Threads, x: &[f32]) -> Vec<f32> {
         let fill = |row: usize, values: &mut [f32]| self.row(row, values);
-        layers::linear(threads, x, &Panels::from_rows(self.rows(), self.columns(), Dtype::Float32, threads, fill))
+        times(threads, x, &Panels::from_rows(self.rows(), self.columns(), Dtype::Float32, threads, fill))
     }
 
     /// `dx = dy · W`: `[m, n] → [m, k]`.
@@ -52,9 +50,9 @@ impl<'a> Stack<'a> {
     }
 }
 
-/// The right side of `dW = dyᵀ · x`: `x`, `m` rows.
-pub(super) fn inputs(threads: &Threads, x: &[f32], m: usize) -> Panels {
-    rows_across(threads, x, x.len() / m)
+/// The right side of `a · bᵀ` from `b`, `n` rows of `k` values.
+pub(super) fn rows_down(threads: &Threads, b: &[f32], n: usize, k: usize) -> Panels {
+    Panels::from_rows(n, k, Dtype::Float32, threads, |row, values| values.copy_from_slice(&b[row * k..][..k]))
 }
 
 /// The right side of `a · b` from `b`, rows of `k` values.
@@ -66,13 +64,15 @@ fn across(threads: &Threads, inner: usize, k: usize, row: impl Fn(usize, &mut [f
     Panels::from_columns(k, inner, Dtype::Float32, threads, row)
 }
 
-/// `a · b`: `[rows, inner] · [inner, k] → [rows, k]`.
+/// The product of rows with a right side: `[rows, inner] → [rows, k]`.
 pub(super) fn times(threads: &Threads, a: &[f32], b: &Panels) -> Vec<f32> {
-    layers::linear(threads, a, b)
+    let mut out = vec![0.0; a.len() / b.cols() * b.rows()];
+    matmul(threads, a, b, &mut out);
+    out
 }
 
 /// `[rows, columns] → [columns, rows]`.
-pub fn transpose(threads: &Threads, values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+pub(in crate::kernel::cpu) fn transpose(threads: &Threads, values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     transpose_columns(threads, values, rows, columns, 0..columns)
 }
 

@@ -1,65 +1,47 @@
-//! Muon: momentum, then the nearest matrix whose singular values are about one.
+//! Muon, see [`Rule::Muon`].
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use carryon_crds::job::StateDtype;
 use carryon_crds::pool::Dtype;
 use carryon_crds::wire::memory::TILE;
 
-use super::moment::{CHUNK, Dice, Map, Moment, chunks};
-use super::{At, Parameter, WEIGHT};
-use crate::head::{Weight, transpose};
-use crate::kernel::Threads;
-use crate::kernel::cpu::{Left, Panels, Part, Sink, matmul, product};
+use super::WEIGHT;
+use super::chunks::{CHUNK, chunks, moment_chunks};
+use crate::kernel::cpu::backward::transpose;
+use crate::kernel::cpu::{Cpu, Left, Panels, Part, Sink, Threads, matmul, product};
+use crate::kernel::moment::Dice;
+use crate::kernel::{Change, Rule, Step};
 
-const MOMENTUM: f32 = 0.95;
-const NEWTON_SCHULZ_STEPS: usize = 5;
-const A: f32 = 3.4445;
-const B: f32 = -4.7750;
-const C: f32 = 2.0315;
+const A: f32 = Rule::NEWTON_SCHULZ[0];
+const B: f32 = Rule::NEWTON_SCHULZ[1];
+const C: f32 = Rule::NEWTON_SCHULZ[2];
 
-pub(super) struct Muon {
-    pub learning_rate: f64,
-    pub weight_decay: f64,
-    pub dtype: StateDtype,
-    pub momenta: BTreeMap<String, Arc<Moment>>,
-}
-
-impl Muon {
-    /// `m ← 0.95m + g`, `p ← (1-ηλ)p - η √max(1, rows/columns) · orthogonal(g + 0.95m)` for each matrix; one thread takes one matrix at a time.
-    pub fn step(&mut self, at: &At<'_>, matrices: Vec<Parameter<'_>>) {
-        let rate = self.learning_rate * at.factor;
-        let keep = (1.0 - rate * self.weight_decay) as f32;
-        let (momenta, dtype) = (&mut self.momenta, self.dtype);
-        let mut momentum = |name: &str, weight: &Weight| {
-            momenta.remove(name).unwrap_or_else(|| Moment::zeros(weight.values.len(), dtype, Map::Signed).into())
-        };
-        let mut work: Vec<_> = matrices.into_iter().map(|matrix| (momentum(matrix.name, matrix.weight), matrix)).collect();
-        work.sort_by_key(|(_, matrix)| std::cmp::Reverse(matrix.gradient.len())); // the large ones first: no thread ends with one alone
-        at.threads.for_each(&mut work, |_, (momentum, Parameter { name, weight, gradient })| {
-            let [rows, columns] = weight.shape[..] else { unreachable!("Muon takes matrices") };
-            let [dice, weights] = [0, WEIGHT].map(|which| Dice::new(at.seed, at.step, name, which));
-            let mut ahead = std::mem::take(gradient);
-            for (chunk, (mut momentum, ahead)) in Arc::make_mut(momentum).chunks().into_iter().zip(ahead.chunks_mut(CHUNK)).enumerate() {
-                momentum.with(dice, chunk * CHUNK, |momentum| {
-                    for (m, g) in momentum.iter_mut().zip(ahead) {
-                        *m = MOMENTUM * *m + *g;
-                        *g += MOMENTUM * *m;
-                    }
-                });
-            }
-            let size = (rate * (rows as f64 / columns as f64).max(1.0).sqrt()) as f32;
-            let direction = orthogonal(at.threads, ahead, rows, columns);
-            for (chunk, (mut values, direction)) in chunks(&mut weight.values).into_iter().zip(direction.chunks(CHUNK)).enumerate() {
-                values.with(weights, chunk * CHUNK, |values| {
-                    values.iter_mut().zip(direction).for_each(|(value, direction)| *value = keep * *value - size * direction);
-                });
-            }
-        });
-        self.momenta.extend(work.into_iter().map(|(momentum, matrix)| (matrix.name.to_owned(), momentum)));
-    }
+/// One thread takes one matrix at a time.
+pub fn muon(threads: &Threads, step: &Step, changes: &mut [Change<'_, Cpu>]) {
+    let keep = step.keep();
+    changes.sort_by_key(|change| std::cmp::Reverse(change.gradient.values.len())); // the large ones first: no thread ends with one alone
+    threads.for_each(changes, |_, Change { name, weight, gradient, states }| {
+        let [rows, columns] = weight.shape[..] else { unreachable!("Muon takes matrices") };
+        let [momentum] = &mut states[..] else { unreachable!("Muon remembers a momentum") };
+        let [dice, weights] = [0, WEIGHT].map(|which| Dice::new(step.seed, step.number, name, which));
+        let mut ahead = std::mem::take(&mut gradient.values);
+        for (chunk, (mut momentum, ahead)) in moment_chunks(Arc::make_mut(momentum)).into_iter().zip(ahead.chunks_mut(CHUNK)).enumerate() {
+            momentum.with(dice, chunk * CHUNK, |momentum| {
+                for (m, g) in momentum.iter_mut().zip(ahead) {
+                    *m = Rule::MOMENTUM * *m + *g;
+                    *g += Rule::MOMENTUM * *m;
+                }
+            });
+        }
+        let size = step.muon_size(rows, columns);
+        let direction = orthogonal(threads, ahead, rows, columns);
+        for (chunk, (mut values, direction)) in chunks(&mut weight.values).into_iter().zip(direction.chunks(CHUNK)).enumerate() {
+            values.with(weights, chunk * CHUNK, |values| {
+                values.iter_mut().zip(direction).for_each(|(value, direction)| *value = keep * *value - size * direction);
+            });
+        }
+    });
 }
 
 /// Newton–Schulz iteration `X ← aX + (bA + cA²)X` with `A = XXᵀ`, on the wide one of X and its transpose.
@@ -106,7 +88,7 @@ fn iterate(threads: &Threads, x: &mut Wide<'_>) {
     let (rows, columns) = (x.rows, x.columns);
     let (mut a, mut square) = (vec![0.0; rows * rows], vec![0.0; rows * rows]);
     let tiles = || (0..columns).step_by(TILE).map(|first| first..(first + TILE).min(columns));
-    for _ in 0..NEWTON_SCHULZ_STEPS {
+    for _ in 0..Rule::NEWTON_SCHULZ_STEPS {
         a.fill(0.0);
         for tile in tiles() {
             let part = x.tile(threads, &tile);
