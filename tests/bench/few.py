@@ -1,6 +1,6 @@
 """Few labels: our classifier beside TF-IDF and logistic regression, three draws of labels each.
 
-Held-out texts come first in the shuffled set, and choose nothing: what is reported is measured once, behind the last step. Labels are drawn from
+Held-out texts come first in the shuffled set, and choose no checkpoint: what is reported is measured once, behind the last step. Labels are drawn from
 those that follow, with a seed that is the job's too.
 """
 
@@ -17,10 +17,10 @@ from rows import WORKER, result
 
 HERE = pathlib.Path(__file__).resolve().parent
 SEEDS = range(3)
-# One depth, two thirds up: sentences are told apart best there. The last token has read the whole sentence; a mail is cut somewhere.
+# What a sentence means as a whole is told best by its last token, two thirds up; a mail, which is cut somewhere, by all its final states.
 LABELS = {"movies": ["blame", "praise"], "mails": ["ham", "spam"]}
-SHAPES = {"movies": {"pooledTokens": 1}, "mails": {}}
-TAPS = {"movies": {"layers": [20], "final": False}, "mails": {"layers": [20], "final": True}}
+TAPS = {"movies": {"layers": [20], "final": False}, "mails": {"layers": [], "final": True}}
+POOLED = {"movies": {"pooledTokens": 1}, "mails": {}}
 TRAINING = {"numTrainEpochs": 10, "optim": "AdamW", "learningRate": 1e-3, "weightDecay": 0.05, "dropout": 0.3, "labelSmoothingFactor": 0.1}
 
 
@@ -53,7 +53,7 @@ def ours(url: str, folder: pathlib.Path, name: str, length: int, seed: int, cach
     """Accuracy on the held-out texts behind the last step."""
     changes = {
         "task": "Classification", "format": "TextLabel", "maxLength": length, "taps": TAPS[name],
-        "head": {"width": 64, "blocks": 0, "attentionHeads": 4, "labels": LABELS[name]} | SHAPES[name],
+        "head": {"width": 64, "blocks": 0, "attentionHeads": 4, "labels": LABELS[name]} | POOLED[name],
         "training": TRAINING | {"seed": seed}, "evaluation": {"evalSteps": 10_000_000},
     }
     output = folder / "trainer"
