@@ -16,7 +16,7 @@ use crate::train::plan::Inputs;
 use crate::train::pool::Base;
 use crate::train::progress::Phase;
 use crate::train::report::{self, Example, Report};
-use crate::train::run::Data;
+use crate::train::sets::Data;
 use crate::train::step::device_error;
 use crate::train::{examples, memory, metrics, tally};
 

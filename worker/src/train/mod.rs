@@ -30,6 +30,7 @@ pub mod report;
 pub mod room;
 pub mod run;
 pub mod schedule;
+mod sets;
 pub mod states;
 pub mod step;
 pub mod stop;

@@ -17,7 +17,7 @@ use crate::train::plan;
 use crate::train::pool::Base;
 use crate::train::progress::Console;
 use crate::train::report;
-use crate::train::run::Data;
+use crate::train::sets::Data;
 
 /// Share of the unreserved room that the cache may take: metrics and report need some too, and the volume may be others' as well.
 const CACHE_SHARE: f64 = 0.8;

@@ -13,7 +13,8 @@ use crate::train::output::Places;
 use crate::train::plan::Inputs;
 use crate::train::pool::Base;
 use crate::train::progress::Console;
-use crate::train::run::{Data, connect};
+use crate::train::run::connect;
+use crate::train::sets::Data;
 use crate::train::stop::Stop;
 
 /// `--plan`: asks pool and data as a run does, and prints what it would take.

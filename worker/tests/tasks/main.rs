@@ -7,7 +7,7 @@
 mod common;
 mod world;
 
-use carryon_crds::job::{Balanced, ClassWeights, Task, Training};
+use carryon_crds::job::{Balanced, ClassWeights, Metric, Task};
 use serde_json::{Value, json};
 use world::{World, eval};
 
@@ -94,7 +94,7 @@ async fn the_sentence_that_people_prefer_scores_higher() {
 async fn the_answer_that_people_prefer_becomes_likelier() {
     let world = World::train("dpo", Task::Dpo, |config| {
         config.head.gate = true;
-        config.training = Training { num_train_epochs: 4, ..Training::default() };
+        config.evaluation.metric = Metric::Accuracy;
     })
     .await;
     let accuracy = world.figures()["accuracy"];
