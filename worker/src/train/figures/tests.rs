@@ -64,7 +64,7 @@ fn figures_are_those_of_scikit_learn_and_scipy() {
         for metric in [Metric::Loss, Metric::Accuracy, Metric::MacroF1, Metric::RocAuc, Metric::Spearman, Metric::RecallAt1] {
             let figure = found.get(metric.name()).map(|figure| figure.value);
             assert_eq!(predictions.value(metric), figure, "{} {metric:?}", case.name);
-            assert_eq!(figure.is_some(), metric != Metric::Loss && metric.fits(case.task), "{} {metric:?}", case.name);
+            assert!(figure.is_none() || metric.fits(case.task), "{} {metric:?}", case.name);
         }
         for (name, expected) in &case.figures {
             let Figure { value, low, high } = found[name];
