@@ -49,19 +49,19 @@ impl Inputs {
         let find = |names: &[String], part| (!names.is_empty()).then(|| Files::find(folder, names, part, stop)).transpose();
         let evaluation = find(&config.split.evaluation, Part::Evaluation)?;
         let (general, replay) = (find(&config.split.general, Part::Evaluation)?, find(&config.split.replay, Part::Train)?);
-        let run = digest(&config, &train, [&evaluation, &general, &replay]);
+        let digests = [&evaluation, &general, &replay].map(|files| files.as_ref().map(|files| files.digest.as_str()));
+        let run = digest(&config, &train.digest, digests);
         Ok(Self { config, train, evaluation, general, replay, run })
     }
 }
 
 /// What changes nothing in the head (how often it is saved) is left out.
-fn digest(config: &TrainConfig, train: &Files, [evaluation, general, replay]: [&Option<Files>; 3]) -> String {
+fn digest(config: &TrainConfig, train: &str, [evaluation, general, replay]: [Option<&str>; 3]) -> String {
     let config = TrainConfig { checkpoint: Default::default(), ..config.clone() };
-    let of = |files: &Option<Files>| files.as_ref().map(|files| files.digest.clone());
-    let mut whole = serde_json::json!({ "config": config, "train": train.digest, "evaluation": of(evaluation) });
+    let mut whole = serde_json::json!({ "config": config, "train": train, "evaluation": evaluation });
     // Runs from before they were there have no such members.
     for (name, files) in [("general", general), ("replay", replay)] {
-        if let Some(digest) = of(files) {
+        if let Some(digest) = files {
             whole[name] = digest.into();
         }
     }
@@ -307,10 +307,11 @@ mod tests {
     #[test]
     fn how_often_is_saved_does_not_name_a_run() {
         let often = TrainConfig { checkpoint: Checkpoint { save_steps: 1, save_total_limit: 9 }, ..config() };
-        assert_eq!(digest(&config(), "a", None), digest(&often, "a", None));
+        assert_eq!(digest(&config(), "a", [None; 3]), digest(&often, "a", [None; 3]));
         let mut seeded = config();
         seeded.training.seed = 1;
-        assert_ne!(digest(&config(), "a", None), digest(&seeded, "a", None));
-        assert_ne!(digest(&config(), "a", None), digest(&config(), "b", None));
+        assert_ne!(digest(&config(), "a", [None; 3]), digest(&seeded, "a", [None; 3]));
+        assert_ne!(digest(&config(), "a", [None; 3]), digest(&config(), "b", [None; 3]));
+        assert_ne!(digest(&config(), "a", [None, Some("b"), None]), digest(&config(), "a", [None, None, Some("b")]));
     }
 }

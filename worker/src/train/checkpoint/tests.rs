@@ -27,7 +27,7 @@ fn checkpoint(step: u64, run: &str) -> Checkpoint {
     ];
     let tensors = moments.map(|(name, moment)| (name.to_owned(), (vec![2, 1], moment.into())));
     let optimizer = OptimizerState { steps: step, tensors: tensors.into() };
-    let best = Best { step: 1, loss: 0.1 + 0.2, accuracy: None, figure: None };
+    let best = Best { step: 1, loss: 0.1 + 0.2, accuracy: None, general: None, figure: None };
     let state = State::new(run.to_owned(), identity(), numerics(), 7);
     let state = State { step, optimizer_steps: step, best: Some(best), train_seconds: 1.0 / 3.0, ..state };
     let weights = Arc::new(weights);
@@ -58,7 +58,7 @@ fn a_state_that_an_earlier_worker_wrote_is_read() {
 
 #[test]
 fn the_better_figure_is_better_and_of_equal_ones_the_lower_loss() {
-    let best = |figure, loss| Best { step: 1, loss, accuracy: None, figure };
+    let best = |figure, loss| Best { step: 1, loss, accuracy: None, general: None, figure };
     let better = |left: (Option<f64>, f64), right: (Option<f64>, f64)| best(left.0, left.1).is_better(&best(right.0, right.1));
     assert!(better((Some(0.8), 0.9), (Some(0.7), 0.1)) && !better((Some(0.7), 0.1), (Some(0.8), 0.9)));
     assert!(better((Some(0.8), 0.1), (Some(0.8), 0.2)) && !better((Some(0.8), 0.2), (Some(0.8), 0.2)));
