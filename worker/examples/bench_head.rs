@@ -9,11 +9,10 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use carryon_crds::common::Taps;
-use carryon_crds::job::{Task, Training};
+use carryon_crds::job::{HeadSpec, Task, Training};
 use carryon_crds::pool::Dtype;
 use carryon_crds::wire::HeadShape;
-use carryon_crds::wire::head::{FORMAT_VERSION, NORM_EPSILON, ROPE_THETA};
-use carryon_worker::head::loss::{LossWeights, lm_loss};
+use carryon_worker::head::loss::{Against, LossWeights, lm_loss};
 use carryon_worker::head::pass::{Forward, Keep, PackedBatch, Pass};
 use carryon_worker::head::{Gradients, init, parameters};
 use carryon_worker::kernel::candle::CandleDevice;
@@ -53,25 +52,8 @@ fn options() -> anyhow::Result<Options> {
 
 fn shape(options: &Options) -> HeadShape {
     let [width, blocks, taps, hidden_size] = options.head;
-    HeadShape {
-        format_version: FORMAT_VERSION,
-        task: Task::CausalLM,
-        taps: Taps { layers: (1..taps).collect(), final_norm: true },
-        hidden_size,
-        width,
-        blocks,
-        heads: 8,
-        feed_forward: (8 * width / 3).next_multiple_of(16),
-        gate: true,
-        alpha: 1.0,
-        window: options.tokens as u32,
-        rope_theta: ROPE_THETA,
-        norm_epsilon: NORM_EPSILON,
-        labels: Vec::new(),
-        dimensions: None,
-        max_length: None,
-        split_special_tokens: true,
-    }
+    let head = HeadSpec { width, blocks, attention_heads: 8, gate: true, ..HeadSpec::default() };
+    head.shape(Task::CausalLM, Taps { layers: (1..taps).collect(), final_norm: true }, hidden_size, options.tokens as u32)
 }
 
 /// Number `index` of a stream that looks like chance, from -1 to 1.
@@ -132,7 +114,7 @@ impl<B: Backward> Bench<B> {
         self.batch.taps.last().into_iter().flatten().for_each(|rows| from_bytes(rows, Dtype::Bfloat16, &mut x));
         let [backward, forward] = &self.lm_head;
         let weights = LossWeights { forward, backward: Some(backward), dtype: Dtype::Bfloat16, softcap: None };
-        let mut measured = lm_loss(backend, &weights, &x, Some((&output, 1.0)), &self.targets)?;
+        let mut measured = lm_loss(backend, &weights, &x, Some((&output, 1.0)), Against::Tokens(&self.targets))?;
         measured.gradient.iter_mut().for_each(|value| *value *= share);
         times[1] = Instant::now();
         let mut gradients = Gradients::<B>::new();

@@ -29,7 +29,7 @@ fn the_metric_chooses_the_head_that_is_written() {
     let pool = ToyPool::start();
     for metric in [Metric::Loss, Metric::Accuracy] {
         let mut job = noisy();
-        job.config.evaluation = Evaluation { eval_steps: Some(1), early_stopping_patience: None, metric };
+        job.config.evaluation = Evaluation { eval_steps: Some(1), early_stopping_patience: None, metric, ..Default::default() };
         job.run(&pool).unwrap();
         let all = evaluations(&job);
         assert!(all.iter().any(|evaluation| evaluation.0 != all[0].0), "accuracy never changes");
@@ -58,7 +58,8 @@ fn the_metric_chooses_the_head_that_is_written() {
 fn early_stopping_waits_for_the_metric() {
     let (pool, mut job) = (ToyPool::start(), noisy());
     job.config.training.num_train_epochs = 60;
-    job.config.evaluation = Evaluation { eval_steps: Some(1), early_stopping_patience: Some(12), metric: Metric::Accuracy };
+    job.config.evaluation =
+        Evaluation { eval_steps: Some(1), early_stopping_patience: Some(12), metric: Metric::Accuracy, ..Default::default() };
     job.run(&pool).unwrap();
     let all = evaluations(&job);
     let better = |left: (f64, f64), right: (f64, f64)| left.0 > right.0 || left.0 == right.0 && left.1 < right.1;
