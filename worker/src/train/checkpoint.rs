@@ -99,10 +99,19 @@ impl General {
 }
 
 impl Best {
-    /// Whether it is better than `other`: by its figure, and of equal ones, or where there is none, by its loss.
-    pub fn is_better(&self, other: &Self) -> bool {
+    /// Whether it is better than `other`: one whose general text costs no more than `bound` is better than one whose does; then by the figure, and of
+    /// equal ones, or where there is none, by the loss.
+    pub fn is_better(&self, other: &Self, bound: Option<f64>) -> bool {
         let of = |best: &Self| best.figure.unwrap_or(f64::NEG_INFINITY);
-        of(self) > of(other) || of(self) == of(other) && self.loss < other.loss
+        match (self.keeps_general(bound), other.keeps_general(bound)) {
+            (true, true) | (false, false) => of(self) > of(other) || of(self) == of(other) && self.loss < other.loss,
+            (keeps, _) => keeps,
+        }
+    }
+
+    /// Whether general text costs no more than `bound`, nats per token.
+    pub fn keeps_general(&self, bound: Option<f64>) -> bool {
+        self.general.zip(bound).is_none_or(|(general, bound)| general.increase() <= bound)
     }
 }
 

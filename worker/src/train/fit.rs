@@ -191,17 +191,12 @@ impl<S: HiddenStates, B: Backward> Run<S, B> {
         let Some(general) = self.measure_general(weights.as_deref())? else { return Ok(None) };
         self.state.general = general;
         let now = Best { step: self.state.step, loss, accuracy, general, figure };
-        let kept = self.keeps_general(general);
-        if !kept {
+        let bound = self.when.max_general_loss_increase;
+        if !now.keeps_general(bound) {
             self.console
-                .warn("the head loses more on general text than evaluation.maxGeneralLossIncrease: it is not written, unless no other is");
+                .warn("general text costs more than evaluation.maxGeneralLossIncrease: this head is not written, unless no other is");
         }
-        // One that keeps general text goes before any that does not.
-        let better = |best: Best| match (kept, self.keeps_general(best.general)) {
-            (true, true) | (false, false) => now.is_better(&best),
-            (kept, _) => kept,
-        };
-        if self.state.best.is_none_or(better) {
+        if self.state.best.is_none_or(|best| now.is_better(&best, bound)) {
             self.state.best = Some(now);
             self.best = Some(self.learner.weights()?);
             self.state.without_improvement = 0;
@@ -249,12 +244,6 @@ impl<S: HiddenStates, B: Backward> Run<S, B> {
         };
         let head = if weights.is_some() { loss(self, weights)? } else { Some(base) };
         Ok(head.map(|head| Some(General { head, base })))
-    }
-
-    /// Whether general text costs no more than it may.
-    fn keeps_general(&self, general: Option<General>) -> bool {
-        let Some(bound) = self.when.max_general_loss_increase else { return true };
-        general.is_none_or(|general| general.increase() <= bound)
     }
 
     fn measure_batches(

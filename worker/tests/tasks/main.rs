@@ -95,6 +95,7 @@ async fn the_answer_that_people_prefer_becomes_likelier() {
     let world = World::train("dpo", Task::Dpo, |config| {
         config.head.gate = true;
         config.evaluation.metric = Metric::Accuracy;
+        config.max_length = 160;
     })
     .await;
     let accuracy = world.figures()["accuracy"];

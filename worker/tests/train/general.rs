@@ -9,12 +9,12 @@ use carryon_worker::train::metrics::{self, EvaluationLine, Line};
 use super::Job;
 use super::toy_pool::ToyPool;
 
-/// Twelve texts, four of them to measure on; what `chat` learns is none of them.
+/// Twelve texts, four of them to measure on. They have no letter of what `chat` learns: this base knows nothing, and a head that has learned to expect
+/// small letters takes from all others.
 fn job() -> Job {
     let mut job = Job::chat();
     let text = |range: std::ops::Range<usize>| {
-        let line =
-            |index: usize| serde_json::json!({"text": format!("the weather of day {index} was {}", "fair and ".repeat(1 + index % 3))});
+        let line = |index: usize| serde_json::json!({"text": format!("{}{index}", "QZX#JVWK%".repeat(2 + index % 3))});
         range.map(|index| line(index).to_string() + "\n").collect::<String>()
     };
     fs::write(job.path("data/general.jsonl"), text(0..4)).unwrap();
@@ -36,40 +36,25 @@ fn evaluations(job: &Job) -> Vec<EvaluationLine> {
     lines.into_iter().filter_map(|line| if let Line::Evaluation(line) = line { Some(line) } else { None }).collect()
 }
 
-/// What the head of each evaluation costs on general text.
-fn increases(job: &Job) -> Vec<f64> {
-    evaluations(job).iter().map(|line| line.general_loss.unwrap() - line.base_general_loss.unwrap()).collect()
-}
-
 #[test]
 fn replay_holds_the_head_to_the_base_on_text_that_it_does_not_learn() {
-    let (pool, alone, held) = (ToyPool::start(), job(), with_replay(3.0));
-    alone.run(&pool).unwrap();
-    held.run(&pool).unwrap();
-    let [without, with] = [&alone, &held].map(increases);
+    let (pool, alone, free, held) = (ToyPool::start(), job(), with_replay(0.0), with_replay(3.0));
+    for job in [&alone, &free, &held] {
+        job.run(&pool).unwrap();
+    }
+    let [without, with] = [&free, &held].map(|job| job.steps().iter().map(|step| step.replay_kl.unwrap()).collect::<Vec<_>>());
     assert_eq!((without[0], with[0]), (0.0, 0.0), "an untrained head is the base");
-    let (without, with) = (*without.last().unwrap(), *with.last().unwrap());
-    assert!(without > 0.1 && with < 0.5 * without, "{with} with replay, {without} without");
-    let last = evaluations(&held).pop().unwrap();
-    assert!(last.eval_loss < last.base_eval_loss.unwrap() - 0.2, "it learns all the same: {last:?}");
-    let divergences: Vec<f64> = held.steps().iter().map(|step| step.replay_kl.unwrap()).collect();
-    assert!(divergences[0] == 0.0 && divergences.iter().all(|nats| *nats >= 0.0), "{divergences:?}");
+    assert!(with.iter().all(|nats| *nats >= 0.0) && with.last().unwrap() < &(0.2 * without.last().unwrap()), "{with:?}, {without:?}");
     assert!(alone.steps().iter().all(|step| step.replay_kl.is_none()));
+    assert_eq!(alone.head(), free.head(), "what counts nothing changes nothing");
+    let (all, last) = (evaluations(&held), evaluations(&held).pop().unwrap());
+    assert_eq!(all[0].general_loss, all[0].base_general_loss);
+    assert!(last.general_loss != last.base_general_loss && last.base_general_loss == all[0].base_general_loss);
+    assert!(last.eval_loss < last.base_eval_loss.unwrap() - 0.2, "it learns all the same: {last:?}");
     let (_, manifest) = artifact::read(&held.head_folder()).unwrap();
-    assert!(manifest.metrics.general_loss > manifest.metrics.base_general_loss);
+    assert_eq!((manifest.metrics.general_loss, manifest.metrics.base_general_loss), (last.general_loss, last.base_general_loss));
     let report = fs::read_to_string(held.head_folder().join("report.html")).unwrap();
     assert!(report.contains("On text that has nothing to do with what it learned"), "{report}");
-}
-
-#[test]
-fn of_several_heads_one_that_keeps_to_the_bound_is_written() {
-    let (pool, mut job) = (ToyPool::start(), job());
-    job.config.evaluation.max_general_loss_increase = Some(0.05);
-    job.run(&pool).unwrap();
-    let (_, manifest) = artifact::read(&job.head_folder()).unwrap();
-    let increases = increases(&job);
-    assert!(increases.last().unwrap() > &0.05, "{increases:?}");
-    assert!(manifest.metrics.general_loss.unwrap() - manifest.metrics.base_general_loss.unwrap() <= 0.05, "{:?}", manifest.metrics);
 }
 
 #[test]

@@ -57,9 +57,19 @@ fn a_state_that_an_earlier_worker_wrote_is_read() {
 }
 
 #[test]
+fn what_keeps_general_text_is_better_than_what_does_not() {
+    let best =
+        |loss, increase| Best { step: 1, loss, accuracy: None, general: Some(General { head: 3.0 + increase, base: 3.0 }), figure: None };
+    let (good, forgetful) = (best(0.9, 0.125), best(0.1, 0.5));
+    assert!(forgetful.is_better(&good, None) && !good.is_better(&forgetful, None));
+    assert!(good.is_better(&forgetful, Some(0.125)) && !forgetful.is_better(&good, Some(0.125)));
+    assert!(forgetful.is_better(&good, Some(0.5)) && forgetful.is_better(&good, Some(0.1)), "both keep to it, or neither");
+}
+
+#[test]
 fn the_better_figure_is_better_and_of_equal_ones_the_lower_loss() {
     let best = |figure, loss| Best { step: 1, loss, accuracy: None, general: None, figure };
-    let better = |left: (Option<f64>, f64), right: (Option<f64>, f64)| best(left.0, left.1).is_better(&best(right.0, right.1));
+    let better = |left: (Option<f64>, f64), right: (Option<f64>, f64)| best(left.0, left.1).is_better(&best(right.0, right.1), None);
     assert!(better((Some(0.8), 0.9), (Some(0.7), 0.1)) && !better((Some(0.7), 0.1), (Some(0.8), 0.9)));
     assert!(better((Some(0.8), 0.1), (Some(0.8), 0.2)) && !better((Some(0.8), 0.2), (Some(0.8), 0.2)));
     assert!(better((None, 0.1), (None, 0.2)) && better((Some(0.1), 9.0), (None, 0.2)));
