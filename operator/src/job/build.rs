@@ -78,7 +78,8 @@ fn template(job: &Validated) -> PodTemplateSpec {
         Mount { name: "data".into(), path: names::DATA_DIR.into(), source, read_only: true },
     ];
     if job.on_gpu {
-        args.push(("--device", Device::Cuda(0).to_string()));
+        // As a pool's pods do by default: a node may have what it says is a GPU, and be none that the image can use.
+        args.push(("--device", Device::Auto.to_string()));
     }
     if let Some(claim) = &job.state_cache {
         args.push(("--state-cache", pods::inside(names::STATE_CACHE_DIR, claim.path.as_deref())));

@@ -131,11 +131,12 @@ impl World {
     }
 
     /// None of the operator's writes was refused, but for the few that lose a race and are made again: to make or change what another has made
-    /// or changed since the look (409); to delete, or write the status of, what has gone since (404). What an operator that is ended waits for no
+    /// or changed since the look (409); to delete, let go of (a pod), or write the status of, what has gone since (404). What an operator that is ended waits for no
     /// more is no refusal (504).
     pub fn no_refused_writes(&self) {
         let written = self.written();
-        let ends = |entry: &AuditEntry| entry.verb == "delete" || entry.subresource == "status";
+        let lets_go = |entry: &AuditEntry| entry.verb == "patch" && entry.resource == "pods";
+        let ends = |entry: &AuditEntry| entry.verb == "delete" || entry.subresource == "status" || lets_go(entry);
         let raced = |entry: &&AuditEntry| matches!(entry.code, 409 | 504) || (entry.code == 404 && ends(entry));
         let (races, refused): (Vec<_>, Vec<_>) = written.iter().filter(|entry| entry.code >= 400).partition(raced);
         assert!(refused.is_empty(), "{refused:#?}");
