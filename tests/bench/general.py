@@ -6,7 +6,7 @@ import shutil
 from common import MODEL
 from processes import start_pool, start_trainer
 from rows import WORKER, result
-from training import lines, recipe_data
+from training import first_samples, lines, recipe_data
 
 SAMPLES, EPOCHS = 200, (3, 20)
 HEAD = {"width": 256, "blocks": 2, "attentionHeads": 4}
@@ -15,13 +15,8 @@ VARIANTS = {"alone": GENERAL, "replay": GENERAL | {"replay": ["general-train.jso
 
 
 def rows(data_python: str, cache: pathlib.Path, tasks: pathlib.Path) -> list[dict]:
-    encoded, folder = recipe_data(data_python, cache), cache / "general"
-    shutil.rmtree(folder, ignore_errors=True)
-    data = folder / "data"
-    data.mkdir(parents=True)
-    for name, count in (("train.jsonl", SAMPLES), ("eval.jsonl", SAMPLES // 5)):
-        text = (encoded / name).read_text().splitlines(keepends=True)
-        (data / name).write_text("".join(text[:count]))
+    folder = cache / "general"
+    data = first_samples(recipe_data(data_python, cache), folder, SAMPLES)
     for name in ("general-train.jsonl", "general-eval.jsonl"):
         shutil.copy(tasks / name, data / name)
     pool, url = start_pool(WORKER, MODEL, folder / "pool")

@@ -3,7 +3,6 @@
 import json
 import pathlib
 import random
-import shutil
 import threading
 import time
 import urllib.request
@@ -11,7 +10,7 @@ import urllib.request
 from common import MODEL
 from processes import start_pool, start_trainer
 from rows import WORKER, result
-from training import lines, recipe_data
+from training import first_samples, lines, recipe_data
 
 SEQUENCES, TOKENS = 8, 256
 TAPS = {"layers": [10, 20, 25, 28], "final": True}
@@ -60,13 +59,8 @@ def asked(url: str) -> int:
 
 def sweep(data_python: str, cache: pathlib.Path) -> list[dict]:
     """Ten jobs at once with one state cache, beside one that asks for all states and ten that find them."""
-    encoded, folder = recipe_data(data_python, cache), cache / "sharing"
-    shutil.rmtree(folder, ignore_errors=True)
-    data = folder / "data"
-    data.mkdir(parents=True)
-    for name, count in (("train.jsonl", SAMPLES), ("eval.jsonl", SAMPLES // 5)):
-        text = (encoded / name).read_text().splitlines(keepends=True)
-        (data / name).write_text("".join(text[:count]))
+    folder = cache / "sharing"
+    data = first_samples(recipe_data(data_python, cache), folder, SAMPLES)
     pool, url = start_pool(WORKER, MODEL, folder / "pool")
 
     def run(name: str, states: str, seeds: range) -> tuple[float, list[dict]]:
