@@ -339,10 +339,6 @@ impl Backend for Cpu {
         aim: Aim<'_, Self>,
         softcap: Option<f32>,
     ) -> Result<(Vec<f32>, Option<Rows>)> {
-        let aim = match aim {
-            Aim::Tokens(targets) => loss::Aim::Tokens(targets),
-            Aim::Rows(rows) => loss::Aim::Rows(&rows.values),
-        };
         let (loss, gradient) = loss::losses(&self.threads, &y.values, lm_head, backward, &aim, softcap);
         Ok((loss, gradient.map(|values| Rows { values, width: y.width })))
     }

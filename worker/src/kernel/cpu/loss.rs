@@ -1,17 +1,11 @@
 //! Cross entropy at the LM head.
 
+use super::backend::Cpu;
 use super::panels::Panels;
 use super::product::matmul;
 use super::rows::{dot, softcap, softmax_row};
 use super::threads::Threads;
-
-/// What rows are compared with.
-pub enum Aim<'a> {
-    /// A token each.
-    Tokens(&'a [u32]),
-    /// Rows of as many values.
-    Rows(&'a [f32]),
-}
+use crate::kernel::Aim;
 
 /// Loss of rows `y` (`[rows, D]`), and their gradient by `y` where `backward` is given: see [`crate::kernel::Backend::losses`].
 /// A row's result does not depend on the other rows.
@@ -20,7 +14,7 @@ pub fn losses(
     y: &[f32],
     forward: &Panels,
     backward: Option<&Panels>,
-    aim: &Aim<'_>,
+    aim: &Aim<'_, Cpu>,
     cap: Option<f32>,
 ) -> (Vec<f32>, Option<Vec<f32>>) {
     let (vocabulary, count) = (forward.rows(), y.len() / forward.cols());
@@ -40,7 +34,7 @@ pub fn losses(
             });
         }
         Aim::Rows(others) => {
-            let mut others = logits_of(others);
+            let mut others = logits_of(&others.values);
             let mut work: Vec<_> = rows.zip(others.chunks_exact_mut(vocabulary)).zip(&mut loss).collect();
             threads.for_each(&mut work, |_, ((row, other), loss)| {
                 cap.into_iter().for_each(|cap| softcap(other, cap));
