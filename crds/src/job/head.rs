@@ -53,6 +53,7 @@ impl HeadSpec {
             task: task.of_head(),
             taps,
             hidden_size,
+            others: Vec::new(),
             width: self.width,
             blocks: self.blocks,
             heads: self.attention_heads,

@@ -23,7 +23,7 @@ pub struct BaseConfig {
     pub text_only: bool,
 }
 
-/// `carryon-worker train --config FILE --pool URL --data DIR --output DIR --listen ADDRESS`.
+/// `carryon-worker train --config FILE --pool URL [--other-pool URL…] --data DIR --output DIR --listen ADDRESS`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TrainConfig {
@@ -39,6 +39,9 @@ pub struct TrainConfig {
     /// Number type in which their states travel.
     #[serde(default, skip_serializing_if = "is_default")]
     pub hidden_states_dtype: HiddenStatesDtype,
+    /// Further pools whose hidden states the head reads, in the order of their addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_pools: Vec<OtherPool>,
     /// Shape of the head.
     pub head: HeadSpec,
     /// What a line of the data holds.
@@ -67,6 +70,18 @@ pub struct TrainConfig {
     pub evaluation: Evaluation,
     /// When to save.
     pub checkpoint: Checkpoint,
+}
+
+/// What is read of a further pool.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OtherPool {
+    /// Taps; those of the preset Balanced when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taps: Option<TapChoice>,
+    /// Number type in which their states travel.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub hidden_states_dtype: HiddenStatesDtype,
 }
 
 /// Taps as a trainer is told them. A preset stands where a map is expected by trainers that know none: they refuse it.
@@ -104,11 +119,6 @@ impl TapChoice {
 }
 
 impl TrainConfig {
-    /// The taps in a base of `layers` decoder layers, ascending.
-    pub fn taps_of(&self, layers: u32) -> Taps {
-        TapChoice::taps(self.taps.as_ref(), layers)
-    }
-
     /// The job as others name it, `NAMESPACE/NAME`.
     pub fn job(&self) -> String {
         format!("{}/{}", self.namespace, self.name)

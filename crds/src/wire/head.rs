@@ -5,7 +5,7 @@
 //!
 //! | name | shape | |
 //! |---|---|---|
-//! | `bridge.{i}.weight` | w × D | one per tap, layers ascending, `final` last |
+//! | `bridge.{i}.weight` | w × D | one per tap, layers ascending, `final` last; behind those of the first base the taps of the others, each with its base's D |
 //! | `blocks.{j}.input_layernorm.weight`, `blocks.{j}.post_attention_layernorm.weight` | w | |
 //! | `blocks.{j}.self_attn.{q,k,v,o}_proj.weight` | w × w | |
 //! | `blocks.{j}.mlp.{gate,up}_proj.weight` | f × w | |
@@ -27,8 +27,9 @@ use crate::job::Task;
 pub const SHAPE_KEY: &str = "carryon.head";
 /// Key of the safetensors metadata that holds [`BaseReference`] as JSON.
 pub const BASE_KEY: &str = "carryon.base";
-/// The newest format version that this code reads. It writes the oldest that says all of a shape: `pooled_tokens` is known from 2 on, all else from 1.
-pub const FORMAT_VERSION: u32 = 2;
+/// The newest format version that this code reads. It writes the oldest that says all of a shape: `pooled_tokens` is known from 2 on, `others` from 3, all else
+/// from 1.
+pub const FORMAT_VERSION: u32 = 3;
 /// Base of the rotary embedding of a head that is trained now.
 pub const ROPE_THETA: f64 = 1e4;
 /// ε of its norms.
@@ -45,6 +46,9 @@ pub struct HeadShape {
     pub taps: Taps,
     /// Width D of the base's hidden states.
     pub hidden_size: u32,
+    /// Further bases whose hidden states of the same tokens it reads.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<OtherBase>,
     /// Width w of the head.
     pub width: u32,
     /// Transformer blocks.
@@ -80,7 +84,29 @@ pub struct HeadShape {
     pub split_special_tokens: bool,
 }
 
+/// A further base that a head reads: its tokenizer is the first one's, its final norm and LM head have no part in it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OtherBase {
+    /// Taps in it.
+    pub taps: Taps,
+    /// Width of its hidden states.
+    pub hidden_size: u32,
+}
+
 impl HeadShape {
+    /// This shape, of a head that reads `others` too.
+    pub fn mixing(self, others: Vec<OtherBase>) -> Self {
+        let format_version = if others.is_empty() { self.format_version } else { 3 };
+        Self { format_version, others, ..self }
+    }
+
+    /// Width of the rows of each tap, in the order of the bridge's tensors.
+    pub fn tap_widths(&self) -> Vec<usize> {
+        let others = self.others.iter().map(|other| (&other.taps, other.hidden_size));
+        let all = std::iter::once((&self.taps, self.hidden_size)).chain(others);
+        all.flat_map(|(taps, width)| std::iter::repeat_n(width as usize, taps.count())).collect()
+    }
+
     /// Numbers that it puts out for a text; none of CausalLM.
     pub fn outputs(&self) -> usize {
         match self.task {
@@ -100,8 +126,8 @@ impl HeadShape {
     pub fn tensors(&self) -> BTreeMap<String, Vec<usize>> {
         let [d, w, f] = [self.hidden_size, self.width, self.feed_forward].map(|size| size as usize);
         let mut tensors = BTreeMap::new();
-        for tap in 0..self.taps.count() {
-            tensors.insert(format!("bridge.{tap}.weight"), vec![w, d]);
+        for (tap, width) in self.tap_widths().into_iter().enumerate() {
+            tensors.insert(format!("bridge.{tap}.weight"), vec![w, width]);
         }
         for block in 0..self.blocks {
             let mut add = |name: &str, dimensions: &[usize]| tensors.insert(format!("blocks.{block}.{name}.weight"), dimensions.to_vec());
@@ -144,6 +170,9 @@ pub struct BaseReference {
     pub name: String,
     /// A pool with another identity refuses the head.
     pub identity: Identity,
+    /// The further bases, in the order of [`HeadShape::others`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Self>,
 }
 
 /// `head.json`: what people and tools want to know of a head; the weights' file is complete without it.
@@ -159,6 +188,9 @@ pub struct HeadManifest {
     pub base: BaseReference,
     /// How the base computed the hidden states.
     pub numerics: Numerics,
+    /// How the further bases did.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_numerics: Vec<Numerics>,
     /// Chat template the training data were put into.
     pub chat_template: Option<String>,
     /// Tokens that end an answer.

@@ -29,6 +29,8 @@ pub const MAX_BLOCKS: u32 = 32;
 pub const MAX_ATTENTION_HEADS: u32 = 128;
 /// Layers that a head taps, beside `final`.
 pub const MAX_TAP_LAYERS: usize = 16;
+/// Pools whose states a head reads.
+pub const MAX_POOLS: usize = 4;
 /// Labels of a classifier.
 pub const MAX_LABELS: usize = 1000;
 /// Numbers of an embedding.

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use super::HeadShape;
+use crate::common::Taps;
 use crate::job::{HiddenStatesDtype, LossPlace, NormScope, Optimizer, Task, Training, WeightDtype};
 use crate::pool::Dtype;
 
@@ -92,16 +93,19 @@ impl Phase {
 }
 
 impl Trainer<'_> {
-    /// Bytes of the hidden states of the largest micro-batch.
+    /// Bytes of the hidden states of the largest micro-batch. Those of further pools are counted as the first one's.
     pub fn batch_bytes(&self) -> u64 {
-        let (taps, width) = (&self.shape.taps, u64::from(self.shape.hidden_size));
-        let whole = width * self.number_bytes();
-        let layer = match self.states {
-            HiddenStatesDtype::Model => whole,
-            // And a scale.
-            HiddenStatesDtype::Float8E4M3 => width + 4,
+        let row = |taps: &Taps, width: u32, last: bool| {
+            let (width, whole) = (u64::from(width), u64::from(width) * self.number_bytes());
+            let layer = match self.states {
+                HiddenStatesDtype::Model => whole,
+                // And a scale.
+                HiddenStatesDtype::Float8E4M3 => width + 4,
+            };
+            taps.layers.len() as u64 * layer + u64::from(taps.final_norm || last) * whole
         };
-        self.rows * (taps.layers.len() as u64 * layer + u64::from(taps.final_norm || self.causal()) * whole)
+        let others = self.shape.others.iter().map(|other| row(&other.taps, other.hidden_size, false));
+        self.rows * (row(&self.shape.taps, self.shape.hidden_size, self.causal()) + others.sum::<u64>())
     }
 
     /// Whether micro-batches are asked for late.
@@ -133,6 +137,8 @@ impl Trainer<'_> {
     /// In the order of a step. Sizes: m rows, D, w, f as in a head's table of tensors; a product packs its right side, as long as it runs.
     fn phases(&self) -> Vec<Phase> {
         let Sizes { m, d, w, f, blocks, tile } = self.sizes();
+        // The widest of the taps.
+        let t = self.shape.tap_widths().into_iter().max().unwrap_or(0) as u64;
         let (causal, gated, keeps_all) = (self.causal(), self.shape.gate, !self.training.gradient_checkpointing);
         let at = |gradients, activations, buffers| Phase { gradients, activations, buffers };
         // Queries, keys, values, what attention makes of them, and its sum with the input; gate and up.
@@ -146,7 +152,7 @@ impl Trainer<'_> {
         // An evaluation has no way back that could take more, so the next one is asked for at once.
         let beside = if self.evaluated { next } else { 0 };
         let block_forward = (m * w + 2 * f * w).max(m * f + f * w + m * w);
-        let mut phases = vec![at(before, 2 * m * w, m * d + w * d + beside)];
+        let mut phases = vec![at(before, 2 * m * w, m * t + w * t + beside)];
         if blocks > 0 {
             let lower = kept - block;
             phases.push(at(before, lower + 2 * m * w + inside, block_forward + beside));
@@ -170,8 +176,8 @@ impl Trainer<'_> {
             phases.push(at(gathered + out, kept + 3 * m * w, update(d, w) + if gated { 0 } else { m * d + m * w }));
         }
         // The first of the bridge's gradients is handed out when there is no other.
-        phases.push(at(gathered, 2 * m * w, 2 * m * d + next));
-        phases.push(at(gathered + w * d, 2 * m * w, (m * d).max(update(w, d)) + next));
+        phases.push(at(gathered, 2 * m * w, 2 * m * t + next));
+        phases.push(at(gathered + w * t, 2 * m * w, (m * t).max(update(w, t)) + next));
         phases
     }
 
@@ -238,7 +244,6 @@ struct Sizes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::common::Taps;
     use crate::job::HeadSpec;
 
     /// 110M parameters on a base of width 5120.

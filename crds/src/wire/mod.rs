@@ -9,10 +9,10 @@ pub mod memory;
 pub mod model;
 pub mod progress;
 
-pub use config::{BaseConfig, ServeConfig, ServeHead, TapChoice, TrainConfig};
+pub use config::{BaseConfig, OtherPool, ServeConfig, ServeHead, TapChoice, TrainConfig};
 pub use fetch::{FetchFailure, FetchReport, is_commit};
 pub use gateway::{GatewayStatus, KeyState};
-pub use head::{BaseReference, Figure, HeadManifest, HeadShape};
+pub use head::{BaseReference, Figure, HeadManifest, HeadShape, OtherBase};
 pub use model::{Identity, Limits, ModelDescription, Numerics};
 pub use progress::{ExitCode, Progress, TerminationMessage};
 

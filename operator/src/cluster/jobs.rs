@@ -96,6 +96,7 @@ async fn observe(job: &CarryOnJob, context: &Context) -> Result<Observed, Failur
     let progress = of_present().find(|pod| phase(pod) == "Running" && lives(pod)).and_then(|pod| context.ask.progress(pod));
     Ok(Observed {
         pool: stores.pool(&job.pool()),
+        other_pools: job.pools().iter().skip(1).map(|path| stores.pool(path)).collect(),
         claims: spec.claims().filter_map(|path| stores.claims.claim(namespace, &path.claim_name)).collect(),
         data: data(job, namespace, context).await?,
         attempt,

@@ -117,11 +117,11 @@ fn children<K: Resource<DynamicType = ()> + Clone + 'static>(cache: &Cache<Guard
 pub struct Cache<T: Resource<DynamicType = ()> + Clone + 'static> {
     writer: Mutex<Writer<T>>,
     objects: Store<T>,
-    belongs: fn(&T) -> Option<Belongs>,
+    belongs: fn(&T) -> Vec<Belongs>,
     index: RwLock<Index>,
 }
 
-/// Namespace, component and instance that an object belongs to: a child to its owner, by its labels; a job or a deployment to its pool.
+/// Namespace, component and instance that an object belongs to: a child to its owner, by its labels; a job or a deployment to its pools.
 type Belongs = [String; 3];
 /// Namespaces and names of objects by what they belong to.
 type Index = HashMap<Belongs, BTreeSet<[String; 2]>>;
@@ -133,7 +133,7 @@ impl<T: Resource<DynamicType = ()> + Clone + 'static> Default for Cache<T> {
 }
 
 impl<T: Resource<DynamicType = ()> + Clone + 'static> Cache<T> {
-    fn by(belongs: fn(&T) -> Option<Belongs>) -> Self {
+    fn by(belongs: fn(&T) -> Vec<Belongs>) -> Self {
         let writer = Writer::<T>::default();
         Self { objects: writer.as_reader(), writer: Mutex::new(writer), belongs, index: RwLock::default() }
     }
@@ -162,14 +162,14 @@ impl<T: Resource<DynamicType = ()> + Clone + 'static> Cache<T> {
     }
 
     fn enter(&self, index: &mut Index, object: &T) {
-        if let Some(key) = (self.belongs)(object) {
+        for key in (self.belongs)(object) {
             index.entry(key).or_default().insert(place(object));
         }
     }
 
     fn strike(&self, index: &mut Index, object: &T) {
-        let Some(key) = (self.belongs)(object) else { return };
-        if let Some(places) = index.get_mut(&key) {
+        for key in (self.belongs)(object) {
+            let Some(places) = index.get_mut(&key) else { continue };
             places.remove(&place(object));
             if places.is_empty() {
                 index.remove(&key);
@@ -181,7 +181,7 @@ impl<T: Resource<DynamicType = ()> + Clone + 'static> Cache<T> {
     fn belonging(&self, key: &Belongs) -> Vec<Arc<T>> {
         let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
         let entered = index.get(key).into_iter().flatten().filter_map(|[namespace, name]| self.shown(namespace, name));
-        entered.filter(|object| (self.belongs)(object).as_ref() == Some(key)).collect()
+        entered.filter(|object| (self.belongs)(object).contains(key)).collect()
     }
 
     /// The object as it was shown, decoded or not.
@@ -245,15 +245,16 @@ impl Names<PersistentVolumeClaim> {
 }
 
 /// Whose child it is.
-fn owner<T: Resource>(object: &T) -> Option<Belongs> {
+fn owner<T: Resource>(object: &T) -> Vec<Belongs> {
     let label = |key: &str| object.labels().get(key).cloned();
-    Some([object.namespace()?, label(names::COMPONENT_LABEL)?, label(names::INSTANCE_LABEL)?])
+    let owner = || Some([object.namespace()?, label(names::COMPONENT_LABEL)?, label(names::INSTANCE_LABEL)?]);
+    owner().into_iter().collect()
 }
 
-/// Which pool it uses.
-fn uses<K: PoolUser>(object: &Guarded<K>) -> Option<Belongs> {
-    let PoolPath { namespace, name, .. } = object.0.as_ref().ok()?.pool();
-    Some([namespace, POOL.to_owned(), name])
+/// Which pools it uses.
+fn uses<K: PoolUser>(object: &Guarded<K>) -> Vec<Belongs> {
+    let pools = object.0.as_ref().map(PoolUser::pools).unwrap_or_default();
+    pools.into_iter().map(|PoolPath { namespace, name, .. }| [namespace, POOL.to_owned(), name]).collect()
 }
 
 fn place<T: Resource>(object: &T) -> [String; 2] {

@@ -13,7 +13,7 @@ use super::queue::Lane;
 use super::store::{Cache, Guarded, Stores};
 use super::watch::Change;
 use crate::deployment::{referenced_claims, referenced_jobs, refers_to};
-use crate::shared::sharing::PoolUser;
+use crate::shared::sharing::{PoolPath, PoolUser};
 
 /// Keys to put into the queue, in that order.
 pub fn keys(change: &Change<'_>, stores: &Stores) -> Vec<(Key, Lane)> {
@@ -41,7 +41,7 @@ pub fn keys(change: &Change<'_>, stores: &Stores) -> Vec<(Key, Lane)> {
         // Its labels say which pools are shared with it.
         Change::Namespace(namespace) => {
             let (_, name) = path(namespace);
-            let trains = |job: &CarryOnJob| job.pool().is_elsewhere();
+            let trains = |job: &CarryOnJob| job.pools().iter().any(PoolPath::is_elsewhere);
             let serves = |deployment: &CarryOnDeployment| deployment.pool().is_elsewhere();
             [jobs(stores, name, trains), deployments(stores, name, serves)].concat()
         }

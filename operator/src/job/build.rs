@@ -67,12 +67,13 @@ fn template(job: &Validated) -> PodTemplateSpec {
         (None, map) => (MountSource::ConfigMap(map.iter().map(|map| map.name.clone()).collect()), None),
     };
     let output = MountSource::Claim(job.output.claim_name.clone());
-    let mut args = vec![
-        ("--pool", job.pool.url()),
+    let pools = job.pools.iter().enumerate().map(|(place, pool)| (if place == 0 { "--pool" } else { "--other-pool" }, pool.url()));
+    let mut args: Vec<_> = pools.collect();
+    args.extend([
         ("--data", pods::inside(names::DATA_DIR, path)),
         ("--output", pods::inside(names::OUTPUT_DIR, job.output.path.as_deref())),
         ("--termination-log", names::TERMINATION_LOG.to_owned()),
-    ];
+    ]);
     let mut mounts = vec![
         Mount { name: "output".into(), path: names::OUTPUT_DIR.into(), source: output, read_only: false },
         Mount { name: "data".into(), path: names::DATA_DIR.into(), source, read_only: true },

@@ -3,7 +3,7 @@
 use carryon_crds::condition::{holding, is_true, types};
 use carryon_crds::job::{AttemptResult, AttemptStatus, PoolUnavailablePolicy};
 use carryon_crds::wire::ExitCode;
-use carryon_crds::{CarryOnJob, CarryOnJobSpec, names};
+use carryon_crds::{BaseModelPool, CarryOnJob, CarryOnJobSpec, names};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::SignedDuration;
 use kube::ResourceExt as _;
@@ -14,7 +14,7 @@ use super::record::Record;
 use super::trainers::occupant;
 use super::validate::loaded;
 use crate::shared::Refusal;
-use crate::shared::sharing::PoolUser as _;
+use crate::shared::sharing::PoolPath;
 
 /// Seconds before the attempt after the first failure; doubled by each further one.
 const BACK_OFF_SECONDS: i64 = 10;
@@ -130,7 +130,8 @@ fn next(job: &CarryOnJob, ledger: &Ledger, observed: &Observed, now: &Time) -> P
     if job.spec.suspend {
         return Plan::Suspended { stop: ledger.running() };
     }
-    if let (Some(number), Some(Refusal { reason, message, .. })) = (ledger.running(), job.pool().withheld(observed.pool.as_ref())) {
+    let withheld = observed.pools(job).into_iter().find_map(|(path, pool)| path.withheld(pool));
+    if let (Some(number), Some(Refusal { reason, message, .. })) = (ledger.running(), withheld) {
         return Plan::Wait { reason, message, stop: Some(number) };
     }
     let Some(last) = ledger.attempts.last() else { return start(1, observed) };
@@ -161,9 +162,8 @@ fn wait(occupant: Option<(&'static str, String)>) -> Option<Plan> {
 /// With `poolUnavailablePolicy: Fail`, a job that needs its pool gives up when it has been missing or not ready for long.
 fn unless_unavailable(plan: Plan, job: &CarryOnJob, ledger: &mut Ledger, observed: &Observed, now: &Time) -> Plan {
     let waits = job.spec.pool_unavailable_policy == PoolUnavailablePolicy::Wait;
-    if waits || observed.pool.as_ref().is_some_and(|pool| loaded(pool).is_some()) {
-        return plan;
-    }
+    let is_lost = |(_, pool): &(PoolPath, Option<&BaseModelPool>)| pool.and_then(loaded).is_none();
+    let Some((lost, _)) = observed.pools(job).into_iter().find(is_lost).filter(|_| !waits) else { return plan };
     let since = job.status.as_ref().and_then(|status| status.pool_unavailable_since.clone()).unwrap_or_else(|| now.clone());
     let grace = job.spec.pool_unavailable_grace_seconds;
     let over = seconds(&since, now) >= grace;
@@ -171,8 +171,7 @@ fn unless_unavailable(plan: Plan, job: &CarryOnJob, ledger: &mut Ledger, observe
     if !over {
         return plan;
     }
-    let message =
-        format!("BaseModelPool {} has been missing or not ready for {grace} s, and spec.poolUnavailablePolicy is Fail", job.pool());
+    let message = format!("BaseModelPool {lost} has been missing or not ready for {grace} s, and spec.poolUnavailablePolicy is Fail");
     Plan::Failed { reason: "PoolUnavailable", message, stop: ledger.running() }
 }
 

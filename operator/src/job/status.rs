@@ -19,7 +19,7 @@ use super::{Applied, Observed, Validated, general, memory};
 use crate::shared::Outcome;
 use crate::shared::kstatus::Standing;
 use crate::shared::rollout::{FAILED_CREATE, refusal};
-use crate::shared::sharing::PoolUser as _;
+use crate::shared::sharing::{PoolPath, PoolUser as _};
 use crate::shared::trouble::{self, phase};
 
 /// The status of `job` after `outcome`. A reconcile that was refused accounts for an end as any other does: what is written down here is let go.
@@ -122,8 +122,8 @@ fn attempt(job: &CarryOnJob, number: u32, observed: &Observed) -> Standing {
         return starting(number);
     }
     let pool = job.pool();
-    if let Some(why) = unavailable(observed) {
-        let message = format!("attempt {number} waits for BaseModelPool {pool}: {why}");
+    if let Some((lost, why)) = unavailable(job, observed) {
+        let message = format!("attempt {number} waits for BaseModelPool {lost}: {why}");
         return Standing::in_progress("PoolNotReady", message);
     }
     let runs = format!("attempt {number} on BaseModelPool {pool}: ");
@@ -133,17 +133,19 @@ fn attempt(job: &CarryOnJob, number: u32, observed: &Observed) -> Standing {
     Standing::current("Running", format!("{runs}{}", said.or(before).unwrap_or("its pod runs")))
 }
 
-/// Why the pool answers nobody, when the trainer needs it.
-fn unavailable(observed: &Observed) -> Option<String> {
+/// The pool that answers nobody, and why, when the trainer needs it.
+fn unavailable(job: &CarryOnJob, observed: &Observed) -> Option<(PoolPath, String)> {
     let phase = observed.progress.as_ref().map(|progress| progress.phase.as_str());
     // In these it asks the pool for nothing.
     if phase.is_some_and(|phase| ["waiting", "encoding", "writing", "done"].contains(&phase)) {
         return None;
     }
-    let Some(pool) = &observed.pool else { return Some("it is not there".to_owned()) };
-    let conditions = pool.status.as_ref().map_or(&[][..], |status| &status.conditions);
-    let says = || condition::find(conditions, READY).map(|ready| ready.message.clone());
-    loaded(pool).is_none().then(|| says().unwrap_or_else(|| "it is not ready".to_owned()))
+    observed.pools(job).into_iter().find_map(|(path, pool)| {
+        let Some(pool) = pool else { return Some((path, "it is not there".to_owned())) };
+        let conditions = pool.status.as_ref().map_or(&[][..], |status| &status.conditions);
+        let says = || condition::find(conditions, READY).map(|ready| ready.message.clone());
+        loaded(pool).is_none().then(|| (path, says().unwrap_or_else(|| "it is not ready".to_owned())))
+    })
 }
 
 fn artifact(job: &CarryOnJob, words: &TerminationMessage) -> Option<ArtifactStatus> {

@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use carryon_crds::common::{ClaimPath, DataSource};
-use carryon_crds::job::{Split, StateCache};
+use carryon_crds::job::{JobPool, Split, StateCache};
 use carryon_crds::pool::ModelStatus;
-use carryon_crds::wire::{TapChoice, TrainConfig};
+use carryon_crds::wire::{OtherPool, TapChoice, TrainConfig};
 use carryon_crds::{BaseModelPool, CarryOnJob};
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -40,8 +40,8 @@ pub struct Validated {
     pub plan: Plan,
     /// The worker's configuration.
     pub config: TrainConfig,
-    /// The pool.
-    pub pool: PoolPath,
+    /// The pools, at least one.
+    pub pools: Vec<PoolPath>,
     /// Where the data are.
     pub data: DataSource,
     /// Claim and path of the job's own folder.
@@ -84,6 +84,7 @@ pub fn validate(job: &CarryOnJob, observed: &Observed, settings: &Settings, now:
             task: spec.task,
             taps: pool.taps.as_ref().and_then(TapChoice::of),
             hidden_states_dtype: pool.hidden_states_dtype,
+            other_pools: spec.pools.iter().skip(1).map(other_pool).collect(),
             head: spec.head.clone(),
             format: spec.data.format,
             split: spec.data.split.clone(),
@@ -97,7 +98,7 @@ pub fn validate(job: &CarryOnJob, observed: &Observed, settings: &Settings, now:
             evaluation: spec.evaluation.clone(),
             checkpoint: spec.checkpoint.clone(),
         },
-        pool: job.pool(),
+        pools: job.pools(),
         data: spec.data.source.clone(),
         output: output(job).ok_or_else(nowhere)?,
         state_cache: spec.state_cache.as_ref().and_then(StateCache::claim).cloned(),
@@ -115,7 +116,7 @@ pub fn output(job: &CarryOnJob) -> Option<ClaimPath> {
 }
 
 fn references(job: &CarryOnJob, observed: &Observed, owner: &Owner) -> Result<(), Refusal> {
-    pool(job, observed)?;
+    pools(job, observed)?;
     data(job, observed, owner)?;
     let written = [
         (job.spec.output.claim(), "spec.output.destination"),
@@ -124,21 +125,38 @@ fn references(job: &CarryOnJob, observed: &Observed, owner: &Owner) -> Result<()
     written.into_iter().try_for_each(|(wanted, field)| wanted.map_or(Ok(()), |wanted| claim(wanted, field, observed, owner)))
 }
 
-fn pool(job: &CarryOnJob, observed: &Observed) -> Result<(), Refusal> {
-    let (path, wanted) = (job.pool(), &job.spec.pools[0]);
-    let pool = observed.pool.as_ref().ok_or_else(|| path.lacks())?;
-    let model = loaded(pool).ok_or_else(|| Refusal::waiting("PoolNotReady", format!("waiting for BaseModelPool {path} to be ready")))?;
-    let deepest = wanted.taps.iter().flat_map(|taps| &taps.layers).max();
-    match deepest {
-        Some(layer) if *layer > model.layers => Err(Refusal::permanent(
-            "TapBeyondLastLayer",
-            format!(
-                "spec.pools[0].taps.layers: {layer} is beyond the last layer, {}, of {} in BaseModelPool {path}: correct the spec",
-                model.layers, model.name
-            ),
-        )),
-        _ => Ok(()),
+fn pools(job: &CarryOnJob, observed: &Observed) -> Result<(), Refusal> {
+    let mut first: Option<(PoolPath, &ModelStatus)> = None;
+    for ((path, pool), wanted) in observed.pools(job).into_iter().zip(&job.spec.pools) {
+        let pool = pool.ok_or_else(|| path.lacks())?;
+        let waits = || Refusal::waiting("PoolNotReady", format!("waiting for BaseModelPool {path} to be ready"));
+        let model = loaded(pool).ok_or_else(waits)?;
+        let deepest = wanted.taps.iter().flat_map(|taps| &taps.layers).max();
+        if let Some(layer) = deepest.filter(|layer| **layer > model.layers) {
+            let (field, layers, name) = (path.field(), model.layers, &model.name);
+            let message = format!(
+                "{field}.taps.layers: {layer} is beyond the last layer, {layers}, of {name} in BaseModelPool {path}: correct the spec"
+            );
+            return Err(Refusal::permanent("TapBeyondLastLayer", message));
+        }
+        match &first {
+            Some((one, other)) if other.tokenizer_digest != model.tokenizer_digest => {
+                let message = format!(
+                    "{} has another tokenizer ({}) than {one} ({}): only bases with the same one can be mixed; correct spec.pools",
+                    path, model.tokenizer_digest, other.tokenizer_digest
+                );
+                return Err(Refusal::permanent("TokenizersDiffer", message));
+            }
+            Some(_) => {}
+            None => first = Some((path, model)),
+        }
     }
+    Ok(())
+}
+
+/// What the trainer is told of a further pool.
+fn other_pool(pool: &JobPool) -> OtherPool {
+    OtherPool { taps: pool.taps.as_ref().and_then(TapChoice::of), hidden_states_dtype: pool.hidden_states_dtype }
 }
 
 /// The model of a pool that has a ready pod.

@@ -106,6 +106,7 @@ impl World<'_> {
         let progress: Option<Progress> = running.and_then(|pod| self.ask(pod, "/progress", PROGRESS_PERIOD));
         job::Observed {
             pool: self.shared_pool(&job.pool()),
+            other_pools: job.pools().iter().skip(1).map(|path| self.shared_pool(path)).collect(),
             claims: spec.claims().filter_map(|path| self.store.get(space, &path.claim_name)).collect(),
             data: spec.data.source.config_map.as_ref().and_then(|source| self.store.get(space, &source.name)),
             attempt,

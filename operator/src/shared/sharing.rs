@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use carryon_crds::job::JobPool;
 use carryon_crds::pool::{FromNamespaces, SharedNamespaces};
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -24,19 +25,21 @@ pub struct PoolPath {
     pub name: String,
     /// Namespace of the object.
     user: String,
+    /// Its place in `spec.pools`.
+    place: usize,
 }
 
 impl PoolPath {
     fn new<K: Resource>(user: &K, pool: Option<(&Option<String>, &String)>) -> Self {
         let user = namespace(user);
         let (namespace, name) = pool.map(|(namespace, name)| (namespace.clone(), name.clone())).unwrap_or_default();
-        Self { namespace: namespace.unwrap_or_else(|| user.clone()), name, user }
+        Self { namespace: namespace.unwrap_or_else(|| user.clone()), name, user, place: 0 }
     }
 
     /// The pool that a pod with these annotations works with, in the namespace of `user`.
     pub fn told(annotations: Option<&BTreeMap<String, String>>, user: &str) -> Option<Self> {
         let (namespace, name) = annotations?.get(names::POOL_ANNOTATION)?.split_once('/')?;
-        Some(Self { namespace: namespace.to_owned(), name: name.to_owned(), user: user.to_owned() })
+        Some(Self { namespace: namespace.to_owned(), name: name.to_owned(), user: user.to_owned(), place: 0 })
     }
 
     /// Whether the pool is of another namespace than its user.
@@ -53,12 +56,17 @@ impl PoolPath {
     pub fn lacks(&self) -> Refusal {
         let advice =
             if self.is_elsewhere() { format!("create it, or share it with namespace {}", self.user) } else { "create it".to_owned() };
-        Refusal::waiting("PoolNotFound", format!("BaseModelPool {self} (spec.pools[0]) not found: {advice}"))
+        Refusal::waiting("PoolNotFound", format!("BaseModelPool {self} ({}) not found: {advice}", self.field()))
     }
 
     /// Why what uses the pool may not go on, when that is so: the pool is of another namespace and is not there, or not any more.
     pub fn withheld(&self, found: Option<&BaseModelPool>) -> Option<Refusal> {
         (self.is_elsewhere() && found.is_none()).then(|| self.lacks())
+    }
+
+    /// Where the object names it.
+    pub fn field(&self) -> String {
+        format!("spec.pools[{}]", self.place)
     }
 
     /// Namespace of who names it.
@@ -80,13 +88,23 @@ impl fmt::Display for PoolPath {
 
 /// A kind whose specs name pools.
 pub trait PoolUser {
-    /// The pool that it works with.
+    /// The pool that it works with, the first where there are several.
     fn pool(&self) -> PoolPath;
+
+    /// All of them, in the order of the spec.
+    fn pools(&self) -> Vec<PoolPath> {
+        vec![self.pool()]
+    }
 }
 
 impl PoolUser for CarryOnJob {
     fn pool(&self) -> PoolPath {
         PoolPath::new(self, self.spec.pools.first().map(|pool| (&pool.namespace, &pool.name)))
+    }
+
+    fn pools(&self) -> Vec<PoolPath> {
+        let path = |(place, pool): (usize, &JobPool)| PoolPath { place, ..PoolPath::new(self, Some((&pool.namespace, &pool.name))) };
+        self.spec.pools.iter().enumerate().map(path).collect()
     }
 }
 

@@ -36,7 +36,7 @@ impl Bench {
         if let (Some(output), Some(random)) = (weights.get_mut("output.weight"), random) {
             output.values = random.values.floats().iter().map(|value| 0.1 * value).collect::<Vec<_>>().into();
         }
-        let base = BaseReference { name: self.model.name.clone(), identity: self.model.identity.clone() };
+        let base = BaseReference { name: self.model.name.clone(), identity: self.model.identity.clone(), others: Vec::new() };
         Ok(Artifact::new(shape, base, weights)?)
     }
 

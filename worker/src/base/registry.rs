@@ -76,6 +76,9 @@ impl Fit {
             let message = format!("head {digest} was trained on base {:?}: its {member} is not this pool's", artifact.base.name);
             return Err(WireError::new(ErrorCode::IdentityMismatch, message));
         }
+        if !artifact.shape.others.is_empty() {
+            return Err(invalid("it reads several bases, of which this pool has one".into()));
+        }
         if artifact.shape.hidden_size != self.hidden_size {
             return Err(invalid(format!("hidden_size is {}, the base's is {}", artifact.shape.hidden_size, self.hidden_size)));
         }

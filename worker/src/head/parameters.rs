@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use carryon_crds::common::Taps;
 use carryon_crds::job::Task;
 use carryon_crds::wire::HeadShape;
 use carryon_crds::wire::head::FORMAT_VERSION;
 use carryon_crds::wire::limits::{
-    MAX_ALPHA, MAX_ATTENTION_HEADS, MAX_BLOCKS, MAX_DIMENSIONS, MAX_FEED_FORWARD, MAX_HIDDEN_SIZE, MAX_LABELS, MAX_PARAMETERS,
+    MAX_ALPHA, MAX_ATTENTION_HEADS, MAX_BLOCKS, MAX_DIMENSIONS, MAX_FEED_FORWARD, MAX_HIDDEN_SIZE, MAX_LABELS, MAX_PARAMETERS, MAX_POOLS,
     MAX_TAP_LAYERS, MAX_TOKENS, MAX_WIDTH,
 };
 
@@ -49,9 +50,15 @@ pub fn check(shape: &HeadShape) -> Result<(), ShapeError> {
     if !shape.width.is_multiple_of(2 * shape.heads) {
         return refuse("heads", format!("{} do not divide width {} into even parts", shape.heads, shape.width));
     }
-    let layers = &shape.taps.layers;
-    if shape.taps.count() == 0 || layers.len() > MAX_TAP_LAYERS || !layers.is_sorted_by(|left, right| left < right) {
-        return refuse("taps", format!("are {layers:?}: 1 to {MAX_TAP_LAYERS} ascending layers, or final, are needed"));
+    check_taps("taps", &shape.taps)?;
+    if shape.others.len() >= MAX_POOLS || !shape.others.is_empty() && shape.format_version < 3 {
+        return refuse("others", format!("are {}: up to {} from format version 3 on", shape.others.len(), MAX_POOLS - 1));
+    }
+    for other in &shape.others {
+        check_taps("others.taps", &other.taps)?;
+        if !(1..=MAX_HIDDEN_SIZE).contains(&other.hidden_size) {
+            return refuse("others.hidden_size", format!("is {}, not in 1..={MAX_HIDDEN_SIZE}", other.hidden_size));
+        }
     }
     for (field, value, low, high) in [
         ("alpha", shape.alpha, 0.0, MAX_ALPHA),
@@ -85,6 +92,14 @@ pub fn check(shape: &HeadShape) -> Result<(), ShapeError> {
     let parameters = count(shape);
     if parameters > MAX_PARAMETERS {
         return refuse("width", format!("gives {parameters} parameters, more than {MAX_PARAMETERS}"));
+    }
+    Ok(())
+}
+
+fn check_taps(field: &'static str, taps: &Taps) -> Result<(), ShapeError> {
+    let layers = &taps.layers;
+    if taps.count() == 0 || layers.len() > MAX_TAP_LAYERS || !layers.is_sorted_by(|left, right| left < right) {
+        return refuse(field, format!("are {layers:?}: 1 to {MAX_TAP_LAYERS} ascending layers, or final, are needed"));
     }
     Ok(())
 }

@@ -85,7 +85,7 @@ impl<B: Backend> Runner<B> {
     pub fn from_weights(shape: &HeadShape, weights: &Weights, backend: B) -> std::result::Result<Self, RunnerError> {
         parameters::check(shape)?;
         let packer = Packer { weights, backend: &backend };
-        let bridge = (0..shape.taps.count()).map(|tap| packer.matrix(&[&format!("bridge.{tap}.weight")])).collect::<Result<_>>()?;
+        let bridge = (0..shape.tap_widths().len()).map(|tap| packer.matrix(&[&format!("bridge.{tap}.weight")])).collect::<Result<_>>()?;
         let blocks = (0..shape.blocks).map(|index| packer.block(index)).collect::<Result<_>>()?;
         let last = match shape.task {
             Task::CausalLM => Last::Causal {
@@ -141,7 +141,7 @@ impl<B: Backend> Runner<B> {
 
     /// `g ⊙ Δ` without α, of heads for CausalLM that run together: `[outputs, D]`.
     ///
-    /// `taps` holds one entry per tap of the heads, layers ascending and `final` last, each `[rows, D]`: the rows of all slots, one after the other.
+    /// `taps` holds one entry per tap of the heads, layers ascending and `final` last, those of further bases behind, each `[rows, D]`: the rows of all slots, one after the other.
     /// `outputs` names the rows (ascending) that are given an output.
     ///
     /// # Errors
@@ -211,7 +211,7 @@ impl<B: Backend> Runner<B> {
     fn hidden(arena: &mut Arena<B>, taps: &[&B::Rows], slots: &mut [HeadSlot<'_, B>]) -> Result<B::Rows> {
         let mut u = B::Rows::default();
         let Some(Self { backend, shape, attention, .. }) = slots.first().map(|slot| slot.runner) else { return Ok(u) };
-        assert_eq!(taps.len(), shape.taps.count(), "one entry per tap");
+        assert_eq!(taps.len(), shape.tap_widths().len(), "one entry per tap");
         let epsilon = shape.norm_epsilon as f32;
         for (index, &tap) in taps.iter().enumerate() {
             let parts = parts(slots, |runner| (&runner.bridge[index], None));

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use carryon_crds::wire::Limits;
 use futures::StreamExt as _;
+use futures::future::try_join_all;
 
 use crate::exchange::cache::SampleKey;
 use crate::exchange::cache::shared::{Claim, Turn};
@@ -16,7 +17,7 @@ use crate::exchange::{CacheError, PoolClient, SequenceStates, StateCache};
 use crate::train::data::{Sample, Samples};
 use crate::train::error::TrainError;
 use crate::train::pool::pool_error;
-use crate::train::states::{HiddenStates, MicroBatch};
+use crate::train::states::{HiddenStates, MicroBatch, PoolRows};
 
 /// First and longest pause between two looks for states that another job has asked for.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
@@ -37,8 +38,8 @@ pub struct CachedPool {
 
 /// The states of one data set.
 pub struct PoolStates {
-    /// Where they come from.
-    pub pool: Arc<CachedPool>,
+    /// Where they come from: the first pool, whose `final` the loss is measured on, and those beside it.
+    pub pools: Vec<Arc<CachedPool>>,
     /// The data set.
     pub samples: Arc<Samples>,
     /// Samples that are replayed; their indices are behind those of the groups.
@@ -58,26 +59,32 @@ impl HiddenStates for PoolStates {
         };
         let samples = blocking(read).await??;
         let keys: Vec<SampleKey> = samples.iter().map(|sample| SampleKey::of(&sample.ids)).collect();
-        let found = self.states(&keys, &keys.iter().copied().zip(&samples).collect()).await?;
-        let pool = self.pool.clone();
+        let wanted = keys.iter().copied().zip(&samples).collect();
+        let found = try_join_all(self.pools.iter().map(|pool| pool.states(&keys, &wanted))).await?;
+        let pools = self.pools.clone();
         blocking(move || {
-            let states: Vec<SequenceStates> = keys.iter().filter_map(|key| found.get(key).cloned()).collect();
+            let read = |(pool, found): (&Arc<CachedPool>, HashMap<SampleKey, SequenceStates>)| PoolRows {
+                states: keys.iter().filter_map(|key| found.get(key).cloned()).collect(),
+                head_taps: pool.head_taps,
+                hidden_size: pool.cache.key().hidden_size,
+            };
+            let rows: Vec<PoolRows> = pools.iter().zip(found).map(read).collect();
             let samples: Vec<&Sample> = samples.iter().collect();
-            MicroBatch::pack(&samples, own, &states, pool.head_taps, pool.cache.key().hidden_size)
+            MicroBatch::pack(&samples, own, &rows)
         })
         .await?
     }
 
     fn give_way(&self) -> bool {
-        self.pool.cache.give_way()
+        self.pools.iter().any(|pool| pool.cache.give_way())
     }
 }
 
-impl PoolStates {
+impl CachedPool {
     /// The states of `keys`, each once; `wanted` has a sample of each. What nobody else asks the pool for is asked for; then the others are waited for, while
     /// nothing is held that they could wait for.
     async fn states(
-        &self,
+        self: &Arc<Self>,
         keys: &[SampleKey],
         wanted: &HashMap<SampleKey, &Sample>,
     ) -> Result<HashMap<SampleKey, SequenceStates>, TrainError> {
@@ -85,7 +92,7 @@ impl PoolStates {
         let mut missing: Vec<SampleKey> = keys.iter().copied().filter(|key| once.insert(*key)).collect();
         let (mut since, mut pause) = (Instant::now(), PAUSES.0);
         loop {
-            let (pool, keys, waited) = (self.pool.clone(), std::mem::take(&mut missing), since.elapsed());
+            let (pool, keys, waited) = (self.clone(), std::mem::take(&mut missing), since.elapsed());
             let looked = move || keys.into_iter().map(|key| (key, pool.cache.get_or_claim(&key, waited))).collect::<Vec<_>>();
             let mut ours = Vec::new();
             for (key, outcome) in blocking(looked).await? {
@@ -97,7 +104,7 @@ impl PoolStates {
             }
             if !ours.is_empty() {
                 let sequences = ours.iter().map(|(key, _)| wanted[key].ids.clone()).collect();
-                found.extend(self.pool.clone().ask(ours, sequences).await?);
+                found.extend(self.clone().ask(ours, sequences).await?);
                 (since, pause) = (Instant::now(), PAUSES.0);
             } else if missing.is_empty() {
                 return Ok(found);
@@ -107,9 +114,7 @@ impl PoolStates {
             }
         }
     }
-}
 
-impl CachedPool {
     /// Asks the pool, in requests within its limits, and keeps the answers: durable before they are used, and before their claims are given back.
     async fn ask(
         self: Arc<Self>,

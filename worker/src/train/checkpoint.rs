@@ -28,6 +28,9 @@ pub struct State {
     pub identity: Identity,
     /// How it computed.
     pub numerics: Numerics,
+    /// How the further bases did, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_numerics: Vec<Numerics>,
     /// When the run began, milliseconds of Unix time: what a chat template that asks for the date is told on any day.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub began: Option<i64>,
@@ -261,6 +264,7 @@ impl State {
             run,
             identity,
             numerics,
+            other_numerics: Vec::new(),
             began: Some(began),
             step: 0,
             total_steps: 0,

@@ -8,7 +8,7 @@ use crate::head::pass::PackedBatch;
 use crate::numbers::{RowFormat, number_bytes};
 
 /// Which features are dropped: a pure function of seed, step, place of the sample in the step, tap and feature, so that a resumed run drops the same.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Dropout {
     /// Share of the features of each tap.
     pub share: f64,
@@ -16,8 +16,8 @@ pub struct Dropout {
     pub seed: u64,
     /// Number of the optimizer step, from 0.
     pub step: u64,
-    /// Width D of the hidden states.
-    pub hidden_size: usize,
+    /// Width of the hidden states of each tap.
+    pub widths: Vec<usize>,
 }
 
 impl Dropout {
@@ -28,20 +28,21 @@ impl Dropout {
         }
         let taps = batch.taps.len();
         for (tap, (samples, format)) in batch.taps.iter_mut().zip(&batch.formats).enumerate() {
+            let width = self.widths[tap];
             for (sample, rows) in samples.iter_mut().enumerate() {
-                let dropped = self.dropped((first + sample) * taps + tap);
-                *rows = without(rows, &dropped, *format, self.hidden_size);
+                let dropped = self.dropped((first + sample) * taps + tap, width);
+                *rows = without(rows, &dropped, *format, width);
             }
         }
     }
 
     /// Features of the tap of a sample with this number in the step.
-    fn dropped(&self, number: usize) -> Vec<usize> {
+    fn dropped(&self, number: usize, width: usize) -> Vec<usize> {
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
         // The first streams draw weights and orders of samples.
         random.set_stream(u64::MAX - self.step);
-        random.set_word_pos((number * self.hidden_size) as u128);
-        (0..self.hidden_size).filter(|_| f64::from(random.next_u32()) < self.share * 2f64.powi(32)).collect()
+        random.set_word_pos(number as u128 * self.widths.iter().max().map_or(0, |widest| *widest as u128));
+        (0..width).filter(|_| f64::from(random.next_u32()) < self.share * 2f64.powi(32)).collect()
     }
 }
 
@@ -82,7 +83,7 @@ mod tests {
 
     fn dropped(share: f64, step: u64, lengths: &[usize], first: usize) -> PackedBatch {
         let mut batch = batch(lengths);
-        Dropout { share, seed: 7, step, hidden_size: WIDTH }.apply(&mut batch, first);
+        Dropout { share, seed: 7, step, widths: vec![WIDTH; 2] }.apply(&mut batch, first);
         batch
     }
 

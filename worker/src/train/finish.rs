@@ -46,12 +46,13 @@ pub(super) fn finish<B: Backward>(
     if inputs.config.task == Task::Regression {
         unscale(&mut weights, scale);
     }
-    let artifact = output::artifact(&data.shape, &base.description, weights)?;
+    let artifact = output::artifact(&data.shape, base, weights)?;
     run.look_at_memory();
     run.lock.check()?;
-    let manifest = run.written(|run| output::write(places, &artifact, &base.description, inputs, (&run.state, &figures)))?;
+    let manifest = run.written(|run| output::write(places, &artifact, base, inputs, (&run.state, &figures)))?;
     let examples = match data.shape.task {
-        Task::CausalLM => example_answers(base, &artifact.digest, places, data, run)?,
+        // A pool alone has not the states of the others.
+        Task::CausalLM if base.others.is_empty() => example_answers(base, &artifact.digest, places, data, run)?,
         _ => Vec::new(),
     };
     run.written(|run| write_report(places, &manifest, data, run, &examples, &predictions.confusion))?;

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use carryon_crds::names::artifact_folder;
 use carryon_crds::wire::head::{Lineage, Metrics};
-use carryon_crds::wire::{BaseReference, HeadManifest, HeadShape, Identity, ModelDescription, TerminationMessage};
+use carryon_crds::wire::limits::MAX_POOLS;
+use carryon_crds::wire::{BaseReference, HeadManifest, HeadShape, TerminationMessage};
 use serde::{Deserialize, Serialize};
 
 use crate::files;
@@ -19,6 +20,7 @@ use crate::train::checkpoint::State;
 use crate::train::error::TrainError;
 use crate::train::figures::Figures;
 use crate::train::plan::Inputs;
+use crate::train::pool::Base;
 
 /// Names the finished run.
 const MARKER_FILE: &str = "finished.json";
@@ -53,9 +55,14 @@ impl Places {
         self.root.join("checkpoints")
     }
 
-    /// Hidden states.
-    pub fn cache(&self) -> PathBuf {
-        self.root.join("cache")
+    /// Hidden states of a pool, counted from 0.
+    pub fn cache(&self, pool: usize) -> PathBuf {
+        self.root.join(if pool == 0 { "cache".to_owned() } else { format!("cache-{pool}") })
+    }
+
+    /// Of all pools there may be.
+    fn caches(&self) -> impl Iterator<Item = PathBuf> {
+        (0..MAX_POOLS).flat_map(|pool| entries(&self.cache(pool)))
     }
 
     /// Where heads lie, each in a folder of its own.
@@ -63,9 +70,9 @@ impl Places {
         self.root.join("heads")
     }
 
-    /// Bytes of the cache: one folder a key, a few files in it.
+    /// Bytes of the caches: one folder a key, a few files in it.
     pub fn cache_bytes(&self) -> u64 {
-        entries(&self.cache()).map(|folder| file_bytes(&folder)).sum()
+        self.caches().map(|folder| file_bytes(&folder)).sum()
     }
 
     /// Bytes of the checkpoints that training may go on from, and of those it has passed.
@@ -78,7 +85,7 @@ impl Places {
     /// # Errors
     /// A file cannot be removed.
     pub fn remove_temporaries(&self) -> Result<(), TrainError> {
-        let folders = [self.root.clone(), self.checkpoints()].into_iter().chain(entries(&self.cache())).chain(entries(&self.heads()));
+        let folders = [self.root.clone(), self.checkpoints()].into_iter().chain(self.caches()).chain(entries(&self.heads()));
         folders.into_iter().try_for_each(|folder| files::remove_temporaries(&folder).map_err(TrainError::file("clean", folder)))
     }
 }
@@ -99,12 +106,12 @@ struct Marker {
 }
 
 /// The last words of an earlier start that finished the same run on the same base, if its head is still there, bit by bit.
-pub fn finished(places: &Places, run: &str, base: &Identity) -> Option<TerminationMessage> {
+pub fn finished(places: &Places, run: &str, base: &BaseReference) -> Option<TerminationMessage> {
     let text = std::fs::read(places.root.join(MARKER_FILE)).ok()?;
     let marker: Marker = serde_json::from_slice(&text).ok()?;
     let digest = marker.message.digest.as_ref().filter(|_| marker.run == run)?;
     let (artifact, _) = artifact::read(&places.head(digest)).ok()?;
-    (artifact.digest == *digest && artifact.base.identity == *base).then_some(marker.message)
+    (artifact.digest == *digest && artifact.base == *base).then_some(marker.message)
 }
 
 /// Writes the marker: the last act of a run.
@@ -122,9 +129,8 @@ pub fn mark_finished(places: &Places, run: &str, message: &TerminationMessage) -
 ///
 /// # Errors
 /// Weights that do not fit the shape.
-pub fn artifact(shape: &HeadShape, base: &ModelDescription, weights: Weights) -> Result<Artifact, TrainError> {
-    let base = BaseReference { name: base.name.clone(), identity: base.identity.clone() };
-    Artifact::new(shape.clone(), base, weights).map_err(artifact_error)
+pub fn artifact(shape: &HeadShape, base: &Base, weights: Weights) -> Result<Artifact, TrainError> {
+    Artifact::new(shape.clone(), base.reference(), weights).map_err(artifact_error)
 }
 
 /// Writes head.safetensors and head.json, and gives the manifest.
@@ -134,10 +140,11 @@ pub fn artifact(shape: &HeadShape, base: &ModelDescription, weights: Weights) ->
 pub fn write(
     places: &Places,
     artifact: &Artifact,
-    base: &ModelDescription,
+    base: &Base,
     inputs: &Inputs,
     (state, figures): (&State, &Figures),
 ) -> Result<HeadManifest, TrainError> {
+    let described = &base.description;
     let finite = |value: f64| value.is_finite().then_some(value);
     let general = state.best.map_or(state.general, |best| best.general);
     let manifest = HeadManifest {
@@ -145,9 +152,10 @@ pub fn write(
         digest: artifact.digest.clone(),
         shape: artifact.shape.clone(),
         base: artifact.base.clone(),
-        numerics: base.numerics.clone(),
-        chat_template: base.chat_template.clone(),
-        end_token_ids: base.eos_token_ids.clone(),
+        numerics: described.numerics.clone(),
+        other_numerics: base.other_numerics(),
+        chat_template: described.chat_template.clone(),
+        end_token_ids: described.eos_token_ids.clone(),
         parameters: parameters::count(&artifact.shape),
         lineage: Lineage {
             job: inputs.config.job(),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use carryon_crds::common::Taps;
 use carryon_crds::job::{DataFormat, Overlong, Task, Training};
-use carryon_crds::wire::{HeadShape, ModelDescription, TrainConfig};
+use carryon_crds::wire::{HeadShape, ModelDescription, OtherBase, OtherPool, TapChoice, TrainConfig};
 
 use crate::head::{artifact, parameters};
 use crate::train::batches::Order;
@@ -72,9 +72,9 @@ fn digest(config: &TrainConfig, train: &str, [evaluation, general, replay]: [Opt
 ///
 /// # Errors
 /// A layer the base does not have.
-pub fn taps(config: &TrainConfig, base: &ModelDescription) -> Result<Taps, TrainError> {
+pub fn taps(choice: Option<&TapChoice>, base: &ModelDescription) -> Result<Taps, TrainError> {
     let layers = base.num_hidden_layers;
-    let taps = config.taps_of(layers);
+    let taps = TapChoice::taps(choice, layers);
     match taps.layers.iter().find(|&&layer| layer > layers) {
         Some(layer) => Err(TrainError::Configuration(format!("taps.layers: {layer} is beyond layer {layers}, the last of {}", base.name))),
         None => Ok(taps),
@@ -155,17 +155,34 @@ pub fn rules<'a>(config: &'a TrainConfig, base: &'a ModelDescription, eos: Optio
     })
 }
 
-/// The head's shape. Its window is the longest training sample when none is asked for.
+/// What the head reads of the further bases.
+///
+/// # Errors
+/// A layer that one does not have.
+pub fn others<'a>(config: &TrainConfig, bases: impl Iterator<Item = &'a ModelDescription>) -> Result<Vec<OtherBase>, TrainError> {
+    let of = |(pool, base): (&OtherPool, &ModelDescription)| {
+        Ok(OtherBase { taps: taps(pool.taps.as_ref(), base)?, hidden_size: base.hidden_size })
+    };
+    config.other_pools.iter().zip(bases).map(of).collect()
+}
+
+/// The head's shape: of its taps in the first base, `base`, and in the others. Its window is the longest training sample when none is asked for.
 ///
 /// # Errors
 /// A member out of bounds.
-pub fn shape(config: &TrainConfig, base: &ModelDescription, taps: Taps, longest: u64) -> Result<HeadShape, TrainError> {
+pub fn shape(
+    config: &TrainConfig,
+    base: &ModelDescription,
+    (taps, others): (Taps, Vec<OtherBase>),
+    longest: u64,
+) -> Result<HeadShape, TrainError> {
     let head = &config.head;
     let shape = HeadShape {
         max_length: (config.task.is_pooled() && config.overlong == Overlong::Truncate).then_some(config.max_length),
         split_special_tokens: config.split_special_tokens,
         ..head.shape(config.task, taps, base.hidden_size, u32::try_from(longest).unwrap_or(u32::MAX))
     };
+    let shape = shape.mixing(others);
     parameters::check(&shape).map_err(|error| TrainError::Configuration(format!("head.{error}")))?;
     let bytes = artifact::weights_bytes(&shape);
     if let Some(limit) = base.limits.max_head_bytes.filter(|limit| bytes > *limit) {
@@ -225,6 +242,7 @@ mod tests {
             task: Task::CausalLM,
             taps: None,
             hidden_states_dtype: Default::default(),
+            other_pools: Vec::new(),
             head: HeadSpec::default(),
             format: DataFormat::Auto,
             split: Split { train: vec!["train.jsonl".to_owned()], ..Split::default() },
@@ -269,16 +287,16 @@ mod tests {
 
     #[test]
     fn taps_default_to_four_depths_and_final_and_come_sorted() {
-        assert_eq!(taps(&config(), &base()).unwrap().layers, [10, 20, 25, 28]);
+        assert_eq!(taps(config().taps.as_ref(), &base()).unwrap().layers, [10, 20, 25, 28]);
         let mut config = config();
         config.taps = Some(TapChoice::Layers(Taps { layers: vec![30, 3], final_norm: false }));
-        assert_eq!(taps(&config, &base()).unwrap().layers, [3, 30]);
+        assert_eq!(taps(config.taps.as_ref(), &base()).unwrap().layers, [3, 30]);
         for (preset, layers) in [(TapPreset::Balanced, &[10, 20, 25, 28][..]), (TapPreset::Late, &[25, 28]), (TapPreset::Final, &[])] {
             config.taps = Some(TapChoice::Preset(preset));
-            assert_eq!(taps(&config, &base()).unwrap(), Taps { layers: layers.to_vec(), final_norm: true });
+            assert_eq!(taps(config.taps.as_ref(), &base()).unwrap(), Taps { layers: layers.to_vec(), final_norm: true });
         }
         config.taps = Some(TapChoice::Layers(Taps { layers: vec![31], final_norm: false }));
-        assert_eq!(taps(&config, &base()).unwrap_err().to_string(), "taps.layers: 31 is beyond layer 30, the last of tiny");
+        assert_eq!(taps(config.taps.as_ref(), &base()).unwrap_err().to_string(), "taps.layers: 31 is beyond layer 30, the last of tiny");
     }
 
     #[test]
@@ -297,11 +315,11 @@ mod tests {
 
     #[test]
     fn the_window_is_the_longest_sample_unless_one_is_asked_for() {
-        let taps = taps(&config(), &base()).unwrap();
-        assert_eq!(shape(&config(), &base(), taps.clone(), 37).unwrap().window, 37);
+        let taps = taps(config().taps.as_ref(), &base()).unwrap();
+        assert_eq!(shape(&config(), &base(), (taps.clone(), Vec::new()), 37).unwrap().window, 37);
         let mut config = config();
         config.head.window = Some(8);
-        assert_eq!(shape(&config, &base(), taps, 37).unwrap().window, 8);
+        assert_eq!(shape(&config, &base(), (taps, Vec::new()), 37).unwrap().window, 8);
     }
 
     #[test]

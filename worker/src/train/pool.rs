@@ -1,8 +1,8 @@
-//! The pool as base of a run: its description and its words.
+//! The pools of a run: the first as its base, description and words, the others beside it.
 
 use std::time::Duration;
 
-use carryon_crds::wire::{ModelDescription, Numerics};
+use carryon_crds::wire::{BaseReference, Identity, ModelDescription, Numerics};
 
 use crate::exchange::wire::ErrorCode;
 use crate::exchange::{ClientError, Endpoint, PoolClient};
@@ -24,6 +24,8 @@ pub struct Base {
     /// Its pods and what each says, those that answered at the start.
     pods: Vec<(Endpoint, ModelDescription)>,
     template: Option<ChatTemplate>,
+    /// Those whose hidden states the head reads too: their tokenizers are this one's, their templates are not used.
+    pub others: Vec<Self>,
 }
 
 impl Base {
@@ -54,14 +56,64 @@ impl Base {
             .map(|template| ChatTemplate::new(template, description.tool_use_template.as_deref(), bos, eos));
         // A pool of today has compiled it before it said that it is ready.
         let template = template.transpose().map_err(|error| TrainError::Configuration(format!("{}: {error}", description.name)))?;
-        Ok(Self { client, description, tokenizer, pods, template })
+        Ok(Self { client, description, tokenizer, pods, template, others: Vec::new() })
+    }
+
+    /// Waits for the further pools behind `urls`.
+    ///
+    /// # Errors
+    /// As [`Self::connect`]; a base with another tokenizer.
+    pub async fn mixed_with(mut self, urls: &[String], job: &str) -> Result<Self, TrainError> {
+        for url in urls {
+            let other = Self::connect(std::slice::from_ref(url), job).await?;
+            let (first, found) = (&self.description, &other.description);
+            if found.identity.tokenizer != first.identity.tokenizer {
+                return Err(TrainError::Configuration(format!(
+                    "the bases cannot be mixed: {} at {url} has another tokenizer ({}) than {} ({})",
+                    found.name, found.identity.tokenizer, first.name, first.identity.tokenizer
+                )));
+            }
+            self.others.push(other);
+        }
+        // A sample is a sequence of each base.
+        let longest = self.all().map(|base| base.description.limits.max_model_len).min();
+        self.description.limits.max_model_len = longest.unwrap_or_default();
+        Ok(self)
+    }
+
+    /// This base and those beside it.
+    pub fn all(&self) -> impl Iterator<Item = &Self> {
+        std::iter::once(self).chain(&self.others)
+    }
+
+    /// What checkpoints are bound to: the base, and where there are several, all of them under the name of one.
+    pub fn identity(&self) -> Identity {
+        let mut identity = self.description.identity.clone();
+        if !self.others.is_empty() {
+            let all: Vec<String> = self.all().map(|base| base.description.identity.digest()).collect();
+            identity.weights = carryon_crds::wire::digest(all.join("\n").as_bytes());
+        }
+        identity
+    }
+
+    /// As a head names it.
+    pub fn reference(&self) -> BaseReference {
+        let Self { description, others, .. } = self;
+        let others = others.iter().map(Self::reference).collect();
+        BaseReference { name: description.name.clone(), identity: description.identity.clone(), others }
+    }
+
+    /// How the further ones compute.
+    pub fn other_numerics(&self) -> Vec<Numerics> {
+        self.others.iter().map(|base| base.description.numerics.clone()).collect()
     }
 
     /// Asks only pods that compute with `numerics` from now on; false where there is none.
     pub fn keep_to(&mut self, numerics: &Numerics) -> bool {
         let Some((_, pod)) = self.pods.iter().find(|(_, pod)| pod.numerics == *numerics) else { return false };
         self.client = bound(self.client.clone(), pod, &self.pods);
-        self.description = pod.clone();
+        let limits = self.description.limits.clone();
+        self.description = ModelDescription { limits, ..pod.clone() };
         true
     }
 

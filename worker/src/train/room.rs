@@ -2,9 +2,11 @@
 //! missing, gets a share of what is left, and gives it back when what must be written finds none.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use carryon_crds::common::Taps;
 use carryon_crds::job::Training;
 use carryon_crds::wire::{HeadShape, TrainConfig};
 
@@ -49,22 +51,23 @@ fn quota(available: u64, reserved: u64) -> u64 {
     (available.saturating_sub(reserved) as f64 * CACHE_SHARE) as u64
 }
 
-/// The pool's hidden states behind a cache that leaves room for what a run of `steps` steps must write.
-pub(super) fn open_cache(
+/// The hidden states of all pools behind caches that leave room for what a run of `steps` steps must write.
+pub(super) fn open_caches(
     places: &Places,
     data: &Data,
     base: &Base,
     config: &TrainConfig,
     steps: u64,
     console: &Console,
-) -> Result<CachedPool, TrainError> {
+) -> Result<Vec<Arc<CachedPool>>, TrainError> {
     let shared = places.shared_cache.as_ref();
-    let folder = shared.cloned().unwrap_or_else(|| places.cache());
-    let taps = plan::fetched(&data.shape.taps, config.task);
-    let key = CacheKey::new(&base.description, &taps, config.hidden_states_dtype);
-    let lengths = data.sets().flat_map(|data| data.samples.lengths().iter().map(|&length| length as usize));
-    let needed = key.estimate(lengths);
-    std::fs::create_dir_all(&folder).map_err(TrainError::file("create", &folder))?;
+    let keys = keys(data, base, config);
+    let needs =
+        keys.iter().map(|key| key.estimate(data.sets().flat_map(|data| data.samples.lengths().iter().map(|&length| length as usize))));
+    let needs: Vec<u64> = needs.collect();
+    let needed: u64 = needs.iter().sum();
+    let folders: Vec<PathBuf> = (0..keys.len()).map(|pool| shared.cloned().unwrap_or_else(|| places.cache(pool))).collect();
+    folders.iter().try_for_each(|folder| std::fs::create_dir_all(folder).map_err(TrainError::file("create", folder)))?;
     let available = free_bytes(&places.root)? + places.cache_bytes() + places.checkpoint_bytes();
     let reserved = reserved(&data.shape, config, steps);
     let quota = match shared {
@@ -73,26 +76,37 @@ pub(super) fn open_cache(
         Some(folder) => quota(free_bytes(folder)?, if one_volume(folder, &places.root)? { reserved } else { 0 }),
     };
     let open = if shared.is_some() { StateCache::open_shared } else { StateCache::open };
-    let cache = open(&folder, key, quota).map_err(cache_error)?;
-    console.note(&format!(
-        "hidden states: {} on disk once all are cached, {} there already",
-        report::bytes(needed),
-        report::bytes(cache.bytes())
-    ));
+    let share = |need: u64| (quota as f64 * (need as f64 / needed.max(1) as f64)) as u64;
+    let mut caches = Vec::new();
+    for ((folder, key), need) in folders.iter().zip(keys).zip(needs) {
+        caches.push(open(folder, key, share(need)).map_err(cache_error)?);
+    }
+    let there: u64 = caches.iter().map(StateCache::bytes).sum();
+    console.note(&format!("hidden states: {} on disk once all are cached, {} there already", report::bytes(needed), report::bytes(there)));
     if reserved > available {
         let (reserved, available) = (report::bytes(reserved), report::bytes(available));
         console.warn(&format!("checkpoints and head may need {reserved}, the output volume has {available} for them"));
     }
-    if needed > quota.saturating_add(if shared.is_some() { cache.bytes() } else { 0 }) {
+    if needed > quota.saturating_add(if shared.is_some() { there } else { 0 }) {
         console.warn(&format!("the cache may take {} of this disk: the rest is asked for in every epoch", report::bytes(quota)));
     }
-    Ok(CachedPool {
+    let head_taps = std::iter::once(&data.shape.taps).chain(data.shape.others.iter().map(|other| &other.taps)).map(Taps::count);
+    let cached = |((base, cache), head_taps): ((&Base, StateCache), usize)| CachedPool {
         client: base.client.clone(),
         cache,
-        head_taps: data.shape.taps.count(),
+        head_taps,
         limits: base.description.limits.clone(),
         told_full: AtomicBool::new(false),
-    })
+    };
+    Ok(base.all().zip(caches).zip(head_taps).map(cached).map(Arc::new).collect())
+}
+
+/// What is fetched of each base.
+fn keys(data: &Data, base: &Base, config: &TrainConfig) -> Vec<CacheKey> {
+    let first = CacheKey::new(&base.description, &plan::fetched(&data.shape.taps, config.task), config.hidden_states_dtype);
+    let others = base.others.iter().zip(&data.shape.others).zip(&config.other_pools);
+    let others = others.map(|((base, read), pool)| CacheKey::new(&base.description, &read.taps, pool.hidden_states_dtype));
+    std::iter::once(first).chain(others).collect()
 }
 
 /// Bytes that may still be written to the volume of a folder.

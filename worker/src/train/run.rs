@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use carryon_crds::job::{LossPlace, Task, Training};
 use carryon_crds::pool::Dtype;
-use carryon_crds::wire::{ExitCode, TerminationMessage};
+use carryon_crds::wire::{ExitCode, Numerics, TerminationMessage};
 use tokio::runtime::Handle;
 
 use crate::head::init;
@@ -118,13 +118,12 @@ fn train_alone(
     let threads = Threads::new(args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)));
     let device = device::cuda(args.device, cfg!(feature = "cuda"))?;
     let mut base = connect(args, inputs, handle, stop, console)?;
-    let described = &base.description;
-    if let Some(message) = output::finished(&places, &inputs.run, &described.identity) {
+    if let Some(message) = output::finished(&places, &inputs.run, &base.reference()) {
         console.note(&format!("already finished: {}", message.message));
         return Ok(message);
     }
     let checkpoints = Folder::new(places.checkpoints(), inputs.config.checkpoint.save_total_limit);
-    let began = checkpoints.began(&inputs.run, &described.identity).unwrap_or_else(|| jiff::Timestamp::now().as_millisecond());
+    let began = checkpoints.began(&inputs.run, &base.identity()).unwrap_or_else(|| jiff::Timestamp::now().as_millisecond());
     base.stand_still(began);
     // Nothing that an earlier run has left is touched before the data are known to be usable.
     let data = Data::read(inputs, &base, &places, stop, console)?;
@@ -160,16 +159,22 @@ fn fit_and_finish<B: Backward>(
 /// The pool's base, once it answers.
 pub(super) fn connect(args: &TrainArgs, inputs: &Inputs, runtime: &Handle, stop: &Stop, console: &mut Console) -> Result<Base, TrainError> {
     console.phase(Phase::Connecting, 0, "");
-    let connected = runtime.block_on(stop.race(Base::connect(&args.pool, &inputs.config.job())));
-    let base = connected.unwrap_or(Err(TrainError::Stopped { step: 0 }))?;
-    let described = &base.description;
-    console.note(&format!(
-        "base {} · width {} · {} layers · {}",
-        described.name,
-        described.hidden_size,
-        described.num_hidden_layers,
-        described.numerics.key()
-    ));
+    let (wanted, given) = (inputs.config.other_pools.len(), args.other_pool.len());
+    if wanted != given {
+        return Err(TrainError::Configuration(format!("otherPools: the configuration names {wanted}, --other-pool {given}")));
+    }
+    let job = inputs.config.job();
+    let connected = async { Base::connect(&args.pool, &job).await?.mixed_with(&args.other_pool, &job).await };
+    let base = runtime.block_on(stop.race(connected)).unwrap_or(Err(TrainError::Stopped { step: 0 }))?;
+    for Base { description, .. } in base.all() {
+        console.note(&format!(
+            "base {} · width {} · {} layers · {}",
+            description.name,
+            description.hidden_size,
+            description.num_hidden_layers,
+            description.numerics.key()
+        ));
+    }
     Ok(base)
 }
 
@@ -199,11 +204,14 @@ fn prepare<B: Backward>(
     environment: Environment<B>,
     mut console: Console,
 ) -> Result<Run<PoolStates, B>, TrainError> {
-    let (config, described) = (&inputs.config, &base.description);
+    let config = &inputs.config;
     let (order, total_steps) = plan::order(config, &data.train, data.replay.as_ref());
     let fresh = || {
         Checkpoint::start(
-            State::new(inputs.run.clone(), described.identity.clone(), described.numerics.clone(), began),
+            State {
+                other_numerics: base.other_numerics(),
+                ..State::new(inputs.run.clone(), base.identity(), base.description.numerics.clone(), began)
+            },
             init::in_dtype(init::tensors(&data.shape, config.training.seed), config.training.weight_dtype),
         )
     };
@@ -212,10 +220,10 @@ fn prepare<B: Backward>(
     console.resumed(&state);
     let mut optimizers = Optimizers::new(&config.training);
     optimizers.restore(&environment.backend, &weights, optimizer).map_err(|error| TrainError::Head(error.to_string()))?;
-    let pool = Arc::new(room::open_cache(places, data, base, config, total_steps, &console)?);
+    let pools = room::open_caches(places, data, base, config, total_steps, &console)?;
     let states = |data: &DataSet, replay: Option<&DataSet>| {
         let replay = replay.map(|replay| replay.samples.clone());
-        Arc::new(PoolStates { pool: pool.clone(), samples: data.samples.clone(), replay })
+        Arc::new(PoolStates { pools: pools.clone(), samples: data.samples.clone(), replay })
     };
     let measured = |data: &DataSet| (data.samples.clone(), states(data, None));
     let schedule = Schedule { warmup: config.training.warmup_steps, total: total_steps, min_ratio: config.training.min_lr_ratio };
@@ -255,17 +263,22 @@ fn prepare<B: Backward>(
 
 /// The checkpoint to go on from, if there is one.
 fn resume(checkpoints: &Folder, inputs: &Inputs, base: &mut Base, console: &mut Console) -> Result<Option<Checkpoint>, TrainError> {
-    let found = checkpoints.latest(&inputs.run, &base.description.identity)?;
+    let found = checkpoints.latest(&inputs.run, &base.identity())?;
     found.warnings.iter().for_each(|warning| console.warn(warning));
     let Some(checkpoint) = found.checkpoint else { return Ok(None) };
     let state = &checkpoint.state;
-    if !base.keep_to(&state.numerics) {
-        console.warn(&format!(
-            "the pool computes with {} now, not {}: hidden states are asked for again",
-            base.description.numerics.key(),
-            state.numerics.key()
-        ));
-    }
+    let keep_to = |base: &mut Base, numerics: &Numerics| {
+        if !base.keep_to(numerics) {
+            console.warn(&format!(
+                "the pool of {} computes with {} now, not {}: hidden states are asked for again",
+                base.description.name,
+                base.description.numerics.key(),
+                numerics.key()
+            ));
+        }
+    };
+    keep_to(base, &state.numerics);
+    base.others.iter_mut().zip(&state.other_numerics).for_each(|(other, numerics)| keep_to(other, numerics));
     console.resumed(state);
     console.note(&format!("resuming behind step {}", state.step));
     Ok(Some(checkpoint))

@@ -46,15 +46,16 @@ impl Data {
     /// Files or settings that cannot be used; the wish to stop.
     pub fn read(inputs: &Inputs, base: &Base, places: &Places, stop: &Stop, console: &mut Console) -> Result<Self, TrainError> {
         let rules = plan::rules(&inputs.config, &base.description, base.eos_token_id())?;
-        let taps = plan::taps(&inputs.config, &base.description)?;
+        let taps = plan::taps(inputs.config.taps.as_ref(), &base.description)?;
+        let others = plan::others(&inputs.config, base.others.iter().map(|base| &base.description))?;
         let train = load(&inputs.train, "training", &rules, base, places, stop, console)?;
         let mut read = |files: &Option<Files>, name: &str, rules: &Rules<'_>| {
             files.as_ref().map(|files| load(files, name, rules, base, places, stop, console)).transpose()
         };
         let evaluation = read(&inputs.evaluation, "held out", &rules)?;
-        let others = plan::general_rules(&rules);
-        let (general, replay) = (read(&inputs.general, "general", &others)?, read(&inputs.replay, "replay", &others)?);
-        let shape = plan::shape(&inputs.config, &base.description, taps, train.counts.longest)?;
+        let plain = plan::general_rules(&rules);
+        let (general, replay) = (read(&inputs.general, "general", &plain)?, read(&inputs.replay, "replay", &plain)?);
+        let shape = plan::shape(&inputs.config, &base.description, (taps, others), train.counts.longest)?;
         Ok(Self { train, evaluation, general, replay, shape })
     }
 }

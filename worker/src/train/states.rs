@@ -48,6 +48,32 @@ pub struct MicroBatch {
     pub tokens: usize,
 }
 
+/// What a pool has of some samples.
+#[derive(Clone, Debug)]
+pub struct PoolRows {
+    /// Of each sample.
+    pub states: Vec<SequenceStates>,
+    /// How many of the taps the head reads; a further one is `final`, fetched for x̂ alone.
+    pub head_taps: usize,
+    /// Width of the rows.
+    pub hidden_size: usize,
+}
+
+impl PoolRows {
+    /// How the rows of the head's taps are written, for samples of these lengths.
+    fn formats(&self, lengths: &[usize]) -> Result<Vec<RowFormat>, TrainError> {
+        let formats = self.states.first().map_or_else(Vec::new, |states| states.formats.clone());
+        let row_bytes: Vec<usize> = formats.iter().map(|format| format.row_bytes(self.hidden_size)).collect();
+        for (states, &length) in self.states.iter().zip(lengths) {
+            let whole = states.taps.iter().map(Bytes::len).eq(row_bytes.iter().map(|row| row * length));
+            if states.formats != formats || formats.len() < self.head_taps || !whole {
+                return Err(TrainError::Pool(format!("hidden states of {} tokens do not fit a sample of {length}", states.tokens)));
+            }
+        }
+        Ok(formats.into_iter().take(self.head_taps).collect())
+    }
+}
+
 /// What the outputs for some samples are measured by.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Wanted {
@@ -129,30 +155,21 @@ impl Wanted {
 }
 
 impl MicroBatch {
-    /// Packs the states of `samples`, of which those from number `own` on are replayed. `head_taps`: how many of the taps the head reads; a further one is `final`, fetched for x̂ alone.
+    /// Packs the states of `samples`, of which those from number `own` on are replayed; x̂ is the first pool's.
     ///
     /// # Errors
     /// States that do not fit the samples.
-    pub fn pack(
-        samples: &[&Sample],
-        own: usize,
-        states: &[SequenceStates],
-        head_taps: usize,
-        hidden_size: usize,
-    ) -> Result<Self, TrainError> {
+    pub fn pack(samples: &[&Sample], own: usize, pools: &[PoolRows]) -> Result<Self, TrainError> {
         let lengths: Vec<usize> = samples.iter().map(|sample| sample.ids.len()).collect();
         let rows: usize = lengths.iter().sum();
-        let formats = states.first().map_or_else(Vec::new, |states| states.formats.clone());
-        let row_bytes: Vec<usize> = formats.iter().map(|format| format.row_bytes(hidden_size)).collect();
-        for (states, &length) in states.iter().zip(&lengths) {
-            let whole = states.taps.iter().map(Bytes::len).eq(row_bytes.iter().map(|row| row * length));
-            if states.formats != formats || formats.len() < head_taps || !whole {
-                return Err(TrainError::Pool(format!("hidden states of {} tokens do not fit a sample of {length}", states.tokens)));
-            }
+        let (mut taps, mut formats) = (Vec::new(), Vec::new());
+        for pool in pools {
+            formats.extend(pool.formats(&lengths)?);
+            taps.extend((0..pool.head_taps).map(|tap| pool.states.iter().map(|states| states.taps[tap].clone()).collect()));
         }
-        let taps = (0..head_taps).map(|tap| states.iter().map(|states| states.taps[tap].clone()).collect()).collect();
+        let (states, hidden_size) = pools.first().map_or((&[][..], 0), |first| (&first.states[..], first.hidden_size));
         let (mut learned, mut x, mut first) = (Vec::new(), Vec::new(), 0);
-        let (dtype, row_bytes) = match formats.last() {
+        let (dtype, row_bytes) = match states.first().and_then(|states| states.formats.last()) {
             Some(format @ RowFormat::Plain(dtype)) => (*dtype, format.row_bytes(hidden_size)),
             _ => (Dtype::Float32, 0),
         };
@@ -165,7 +182,7 @@ impl MicroBatch {
             }
             first += length;
         }
-        let packed = PackedBatch { taps, formats: formats[..head_taps].to_vec(), lengths, rows: learned };
+        let packed = PackedBatch { taps, formats, lengths, rows: learned };
         let (own, others) = samples.split_at(own);
         let replayed = others.iter().map(|sample| sample.targets()).sum();
         Ok(Self { packed, x, dtype, hidden_size, targets: Wanted::of(own), replayed, tokens: rows })
@@ -282,11 +299,15 @@ mod tests {
         SequenceStates { index: 0, tokens, formats: vec![RowFormat::Plain(Dtype::Float32); taps], taps: (0..taps).map(rows).collect() }
     }
 
+    fn pool(states: Vec<SequenceStates>, head_taps: usize) -> PoolRows {
+        PoolRows { states, head_taps, hidden_size: 2 }
+    }
+
     #[test]
     fn rows_are_packed_without_padding() {
         let first = Sample { ids: vec![1, 2, 3], target: Target::Tokens(vec![1..2, 2..3]) };
         let second = Sample { ids: vec![4, 5], target: (1..2).into() };
-        let batch = MicroBatch::pack(&[&first, &second], 2, &[states(3, 0.0, 2), states(2, 50.0, 2)], 2, 2).unwrap();
+        let batch = MicroBatch::pack(&[&first, &second], 2, &[pool(vec![states(3, 0.0, 2), states(2, 50.0, 2)], 2)]).unwrap();
         let numbers = |values: &[f32]| to_bytes(values, Dtype::Float32);
         assert_eq!(batch.packed.taps[0], [numbers(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), numbers(&[50.0, 51.0, 52.0, 53.0])]);
         assert_eq!((batch.packed.rows.as_slice(), batch.targets.indices()), (&[0, 1, 3][..], &[2, 3, 5][..]));
@@ -300,7 +321,7 @@ mod tests {
     #[test]
     fn states_of_another_length_are_refused() {
         let sample = Sample { ids: vec![1, 2, 3], target: Target::Label(1) };
-        let error = MicroBatch::pack(&[&sample], 1, &[states(2, 0.0, 1)], 1, 2).unwrap_err().to_string();
+        let error = MicroBatch::pack(&[&sample], 1, &[pool(vec![states(2, 0.0, 1)], 1)]).unwrap_err().to_string();
         assert_eq!(error, "pool: hidden states of 2 tokens do not fit a sample of 3");
     }
 
@@ -312,7 +333,7 @@ mod tests {
             self.0.fetch_add(1, Ordering::SeqCst);
             self.1.acquire().await.unwrap().forget();
             let sample = Sample { ids: vec![0; samples[0] + 1], target: Target::Label(0) };
-            MicroBatch::pack(&[&sample], 1, &[states(samples[0] + 1, 0.0, 1)], 1, 2)
+            MicroBatch::pack(&[&sample], 1, &[pool(vec![states(samples[0] + 1, 0.0, 1)], 1)])
         }
     }
 

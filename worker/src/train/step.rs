@@ -92,8 +92,7 @@ impl<B: Backward> Learner<B> {
         let pass = Pass::new(&self.shape, self.backend.clone()).map_err(pass_error)?;
         let fused = micro_batches == 1 && self.training.max_grad_norm_scope != NormScope::Global;
         let factor = self.schedule.factor(step);
-        let dropout =
-            Dropout { share: self.training.dropout, seed: self.training.seed, step, hidden_size: self.shape.hidden_size as usize };
+        let dropout = Dropout { share: self.training.dropout, seed: self.training.seed, step, widths: self.shape.tap_widths() };
         let (mut gradients, mut sum, mut targets, mut tokens, mut fused_norm) = (Gradients::<B>::new(), 0.0, 0, 0, 0.0);
         let mut samples = 0;
         let (mut waited, mut divergence) = (Duration::ZERO, Vec::new());

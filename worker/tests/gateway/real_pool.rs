@@ -26,7 +26,7 @@ fn head(model: &ModelDescription, task: Task, seed: u64) -> Artifact {
     if let Some(output) = weights.get_mut("output.weight") {
         output.values.floats_mut().iter_mut().enumerate().for_each(|(index, value)| *value = (index * 7919 % 1000) as f32 / 1000.0 - 0.5);
     }
-    Artifact::new(shape, BaseReference { name: model.name.clone(), identity: model.identity.clone() }, weights).unwrap()
+    Artifact::new(shape, BaseReference { name: model.name.clone(), identity: model.identity.clone(), others: Vec::new() }, weights).unwrap()
 }
 
 /// A gateway of one head and its pool.

@@ -17,7 +17,7 @@ fn base() -> BaseReference {
         chat_template: String::new(),
         norm_point: "final_norm".into(),
     };
-    BaseReference { name: "tiny".into(), identity }
+    BaseReference { name: "tiny".into(), identity, others: Vec::new() }
 }
 
 fn head() -> Artifact {
@@ -31,6 +31,7 @@ fn manifest(artifact: &Artifact) -> HeadManifest {
         digest: artifact.digest.clone(),
         shape: artifact.shape.clone(),
         base: artifact.base.clone(),
+        other_numerics: Vec::new(),
         numerics: Numerics { dtype: Dtype::Float32, device: "cpu".into(), kernel: "avx512_f32".into() },
         chat_template: None,
         end_token_ids: vec![2],

@@ -154,7 +154,7 @@ impl Pool {
                 *value = change(random.unit());
             }
         }
-        let base = BaseReference { name: self.description.name.clone(), identity: self.description.identity.clone() };
+        let base = BaseReference { name: self.description.name.clone(), identity: self.description.identity.clone(), others: Vec::new() };
         Artifact::new(shape, base, weights).unwrap()
     }
 

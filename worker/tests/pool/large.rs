@@ -38,7 +38,7 @@ async fn a_head_of_a_billion_parameters_is_pushed_and_served_without_needless_co
             (name, Weight::new(shape, values))
         })
         .collect();
-    let head = Artifact::new(shape, BaseReference { name: base.name, identity: base.identity }, weights).unwrap();
+    let head = Artifact::new(shape, BaseReference { name: base.name, identity: base.identity, others: Vec::new() }, weights).unwrap();
     let (folder, digest) = (tempfile::tempdir().unwrap(), head.digest.clone());
     File::create(folder.path().join("head.safetensors")).unwrap().write_all(&head.to_bytes()).unwrap();
     drop(head);

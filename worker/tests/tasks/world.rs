@@ -55,6 +55,7 @@ impl World {
         let args = TrainArgs {
             config: path("config.json"),
             pool: vec![pool.clone()],
+            other_pool: Vec::new(),
             data: data(),
             output: path("output"),
             state_cache: None,
@@ -125,6 +126,7 @@ fn config(name: &str, task: Task) -> TrainConfig {
         task,
         taps: Some(TapChoice::Layers(Taps { layers: vec![20], final_norm: true })),
         hidden_states_dtype: Default::default(),
+        other_pools: Vec::new(),
         head: HeadSpec { width: 64, blocks: 1, ..HeadSpec::default() },
         format: DataFormat::Auto,
         split: Split { train: vec![format!("{name}-train.jsonl")], evaluation: vec![format!("{name}-eval.jsonl")], ..Split::default() },

@@ -53,6 +53,7 @@ impl Job {
             task: Task::CausalLM,
             taps: Some(TapChoice::Layers(Taps { layers: vec![0, 2], final_norm: true })),
             hidden_states_dtype: Default::default(),
+            other_pools: Vec::new(),
             head: HeadSpec { width: 8, blocks: 1, attention_heads: 2, ..HeadSpec::default() },
             format: DataFormat::Auto,
             split: Split { train: vec!["train.jsonl".to_owned()], evaluation: vec!["held-out.jsonl".to_owned()], ..Split::default() },
@@ -86,6 +87,7 @@ impl Job {
         TrainArgs {
             config: self.path("config.json"),
             pool: vec![pool.url.clone()],
+            other_pool: Vec::new(),
             data: self.path("data"),
             output: self.path("output"),
             state_cache: None,

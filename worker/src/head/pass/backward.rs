@@ -40,8 +40,8 @@ impl<B: Backward> Pass<B> {
             };
             way.block(index, &angles, &batch.lengths, &input, inside, &mut du)?;
         }
-        for (index, (tap, format)) in batch.taps.iter().zip(&batch.formats).enumerate() {
-            let x = self.backend.inputs(self.normed_tap(tap, *format)?)?;
+        for index in 0..batch.taps.len() {
+            let x = self.backend.inputs(self.normed_tap(batch, index)?)?;
             let gradient = self.backend.gradient(&du, 0..self.attention.width, &x)?;
             drop(x);
             way.give(&bridge(index), gradient)?;

@@ -21,7 +21,8 @@ use crate::numbers::RowFormat;
 /// Hidden states of some whole sequences.
 #[derive(Clone, Debug)]
 pub struct PackedBatch {
-    /// For each tap of the head (layers ascending, `final` last) the rows of each sequence: `[length, D]` numbers.
+    /// For each tap of the head (layers ascending, `final` last, those of further bases behind) the rows of each sequence: `[length, D]` numbers, D the width
+    /// of the base.
     pub taps: Vec<Vec<Bytes>>,
     /// How the rows of each tap are written.
     pub formats: Vec<RowFormat>,
@@ -59,6 +60,8 @@ pub enum Keep {
 /// The head's arithmetic on packed batches, for weights that are given with each call.
 pub struct Pass<B> {
     shape: HeadShape,
+    /// Of the rows of each tap.
+    widths: Vec<usize>,
     backend: B,
     attention: HeadAttention,
 }
@@ -96,7 +99,7 @@ impl<B: Backward> Pass<B> {
     /// A shape out of bounds.
     pub fn new(shape: &HeadShape, backend: B) -> Result<Self, PassError> {
         parameters::check(shape)?;
-        Ok(Self { attention: HeadAttention::new(shape), shape: shape.clone(), backend })
+        Ok(Self { attention: HeadAttention::new(shape), widths: shape.tap_widths(), shape: shape.clone(), backend })
     }
 
     /// The head's output for `batch`; `weights` are complete for its shape.
@@ -124,8 +127,8 @@ impl<B: Backward> Pass<B> {
     /// `Σ_k B_k · norm(h_k)`, `[rows, w]`.
     fn bridge(&self, weights: &Trained<B>, batch: &PackedBatch) -> DeviceResult<B::Rows> {
         let mut u = B::Rows::default();
-        for (index, (tap, format)) in batch.taps.iter().zip(&batch.formats).enumerate() {
-            let projected = self.backend.linear(&self.normed_tap(tap, *format)?, &[&weights[&bridge(index)]], None)?;
+        for index in 0..batch.taps.len() {
+            let projected = self.backend.linear(&self.normed_tap(batch, index)?, &[&weights[&bridge(index)]], None)?;
             match index {
                 0 => u = projected,
                 _ => self.backend.add(&mut u, &projected)?,
@@ -199,9 +202,9 @@ impl<B: Backward> Pass<B> {
         self.backend.tap(u, Some(&batch.rows), None, Dtype::Float32)
     }
 
-    /// `norm(ĥ)`, `[rows, D]`.
-    fn normed_tap(&self, tap: &[Bytes], format: RowFormat) -> DeviceResult<B::Rows> {
-        self.backend.normed_states(tap, format, self.shape.hidden_size as usize, self.epsilon())
+    /// `norm(ĥ)` of a tap, `[rows, D]`.
+    fn normed_tap(&self, batch: &PackedBatch, tap: usize) -> DeviceResult<B::Rows> {
+        self.backend.normed_states(&batch.taps[tap], batch.formats[tap], self.widths[tap], self.epsilon())
     }
 
     fn norm(&self, x: &B::Rows, weight: &B::Trained) -> DeviceResult<B::Rows> {
@@ -226,16 +229,16 @@ impl<B: Backward> Pass<B> {
 
     fn check(&self, batch: &PackedBatch) -> Result<(), PassError> {
         let refuse = |reason: String| Err(PassError::Batch(reason));
-        if (batch.taps.len(), batch.formats.len()) != (self.shape.taps.count(), self.shape.taps.count()) {
-            return refuse(format!("has {} taps, the head {}", batch.taps.len(), self.shape.taps.count()));
+        if [batch.taps.len(), batch.formats.len()] != [self.widths.len(); 2] {
+            return refuse(format!("has {} taps, the head {}", batch.taps.len(), self.widths.len()));
         }
         if batch.lengths.contains(&0) {
             return refuse("has an empty sequence".into());
         }
-        for (index, (tap, format)) in batch.taps.iter().zip(&batch.formats).enumerate() {
-            let row_bytes = format.row_bytes(self.shape.hidden_size as usize);
+        for (index, (tap, (format, width))) in batch.taps.iter().zip(batch.formats.iter().zip(&self.widths)).enumerate() {
+            let row_bytes = format.row_bytes(*width);
             if !tap.iter().map(Bytes::len).eq(batch.lengths.iter().map(|length| length * row_bytes)) {
-                return refuse(format!("tap {index} does not have {:?} rows of {}", batch.lengths, self.shape.hidden_size));
+                return refuse(format!("tap {index} does not have {:?} rows of {width}", batch.lengths));
             }
         }
         if self.shape.task == Task::CausalLM && batch.rows.is_empty() {
