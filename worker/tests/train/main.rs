@@ -10,6 +10,7 @@ mod found;
 mod general;
 mod lock;
 mod long;
+mod mixed;
 mod shared;
 mod toy_pool;
 

@@ -58,7 +58,12 @@ struct Shared {
 
 impl ToyPool {
     pub fn start() -> Self {
-        let tokenizer = tokenizer().to_json().unwrap();
+        Self::start_speaking("<|end|>")
+    }
+
+    /// One with a tokenizer that has another control token.
+    pub fn start_speaking(end: &str) -> Self {
+        let tokenizer = tokenizer_with(end).to_json().unwrap();
         let identity = Identity {
             weights: digest(b"toy"),
             tokenizer: digest(&tokenizer),
@@ -157,10 +162,14 @@ impl ToyPool {
 }
 
 pub fn tokenizer() -> Tokenizer {
+    tokenizer_with("<|end|>")
+}
+
+fn tokenizer_with(end: &str) -> Tokenizer {
     let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let mut tokens: Vec<String> = (0..=255u8).filter(printable).map(|byte| char::from(byte).to_string()).collect();
     tokens.extend((0x100..0x144).filter_map(char::from_u32).map(String::from));
-    tokens.push("<|end|>".to_owned());
+    tokens.push(end.to_owned());
     let mut token_types = vec![1; tokens.len()];
     token_types[END as usize] = 3;
     let vocabulary = Vocabulary { tokens, token_types, pre: Some("smollm".to_owned()), eos: Some(END), ..Vocabulary::default() };
