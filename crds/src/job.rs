@@ -73,7 +73,7 @@ use crate::wire::limits;
 #[x_kube(validation = ("!has(self.evaluation.metric) || self.evaluation.metric == 'Loss' || (has(self.data.split.evaluation) && size(self.data.split.evaluation) > 0)", "evaluation.metric needs held-out samples: set data.split.evaluation"))]
 #[x_kube(validation = ("!has(self.evaluation.earlyStoppingPatience) || (has(self.data.split.evaluation) && size(self.data.split.evaluation) > 0)", "evaluation.earlyStoppingPatience needs held-out samples: set data.split.evaluation"))]
 #[x_kube(validation = ("has(self.managedBy) == has(oldSelf.managedBy) && (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)", "managedBy is immutable; create a new job"))]
-#[x_kube(validation = ("self.pools.all(one, self.pools.exists_one(other, other.name == one.name && has(other.namespace) == has(one.namespace) && (!has(one.namespace) || other.namespace == one.namespace)))", "pools names a pool twice"))]
+#[x_kube(validation = ("self.pools.all(one, self.pools.exists_one(other, other.name == one.name && has(other.__namespace__) == has(one.__namespace__) && (!has(one.__namespace__) || other.__namespace__ == one.__namespace__)))", "pools names a pool twice"))]
 pub struct CarryOnJobSpec {
     /// Pools whose hidden states the head reads. Of several, whose tokenizers are the same, the loss is measured at the first, and it serves the head.
     #[schemars(length(min = 1, max = limits::MAX_POOLS))]

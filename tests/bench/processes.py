@@ -81,7 +81,7 @@ def start_pool(worker: pathlib.Path, model: pathlib.Path, folder: pathlib.Path, 
     raise SystemExit(f"the pool is not ready; see {folder / 'pool.log'}")
 
 
-def start_trainer(worker: pathlib.Path, url: str, data: pathlib.Path, folder: pathlib.Path, state_cache: pathlib.Path | None = None, **changes) -> Process:
+def start_trainer(worker: pathlib.Path, url: str, data: pathlib.Path, folder: pathlib.Path, state_cache: pathlib.Path | None = None, other_pools: list[str] = [], **changes) -> Process:
     """Our trainer on the recipe; `changes` are members of its configuration."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "train.json"
@@ -95,4 +95,5 @@ def start_trainer(worker: pathlib.Path, url: str, data: pathlib.Path, folder: pa
     listen = f"127.0.0.1:{free_port()}"
     command = [worker, "train", "--config", config, "--pool", url, "--data", data, "--output", folder / "output", "--listen", listen]
     command += ["--state-cache", state_cache] if state_cache else []
+    command += [word for url in other_pools for word in ("--other-pool", url)]
     return Process(command, folder / "trainer.log")

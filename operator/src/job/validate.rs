@@ -142,7 +142,7 @@ fn pools(job: &CarryOnJob, observed: &Observed) -> Result<(), Refusal> {
         match &first {
             Some((one, other)) if other.tokenizer_digest != model.tokenizer_digest => {
                 let message = format!(
-                    "{} has another tokenizer ({}) than {one} ({}): only bases with the same one can be mixed; correct spec.pools",
+                    "BaseModelPool {} has another tokenizer ({}) than {one} ({}): only bases with the same one can be mixed; correct spec.pools",
                     path, model.tokenizer_digest, other.tokenizer_digest
                 );
                 return Err(Refusal::permanent("TokenizersDiffer", message));

@@ -14,7 +14,7 @@ pub struct TrainArgs {
     /// Base URLs of the pool.
     #[arg(long, value_delimiter = ',', required = true)]
     pub pool: Vec<String>,
-    /// URL of a further pool whose hidden states the head reads; again for each, in the order of the configuration.
+    /// Base URLs of a further pool whose hidden states the head reads; again for each, in the order of the configuration.
     #[arg(long)]
     pub other_pool: Vec<String>,
     /// Folder that holds the files of the splits.

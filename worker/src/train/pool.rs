@@ -59,13 +59,14 @@ impl Base {
         Ok(Self { client, description, tokenizer, pods, template, others: Vec::new() })
     }
 
-    /// Waits for the further pools behind `urls`.
+    /// Waits for the further pools behind `urls`, each one or more, with commas between them.
     ///
     /// # Errors
     /// As [`Self::connect`]; a base with another tokenizer.
     pub async fn mixed_with(mut self, urls: &[String], job: &str) -> Result<Self, TrainError> {
         for url in urls {
-            let other = Self::connect(std::slice::from_ref(url), job).await?;
+            let pods: Vec<String> = url.split(',').map(str::to_owned).collect();
+            let other = Self::connect(&pods, job).await?;
             let (first, found) = (&self.description, &other.description);
             if found.identity.tokenizer != first.identity.tokenizer {
                 return Err(TrainError::Configuration(format!(

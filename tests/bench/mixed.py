@@ -1,0 +1,66 @@
+"""A head of two bases beside heads of each alone, on a task that is half one base's and half the other's: three seeds each.
+
+The second base is the first whose training went on with another domain (specialise.py). A run that has ended is not repeated.
+"""
+
+import json
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import urllib.request
+
+from common import MODEL
+from heads import FIVE_TAPS, RECIPE, SEEDS, interval
+from processes import start_pool, start_trainer
+from rows import WORKER, result
+from training import lines, recipe_data
+
+HERE = pathlib.Path(__file__).resolve().parent
+# The bases of each head; loss and answers are the first one's.
+HEADS = {"first": ("first",), "second": ("second",), "first_and_second": ("first", "second"), "second_and_first": ("second", "first")}
+
+
+def losses(urls: list[str], data: pathlib.Path, folder: pathlib.Path, name: str, seed: int) -> list[float]:
+    """Held-out loss after each epoch, the base's first."""
+    output, done = folder / f"{name}-{seed}", folder / f"{name}-{seed}/losses.json"
+    if not done.exists():
+        shutil.rmtree(output, ignore_errors=True)
+        changes = {"head": RECIPE, "training": {"numTrainEpochs": 3, "perDeviceTrainBatchSize": 8, "seed": seed}, "taps": FIVE_TAPS, "otherPools": [{"taps": FIVE_TAPS}] * (len(urls) - 1)}
+        trainer = start_trainer(WORKER, urls[0], data, output, state_cache=folder / "states", other_pools=urls[1:], **changes)
+        if code := trainer.child.wait():
+            raise SystemExit(f"the trainer ended with {code}; see {output / 'trainer.log'}")
+        evaluations = [row for row in lines(output / "output/metrics.jsonl") if "eval_loss" in row]
+        done.write_text(json.dumps([row["eval_loss"] for row in evaluations]))
+    found = json.loads(done.read_text())
+    print(f"  {name} seed {seed}: {' / '.join(f'{loss:.4f}' for loss in found)}", flush=True)
+    return found
+
+
+def rows(data_python: str, bible: pathlib.Path, cache: pathlib.Path) -> list[dict]:
+    folder = cache / "mixed"
+    make = lambda what, *places: subprocess.run([sys.executable, HERE / "specialise.py", what, bible, *places], check=True)
+    first, first_url = start_pool(WORKER, MODEL, folder / "first")
+    pools = [first]
+    try:
+        if not (folder / "data/eval.jsonl").exists():
+            make("data", recipe_data(data_python, cache), folder / "data")
+        if not (folder / "base").exists():
+            with urllib.request.urlopen(f"{first_url}/v1/tokenizer") as answer:
+                (folder / "tokenizer.json").write_bytes(answer.read())
+            make("model", folder / "tokenizer.json", folder / "base")
+        second, second_url = start_pool(WORKER, folder / "base", folder / "second")
+        pools.append(second)
+        urls = {"first": first_url, "second": second_url}
+        found = {name: [] for name in HEADS}
+        for seed in SEEDS:
+            for name, bases in HEADS.items():
+                found[name].append(losses([urls[base] for base in bases], folder / "data", folder, name, seed)[-1])
+    finally:
+        for pool in pools:
+            pool.stop()
+    table = []
+    for name, values in found.items():
+        table.append(result(f"mixed_task_{name}_eval_loss", "nats per target", statistics.mean(values)) | {"rounds": {"ours": values}, "interval": interval(values)})
+    return table
