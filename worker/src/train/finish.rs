@@ -104,7 +104,7 @@ fn write_report<B: Backward>(
     let weights = output::weights_path(places, &manifest.digest);
     let page = report::render(&Report {
         manifest,
-        lines: &metrics::read(&places.metrics())?,
+        lines: &metrics::read(&places.metrics().lines)?,
         train: &data.train.counts,
         evaluation: data.evaluation.as_ref().map(|data| &data.counts),
         examples,

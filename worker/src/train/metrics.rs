@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one object a step and one an evaluation. After a restart it reads as if there had been none.
+//! `metrics.jsonl`: one object a step and one an evaluation; and the same as TensorBoard's event file. After a restart they read as if there had been none.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::files;
 use crate::train::error::TrainError;
+use crate::train::tensorboard;
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -69,42 +70,86 @@ pub struct EvaluationLine {
     pub eval_seconds: f64,
 }
 
-/// The open file.
+/// The open files.
 #[derive(Debug)]
 pub struct Metrics {
-    path: PathBuf,
-    file: File,
+    lines: Growing,
+    events: Growing,
+    /// When the run began, seconds of Unix time.
+    began: f64,
+    /// Seconds of training up to the last step.
+    seconds: f64,
+}
+
+/// Where they lie.
+#[derive(Clone, Debug)]
+pub struct MetricsPaths {
+    /// `metrics.jsonl`.
+    pub lines: PathBuf,
+    /// TensorBoard's event file.
+    pub events: PathBuf,
 }
 
 impl Metrics {
-    /// Opens `path` and drops what came after the checkpoint: steps beyond `step`, evaluations beyond `evaluated` (None: all of them), and a line cut by a crash.
-    pub fn open(path: &Path, step: u64, evaluated: Option<u64>) -> Result<Self, TrainError> {
+    /// Opens `paths` of a run that began at `began`, milliseconds of Unix time, and drops what came after the checkpoint: steps beyond `step`, evaluations
+    /// beyond `evaluated` (None: all of them), and a line cut by a crash. Of the event file nothing is read: it says what the lines say.
+    pub fn open(paths: &MetricsPaths, began: i64, step: u64, evaluated: Option<u64>) -> Result<Self, TrainError> {
         let keep = |line: &Line| match line {
             Line::Step(line) => line.step <= step,
             Line::Evaluation(line) => evaluated.is_some_and(|evaluated| line.step <= evaluated),
         };
-        let mut kept = String::new();
-        for line in read(path)?.iter().filter(|line| keep(line)) {
+        let (began, mut seconds) = (began as f64 / 1e3, 0.0);
+        let (mut kept, mut events) = (String::new(), tensorboard::head(began));
+        for line in read(&paths.lines)?.iter().filter(|line| keep(line)) {
             kept.push_str(&serialize(line));
+            seconds = until(line).unwrap_or(seconds);
+            events.extend(tensorboard::event(line, began + seconds));
         }
-        files::write_atomic(path, kept.as_bytes()).map_err(TrainError::file("write", path))?;
-        let file = OpenOptions::new().append(true).open(path).map_err(TrainError::file("open", path))?;
-        Ok(Self { path: path.to_owned(), file })
+        let (lines, events) = (Growing::begin(&paths.lines, kept.as_bytes())?, Growing::begin(&paths.events, &events)?);
+        Ok(Self { lines, events, began, seconds })
     }
 
-    /// Appends one line, whole or not at all.
+    /// Appends one line, whole or not at all. Where it is tried again, the event may be there twice: TensorBoard takes that for the same point.
     pub fn append(&mut self, line: &Line) -> Result<(), TrainError> {
-        let failed = |cause| TrainError::file("write", &self.path)(cause);
-        let length = self.file.metadata().map_err(failed)?.len();
-        self.file.write_all(serialize(line).as_bytes()).map_err(|error| match self.file.set_len(length) {
-            Ok(()) => failed(error),
-            Err(worse) => failed(worse),
-        })
+        self.seconds = until(line).unwrap_or(self.seconds);
+        self.events.append(&tensorboard::event(line, self.began + self.seconds))?;
+        self.lines.append(serialize(line).as_bytes())
     }
 
     /// Makes all lines durable; called before each checkpoint, so that a checkpoint never knows of steps the file does not.
     pub fn sync(&self) -> Result<(), TrainError> {
-        self.file.sync_data().map_err(TrainError::file("write", &self.path))
+        self.lines.file.sync_data().map_err(TrainError::file("write", &self.lines.path))
+    }
+}
+
+/// Seconds of training that a step tells of.
+fn until(line: &Line) -> Option<f64> {
+    if let Line::Step(line) = line { Some(line.seconds) } else { None }
+}
+
+/// A file that is appended to.
+#[derive(Debug)]
+struct Growing {
+    path: PathBuf,
+    file: File,
+}
+
+impl Growing {
+    /// One that holds `bytes`, whatever was there.
+    fn begin(path: &Path, bytes: &[u8]) -> Result<Self, TrainError> {
+        path.parent().map_or(Ok(()), fs::create_dir_all).map_err(TrainError::file("create the folder of", path))?;
+        files::write_atomic(path, bytes).map_err(TrainError::file("write", path))?;
+        let file = OpenOptions::new().append(true).open(path).map_err(TrainError::file("open", path))?;
+        Ok(Self { path: path.to_owned(), file })
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Result<(), TrainError> {
+        let failed = |cause| TrainError::file("write", &self.path)(cause);
+        let length = self.file.metadata().map_err(failed)?.len();
+        self.file.write_all(bytes).map_err(|error| match self.file.set_len(length) {
+            Ok(()) => failed(error),
+            Err(worse) => failed(worse),
+        })
     }
 }
 
@@ -136,15 +181,18 @@ mod tests {
     #[test]
     fn a_restart_leaves_no_step_twice() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("metrics.jsonl");
-        let mut metrics = Metrics::open(&path, 0, None).unwrap();
+        let paths = MetricsPaths { lines: folder.path().join("metrics.jsonl"), events: folder.path().join("tensorboard/events") };
+        let path = paths.lines.clone();
+        let mut metrics = Metrics::open(&paths, 1_000, 0, None).unwrap();
         for line in [evaluation(0), step(1), step(2), evaluation(2), step(3), evaluation(3)] {
             metrics.append(&line).unwrap();
         }
         fs::write(&path, [&fs::read(&path).unwrap()[..], b"\xFF\0\n{\"step\":4,\"lo"].concat()).unwrap();
-        let mut metrics = Metrics::open(&path, 3, Some(2)).unwrap();
+        let events = fs::read(&paths.events).unwrap();
+        let mut metrics = Metrics::open(&paths, 1_000, 3, Some(2)).unwrap();
         assert_eq!(read(&path).unwrap(), [evaluation(0), step(1), step(2), evaluation(2), step(3)]);
         metrics.append(&evaluation(3)).unwrap();
         assert_eq!(read(&path).unwrap().len(), 6);
+        assert!(fs::read(&paths.events).unwrap() == events, "as if there had been no restart");
     }
 }

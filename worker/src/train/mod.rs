@@ -35,6 +35,7 @@ pub mod states;
 pub mod step;
 pub mod stop;
 mod tally;
+pub mod tensorboard;
 
 pub use args::TrainArgs;
 pub use error::{DataError, TrainError};

@@ -19,6 +19,7 @@ use crate::head::{Weights, parameters};
 use crate::train::checkpoint::State;
 use crate::train::error::TrainError;
 use crate::train::figures::Figures;
+use crate::train::metrics::MetricsPaths;
 use crate::train::plan::Inputs;
 use crate::train::pool::Base;
 
@@ -40,9 +41,9 @@ impl Places {
         self.root.join(artifact_folder(digest))
     }
 
-    /// One line a step.
-    pub fn metrics(&self) -> PathBuf {
-        self.root.join("metrics.jsonl")
+    /// One line a step, and the same for TensorBoard, which looks for `tfevents` in names.
+    pub fn metrics(&self) -> MetricsPaths {
+        MetricsPaths { lines: self.root.join("metrics.jsonl"), events: self.root.join("tensorboard/events.out.tfevents.carryon") }
     }
 
     /// For people.

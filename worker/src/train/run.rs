@@ -241,7 +241,7 @@ fn prepare<B: Backward>(
             backend: environment.backend,
             last_norm: state.grad_norm,
         },
-        metrics: Metrics::open(&places.metrics(), state.step, state.evaluated)?,
+        metrics: Metrics::open(&places.metrics(), began, state.step, state.evaluated)?,
         memory: environment.memory,
         planned: planned.total(),
         state,
