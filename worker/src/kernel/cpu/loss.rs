@@ -75,7 +75,8 @@ fn gradient(threads: &Threads, mut logits: Vec<f32>, length: usize, backward: &P
 /// Makes the numbers of a row zero that are nearest to it, [`LEAST`] of its absolute sum at most.
 fn leave_out(row: &mut [f32]) {
     let most = LEAST * sum_below(row, f32::INFINITY);
-    let mut bound = most;
+    // Not more than that in the first place: most rows are done after one or two looks.
+    let mut bound = most / 8.0;
     // Ends where so many numbers as a row has cannot be too much, if not before.
     while sum_below(row, bound) > most {
         bound /= 2.0;

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use carryon_crds::pool::Dtype;
 
+use super::isa::vectorised;
 use super::operand::{pack_row, words};
 use super::panels::Panels;
 use super::threads::{Disjoint, Threads};
@@ -73,14 +74,23 @@ impl Tile {
             let panel = match whole {
                 true => &panel[at * COLUMNS..][..steps.len() * COLUMNS],
                 false => {
-                    gathered.clear();
-                    let words = |step: &u32| &panel[(*step as usize - part.start) * COLUMNS..][..COLUMNS];
-                    steps.iter().for_each(|step| gathered.extend_from_slice(words(step)));
+                    gathered.resize(steps.len() * COLUMNS, 0);
+                    gather(panel, part.start, steps, gathered);
                     &gathered[..]
                 }
             };
             let left = tile::Left { words: &self.words[first + at..], stride: self.steps.len(), rows: self.rows };
             tile::multiply(dtype, left, tile::Right { panels: &[panel], steps: steps.len() }, sums);
+        }
+    }
+}
+
+vectorised! {
+    /// Copies the words of some steps of a panel, which begins at step `first`.
+    fn gather(panel: &[u32], first: usize, steps: &[u32], gathered: &mut [u32]) {
+        let panel = panel.as_chunks::<COLUMNS>().0;
+        for (step, words) in steps.iter().zip(gathered.as_chunks_mut::<COLUMNS>().0) {
+            *words = panel[*step as usize - first];
         }
     }
 }
