@@ -34,6 +34,11 @@ pub struct Training {
     /// Number type of the head's matrices in training: in `Bfloat16` they take half the memory, and what a step changes is rounded by chance.
     #[serde(skip_serializing_if = "is_default")]
     pub weight_dtype: WeightDtype,
+    /// Whether a trainer on a CPU multiplies the head's matrices, and what Muon makes of their gradients, in bf16 instead of f32: sums, attention and
+    /// weights stay f32. A step is faster, most of all where the CPU has instructions for it. Bits then are those of a kind of CPU: an attempt that goes on
+    /// on another kind goes on within bf16's rounding. GPUs multiply as they do without it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub bf16: bool,
     /// Whether what happens inside of a block is computed again on the way back, instead of being remembered: less memory, more work.
     #[serde(skip_serializing_if = "is_default")]
     pub gradient_checkpointing: bool,
@@ -106,6 +111,7 @@ impl Default for Training {
             optim: Optimizer::Muon,
             optim_state_dtype: StateDtype::Float32,
             weight_dtype: WeightDtype::Float32,
+            bf16: false,
             gradient_checkpointing: false,
             learning_rate: 3e-3,
             muon_learning_rate: 0.02,

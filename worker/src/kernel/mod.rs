@@ -225,7 +225,8 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
 
     /// Loss of each row against what `aim` says, in nats, and where `backward` (Wᵀ) is given its derivative by `y`: `logsumexp(W y) - (W y)[target]` and
     /// `(softmax(W y) - onehot(target)) · W`, or `Σ p₀ (ln p₀ - ln p)` and `(p - p₀) · W` with `p = softmax(W y)` and p₀ of the rows given; the bracket
-    /// rounded to the matrix's number type. Holds rows × V floats meanwhile, twice as many with rows given. With a `softcap` c the logits are
+    /// rounded to the matrix's number type, and in bf16 on a CPU without what is nearest to zero in it, a thousandth of its absolute sum at most.
+    /// Holds rows × V floats meanwhile, twice as many with rows given. With a `softcap` c the logits are
     /// `c · tanh(W y / c)`, and the bracket is multiplied by 1 - (logit / c)².
     fn losses(
         &self,

@@ -132,9 +132,10 @@ fn train_alone(
     let checkpoint = resume(&checkpoints, inputs, &mut base, console)?;
     let found = (checkpoints, checkpoint, began);
     let environment = Environment { backend: (), handle: handle.clone(), stop: stop.clone(), lock: lock.clone(), memory };
+    let products = if inputs.config.training.bf16 { Dtype::Bfloat16 } else { Dtype::Float32 };
     match device {
         Some(device) => fit_and_finish(&places, inputs, &base, &data, found, environment.on(device), console),
-        None => fit_and_finish(&places, inputs, &base, &data, found, environment.on(Cpu::new(threads)), console),
+        None => fit_and_finish(&places, inputs, &base, &data, found, environment.on(Cpu::new(threads).training_in(products)), console),
     }
 }
 

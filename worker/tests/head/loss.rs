@@ -142,7 +142,7 @@ fn nan_rows_and_losses_without_gradient_leave_the_rest_as_it_is() {
     assert_eq!(bits(&dirty.loss[8..]), bits(&clean.loss[8..]));
 }
 
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
+pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }

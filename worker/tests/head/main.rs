@@ -111,6 +111,21 @@ fn every_gradient<B: Backward>(backend: &B) {
 }
 
 #[test]
+fn gradients_of_products_in_bf16_point_where_those_of_pytorch_do() {
+    for name in ["gated", "plain"] {
+        let case = Case::load(name);
+        let gradients = [1, 2, 3].map(|threads| loss_of(&case, &case.weights, &cpu(threads).training_in(Dtype::Bfloat16)));
+        assert!(gradients.iter().all(|other| *other == gradients[0]), "{name}: with any threads the same bits");
+        let [(loss, found), ..] = &gradients;
+        assert!((loss / f64::from(case.expected["loss"].values.floats()[0]) - 1.0).abs() < 1e-3, "{name}: loss {loss}");
+        for (weight, found) in found {
+            let cosine = loss::cosine(found, &case.expected[weight].values.floats());
+            assert!(cosine >= 0.999, "{name}: cosine of {weight} {cosine}");
+        }
+    }
+}
+
+#[test]
 fn classifier_gradients_are_those_of_pytorch() {
     let case = Case::load("classifier");
     follows_pytorch(&case);

@@ -209,6 +209,7 @@ fn what_saves_memory_goes_on_with_the_bits_of_an_unbroken_run() {
     ] {
         let job = || {
             wide(|training| {
+                training.bf16 = optim == Optimizer::Muon;
                 (training.optim, training.optim_state_dtype, training.max_grad_norm_scope) = (optim, dtype, scope);
                 (training.gradient_checkpointing, training.max_grad_norm) = (true, 0.1);
             })
@@ -241,6 +242,9 @@ fn what_saves_memory_changes_little_or_nothing() {
     // Each weight is changed on the way back, by gradients that are divided by the number of targets earlier.
     assert!(close(losses(&|training| training.max_grad_norm_scope = NormScope::PerTensor), 1e-4));
     assert!(close(losses(&|training| training.optim_state_dtype = StateDtype::Bfloat16), 1e-2));
+    let rounded = losses(&|training| training.bf16 = true);
+    assert_ne!(rounded, plain);
+    assert!(close(rounded, 1e-2));
     assert!(close(losses(&|training| training.optim_state_dtype = StateDtype::Int8), 1e-2));
 }
 

@@ -23,12 +23,19 @@ const BLOCK_ROWS: usize = 32;
 #[derive(Clone)]
 pub struct Cpu {
     pub(super) threads: Arc<Threads>,
+    /// Number type of products in training.
+    pub(super) training: Dtype,
 }
 
 impl Cpu {
     /// The CPU with these threads.
     pub fn new(threads: Arc<Threads>) -> Self {
-        Self { threads }
+        Self { threads, training: Dtype::Float32 }
+    }
+
+    /// The same, which multiplies what it trains, and what Muon makes of its gradients, in numbers of `dtype`. Sums stay f32, and attention too.
+    pub fn training_in(self, dtype: Dtype) -> Self {
+        Self { training: dtype, ..self }
     }
 
     /// Runs over rows in place, blocks of them on all threads.

@@ -1,9 +1,15 @@
 //! Cross entropy at the LM head.
 
+use std::cell::RefCell;
+
+use carryon_crds::pool::Dtype;
+
 use super::backend::Cpu;
+use super::isa::vectorised;
 use super::panels::Panels;
 use super::product::matmul;
-use super::rows::{dot, softcap, softmax_row};
+use super::rows::{dot, reduce, softcap, softmax_row};
+use super::sparse::{Sparse, matmul_sparse};
 use super::threads::Threads;
 use crate::kernel::Aim;
 
@@ -42,12 +48,55 @@ pub fn losses(
             });
         }
     }
-    let gradient = backward.map(|backward| {
-        let mut gradient = vec![0.0; y.len()];
+    (loss, backward.map(|backward| gradient(threads, logits, y.len(), backward)))
+}
+
+/// What of a row's absolute sum may be left out of a product in bf16: no more than rounding its largest numbers may change of it.
+const LEAST: f32 = 1.0 / 1024.0;
+
+/// The products of derivatives by logits with Wᵀ, `length` values. Most derivatives are next to nothing: in bf16 they are left out.
+fn gradient(threads: &Threads, mut logits: Vec<f32>, length: usize, backward: &Panels) -> Vec<f32> {
+    thread_local!(static PACKED: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) });
+    let mut gradient = vec![0.0; length];
+    if backward.dtype() == Dtype::Float32 {
         matmul(threads, &logits, backward, &mut gradient);
-        gradient
+        return gradient;
+    }
+    let mut rows: Vec<_> = logits.chunks_exact_mut(backward.cols()).map(|row| (row, None)).collect();
+    threads.for_each(&mut rows, |_, (row, sparse)| {
+        leave_out(row);
+        *sparse = Some(PACKED.with_borrow_mut(|packed| Sparse::of(backward.dtype(), row, packed)));
     });
-    (loss, gradient)
+    let rows: Vec<_> = rows.into_iter().filter_map(|(_, sparse)| sparse).collect();
+    matmul_sparse(threads, &rows, backward, &mut gradient);
+    gradient
+}
+
+/// Makes the numbers of a row zero that are nearest to it, [`LEAST`] of its absolute sum at most.
+fn leave_out(row: &mut [f32]) {
+    let most = LEAST * sum_below(row, f32::INFINITY);
+    // Not more than that in the first place: most rows are done after one or two looks.
+    let mut bound = most / 8.0;
+    // Ends where so many numbers as a row has cannot be too much, if not before.
+    while sum_below(row, bound) > most {
+        bound /= 2.0;
+    }
+    clear_below(row, bound);
+}
+
+vectorised! {
+    /// The absolute sum of what is nearer to zero than `bound`.
+    fn sum_below(row: &[f32], bound: f32) -> f32 {
+        reduce(row, 0.0, |_, sum, value| sum + if value.abs() < bound { value.abs() } else { 0.0 }, |a, b| a + b)
+    }
+}
+
+vectorised! {
+    fn clear_below(row: &mut [f32], bound: f32) {
+        for value in row {
+            *value = if value.abs() < bound { 0.0 } else { *value };
+        }
+    }
 }
 
 /// What `loss` says of one row of logits, which are bounded by `cap` before; the row becomes the derivative by what they were.
@@ -75,4 +124,30 @@ fn row_loss(row: &mut [f32], target: usize) -> f32 {
     let log_sum = softmax_row(row);
     row[target] -= 1.0;
     log_sum - logit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_of_a_row_is_next_to_nothing() {
+        let mut row: Vec<f32> = (0..50_000).map(|i| (-(i as f32) / 700.0).exp() * if i % 3 == 0 { -1.0 } else { 1.0 }).collect();
+        let whole = row.clone();
+        leave_out(&mut row);
+        let sum = |values: &[f32]| values.iter().map(|value| f64::from(value.abs())).sum::<f64>();
+        let (left_out, kept) = (sum(&whole) - sum(&row), row.iter().filter(|value| **value != 0.0).count());
+        assert!(left_out > 0.0 && left_out <= sum(&whole) / 1024.0, "{left_out} of {}", sum(&whole));
+        assert!(kept < 700 * 8, "{kept} are kept");
+        assert!(row.iter().zip(&whole).all(|(kept, whole)| *kept == 0.0 || kept == whole));
+    }
+
+    #[test]
+    fn numbers_that_are_none_stay_and_equal_ones_end() {
+        for mut row in [vec![1e-30; 50_000], vec![0.0; 7], vec![f32::NAN, 1.0, 1e-9]] {
+            let whole: Vec<u32> = row.iter().map(|value| value.to_bits()).collect();
+            leave_out(&mut row);
+            assert_eq!(row.iter().map(|value| value.to_bits()).collect::<Vec<_>>(), whole);
+        }
+    }
 }

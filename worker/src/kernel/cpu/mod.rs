@@ -16,6 +16,7 @@ mod panels;
 mod product;
 mod rows;
 mod sink;
+mod sparse;
 mod threads;
 mod tile;
 mod update;

@@ -50,6 +50,15 @@ vectorised! {
 }
 
 vectorised! {
+    /// Packs a row of first values and one of second values into words of bf16 pairs.
+    pub(in crate::kernel::cpu) fn pack_pairs(low: &[f32], high: &[f32], words: &mut [u32]) {
+        for ((low, high), word) in low.iter().zip(high).zip(words) {
+            *word = bf16_bits(*low) | bf16_bits(*high) << 16;
+        }
+    }
+}
+
+vectorised! {
     /// Rounds a row to bf16 numbers.
     pub(super) fn halves(row: &[f32], halves: &mut [u16]) {
         for (half, value) in halves.iter_mut().zip(row) {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::blocks::Blocks;
-use super::operand::{pack_row, words};
+use super::operand::{pack_pairs, pack_row, words};
 use super::threads::{Disjoint, Threads};
 use super::tile::COLUMNS;
 use crate::kernel::Stored;
@@ -60,22 +60,28 @@ impl Panels {
 
     /// Packs `k` columns of `n` values; `fill` writes the column it is asked for.
     pub fn from_columns(n: usize, k: usize, dtype: Dtype, threads: &Threads, fill: impl Fn(usize, &mut [f32]) + Sync) -> Self {
+        /// Steps that a thread takes at a time.
+        const STEPS: usize = 8;
         let (steps, per_word) = (words(dtype, k), if dtype == Dtype::Bfloat16 { 2 } else { 1 });
         let mut all = zeros(n, k, dtype);
         let target = Disjoint::new(&mut all);
-        threads.run_blocks(steps, |step| {
+        threads.run_blocks(steps.div_ceil(STEPS), |block| {
             let (mut columns, mut packed) = (vec![0.0; per_word * n], vec![0; n]);
-            for (offset, column) in columns.chunks_mut(n.max(1)).enumerate().take_while(|(offset, _)| step * per_word + offset < k) {
-                fill(step * per_word + offset, column);
-            }
-            if per_word == 2 {
-                let (low, high) = columns.split_at(n);
-                columns = low.iter().zip(high).flat_map(|(low, high)| [*low, *high]).collect();
-            }
-            pack_row(dtype, &columns, &mut packed);
-            for (panel, packed) in packed.chunks(COLUMNS).enumerate() {
-                // SAFETY: each step writes its own words of every panel.
-                unsafe { target.slice((panel * steps + step) * COLUMNS, packed.len()) }.copy_from_slice(packed);
+            for step in block * STEPS..steps.min((block + 1) * STEPS) {
+                for (offset, column) in columns.chunks_mut(n.max(1)).enumerate() {
+                    match step * per_word + offset {
+                        index if index < k => fill(index, column),
+                        _ => column.fill(0.0),
+                    }
+                }
+                match columns.split_at(n) {
+                    (low, high) if per_word == 2 => pack_pairs(low, high, &mut packed),
+                    (low, _) => pack_row(dtype, low, &mut packed),
+                }
+                for (panel, packed) in packed.chunks(COLUMNS).enumerate() {
+                    // SAFETY: each step writes its own words of every panel.
+                    unsafe { target.slice((panel * steps + step) * COLUMNS, packed.len()) }.copy_from_slice(packed);
+                }
             }
         });
         Self { kept: Kept::Words(all), rows: n, cols: k, dtype }

@@ -130,10 +130,14 @@ impl Whole<'_> {
                 let visible = (query + 1).saturating_sub(self.window()).max(keys.start) - keys.start..query + 1 - keys.start;
                 softmax_backward(p, ds, visible);
             }
-            dq[queries.start * d..queries.end * d].copy_from_slice(&times(self.threads, &ds, &rows_across(self.threads, &k, d)));
+            dq[queries.start * d..queries.end * d].copy_from_slice(&times(
+                self.threads,
+                &ds,
+                &rows_across(self.threads, &k, d, Dtype::Float32),
+            ));
             let into = |target: &mut [f32], left: &[f32], right: &[f32]| {
                 let left = transpose(self.threads, left, queries.len(), keys.len());
-                let product = times(self.threads, &left, &rows_across(self.threads, right, d));
+                let product = times(self.threads, &left, &rows_across(self.threads, right, d, Dtype::Float32));
                 cpu::add(&mut target[keys.start * d..keys.end * d], &product);
             };
             into(&mut dk, &ds, &q);

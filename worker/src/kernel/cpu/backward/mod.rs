@@ -21,7 +21,7 @@ use crate::kernel::moment::Moment;
 use crate::kernel::{Attention, Backward, Change, Gate, GateGradients, Result, Rule, Step, Weight, Weights};
 use crate::numbers::RowFormat;
 use attention::Whole;
-use linear::{Stack, rows_across, times, transpose_columns};
+use linear::{Stack, columns_times, rows_across};
 
 /// One row.
 fn row(values: Vec<f32>) -> Rows {
@@ -83,7 +83,7 @@ impl Backward for Cpu {
 
     fn linear(&self, x: &Rows, weights: &[&Weight], bias: Option<&Weight>) -> Result<Rows> {
         let stack = Stack::of(weights.iter().copied());
-        let mut out = Rows { values: stack.forward(&self.threads, &x.values), width: stack.rows() };
+        let mut out = Rows { values: stack.forward(self, &x.values), width: stack.rows() };
         if let Some(bias) = bias {
             let bias = bias.values.floats();
             out.values.chunks_exact_mut(bias.len()).for_each(|row| add(row, &bias));
@@ -93,16 +93,15 @@ impl Backward for Cpu {
 
     fn linear_back(&self, dy: &Rows, weights: &[&Weight]) -> Result<Rows> {
         let stack = Stack::of(weights.iter().copied());
-        Ok(Rows { values: stack.backward(&self.threads, &dy.values), width: stack.columns() })
+        Ok(Rows { values: stack.backward(self, &dy.values), width: stack.columns() })
     }
 
     fn inputs(&self, x: Rows) -> Result<Panels> {
-        Ok(rows_across(&self.threads, &x.values, x.width))
+        Ok(rows_across(&self.threads, &x.values, x.width, self.training))
     }
 
     fn gradient(&self, dy: &Rows, columns: Range<usize>, x: &Panels) -> Result<Rows> {
-        let dy = transpose_columns(&self.threads, &dy.values, dy.count(), dy.width, columns);
-        Ok(Rows { values: times(&self.threads, &dy, x), width: x.rows() })
+        Ok(Rows { values: columns_times(&self.threads, &dy.values, dy.width, columns, x), width: x.rows() })
     }
 
     fn norm(&self, x: &Rows, weight: Option<&Weight>, epsilon: f32) -> Result<Rows> {
@@ -135,12 +134,12 @@ impl Backward for Cpu {
     }
 
     fn gated(&self, gate: Gate<'_, Self>, x: &Rows, keep: bool) -> Result<(Rows, Option<Vec<gate::Tile>>)> {
-        let (values, kept) = gate::forward(&self.threads, &gate, &x.values, keep);
+        let (values, kept) = gate::forward(self, &gate, &x.values, keep);
         Ok((Rows { values, width: gate.bias.values.len() }, kept))
     }
 
     fn gated_back(&self, gate: Gate<'_, Self>, x: &Rows, kept: Option<Vec<gate::Tile>>, dy: Rows) -> Result<GateGradients<Rows>> {
-        let by = gate::backward(&self.threads, &gate, &x.values, kept, dy.values);
+        let by = gate::backward(self, &gate, &x.values, kept, dy.values);
         let rows = |values| Rows { values, width: x.width };
         Ok(GateGradients { x: rows(by.x), output: rows(by.output), gate: rows(by.gate), bias: row(by.bias) })
     }
@@ -186,7 +185,7 @@ impl Backward for Cpu {
     fn update(&self, step: &Step, changes: &mut [Change<'_, Self>]) -> Result<()> {
         match step.rule {
             Rule::AdamW => changes.iter_mut().for_each(|change| update::adamw(&self.threads, step, change)),
-            Rule::Muon => update::muon(&self.threads, step, changes),
+            Rule::Muon => update::muon(self, step, changes),
         }
         Ok(())
     }
