@@ -78,7 +78,8 @@ impl World {
     fn run(mut self, end: f64) -> Self {
         while self.now < end {
             self.arrive();
-            match self.schedule.turn(|_| true) {
+            let sequences = self.schedule.serving.lengths().0 > 0;
+            match self.schedule.turn(sequences, |_| true) {
                 Turn::Serve => self.serve(),
                 Turn::Train(kind, work, rows) => self.train(kind, work, rows),
                 Turn::Idle => self.now += 0.001,
@@ -269,7 +270,7 @@ fn what_was_held_up_is_made_up_for_little_by_little() {
     let mut round = |step: f64, slice: Option<f64>| {
         let (mut steps, mut trained) = (0, 0.0);
         loop {
-            match schedule.turn(|()| true) {
+            match schedule.turn(true, |()| true) {
                 Turn::Serve if trained > 0.0 => return (steps, trained),
                 Turn::Serve => {
                     steps += 1;
