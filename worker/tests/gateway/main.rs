@@ -8,6 +8,7 @@ mod clients;
 mod common;
 mod heads;
 mod keys;
+mod mixed;
 mod real_pool;
 mod scripted_pool;
 
