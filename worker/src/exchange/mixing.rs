@@ -20,7 +20,7 @@ use crate::numbers::RowFormat;
 use crate::tensor_file;
 
 /// Rows of a sequence that a pool keeps for a gateway that has not taken them yet, or of a gateway until they run.
-pub const ROWS_AHEAD: usize = 256;
+pub const ROWS_AHEAD: usize = 128;
 /// After so long without anything to say, a gateway says that it is there.
 pub const TICK: Duration = Duration::from_secs(10);
 

@@ -3,12 +3,14 @@
 //! Every pool keeps memory for the whole sequence from its beginning, so they are asked one after the other, always in the same order whatever the head:
 //! two answers never wait for each other. Only when all have begun does anything run.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use carryon_crds::wire::{Identity, ModelDescription};
-use futures::StreamExt as _;
 use futures::future::try_join_all;
-use futures::stream::{BoxStream, try_unfold};
+use futures::stream::{BoxStream, unfold};
+use futures::{FutureExt as _, StreamExt as _};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 
 use super::ServeError;
@@ -79,10 +81,12 @@ impl OtherPools {
         let (told, following): (Vec<_>, Vec<_>) = following.into_iter().map(|(_, pool)| pool).unzip();
         // The first pool is one of them.
         let Some((rows, events)) = answer else { return Ok(futures::stream::empty().boxed()) };
-        let mut carrying = JoinSet::new();
-        carrying.spawn(carry(following, rows, widths));
-        let mixed = Mixed { events: events.boxed(), told, carrying };
-        Ok(try_unfold(mixed, async |mut mixed| Ok(mixed.next().await?.map(|event| (event, mixed)))).boxed())
+        let (out, made) = unbounded_channel();
+        let mut making = JoinSet::new();
+        making.spawn(make(events.boxed(), told, carry(following, rows, widths), out));
+        // Dropped, it ends the answer in all pools.
+        let events = unfold((made, making), async |(mut made, making)| Some((made.recv().await?, (made, making))));
+        Ok(events.boxed())
     }
 }
 
@@ -107,36 +111,34 @@ fn fits<'a>(head: &Head, pools: impl ExactSizeIterator<Item = &'a ModelDescripti
     Ok(())
 }
 
-/// An answer that several pools make. Dropped, it ends at all of them.
-struct Mixed {
-    events: BoxStream<'static, Result<GenerateEvent, ClientError>>,
-    /// Those who follow, to be told of its tokens.
+/// Has the pools make an answer, and tells those who follow of its tokens. It goes on however slowly its client reads: the pools keep memory for it.
+async fn make(
+    mut events: BoxStream<'static, Result<GenerateEvent, ClientError>>,
     told: Vec<Sending>,
-    /// Carries rows.
-    carrying: JoinSet<Result<(), ClientError>>,
-}
-
-impl Mixed {
-    async fn next(&mut self) -> Result<Option<GenerateEvent>, ClientError> {
-        loop {
-            tokio::select! {
-                // What broke first is why the other breaks too.
-                biased;
-                Some(carried) = self.carrying.join_next() => if let Ok(Err(error)) = carried {
-                    return Err(error);
-                },
-                event = self.events.next() => {
-                    let Some(event) = event.transpose()? else { return Ok(None) };
-                    if let GenerateEvent::Token(token) = &event {
-                        let line = FollowTokens { tokens: vec![token.token] }.line();
-                        for pool in &self.told {
-                            // Of one that is gone no rows come either: that is where it is seen.
-                            let _ = pool.send(line.clone()).await;
-                        }
-                    }
-                    return Ok(Some(event));
-                }
+    carrying: impl Future<Output = Result<(), ClientError>>,
+    out: UnboundedSender<Result<GenerateEvent, ClientError>>,
+) {
+    let mut carrying = pin!(carrying.fuse());
+    loop {
+        let event = tokio::select! {
+            // What broke first is why the other breaks too.
+            biased;
+            Err(error) = &mut carrying => Err(error),
+            event = events.next() => match event {
+                Some(event) => event,
+                None => return,
+            },
+        };
+        if let Ok(GenerateEvent::Token(token)) = &event {
+            let line = FollowTokens { tokens: vec![token.token] }.line();
+            for pool in &told {
+                // Of one that is gone no rows come either: that is where it is seen.
+                let _ = pool.send(line.clone()).await;
             }
+        }
+        let over = event.is_err();
+        if out.send(event).is_err() || over {
+            return;
         }
     }
 }

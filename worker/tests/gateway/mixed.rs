@@ -19,7 +19,7 @@ use carryon_worker::serve::{ServeError, Settings, serve};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use tokio::runtime::Runtime;
 
 use crate::common::engine::{Engine as Reference, cpu, load};
 use crate::common::tiny::{Random, Tiny, vocabulary};
@@ -44,19 +44,39 @@ struct Pool {
     client: PoolClient,
     model: ModelDescription,
     reference: Reference<Cpu>,
-    server: JoinHandle<()>,
+    server: Server,
     _folder: tempfile::TempDir,
+}
+
+/// A runtime of its own, so that a pool can end as a process does: in the middle of everything.
+struct Server(Option<Runtime>);
+
+impl Server {
+    fn kill(&mut self) {
+        self.0.take().into_iter().for_each(Runtime::shutdown_background);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
 }
 
 impl Pool {
     async fn start(tiny: Tiny) -> Self {
         let folder = tiny.folder();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let config = BaseConfig { name: "test".to_owned(), dtype: Dtype::Float32, engine: ENGINE, text_only: false };
         let path = folder.path().to_owned();
-        let serving = base::serve(listener, config, path, Placement::cpu(1), Duration::ZERO, std::future::pending());
-        let server = tokio::spawn(async move { drop(serving.await) });
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).unwrap();
+            drop(base::serve(listener, config, path, Placement::cpu(1), Duration::ZERO, std::future::pending()).await);
+        });
+        let server = Server(Some(runtime));
         let client = PoolClient::connect(std::slice::from_ref(&url), Duration::from_secs(60)).unwrap();
         let model = client.describe().await.unwrap();
         let reference = load(folder.path(), Dtype::Float32, 1);
@@ -231,13 +251,13 @@ async fn a_client_that_goes_away_ends_its_sequences_in_all_pools() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pool_that_dies_ends_the_answer_with_an_error_event() {
-    let [one, two, _] = pools().await;
+    let [one, mut two, _] = pools().await;
     let gateway = open(&[&one, &two], &head(&[&one, &two], Task::CausalLM)).await;
     let mut long = body("maths", &tokens(20, 101, 1), 400);
     long["stream"] = true.into();
     let mut response = gateway.http.post(format!("{}/v1/completions", gateway.url)).body(long.to_string()).send().await.unwrap();
     let mut text = response.chunk().await.unwrap().unwrap().to_vec();
-    two.server.abort();
+    two.server.kill();
     while let Some(piece) = response.chunk().await.unwrap() {
         text.extend(piece);
     }
@@ -291,12 +311,12 @@ async fn rows_that_cannot_be_used_end_their_own_answer_alone() {
     let [one, two, _] = pools().await;
     let mixed = head(&[&one, &two], Task::CausalLM);
     push(&one, &mixed).await;
-    let last = async |pieces: &[bytes::Bytes]| {
+    let last = async |pieces: &[bytes::Bytes], ends: bool| {
         let (rows, mut events) = one.client.generate_mixed(None, &asked(&mixed, &[1, 2, 3]), &[24; 3]).await.unwrap();
         for piece in pieces {
             rows.send(piece.clone()).await.unwrap();
         }
-        drop(rows);
+        let _rows = (!ends).then_some(rows);
         let mut last: Option<Result<GenerateEvent, ClientError>> = None;
         while let Some(event) = events.next().await {
             last = Some(event);
@@ -307,20 +327,20 @@ async fn rows_that_cannot_be_used_end_their_own_answer_alone() {
         }
     };
     let (waiting, _events) = one.client.generate_mixed(None, &asked(&mixed, &[1, 2]), &[24; 3]).await.unwrap();
-    for (pieces, code, text) in [
-        (vec![frame(0, 3, f32::NAN)], ErrorCode::HeadNotFinite, "not finite"),
-        (vec![frame(0, 1, 1.0), frame(2, 1, 1.0)], ErrorCode::InvalidRequest, "are expected from 1 on"),
-        (vec![frame(0, ROWS_AHEAD + 1, 1.0)], ErrorCode::InvalidRequest, "exceed the bound"),
-        (vec![bytes::Bytes::from_static(&[0xff; 64])], ErrorCode::InvalidRequest, "exceeds the bound"),
-        (vec![frame(0, 2, 1.0)], ErrorCode::Unavailable, "ended before the answer"),
-        (vec![frame(0, 3, 1.0).slice(..90)], ErrorCode::InvalidRequest, "stream ended inside a frame"),
+    for (pieces, ends, code, text) in [
+        (vec![frame(0, 3, f32::NAN)], false, ErrorCode::HeadNotFinite, "not finite"),
+        (vec![frame(0, 1, 1.0), frame(2, 1, 1.0)], false, ErrorCode::InvalidRequest, "are expected from 1 on"),
+        (vec![frame(0, ROWS_AHEAD + 1, 1.0)], false, ErrorCode::InvalidRequest, "exceed the bound"),
+        (vec![bytes::Bytes::from_static(&[0xff; 64])], false, ErrorCode::InvalidRequest, "exceeds the bound"),
+        (vec![frame(0, 2, 1.0)], true, ErrorCode::Unavailable, "ended before the answer"),
+        (vec![frame(0, 3, 1.0).slice(..90)], true, ErrorCode::InvalidRequest, "stream ended inside a frame"),
     ] {
-        let error = last(&pieces).await;
+        let error = last(&pieces, ends).await;
         assert_eq!(error.code, code, "{error}");
         assert!(error.message.contains(text), "{error}");
     }
     // One that waits for its rows holds up nobody.
-    assert_eq!(one.active().await, 1.0);
+    wait("the end of the others", async || one.active().await == 1.0).await;
     drop(waiting);
     wait("the end of the one that waits", async || one.active().await == 0.0).await;
 }
