@@ -12,7 +12,8 @@ use carryon_worker::base::{self, Placement};
 use carryon_worker::exchange::mixing::{ROWS_AHEAD, TapRows};
 use carryon_worker::exchange::wire::{ErrorCode, GenerateEvent, GenerateRequest};
 use carryon_worker::exchange::{ClientError, PoolClient};
-use carryon_worker::head::{Artifact, Keep, PackedBatch, Pass, init};
+use carryon_worker::head::pass::{Keep, PackedBatch, Pass};
+use carryon_worker::head::{Artifact, init};
 use carryon_worker::kernel::{Backend as _, Backward as _, Cpu, PageTable};
 use carryon_worker::numbers::{RowFormat, to_bytes};
 use carryon_worker::serve::{ServeError, Settings, serve};
@@ -312,7 +313,8 @@ async fn rows_that_cannot_be_used_end_their_own_answer_alone() {
     let mixed = head(&[&one, &two], Task::CausalLM);
     push(&one, &mixed).await;
     let last = async |pieces: &[bytes::Bytes], ends: bool| {
-        let (rows, mut events) = one.client.generate_mixed(None, &asked(&mixed, &[1, 2, 3]), &[24; 3]).await.unwrap();
+        let (rows, events) = one.client.generate_mixed(None, &asked(&mixed, &[1, 2, 3]), &[24; 3]).await.unwrap();
+        let mut events = events.boxed();
         for piece in pieces {
             rows.send(piece.clone()).await.unwrap();
         }
