@@ -239,6 +239,14 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_body_that_is_read_as_it_comes_may_not_pause_either() {
+        let bodies = Bodies { stall: Duration::from_millis(5), ..Bodies::new(LARGE) };
+        let never = || request(None, Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>()));
+        assert_eq!(bodies.stream(never()).unwrap().line(9).await, Err(BodyError::Late));
+        assert_eq!(bodies.stream(never()).unwrap().piece().await, Err(BodyError::Late));
+    }
+
+    #[tokio::test]
     async fn a_compressed_body_and_a_broken_one_are_named() {
         let bodies = Bodies::new(0);
         for (encoding, refused) in [("gzip", true), ("br", true), ("gzip, identity", true), ("Identity", false), ("", false)] {

@@ -332,3 +332,14 @@ fn whatever_comes_nothing_starves() {
         }
     }
 }
+
+#[test]
+fn sequences_that_wait_for_what_comes_from_outside_leave_the_device_to_training_or_idle() {
+    let mut schedule: Schedule<(), (), ()> = Schedule::new(4, 2048);
+    schedule.serving.push(());
+    schedule.serving.refresh(|()| true, |()| Ok::<_, ()>(true)).unwrap();
+    assert_eq!(schedule.turn(false, |()| true), Turn::Idle);
+    assert_eq!(schedule.turn(true, |()| true), Turn::Serve);
+    schedule.captures.push(1, ());
+    assert!(matches!(schedule.turn(false, |()| true), Turn::Train(Kind::Capture, ..)));
+}
