@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::common::{ClaimPath, PodTemplate};
+use crate::wire::limits;
 
 /// Desired state of a deployment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -31,9 +32,10 @@ use crate::common::{ClaimPath, PodTemplate};
     validation = ("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$') && size(self.metadata.name) <= 40", "name must be a DNS-1035 label of at most 40 characters")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("self.pools.all(one, self.pools.exists_one(other, other.name == one.name && has(other.__namespace__) == has(one.__namespace__) && (!has(one.__namespace__) || other.__namespace__ == one.__namespace__)))", "pools names a pool twice"))]
 pub struct CarryOnDeploymentSpec {
-    /// Pools that run the base model.
-    #[schemars(length(min = 1, max = 1))]
+    /// Pools that run the base model. For heads that read several bases, all of them, in the order of the heads' jobs: the first makes the answers.
+    #[schemars(length(min = 1, max = limits::MAX_POOLS))]
     pub pools: Vec<DeploymentPool>,
     /// Heads behind the endpoint, each a model of its own. The base alone is served as `<name>-base`.
     #[schemars(length(min = 1, max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]

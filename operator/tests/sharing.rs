@@ -160,3 +160,72 @@ fn a_pool_that_is_there_is_named_with_its_namespace() {
     let args = gateway.spec.unwrap().template.spec.unwrap().containers[0].args.clone().unwrap();
     assert!(args.contains(&"http://smollm2-pool.platform.svc:8080".to_owned()), "{args:?}");
 }
+
+/// A deployment of a head that reads two bases, of which the second is in `platform`, and the world around it.
+fn of_two() -> (CarryOnDeployment, deployment::Observed) {
+    let deployment = with(
+        &example::<CarryOnDeployment>("quickstart/deployment.yaml"),
+        json!({"spec": {"pools": [{"name": "smollm2"}, {"name": "other", "namespace": "platform"}]}}),
+    );
+    let artifact = json!({"digest": "sha256:h", "uri": "pvc://quickstart-output/heads/h", "baseModelDigest": "sha256:one", "otherBaseModelDigests": ["sha256:two"]});
+    let complete = json!({"type": "Complete", "status": "True", "reason": "", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+    let job = with(
+        &example::<CarryOnJob>("quickstart/job.yaml"),
+        json!({"metadata": {"uid": "u"}, "status": {"conditions": [complete], "artifact": artifact}}),
+    );
+    let claim = json!({"metadata": {"name": "quickstart-output", "namespace": "default"}});
+    let (mut one, mut other) = (pool(30), pool(30));
+    one.status.as_mut().unwrap().model.as_mut().unwrap().identity_digest = "sha256:one".to_owned();
+    other.status.as_mut().unwrap().model.as_mut().unwrap().identity_digest = "sha256:two".to_owned();
+    let observed = deployment::Observed {
+        pool: Some(one),
+        other_pools: vec![Some(other)],
+        jobs: vec![job],
+        claims: vec![serde_json::from_value(claim).unwrap()],
+        ..deployment::Observed::default()
+    };
+    (deployment, observed)
+}
+
+#[test]
+fn a_head_of_two_bases_is_served_from_two_pools_or_told_what_it_lacks() {
+    let (deployment, observed) = of_two();
+    let validated = |deployment: &CarryOnDeployment, observed: &deployment::Observed| {
+        let refused = |refusal: carryon_operator::shared::Refusal| format!("{}: {}", refusal.reason, refusal.message);
+        deployment::validate(deployment, observed, &Settings::default()).map_err(refused)
+    };
+    let gateway = deployment::build(&validated(&deployment, &observed).unwrap()).deployment;
+    let told: Vec<String> = deployment::pools(&gateway, &[]).iter().map(ToString::to_string).collect();
+    assert_eq!(told, ["default/smollm2", "platform/other"]);
+    let args = gateway.spec.unwrap().template.spec.unwrap().containers[0].args.clone().unwrap();
+    let urls = ["--pool", "http://smollm2-pool.default.svc:8080", "--other-pool", "http://other-pool.platform.svc:8080"];
+    assert!(args.windows(4).any(|args| args == urls), "{args:?}");
+
+    let missing = "head quickstart reads 2 bases, spec.pools names 1: name the pools of its job, in their order";
+    let alone = with(&deployment, json!({"spec": {"pools": [{"name": "smollm2"}]}}));
+    assert_eq!(validated(&alone, &observed).unwrap_err(), format!("PoolsMissing: {missing}"));
+    let mut swapped = observed.clone();
+    swapped.other_pools = vec![observed.pool.clone()];
+    let differs = "BaseModelDiffers: head quickstart was trained on base sha256:two, BaseModelPool platform/other runs sha256:one: name a pool of the same model";
+    assert_eq!(validated(&deployment, &swapped).unwrap_err(), differs);
+    let withdrawn = deployment::Observed { other_pools: vec![None], ..observed };
+    let lacks = "PoolNotFound: BaseModelPool platform/other (spec.pools[1]) not found: create it, or share it with namespace default";
+    assert_eq!(validated(&deployment, &withdrawn).unwrap_err(), lacks);
+}
+
+#[tokio::test]
+async fn gateways_end_when_a_further_pool_of_theirs_is_withdrawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut local = Local::new(folder.path());
+    local.share(json!({"from": "All"}));
+    let own: BaseModelPool =
+        with(&serde_json::from_value(raw("quickstart/pool.yaml")).unwrap(), json!({"metadata": {"name": "own", "namespace": "team"}}));
+    local.store.apply(&own, &at(0)).unwrap();
+    let pools = json!([{"name": "own"}, {"name": "smollm2", "namespace": "platform"}]);
+    let deployment: CarryOnDeployment = local.store.get("team", "quickstart").unwrap();
+    local.store.apply(&with(&deployment, json!({"spec": {"pools": pools}})), &at(0)).unwrap();
+    assert_eq!(local.round().2, Some(1));
+    local.share(json!({}));
+    let (_, said, wanted) = local.round();
+    assert_eq!((said.as_str(), wanted), ("PoolNotFound", Some(0)));
+}

@@ -4,6 +4,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::wire::limits;
+
 /// Observed state of a job.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -130,4 +132,8 @@ pub struct ArtifactStatus {
     pub digest: String,
     /// Identity of the base it was trained on.
     pub base_model_digest: String,
+    /// Those of the further bases that it reads, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = limits::MAX_POOLS))]
+    pub other_base_model_digests: Vec<String>,
 }

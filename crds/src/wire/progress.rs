@@ -40,6 +40,9 @@ pub struct TerminationMessage {
     /// Identity digest of the base the head was trained on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base_model_digest: Option<String>,
+    /// Those of the further bases that it reads.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_base_model_digests: Vec<String>,
     /// Final progress.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,

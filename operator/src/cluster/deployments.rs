@@ -46,6 +46,7 @@ fn observe(deployment: &CarryOnDeployment, context: &Context) -> Observed {
     let pods = stores.pods.owned_by(namespace, owner.component, &owner.name);
     Observed {
         pool: stores.pool(&deployment.pool()),
+        other_pools: deployment.pools().iter().skip(1).map(|path| stores.pool(path)).collect(),
         claims: claims.iter().filter_map(|claim| stores.claims.claim(namespace, claim)).collect(),
         said: context.ask.gateways(deployment::asked(deployment, &pods)),
         pods,

@@ -42,7 +42,7 @@ pub fn keys(change: &Change<'_>, stores: &Stores) -> Vec<(Key, Lane)> {
         Change::Namespace(namespace) => {
             let (_, name) = path(namespace);
             let trains = |job: &CarryOnJob| job.pools().iter().any(PoolPath::is_elsewhere);
-            let serves = |deployment: &CarryOnDeployment| deployment.pool().is_elsewhere();
+            let serves = |deployment: &CarryOnDeployment| deployment.pools().iter().any(PoolPath::is_elsewhere);
             [jobs(stores, name, trains), deployments(stores, name, serves)].concat()
         }
         Change::Listed => {

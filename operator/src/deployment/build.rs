@@ -50,7 +50,8 @@ impl Applied {
 
 /// The pods, rendered today.
 fn template(gateway: &Validated) -> PodTemplateSpec {
-    let mut args = vec![("--pool", gateway.pool.url())];
+    let pools = gateway.pools.iter().enumerate().map(|(place, pool)| (if place == 0 { "--pool" } else { "--other-pool" }, pool.url()));
+    let mut args: Vec<_> = pools.collect();
     let mut mounts = Vec::new();
     for (entry, served) in gateway.heads.iter().filter_map(|entry| Some((entry, entry.served.as_ref()?))) {
         let path = format!("{}/{}", names::HEADS_DIR, entry.name);
@@ -75,7 +76,7 @@ fn template(gateway: &Validated) -> PodTemplateSpec {
         lifetime: Lifetime::Server,
     });
     let annotations = template.metadata.get_or_insert_default().annotations.get_or_insert_default();
-    annotations.insert(names::POOL_ANNOTATION.to_owned(), gateway.pool.to_string());
+    annotations.insert(names::POOL_ANNOTATION.to_owned(), PoolPath::annotation(&gateway.pools));
     template.spec.get_or_insert_default().affinity.get_or_insert_with(|| apart(&gateway.basis.owner));
     template
 }
@@ -97,7 +98,7 @@ pub fn pools(gateways: &Deployment, pods: &[Pod]) -> Vec<PoolPath> {
     let user = meta::namespace(gateways);
     let wanted = gateways.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref());
     let present = pods.iter().map(|pod| &pod.metadata).filter(|pod| pod.deletion_timestamp.is_none());
-    wanted.into_iter().chain(present).filter_map(|metadata| PoolPath::told(metadata.annotations.as_ref(), &user)).collect()
+    wanted.into_iter().chain(present).flat_map(|metadata| PoolPath::told(metadata.annotations.as_ref(), &user)).collect()
 }
 
 /// Renders the children.

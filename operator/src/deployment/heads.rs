@@ -9,7 +9,6 @@ use kube::ResourceExt as _;
 use super::Observed;
 use crate::shared::Refusal;
 use crate::shared::meta::Owner;
-use crate::shared::sharing::{PoolPath, PoolUser as _};
 
 /// A head of the spec.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,7 +51,7 @@ pub fn entries(deployment: &CarryOnDeployment, observed: &Observed, owner: &Owne
 fn entry(deployment: &CarryOnDeployment, head: &Head, observed: &Observed, owner: &Owner) -> Result<Entry, Refusal> {
     let found = resolve(deployment, head, observed, owner);
     let usable = found.clone().and_then(|found| {
-        same_base(head, &found, observed, &deployment.pool())?;
+        same_bases(head, &found, observed, deployment)?;
         served(&found, observed, owner)
     });
     let stable = status_of(deployment, &head.name).and_then(|status| status.stable.as_ref());
@@ -129,18 +128,26 @@ fn served(head: &ServedHead, observed: &Observed, owner: &Owner) -> Result<Serve
     Ok(Served { head: head.clone(), claim: claim.to_owned(), path: path.to_owned() })
 }
 
-/// Of a kept head whose job is gone the base is not known here; the pool refuses one that is not its own.
-fn same_base(entry: &Head, head: &ServedHead, observed: &Observed, pool: &PoolPath) -> Result<(), Refusal> {
-    let artifacts = observed.jobs.iter().filter_map(|job| job.status.as_ref()?.artifact.as_ref());
-    let trained_on = artifacts.into_iter().find(|artifact| artifact.digest == head.digest).map(|artifact| &artifact.base_model_digest);
-    let model = observed.pool.as_ref().and_then(|pool| pool.status.as_ref()?.model.as_ref()).map(|model| &model.identity_digest);
-    match (trained_on, model) {
-        (Some(head), Some(model)) if !head.is_empty() && head != model => Err(Refusal::permanent(
-            "BaseModelDiffers",
-            format!("head {} was trained on base {head}, BaseModelPool {pool} runs {model}: name a pool of the same model", entry.name),
-        )),
-        _ => Ok(()),
+/// Of a kept head whose job is gone the bases are not known here; the gateway refuses one whose bases are not those of the pools.
+fn same_bases(entry: &Head, head: &ServedHead, observed: &Observed, deployment: &CarryOnDeployment) -> Result<(), Refusal> {
+    let mut artifacts = observed.jobs.iter().filter_map(|job| job.status.as_ref()?.artifact.as_ref());
+    let Some(artifact) = artifacts.find(|artifact| artifact.digest == head.digest) else { return Ok(()) };
+    let (pools, others) = (observed.pools(deployment), &artifact.other_base_model_digests);
+    if !others.is_empty() && pools.len() != others.len() + 1 {
+        let (bases, named) = (others.len() + 1, pools.len());
+        let message =
+            format!("head {} reads {bases} bases, spec.pools names {named}: name the pools of its job, in their order", entry.name);
+        return Err(Refusal::permanent("PoolsMissing", message));
     }
+    for (base, (path, pool)) in std::iter::once(&artifact.base_model_digest).chain(others).zip(pools) {
+        let model = pool.and_then(|pool| pool.status.as_ref()?.model.as_ref()).map(|model| &model.identity_digest);
+        if let Some(model) = model.filter(|model| !base.is_empty() && *model != base) {
+            let message =
+                format!("head {} was trained on base {base}, BaseModelPool {path} runs {model}: name a pool of the same model", entry.name);
+            return Err(Refusal::permanent("BaseModelDiffers", message));
+        }
+    }
+    Ok(())
 }
 
 /// Claims that hold the heads `deployment` is to serve: named by the spec, kept in the status, or by complete jobs.

@@ -120,12 +120,13 @@ fn standing(validated: &Validated, applied: &Applied, observed: &Observed) -> St
 
 /// A gateway is not ready before its pool is: then the pool's own message says more.
 fn starting(ready: i32, wanted: i32, validated: &Validated, observed: &Observed) -> String {
-    let status = observed.pool.as_ref().and_then(|pool| pool.status.as_ref());
-    let conditions = status.map_or(&[][..], |status| &status.conditions);
-    let why = match condition::find(conditions, types::READY).filter(|ready| ready.status != "True") {
-        Some(condition) => {
-            format!("BaseModelPool {} is not ready: {}", validated.pool, condition.message)
-        }
+    let found = std::iter::once(observed.pool.as_ref()).chain(observed.other_pools.iter().map(Option::as_ref));
+    let unready = validated.pools.iter().zip(found).find_map(|(path, pool)| {
+        let conditions = &pool?.status.as_ref()?.conditions;
+        Some((path, condition::find(conditions, types::READY).filter(|ready| ready.status != "True")?))
+    });
+    let why = match unready {
+        Some((path, condition)) => format!("BaseModelPool {path} is not ready: {}", condition.message),
         None => silent(&observed.pods).unwrap_or_else(|| "the others push the head".to_owned()),
     };
     format!("{ready} of {wanted} gateways are ready; {why}")

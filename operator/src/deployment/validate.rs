@@ -12,7 +12,7 @@ use super::heads::{Entry, entries};
 use crate::shared::meta::Owner;
 use crate::shared::pods::Basis;
 use crate::shared::revision::{Rendering, Source};
-use crate::shared::sharing::{PoolPath, PoolUser as _};
+use crate::shared::sharing::PoolPath;
 use crate::shared::{Refusal, Settings};
 
 /// A deployment that can be built.
@@ -24,8 +24,8 @@ pub struct Validated {
     pub config: ServeConfig,
     /// The heads, in the order of the spec.
     pub heads: Vec<Entry>,
-    /// The pool.
-    pub pool: PoolPath,
+    /// The pools, at least one.
+    pub pools: Vec<PoolPath>,
     /// API keys.
     pub keys: Vec<ApiKey>,
     /// Gateway pods; none leaves them to an autoscaler.
@@ -39,10 +39,10 @@ pub struct Validated {
 pub fn validate(deployment: &CarryOnDeployment, observed: &Observed, settings: &Settings) -> Result<Validated, Refusal> {
     let owner = Owner::of(deployment, "gateway");
     let spec = &deployment.spec;
-    let pool = deployment.pool();
-    pool.withheld(observed.pool.as_ref()).map_or(Ok(()), Err)?;
+    let pools = observed.pools(deployment);
+    pools.iter().find_map(|(path, pool)| path.withheld(*pool)).map_or(Ok(()), Err)?;
     let heads = entries(deployment, observed, &owner)?;
-    observed.pool.as_ref().ok_or_else(|| pool.lacks())?;
+    pools.iter().find(|(_, pool)| pool.is_none()).map_or(Ok(()), |(path, _)| Err(path.lacks()))?;
     let config = config(deployment, &heads)?;
     // Of the heads, what pods see of them.
     let seen = |entry: &Entry| entry.served.as_ref().map(|served| (served.head.digest.clone(), served.head.uri.clone()));
@@ -52,7 +52,7 @@ pub fn validate(deployment: &CarryOnDeployment, observed: &Observed, settings: &
     Ok(Validated {
         config,
         heads,
-        pool,
+        pools: pools.into_iter().map(|(path, _)| path).collect(),
         keys: spec.api.keys.clone(),
         replicas: spec.replicas,
         basis: Basis::new(owner, &spec.gateway, rendering, settings),

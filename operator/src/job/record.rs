@@ -3,6 +3,7 @@
 
 use carryon_crds::condition::{holding, is_true, types};
 use carryon_crds::job::ArtifactStatus;
+use carryon_crds::wire::limits::MAX_POOLS;
 use carryon_crds::{CarryOnJob, CarryOnJobSpec, CarryOnJobStatus, names};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
@@ -99,6 +100,8 @@ fn possible(artifact: &ArtifactStatus, job: &CarryOnJob) -> bool {
         && printable(&artifact.uri, 1024)
         && digest(&artifact.digest)
         && (artifact.base_model_digest.is_empty() || digest(&artifact.base_model_digest))
+        && artifact.other_base_model_digests.len() < MAX_POOLS
+        && artifact.other_base_model_digests.iter().all(|other| digest(other))
 }
 
 fn printable(text: &str, longest: usize) -> bool {

@@ -155,6 +155,7 @@ fn artifact(job: &CarryOnJob, words: &TerminationMessage) -> Option<ArtifactStat
         uri: names::claim_uri(&output.claim_name, &folder),
         digest,
         base_model_digest: words.base_model_digest.clone().unwrap_or_default(),
+        other_base_model_digests: words.other_base_model_digests.clone(),
     })
 }
 

@@ -156,6 +156,7 @@ impl World<'_> {
         let said = self.ask_all(deployment::asked(deployment, &pods), "/status", GATEWAY_PERIOD);
         deployment::Observed {
             pool: self.shared_pool(&deployment.pool()),
+            other_pools: deployment.pools().iter().skip(1).map(|path| self.shared_pool(path)).collect(),
             claims: claims.iter().filter_map(|claim| self.store.get::<PersistentVolumeClaim>(space, claim)).collect(),
             said,
             url: pods.iter().find_map(address),

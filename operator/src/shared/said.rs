@@ -1,5 +1,6 @@
 //! What workers say, made fit to be kept and shown. A pod is its tenant's: it may say what it likes, and as much as it likes.
 
+use carryon_crds::wire::limits::MAX_POOLS;
 use carryon_crds::wire::{FetchReport, GatewayStatus, Identity, ModelDescription, Progress, TerminationMessage};
 use serde::de::DeserializeOwned;
 
@@ -68,6 +69,12 @@ impl Said for TerminationMessage {
             message: bounded(&self.message, WORDS),
             digest: self.digest.filter(|digest| is_digest(digest)),
             base_model_digest: self.base_model_digest.filter(|digest| is_digest(digest)),
+            other_base_model_digests: self
+                .other_base_model_digests
+                .into_iter()
+                .filter(|digest| is_digest(digest))
+                .take(MAX_POOLS)
+                .collect(),
             progress: self.progress.map(Said::fit),
         }
     }

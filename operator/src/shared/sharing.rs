@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use carryon_crds::deployment::DeploymentPool;
 use carryon_crds::job::JobPool;
 use carryon_crds::pool::{FromNamespaces, SharedNamespaces};
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
@@ -36,10 +37,19 @@ impl PoolPath {
         Self { namespace: namespace.unwrap_or_else(|| user.clone()), name, user, place: 0 }
     }
 
-    /// The pool that a pod with these annotations works with, in the namespace of `user`.
-    pub fn told(annotations: Option<&BTreeMap<String, String>>, user: &str) -> Option<Self> {
-        let (namespace, name) = annotations?.get(names::POOL_ANNOTATION)?.split_once('/')?;
-        Some(Self { namespace: namespace.to_owned(), name: name.to_owned(), user: user.to_owned(), place: 0 })
+    /// The pools that a pod with these annotations works with, in the namespace of `user`.
+    pub fn told(annotations: Option<&BTreeMap<String, String>>, user: &str) -> Vec<Self> {
+        let told = annotations.and_then(|annotations| annotations.get(names::POOL_ANNOTATION));
+        let path = |(place, pool): (usize, &str)| {
+            let (namespace, name) = pool.split_once('/')?;
+            Some(Self { namespace: namespace.to_owned(), name: name.to_owned(), user: user.to_owned(), place })
+        };
+        told.iter().flat_map(|told| told.split(',')).enumerate().filter_map(path).collect()
+    }
+
+    /// What is told of pools by an annotation.
+    pub fn annotation(pools: &[Self]) -> String {
+        pools.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
     }
 
     /// Whether the pool is of another namespace than its user.
@@ -111,6 +121,11 @@ impl PoolUser for CarryOnJob {
 impl PoolUser for CarryOnDeployment {
     fn pool(&self) -> PoolPath {
         PoolPath::new(self, self.spec.pools.first().map(|pool| (&pool.namespace, &pool.name)))
+    }
+
+    fn pools(&self) -> Vec<PoolPath> {
+        let path = |(place, pool): (usize, &DeploymentPool)| PoolPath { place, ..PoolPath::new(self, Some((&pool.namespace, &pool.name))) };
+        self.spec.pools.iter().enumerate().map(path).collect()
     }
 }
 

@@ -76,9 +76,6 @@ impl Fit {
             let message = format!("head {digest} was trained on base {:?}: its {member} is not this pool's", artifact.base.name);
             return Err(WireError::new(ErrorCode::IdentityMismatch, message));
         }
-        if !artifact.shape.others.is_empty() {
-            return Err(invalid("it reads several bases, of which this pool has one".into()));
-        }
         if artifact.shape.hidden_size != self.hidden_size {
             return Err(invalid(format!("hidden_size is {}, the base's is {}", artifact.shape.hidden_size, self.hidden_size)));
         }
@@ -156,9 +153,13 @@ impl Registry {
         self.entries(now).remove(digest).map(drop).ok_or_else(|| missing(digest))
     }
 
-    /// Where the heads held read.
+    /// Where the heads held read that may go on from what others have computed: those that read this base alone.
     pub fn taps(&self, now: Instant) -> BTreeSet<Tap> {
-        self.entries(now).values().flat_map(|entry| entry.head.taps.iter().copied()).collect()
+        self.entries(now)
+            .values()
+            .filter(|entry| entry.head.shape.others.is_empty())
+            .flat_map(|entry| entry.head.taps.iter().copied())
+            .collect()
     }
 
     /// Heads held and their bytes.

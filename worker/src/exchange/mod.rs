@@ -8,6 +8,7 @@ pub mod cache;
 pub mod client;
 pub mod frames;
 pub mod loss;
+pub mod mixing;
 pub mod requests;
 mod sampling;
 pub mod states;

@@ -11,6 +11,8 @@
 //! | `POST /v1/generate` | [`GenerateRequest`] | newline-delimited [`GenerateEvent`]s |
 //! | `POST /v1/classify` | [`ClassifyRequest`] | [`ClassifyResponse`] |
 //!
+//! What heads that read several bases need beside them is in [`super::mixing`].
+//!
 //! Readers ignore unknown members and unknown error codes, so that a version understands the next one. What would change an answer if it were
 //! ignored is refused instead ([`Sampling`]), and a pool that reads it says so ([`SAMPLING_HEADER`]).
 

@@ -13,6 +13,8 @@ use futures::StreamExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
+use super::streamed::Streamed;
+
 /// Longest time between two pieces of a body.
 const STALL: Duration = Duration::from_secs(30);
 /// Bytes of a body that are free of the budget, so that small requests are answered while large ones fill it.
@@ -40,7 +42,8 @@ pub enum BodyError {
     Encoded(String),
 }
 
-/// The room of a process for request bodies.
+/// The room of a process for request bodies. Clones share it.
+#[derive(Clone)]
 pub struct Bodies {
     budget: Arc<Semaphore>,
     /// How long a body may be on its way of which so many bytes have come.
@@ -60,16 +63,22 @@ impl Bodies {
     /// Too long, too slow, broken off, compressed, or no room for it now.
     pub async fn read(&self, request: Request, bound: usize) -> Result<Bytes, BodyError> {
         let (head, body) = request.into_parts();
-        let identity = |encoding: &&[u8]| encoding.is_empty() || encoding.eq_ignore_ascii_case(b"identity");
-        if let Some(encoding) = head.headers.get(CONTENT_ENCODING).map(|value| value.as_bytes()).filter(|encoding| !identity(encoding)) {
-            return Err(BodyError::Encoded(String::from_utf8_lossy(encoding).into_owned()));
-        }
+        plain(&head.headers)?;
         let announced = length(&head.headers).unwrap_or(0);
         if announced > bound {
             return Err(BodyError::TooLarge(bound));
         }
         let room = self.room(places(announced))?;
         self.collect(body, announced, bound, room).await
+    }
+
+    /// A body to be read as it comes.
+    ///
+    /// # Errors
+    /// It is compressed.
+    pub fn stream(&self, request: Request) -> Result<Streamed, BodyError> {
+        plain(request.headers())?;
+        Ok(Streamed::new(self.clone(), request.into_body().into_data_stream()))
     }
 
     async fn collect(&self, body: Body, announced: usize, bound: usize, mut room: OwnedSemaphorePermit) -> Result<Bytes, BodyError> {
@@ -83,15 +92,45 @@ impl Bodies {
             if length > bound {
                 return Err(BodyError::TooLarge(bound));
             }
-            room.merge(self.room(places(length).saturating_sub(room.num_permits()))?);
+            self.grow(&mut room, length)?;
             bytes.extend_from_slice(&piece);
         }
         Ok(Bytes::from_owner(Held { bytes, _room: room }))
     }
 
+    /// Room for so many bytes.
+    pub(super) fn hold(&self, bytes: usize) -> Result<OwnedSemaphorePermit, BodyError> {
+        self.room(places(bytes))
+    }
+
+    /// More room, for `bytes` in all.
+    pub(super) fn grow(&self, room: &mut OwnedSemaphorePermit, bytes: usize) -> Result<(), BodyError> {
+        room.merge(self.room(places(bytes).saturating_sub(room.num_permits()))?);
+        Ok(())
+    }
+
+    /// How long a body of so many bytes may be on its way.
+    pub(super) fn time(&self, bytes: u64) -> Duration {
+        (self.time)(bytes)
+    }
+
+    /// Longest time between two pieces.
+    pub(super) fn stall(&self) -> Duration {
+        self.stall
+    }
+
     fn room(&self, places: usize) -> Result<OwnedSemaphorePermit, BodyError> {
         let places = u32::try_from(places).map_err(|_| BodyError::Busy)?;
         self.budget.clone().try_acquire_many_owned(places).map_err(|_| BodyError::Busy)
+    }
+}
+
+/// Refuses what is compressed.
+fn plain(headers: &HeaderMap) -> Result<(), BodyError> {
+    let identity = |encoding: &&[u8]| encoding.is_empty() || encoding.eq_ignore_ascii_case(b"identity");
+    match headers.get(CONTENT_ENCODING).map(|value| value.as_bytes()).filter(|encoding| !identity(encoding)) {
+        Some(encoding) => Err(BodyError::Encoded(String::from_utf8_lossy(encoding).into_owned())),
+        None => Ok(()),
     }
 }
 
@@ -197,6 +236,14 @@ mod tests {
         assert!(begun.elapsed() > GRACE);
         assert_eq!(bodies.read(request(Some(LENGTH), Body::from_stream(drops(1))), LENGTH).await, Err(BodyError::Late));
         assert_eq!(bodies.budget.available_permits(), LENGTH / PLACE);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_read_as_it_comes_may_not_pause_either() {
+        let bodies = Bodies { stall: Duration::from_millis(5), ..Bodies::new(LARGE) };
+        let never = || request(None, Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>()));
+        assert_eq!(bodies.stream(never()).unwrap().line(9).await, Err(BodyError::Late));
+        assert_eq!(bodies.stream(never()).unwrap().piece().await, Err(BodyError::Late));
     }
 
     #[tokio::test]

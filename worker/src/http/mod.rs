@@ -6,6 +6,7 @@
 mod body;
 mod linger;
 mod server;
+mod streamed;
 
 /// Seconds that answers may go on after a process was told to end: what a pod's 60 seconds of grace leave beside the time in which its address
 /// goes from the Services.
@@ -13,3 +14,4 @@ pub const DRAIN_SECONDS: u64 = 50;
 
 pub use body::{Bodies, BodyError};
 pub use server::{Silence, serve};
+pub use streamed::Streamed;

@@ -12,6 +12,7 @@ use super::ServeError;
 use super::error::ApiError;
 use super::keeper::Keeper;
 use super::metrics::Metrics;
+use super::mixed::OtherPools;
 use super::models::{Head, Model, Models};
 use crate::exchange::wire::{ClassifyRequest, ClassifyResponse, ErrorCode, GenerateEvent, GenerateRequest};
 use crate::exchange::{ClientError, Endpoint, PoolClient};
@@ -24,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How often an answer that broke off is begun again.
 const RESTARTS: usize = 5;
 /// How long one step of the start waits before it says so and begins again.
-const START_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const START_PATIENCE: Duration = Duration::from_secs(10);
 /// Answers of one request that are drawn at once where the pool does not say how many it serves: every pool has places for these.
 const TOGETHER: u32 = 4;
 /// How often a pod may lack a head in one request: it may be dropped between push and use, but not for ever.
@@ -46,6 +47,7 @@ pub(super) struct Gateway {
     /// Keeps the heads there.
     pub(super) keeper: Keeper,
     client: PoolClient,
+    others: OtherPools,
     /// How long a request waits for a pool that restarts or is away.
     patience: Duration,
 }
@@ -55,13 +57,13 @@ impl Gateway {
     /// It speaks for `namespace`. `patience`: how long a request waits for a pool that is away.
     pub(super) async fn connect(
         models: Arc<Models>,
-        pool: &[String],
+        (pool, other_pools): (&[String], &[String]),
         namespace: &str,
         patience: Duration,
         metrics: Metrics,
     ) -> Result<Self, ServeError> {
         let client = PoolClient::connect(pool, START_PATIENCE)?;
-        let model = patiently(|| client.describe()).await?;
+        let mut model = patiently(|| client.describe()).await?;
         for Head { name, artifact } in models.heads() {
             if let Some(member) = artifact.base.identity.difference(&model.identity) {
                 let (head, trained_on) = (name.clone(), artifact.base.name.clone());
@@ -80,11 +82,14 @@ impl Gateway {
             }
             None => None,
         };
+        let others = OtherPools::connect(other_pools, &models, namespace, BUSY_PATIENCE).await?;
+        // A sequence is one of each base.
+        model.limits.max_model_len = others.max_model_len().unwrap_or(u32::MAX).min(model.limits.max_model_len);
         let client = PoolClient::connect(pool, BUSY_PATIENCE)?.bound_to(&model.identity, None).speaking_for(namespace);
         let keeper = Keeper::new(client.clone(), models, metrics.clone());
         keeper.start().await?;
         let tokenizer = Arc::new(Tokenizer::from_json(&json)?);
-        Ok(Self { model, tokenizer, template, metrics, keeper, client, patience })
+        Ok(Self { model, tokenizer, template, metrics, keeper, client, others, patience })
     }
 
     /// Starts an answer and waits for its first event, so that everything that can fail before it still can be told as a
@@ -93,24 +98,33 @@ impl Gateway {
         let started = Instant::now();
         let mut attempts = self.attempts(model.head.as_deref(), Some(admitted));
         loop {
-            let asked = self.client.generate(attempts.endpoint.as_ref(), request).await;
+            let asked = self.ask(model, attempts.endpoint.as_ref(), request).await;
             let error = match asked {
-                Ok(events) => {
-                    let mut events = events.boxed();
-                    match events.next().await {
-                        Some(Ok(GenerateEvent::Error { error })) => return Err(error.into()),
-                        Some(Ok(first)) => {
-                            admitted.store(true, Ordering::Relaxed);
-                            self.metrics.first_token.observe(started.elapsed().as_secs_f64());
-                            return Ok(futures::stream::once(async { Ok(first) }).chain(events).boxed());
-                        }
-                        Some(Err(error)) => error,
-                        None => return Err(ApiError::unavailable("The pool gave no answer.")),
+                Ok(mut events) => match events.next().await {
+                    Some(Ok(GenerateEvent::Error { error })) => return Err(error.into()),
+                    Some(Ok(first)) => {
+                        admitted.store(true, Ordering::Relaxed);
+                        self.metrics.first_token.observe(started.elapsed().as_secs_f64());
+                        return Ok(futures::stream::once(async { Ok(first) }).chain(events).boxed());
                     }
-                }
+                    Some(Err(error)) => error,
+                    None => return Err(ApiError::unavailable("The pool gave no answer.")),
+                },
                 Err(error) => error,
             };
             self.recover(error, &mut attempts).await?;
+        }
+    }
+
+    /// Asks the first pool, and where the head has a say and reads several bases, the others beside it.
+    async fn ask(&self, model: &Model, endpoint: Option<&Endpoint>, request: &GenerateRequest) -> Result<Events, ClientError> {
+        let mixes = |head: &&Arc<Head>| {
+            let shape = &head.artifact.shape;
+            !shape.others.is_empty() && request.alpha.unwrap_or(shape.alpha) != 0.0
+        };
+        match model.head.as_ref().filter(mixes) {
+            Some(head) => self.others.generate((&self.client, &self.model.identity), head, endpoint, request).await,
+            None => Ok(self.client.generate(endpoint, request).await?.boxed()),
         }
     }
 
@@ -195,7 +209,7 @@ fn is_busy(error: &ClientError) -> bool {
 }
 
 /// Waits for the pool without end: pods come when they come.
-async fn patiently<T, F: Future<Output = Result<T, ClientError>>>(ask: impl Fn() -> F) -> Result<T, ClientError> {
+pub(super) async fn patiently<T, F: Future<Output = Result<T, ClientError>>>(ask: impl Fn() -> F) -> Result<T, ClientError> {
     loop {
         match ask().await {
             Err(error) if error.is_transient() => tracing::warn!("waiting for the pool: {error}"),

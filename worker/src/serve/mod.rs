@@ -19,6 +19,7 @@ mod generation;
 mod keeper;
 mod key;
 mod metrics;
+mod mixed;
 mod models;
 mod origins;
 mod parameters;
@@ -32,6 +33,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use carryon_crds::job::Task;
 use carryon_crds::wire::{ExitCode, ServeConfig};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -100,6 +102,24 @@ pub enum ServeError {
         /// Model of the pool.
         pool: String,
     },
+    /// A head reads more or fewer bases than there are pools.
+    #[error("head {head:?} reads {trained_on} bases beside the first, and --other-pool was given {found} times: give it once for each")]
+    OtherPools {
+        /// The head.
+        head: String,
+        /// Its further bases.
+        trained_on: usize,
+        /// Pools.
+        found: usize,
+    },
+    /// A head of several bases has a task that is served of one base alone.
+    #[error("head {head:?} was trained for {task:?}: of heads that read several bases those for CausalLM are served")]
+    MixedTask {
+        /// The head.
+        head: String,
+        /// Its task.
+        task: Task,
+    },
     /// The tokenizer is not the one the pool names.
     #[error("the pool's tokenizer has another digest than the pool says")]
     Tokenizer,
@@ -135,7 +155,11 @@ impl ServeError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Config { .. } | Self::HeadCount { .. } | Self::DuplicateName { .. } => ExitCode::Configuration,
-            Self::Identity { .. } | Self::Text(_) | Self::Pool(ClientError::Address { .. }) => ExitCode::Configuration,
+            Self::OtherPools { .. }
+            | Self::MixedTask { .. }
+            | Self::Identity { .. }
+            | Self::Text(_)
+            | Self::Pool(ClientError::Address { .. }) => ExitCode::Configuration,
             Self::Artifact { cause: HeadFileError::Read { .. }, .. } => ExitCode::Retryable,
             Self::Artifact { .. } => ExitCode::Data,
             Self::Push { .. } | Self::Pool(_) | Self::Tokenizer | Self::System { .. } | Self::Metrics(_) => ExitCode::Retryable,
@@ -161,6 +185,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode, ServeError> {
         let settings = Settings {
             config: read_config(&args.config)?,
             pool: args.pool.clone(),
+            other_pools: args.other_pool.clone(),
             heads: args.head.clone(),
             api_key_files: args.api_key_file.clone(),
             patience: Duration::from_secs(args.patience_seconds),
@@ -185,6 +210,8 @@ pub struct Settings {
     pub config: ServeConfig,
     /// Base URLs of the pool.
     pub pool: Vec<String>,
+    /// URLs of the further pools, in the order in which heads that read several bases name them.
+    pub other_pools: Vec<String>,
     /// Folder of each head's artifact.
     pub heads: Vec<PathBuf>,
     /// Files with the keys of which clients must send one; none is asked for when there are none.
@@ -202,7 +229,7 @@ pub struct Settings {
 /// # Errors
 /// As for [`run`].
 pub async fn serve(listener: TcpListener, settings: Settings, told_to_stop: impl Future<Output = ()>) -> Result<(), ServeError> {
-    let Settings { config, pool, heads, api_key_files, patience, renewal, drain } = settings;
+    let Settings { config, pool, other_pools, heads, api_key_files, patience, renewal, drain } = settings;
     let keys = api_key_files.into_iter().map(Key::new).collect();
     let app = App::new(Models::read(&config, &heads)?, keys, Metrics::new()?);
     let (stop, mut stopped) = watch::channel(());
@@ -215,7 +242,7 @@ pub async fn serve(listener: TcpListener, settings: Settings, told_to_stop: impl
     tokio::select! {
         // It ends when it is told to.
         () = &mut server => return Ok(()),
-        error = keep(&app, &pool, &config.namespace, patience, renewal) => return Err(error),
+        error = keep(&app, (&pool, &other_pools), &config.namespace, patience, renewal) => return Err(error),
         () = told_to_stop => tracing::info!("stopping: answers that have begun may end"),
     }
     drop(stop);
@@ -226,9 +253,9 @@ pub async fn serve(listener: TcpListener, settings: Settings, told_to_stop: impl
 }
 
 /// Makes the app ready and keeps the heads in the pool; returns only when that is impossible.
-async fn keep(app: &App, pool: &[String], namespace: &str, patience: Duration, renewal: Duration) -> ServeError {
+async fn keep(app: &App, pools: (&[String], &[String]), namespace: &str, patience: Duration, renewal: Duration) -> ServeError {
     app.keys_usable().await;
-    let gateway = match Gateway::connect(app.models.clone(), pool, namespace, patience, app.metrics.clone()).await {
+    let gateway = match Gateway::connect(app.models.clone(), pools, namespace, patience, app.metrics.clone()).await {
         Ok(gateway) => app.gateway.get_or_init(|| Arc::new(gateway)),
         Err(error) => return error,
     };

@@ -64,6 +64,7 @@ pub(super) fn finish<B: Backward>(
         message: summary(&manifest) + &left_out(data),
         digest: Some(artifact.digest.clone()),
         base_model_digest: Some(base.description.identity.digest()),
+        other_base_model_digests: base.others.iter().map(|other| other.description.identity.digest()).collect(),
         progress: Some(progress),
     };
     run.lock.check()?;

@@ -55,7 +55,13 @@ pub fn run_until(args: &TrainArgs, stop: &Stop) -> Result<ExitCode, TrainError> 
     console.finish();
     let message = match &ended {
         Ok(message) => message.clone(),
-        Err(error) => TerminationMessage { message: error.to_string(), digest: None, base_model_digest: None, progress: None },
+        Err(error) => TerminationMessage {
+            message: error.to_string(),
+            digest: None,
+            base_model_digest: None,
+            other_base_model_digests: Vec::new(),
+            progress: None,
+        },
     };
     let progress = snapshot.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
     output::last_words(

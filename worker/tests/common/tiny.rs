@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use carryon_worker::text::{Tokenizer, Vocabulary};
 use safetensors::tensor::{Dtype, TensorView};
 
 /// Sizes of the checkpoint; odd ones on purpose, so that no panel and no block is full.
@@ -43,6 +44,13 @@ impl Random {
     pub fn unit(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
+}
+
+/// The tokens of [`Tiny::folder`]: the last five are control tokens.
+pub fn vocabulary() -> Vec<String> {
+    let mut tokens: Vec<String> = ('!'..='~').map(String::from).collect();
+    tokens.extend(["Ġ", "Ċ", "<|a|>", "<|b|>", "<|c|>", "<|d|>", "<|e|>"].map(str::to_owned));
+    tokens
 }
 
 /// Shape and values.
@@ -104,6 +112,19 @@ impl Tiny {
             .map(|(name, (shape, values))| (name, TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(values)).unwrap()))
             .collect();
         safetensors::serialize_to_file(views, None, &folder.join("model.safetensors")).unwrap();
+    }
+
+    /// A folder of its own with the checkpoint and a tokenizer, the same for all of 101 tokens.
+    pub fn folder(&self) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        self.write(folder.path());
+        let tokens = vocabulary();
+        assert_eq!(tokens.len(), self.vocabulary);
+        let token_types = tokens.iter().map(|token| if token.starts_with("<|") { 3 } else { 1 }).collect();
+        let vocabulary = Vocabulary { tokens, token_types, pre: Some("gpt-2".to_owned()), ..Vocabulary::default() };
+        let json = Tokenizer::from_vocabulary(&vocabulary).unwrap().to_json().unwrap();
+        fs::write(folder.path().join("tokenizer.json"), json).unwrap();
+        folder
     }
 
     /// The same checkpoint as a GGUF file of f32 tensors, queries and keys interleaved as its converter leaves them.

@@ -8,6 +8,7 @@ mod clients;
 mod common;
 mod heads;
 mod keys;
+mod mixed;
 mod real_pool;
 mod scripted_pool;
 
@@ -75,7 +76,16 @@ fn settings_of(folder: &Path, heads: &[(&str, &[u8])], pool: String) -> Settings
     let (heads, folders) = heads.iter().map(entry).unzip();
     let config = ServeConfig { base_model_name: "maths-base".into(), heads, allowed_origins: vec![], namespace: "team".to_owned() };
     let (patience, renewal) = (Duration::from_secs(2), Duration::from_secs(120));
-    Settings { config, pool: vec![pool], heads: folders, api_key_files: vec![], patience, renewal, drain: Duration::from_secs(25) }
+    Settings {
+        config,
+        pool: vec![pool],
+        other_pools: vec![],
+        heads: folders,
+        api_key_files: vec![],
+        patience,
+        renewal,
+        drain: Duration::from_secs(25),
+    }
 }
 
 impl Gateway {

@@ -147,6 +147,7 @@ async fn gateway(pool: String, head: PathBuf, digest: String) -> String {
     let settings = Settings {
         config: ServeConfig { base_model_name: "base".to_owned(), heads, allowed_origins: vec![], namespace: "default".to_owned() },
         pool: vec![pool],
+        other_pools: vec![],
         heads: vec![head],
         api_key_files: vec![],
         patience: Duration::from_secs(30),

@@ -8,6 +8,7 @@ mod engine;
 mod heads;
 mod loss;
 mod memory;
+mod outside;
 mod prompts;
 mod sequence;
 mod states;
@@ -27,6 +28,7 @@ use crate::model::Model;
 use engine::Engine;
 
 pub use loss::LossJob;
+pub use outside::{Follow, FollowOut, OtherRows};
 pub use sequence::{Answer, HeadUse, Purpose, Score, Sequence};
 pub use states::{Room, StatesJob, StatesOut};
 
@@ -61,7 +63,7 @@ pub enum Job {
     States(Trainer, StatesJob),
     /// Losses for a trainer.
     Loss(Trainer, LossJob),
-    /// A reader has taken states: a job may have become ready.
+    /// A reader has taken states, or something has come from outside: a job or a sequence may go on. Or whoever waited for one went away.
     Wake,
 }
 
@@ -74,6 +76,8 @@ pub struct Device {
     training: Arc<Semaphore>,
     states: Arc<Semaphore>,
     states_bytes: u64,
+    /// Room for the rows that go between pools, beside those of trainers.
+    rows: Arc<Semaphore>,
 }
 
 impl Device {
@@ -95,6 +99,7 @@ impl Device {
             training: places(TRAINING_PLACES),
             states: places(states::units(limits.states_bytes)),
             states_bytes: limits.states_bytes,
+            rows: places(states::units(limits.states_bytes)),
         };
         let engine = Engine::new(model, host, limits, registry, metrics)?;
         let owner = thread::Owner::new(engine, limits, receiver);
@@ -120,6 +125,11 @@ impl Device {
     /// Room for the states of a reader, at `token_bytes` a token.
     pub fn room(&self, token_bytes: usize) -> Room {
         Room::new(self.states.clone(), self.states_bytes, token_bytes)
+    }
+
+    /// Room for `bytes` of rows that go between pools; who asks for more than there is has all of it.
+    pub fn rows_room(&self, bytes: u64) -> std::result::Result<OwnedSemaphorePermit, WireError> {
+        places(&self.rows, states::units(bytes).min(states::units(self.states_bytes)))
     }
 
     /// Hands a job over.

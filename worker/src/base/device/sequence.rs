@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
 
+use super::outside::{Follow, OtherRows};
 use crate::base::pages::{BlockHash, Chain, Lease};
 use crate::base::registry::LoadedHead;
 use crate::base::sampling::{Row, Sampler, Sight, logprob_blocks, logprobs};
@@ -27,12 +29,14 @@ pub struct HeadUse {
     pub shared: usize,
     /// Pages of the table, from the first on, that no later position sees: they were given back.
     pub gone: usize,
+    /// What it reads of further bases, if it does.
+    pub others: Option<OtherRows>,
 }
 
 impl HeadUse {
     /// `head` at the beginning of a sequence.
     pub fn new(head: Arc<LoadedHead>, alpha: f64) -> Self {
-        Self { head, alpha, table: PageTable::default(), shared: 0, gone: 0 }
+        Self { head, alpha, table: PageTable::default(), shared: 0, gone: 0, others: None }
     }
 }
 
@@ -49,6 +53,8 @@ pub enum Purpose {
         /// Who waits for it.
         scores: UnboundedSender<Score>,
     },
+    /// The states of tokens that another pool chooses.
+    Follow(Follow),
 }
 
 /// An answer in the making.
@@ -97,6 +103,8 @@ pub struct Sequence {
     pub purpose: Purpose,
     /// Whether nothing more comes out.
     pub finished: bool,
+    /// Who wants to know that it is admitted, until it is.
+    pub admitted: Option<oneshot::Sender<()>>,
     /// Its place in the bounded queue.
     pub permit: Arc<OwnedSemaphorePermit>,
 }
@@ -128,6 +136,7 @@ impl Sequence {
             head,
             purpose,
             finished: false,
+            admitted: None,
             permit,
         }
     }
@@ -137,12 +146,15 @@ impl Sequence {
         match &self.purpose {
             Purpose::Answer(answer) => self.prompt.saturating_add(answer.max_tokens).min(self.max_length),
             Purpose::Classify { .. } => self.prompt,
+            Purpose::Follow(follow) => self.prompt.saturating_add(follow.max_tokens).min(self.max_length),
         }
     }
 
-    /// Whether it may go on from what others have computed. Who scores its prompt needs the logits of every position, a classifier its features.
+    /// Whether it may go on from what others have computed. Who scores its prompt needs the logits of every position, a classifier its features, who
+    /// follows its states; and of a head that reads further bases their rows are not kept.
     pub fn is_shareable(&self) -> bool {
-        matches!(&self.purpose, Purpose::Answer(answer) if answer.prompt_logprobs.is_none())
+        let mixes = self.head.as_ref().is_some_and(|own| own.others.is_some());
+        !mixes && matches!(&self.purpose, Purpose::Answer(answer) if answer.prompt_logprobs.is_none())
     }
 
     /// Names of the blocks that it could go on from: the prompt's last token runs in any case, for its logits.
@@ -164,7 +176,7 @@ impl Sequence {
                 let own = (answer.logprobs.is_some() || !answer.sampler.is_greedy()).then(|| answer.sampler.temperature());
                 (own, answer.logprobs.and(Some(1.0)).filter(|plain| own != Some(*plain)))
             }
-            Purpose::Classify { .. } => (None, None),
+            Purpose::Classify { .. } | Purpose::Follow(_) => (None, None),
         };
         own.into_iter().chain(plain)
     }
@@ -184,9 +196,9 @@ impl Sequence {
         blocks
     }
 
-    /// What the sequence needs to go on.
+    /// What the sequence needs to go on, of what can run now.
     pub fn demand(&self) -> Demand {
-        match self.tokens.len() - self.done {
+        match (self.tokens.len() - self.done).min(self.can_run()) {
             1 if self.done >= self.prompt => Demand::Decode,
             tokens => Demand::Prefill(tokens),
         }
@@ -198,6 +210,7 @@ impl Sequence {
             && match &self.purpose {
                 Purpose::Answer(answer) => !answer.events.is_closed(),
                 Purpose::Classify { scores, .. } => !scores.is_closed(),
+                Purpose::Follow(follow) => follow.is_wanted(),
             }
     }
 
@@ -263,10 +276,15 @@ impl Sequence {
 
     /// Ends the sequence with an error; its neighbours go on.
     pub fn fail(&mut self, code: ErrorCode, message: &str) {
-        let error = WireError::new(code, message);
+        self.fail_with(WireError::new(code, message));
+    }
+
+    /// The same, with an error that somebody else has found.
+    pub fn fail_with(&mut self, error: WireError) {
         let _ = match &self.purpose {
             Purpose::Answer(answer) => answer.events.send(GenerateEvent::Error { error }).is_ok(),
             Purpose::Classify { place, scores, .. } => scores.send((*place, Err(error))).is_ok(),
+            Purpose::Follow(follow) => follow.fail(error),
         };
         self.finished = true;
     }

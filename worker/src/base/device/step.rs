@@ -7,8 +7,8 @@ use std::time::Instant;
 use super::answers::{LogitRow, answer, logit_rows};
 use super::engine::Engine;
 use super::heads::{self, Group};
-use super::prompts;
 use super::sequence::{Purpose, Sequence};
+use super::{outside, prompts};
 use crate::base::metrics::Class;
 use crate::base::schedule::Demand;
 use crate::head::Runner;
@@ -57,7 +57,8 @@ fn run<B: Backend>(engine: &mut Engine<B>, parts: &mut [&mut Sequence], rows: &[
 
     let row = |wanted: &LogitRow| (rows[wanted.place].start + wanted.position - parts[wanted.place].done) as u32;
     let mut captures = vec![Capture { tap: Tap::Final, rows: Some(logit_rows.iter().map(row).collect()) }];
-    groups.iter().for_each(|group| captures.extend(heads::captures(group, rows)));
+    let followers = outside::followers(parts);
+    groups.iter().chain(&followers).for_each(|group| captures.extend(heads::captures(group, rows)));
     let kept_rows: Vec<u32> = blocks.iter().flat_map(|block| block.first as u32..(block.first + PAGE) as u32).collect();
     captures.extend(kept_taps.iter().map(|tap| Capture { tap: *tap, rows: Some(kept_rows.clone()) }));
 
@@ -66,11 +67,17 @@ fn run<B: Backend>(engine: &mut Engine<B>, parts: &mut [&mut Sequence], rows: &[
     let mut states = states.into_iter();
     let mut y = states.next().unwrap_or_default();
     for group in &groups {
-        let columns: Vec<B::Rows> = states.by_ref().take(group.taps.len()).collect();
+        let mut columns: Vec<B::Rows> = states.by_ref().take(group.taps.len()).collect();
+        columns.extend(outside::columns(engine, parts, rows, group)?);
         run_heads(engine, parts, rows, group, &columns, &logit_rows, &mut y)?;
+    }
+    for group in &followers {
+        let columns: Vec<B::Rows> = states.by_ref().take(group.taps.len()).collect();
+        outside::send(engine, parts, rows, group, &columns)?;
     }
     for (part, rows) in parts.iter_mut().zip(rows) {
         part.done += rows.len();
+        part.forget_read();
     }
     answer(engine, parts, &logit_rows, &y)?;
     for part in parts.iter_mut() {

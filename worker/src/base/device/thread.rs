@@ -10,7 +10,7 @@ use super::sequence::Sequence;
 use super::states::{self, StatesJob};
 use super::{EngineLimits, Job, SERVING_PLACES_EACH, heads, step};
 use crate::base::metrics::Class;
-use crate::base::schedule::{Kind, Schedule, Tokens, Turn, Work};
+use crate::base::schedule::{Demand, Kind, Schedule, Tokens, Turn, Work};
 use crate::exchange::wire::ErrorCode;
 use crate::kernel::{Backend, Result};
 
@@ -55,7 +55,8 @@ impl<B: Backend> Owner<B> {
     fn until_capture(&mut self) -> Result<Option<(Work, usize)>> {
         loop {
             self.receive()?;
-            match self.schedule.turn(StatesJob::is_ready) {
+            let can_serve = step::demands(self.schedule.serving.active()).iter().any(|demand| *demand != Demand::Prefill(0));
+            match self.schedule.turn(can_serve, StatesJob::is_ready) {
                 Turn::Serve => self.serve()?,
                 Turn::Train(Kind::Loss, work, rows) => self.losses(work, rows)?,
                 Turn::Train(Kind::Capture, work, rows) => return Ok(Some((work, rows))),
@@ -102,8 +103,15 @@ impl<B: Backend> Owner<B> {
             self.accept(job)?;
         }
         let (memory, schedule) = (&mut self.engine.memory, &mut self.schedule);
+        schedule.serving.active().iter_mut().for_each(Sequence::hear);
         schedule.serving.active().iter_mut().filter(|sequence| !sequence.is_wanted()).for_each(|sequence| memory.release(sequence));
-        schedule.serving.refresh(Sequence::is_wanted, |sequence| memory.admit(sequence))?;
+        let admit = |sequence: &mut Sequence| -> Result<bool> {
+            let admitted = memory.admit(sequence)?;
+            // Who waited for it may be gone.
+            let _ = sequence.admitted.take_if(|_| admitted).map(|told| told.send(()));
+            Ok(admitted)
+        };
+        schedule.serving.refresh(Sequence::is_wanted, admit)?;
         schedule.losses.retain(LossJob::is_wanted);
         schedule.captures.retain(StatesJob::is_wanted);
         let (active, waiting) = schedule.serving.lengths();

@@ -4,6 +4,7 @@ use carryon_crds::common::Taps;
 use carryon_crds::wire::ModelDescription;
 
 use crate::exchange::LossRequest;
+use crate::exchange::mixing::FollowRequest;
 use crate::exchange::wire::{ErrorCode, GenerateRequest, MAX_LOGIT_BIAS, MAX_LOGPROBS, Sampling, WireError};
 
 type Checked = Result<(), WireError>;
@@ -16,7 +17,7 @@ fn too_large(message: String) -> Checked {
     Err(WireError::new(ErrorCode::TooLarge, message))
 }
 
-fn tokens(what: &str, tokens: &[u32], model: &ModelDescription) -> Checked {
+pub(super) fn tokens(what: &str, tokens: &[u32], model: &ModelDescription) -> Checked {
     match tokens.iter().find(|token| **token >= model.vocab_size) {
         Some(token) => invalid(format!("{what} holds token {token}, the vocabulary has {}", model.vocab_size)),
         None => Ok(()),
@@ -69,6 +70,20 @@ pub(super) fn loss(request: &LossRequest, model: &ModelDescription) -> Checked {
         return too_large(format!("{rows} rows exceed {most}"));
     }
     request.targets.as_ref().map_or(Ok(()), |targets| tokens("targets", targets, model))
+}
+
+/// A sequence that is followed, to where it may go.
+pub(super) fn follow(request: &FollowRequest, model: &ModelDescription) -> Checked {
+    let FollowRequest { prompt, max_tokens, taps: read } = request;
+    taps(read, model)?;
+    if prompt.is_empty() {
+        return invalid("prompt is empty".to_owned());
+    }
+    let (whole, longest) = (prompt.len() as u64 + u64::from(*max_tokens), model.limits.max_model_len);
+    if whole > longest.into() {
+        return too_large(format!("prompt and max_tokens are {whole} tokens, more than {longest}"));
+    }
+    tokens("prompt", prompt, model)
 }
 
 /// Prompt and parameters of an answer.

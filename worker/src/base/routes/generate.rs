@@ -17,7 +17,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::{Pool, Ready, Refusal, body, check};
 use crate::base::device::{Answer, HeadUse, Job, Purpose, Sequence};
-use crate::base::registry::expect_task;
+use crate::base::registry::{LoadedHead, expect_task};
 use crate::base::sampling::Sampler;
 use crate::exchange::wire::{
     ClassifyRequest, ClassifyResponse, ErrorCode, GenerateEvent, GenerateRequest, NAMESPACE_HEADER, NDJSON, SAMPLING_HEADER,
@@ -32,7 +32,11 @@ pub(super) async fn generate(State(pool): State<Arc<Pool>>, request: Request) ->
     check::generate(&request, &ready.description)?;
     let permit = ready.device.serving_places(1)?;
     let (events, mut received) = unbounded_channel();
-    ready.device.submit(Job::Serve(vec![sequence(ready, request, &namespace, events, permit)?]))?;
+    let head = head(ready, &request)?;
+    if let Some(own) = head.as_ref().filter(|own| !own.head.shape.others.is_empty()) {
+        return Err(reads_others(&own.head, "generate-mixed"));
+    }
+    ready.device.submit(Job::Serve(vec![sequence(ready, request, &namespace, head, events, permit)]))?;
     let first = match received.recv().await {
         Some(GenerateEvent::Error { error }) => return Err(error.into()),
         Some(event) => event,
@@ -42,30 +46,39 @@ pub(super) async fn generate(State(pool): State<Arc<Pool>>, request: Request) ->
     Ok(([(CONTENT_TYPE.as_str(), NDJSON), (SAMPLING_HEADER, "1")], Body::from_stream(events)).into_response())
 }
 
-fn line(event: &GenerateEvent) -> Bytes {
+pub(super) fn line(event: &GenerateEvent) -> Bytes {
     // Events are plain structs without maps: writing them cannot fail.
     let mut line = serde_json::to_vec(event).unwrap_or_default();
     line.push(b'\n');
     line.into()
 }
 
-fn sequence(
+/// Refuses a head whose other bases this request says nothing of.
+fn reads_others(head: &LoadedHead, route: &str) -> Refusal {
+    let (digest, others) = (&head.digest, head.shape.others.len());
+    let message = format!("head {digest} reads {others} further bases: their states come with the request (POST /v1/{route})");
+    Refusal::new(ErrorCode::InvalidRequest, message)
+}
+
+/// The head that an answer is made with, if any.
+pub(super) fn head(ready: &Ready, request: &GenerateRequest) -> Result<Option<HeadUse>, Refusal> {
+    // Even where α = 0 bypasses it: a missing head is said so whatever α is.
+    let Some(digest) = &request.head else { return Ok(None) };
+    let head = ready.registry.get(digest, Instant::now())?;
+    expect_task(&head, false)?;
+    let alpha = request.alpha.unwrap_or(head.shape.alpha);
+    Ok((alpha != 0.0).then(|| HeadUse::new(head, alpha)))
+}
+
+/// An answer in the making.
+pub(super) fn sequence(
     ready: &Ready,
     request: GenerateRequest,
     namespace: &str,
+    head: Option<HeadUse>,
     events: UnboundedSender<GenerateEvent>,
     permit: OwnedSemaphorePermit,
-) -> Result<Sequence, Refusal> {
-    let head = match &request.head {
-        // Even where α = 0 bypasses it: a missing head is said so whatever α is.
-        Some(digest) => {
-            let head = ready.registry.get(digest, Instant::now())?;
-            expect_task(&head, false)?;
-            let alpha = request.alpha.unwrap_or(head.shape.alpha);
-            (alpha != 0.0).then(|| HeadUse::new(head, alpha))
-        }
-        None => None,
-    };
+) -> Sequence {
     let answer = Answer {
         events,
         sampler: Sampler::new(&request),
@@ -75,10 +88,10 @@ fn sequence(
         max_tokens: request.max_tokens as usize,
         scored: if request.prompt_logprobs.is_some() { vec![None] } else { Vec::new() },
     };
-    Ok(new_sequence(ready, request.prompt, namespace, head, Purpose::Answer(Box::new(answer)), Arc::new(permit)))
+    new_sequence(ready, request.prompt, namespace, head, Purpose::Answer(Box::new(answer)), Arc::new(permit))
 }
 
-fn new_sequence(
+pub(super) fn new_sequence(
     ready: &Ready,
     tokens: Vec<u32>,
     namespace: &str,
@@ -90,7 +103,7 @@ fn new_sequence(
 }
 
 /// The namespace that the client says it speaks for.
-fn namespace(request: &Request) -> String {
+pub(super) fn namespace(request: &Request) -> String {
     let named = request.headers().get(NAMESPACE_HEADER).and_then(|value| value.to_str().ok());
     named.unwrap_or_default().to_owned()
 }
@@ -104,6 +117,12 @@ pub(super) async fn classify(State(pool): State<Arc<Pool>>, request: Request) ->
     let permit = Arc::new(ready.device.serving_places(request.sequences.len())?);
     let head = ready.registry.get(&request.head, Instant::now())?;
     expect_task(&head, true)?;
+    if !head.shape.others.is_empty() {
+        return Err(Refusal::new(
+            ErrorCode::InvalidRequest,
+            format!("head {} reads several bases: texts are not judged so yet", head.digest),
+        ));
+    }
     let (scores, mut received) = unbounded_channel();
     let mut collected: Vec<Vec<f32>> = vec![Vec::new(); request.sequences.len()];
     let sequences = request.sequences.into_iter().enumerate().map(|(place, tokens)| {

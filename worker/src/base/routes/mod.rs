@@ -4,6 +4,7 @@ mod body;
 mod check;
 mod generate;
 mod heads;
+mod mixing;
 mod states;
 
 use std::ops::Range;
@@ -82,6 +83,12 @@ impl Refusal {
     }
 }
 
+impl From<Refusal> for WireError {
+    fn from(refusal: Refusal) -> Self {
+        refusal.0
+    }
+}
+
 impl From<WireError> for Refusal {
     fn from(error: WireError) -> Self {
         Self(error)
@@ -123,6 +130,8 @@ pub fn router(pool: Arc<Pool>) -> Router {
         .route("/v1/heads/{digest}", put(heads::put).get(heads::get).delete(heads::delete))
         .route("/v1/generate", post(generate::generate))
         .route("/v1/classify", post(generate::classify))
+        .route("/v1/follow", post(mixing::follow))
+        .route("/v1/generate-mixed", post(mixing::generate))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))

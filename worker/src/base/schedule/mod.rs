@@ -115,10 +115,10 @@ impl<S, L, C> Schedule<S, L, C> {
         self.capture_pace.rows(if self.waiting.sequences { PIECE } else { PIECE_ALONE }, LEAST_PIECE)
     }
 
-    /// Chooses what runs next. `ready` says whether a capture can begin now: its reader may be slow.
-    pub fn turn(&mut self, ready: impl Fn(&C) -> bool) -> Turn {
+    /// Chooses what runs next. `sequences` says whether an active one has something to run now: all may wait for what comes from outside. `ready` says
+    /// whether a capture can begin now: its reader may be slow.
+    pub fn turn(&mut self, sequences: bool, ready: impl Fn(&C) -> bool) -> Turn {
         let (loss, capture) = (self.losses.work(|_| true), self.captures.work(ready));
-        let sequences = self.serving.lengths().0 > 0;
         self.waiting = Waiting { sequences, loss: loss.is_some(), capture: capture.is_some() };
         if capture.is_none() {
             self.capture_share.reset();

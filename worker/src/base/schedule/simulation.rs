@@ -78,7 +78,8 @@ impl World {
     fn run(mut self, end: f64) -> Self {
         while self.now < end {
             self.arrive();
-            match self.schedule.turn(|_| true) {
+            let sequences = self.schedule.serving.lengths().0 > 0;
+            match self.schedule.turn(sequences, |_| true) {
                 Turn::Serve => self.serve(),
                 Turn::Train(kind, work, rows) => self.train(kind, work, rows),
                 Turn::Idle => self.now += 0.001,
@@ -269,7 +270,7 @@ fn what_was_held_up_is_made_up_for_little_by_little() {
     let mut round = |step: f64, slice: Option<f64>| {
         let (mut steps, mut trained) = (0, 0.0);
         loop {
-            match schedule.turn(|()| true) {
+            match schedule.turn(true, |()| true) {
                 Turn::Serve if trained > 0.0 => return (steps, trained),
                 Turn::Serve => {
                     steps += 1;
@@ -330,4 +331,15 @@ fn whatever_comes_nothing_starves() {
             assert!(request.slowest > 0.0 && request.slowest < 3.0 * needed + 10.0, "{case}: {} of {needed}", request.slowest);
         }
     }
+}
+
+#[test]
+fn sequences_that_wait_for_what_comes_from_outside_leave_the_device_to_training_or_idle() {
+    let mut schedule: Schedule<(), (), ()> = Schedule::new(4, 2048);
+    schedule.serving.push(());
+    schedule.serving.refresh(|()| true, |()| Ok::<_, ()>(true)).unwrap();
+    assert_eq!(schedule.turn(false, |()| true), Turn::Idle);
+    assert_eq!(schedule.turn(true, |()| true), Turn::Serve);
+    schedule.captures.push(1, ());
+    assert!(matches!(schedule.turn(false, |()| true), Turn::Train(Kind::Capture, ..)));
 }

@@ -9,6 +9,8 @@ use reqwest::{Body, Method, RequestBuilder};
 use tokio::fs::File;
 use tokio::io::AsyncReadExt as _;
 
+use super::open::OpenBody;
+
 /// Bytes of a file that are read at a time.
 const READ_BYTES: usize = 1 << 20;
 
@@ -33,6 +35,8 @@ pub enum Payload {
         /// Its bytes.
         length: u64,
     },
+    /// One that goes on while it is answered; it cannot be sent again.
+    Open(OpenBody),
 }
 
 impl Payload {
@@ -94,6 +98,7 @@ impl Call {
                     .header(CONTENT_LENGTH, pieces.iter().map(Bytes::len).sum::<usize>())
                     .body(Body::wrap_stream(iter(pieces.to_vec()).map(Ok::<_, std::io::Error>))),
             },
+            Payload::Open(body) => request.body(body.take()),
             Payload::File { path, length } => request.header(CONTENT_LENGTH, *length).body(read(path.clone())),
         }
     }

@@ -9,6 +9,7 @@ mod connections;
 mod endpoints;
 mod error;
 mod numerics;
+mod open;
 mod patience;
 mod streams;
 
@@ -26,6 +27,7 @@ pub use call::Payload;
 pub use connections::Silence;
 pub use endpoints::Endpoint;
 pub use error::ClientError;
+pub use open::{Following, Sending};
 
 use call::Call;
 use connections::{Answer, Connections};
