@@ -12,7 +12,7 @@ use super::ServeError;
 use super::error::ApiError;
 use super::keeper::Keeper;
 use super::metrics::Metrics;
-use super::mixed::OtherPools;
+use super::mixed::{OtherPools, Turn};
 use super::models::{Head, Model, Models};
 use crate::exchange::wire::{ClassifyRequest, ClassifyResponse, ErrorCode, GenerateEvent, GenerateRequest};
 use crate::exchange::{ClientError, Endpoint, PoolClient};
@@ -48,6 +48,8 @@ pub(super) struct Gateway {
     pub(super) keeper: Keeper,
     client: PoolClient,
     others: OtherPools,
+    /// When the first pool is asked where an answer takes several.
+    turn: Turn,
     /// How long a request waits for a pool that restarts or is away.
     patience: Duration,
 }
@@ -89,7 +91,8 @@ impl Gateway {
         let keeper = Keeper::new(client.clone(), models, metrics.clone());
         keeper.start().await?;
         let tokenizer = Arc::new(Tokenizer::from_json(&json)?);
-        Ok(Self { model, tokenizer, template, metrics, keeper, client, others, patience })
+        let turn = Turn::new(&model.identity, pool);
+        Ok(Self { model, tokenizer, template, metrics, keeper, client, others, turn, patience })
     }
 
     /// Starts an answer and waits for its first event, so that everything that can fail before it still can be told as a
@@ -123,7 +126,7 @@ impl Gateway {
             !shape.others.is_empty() && request.alpha.unwrap_or(shape.alpha) != 0.0
         };
         match model.head.as_ref().filter(mixes) {
-            Some(head) => self.others.generate((&self.client, &self.model.identity), head, endpoint, request).await,
+            Some(head) => self.others.generate((&self.client, &self.turn), head, endpoint, request).await,
             None => Ok(self.client.generate(endpoint, request).await?.boxed()),
         }
     }

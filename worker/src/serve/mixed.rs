@@ -21,8 +21,21 @@ use crate::exchange::mixing::{FollowRequest, FollowTokens, TapRows};
 use crate::exchange::wire::{GenerateEvent, GenerateRequest};
 use crate::exchange::{ClientError, Endpoint, PoolClient};
 
+/// Where a pool stands among those of an answer, the same for all gateways: by its base, and of two of one base by where it is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Turn(String, Vec<String>);
+
+impl Turn {
+    /// Of the pool behind `urls`.
+    pub(super) fn new(identity: &Identity, urls: &[String]) -> Self {
+        Self(identity.digest(), urls.to_vec())
+    }
+}
+
 /// A pool beside the first one.
 pub(super) struct OtherPool {
+    /// When it is asked, among others.
+    turn: Turn,
     model: ModelDescription,
     client: PoolClient,
 }
@@ -43,7 +56,8 @@ impl OtherPools {
             let asking = PoolClient::connect(std::slice::from_ref(url), START_PATIENCE)?;
             let model = patiently(|| asking.describe()).await?;
             let client = PoolClient::connect(std::slice::from_ref(url), patience)?.bound_to(&model.identity, None).speaking_for(namespace);
-            pools.push(OtherPool { model, client });
+            let turn = Turn::new(&model.identity, std::slice::from_ref(url));
+            pools.push(OtherPool { turn, model, client });
         }
         models.heads().try_for_each(|head| fits(head, pools.iter().map(|pool| &pool.model)))?;
         Ok(Self(pools))
@@ -57,15 +71,15 @@ impl OtherPools {
     /// Starts an answer of `head`, which reads them all, at `endpoint` or the next pod of the `first` pool.
     pub(super) async fn generate(
         &self,
-        first: (&PoolClient, &Identity),
+        first: (&PoolClient, &Turn),
         head: &Head,
         endpoint: Option<&Endpoint>,
         request: &GenerateRequest,
     ) -> Result<Events, ClientError> {
         let shape = &head.artifact.shape;
         let widths: Arc<[usize]> = shape.tap_widths().split_off(shape.taps.count()).into();
-        let mut order: Vec<(String, Option<usize>)> = vec![(first.1.digest(), None)];
-        order.extend(self.0.iter().enumerate().map(|(place, pool)| (pool.model.identity.digest(), Some(place))));
+        let mut order: Vec<(&Turn, Option<usize>)> = vec![(first.1, None)];
+        order.extend(self.0.iter().enumerate().map(|(place, pool)| (&pool.turn, Some(place))));
         order.sort();
         let (mut answer, mut following) = (None, Vec::with_capacity(self.0.len()));
         for (_, place) in order {
@@ -93,7 +107,7 @@ impl OtherPools {
 /// Refuses a head whose further bases are not those of the pools.
 fn fits<'a>(head: &Head, pools: impl ExactSizeIterator<Item = &'a ModelDescription>) -> Result<(), ServeError> {
     let (others, found) = (&head.artifact.base.others, pools.len());
-    if others.is_empty() {
+    if others.is_empty() && head.artifact.shape.others.is_empty() {
         return Ok(());
     }
     if others.len() != found || head.artifact.shape.others.len() != found {
