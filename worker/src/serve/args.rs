@@ -12,7 +12,7 @@ pub struct ServeArgs {
     /// Base URLs of the pool.
     #[arg(long, value_delimiter = ',', required = true)]
     pub pool: Vec<String>,
-    /// URL of a further pool whose hidden states the heads read; again for each, in the order in which they were trained on them.
+    /// Base URLs of a further pool whose hidden states the heads read; again for each, in the order in which they were trained on them.
     #[arg(long)]
     pub other_pool: Vec<String>,
     /// Folder that holds head.safetensors; once for each of the configuration's heads, in their order.

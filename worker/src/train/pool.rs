@@ -65,8 +65,7 @@ impl Base {
     /// As [`Self::connect`]; a base with another tokenizer.
     pub async fn mixed_with(mut self, urls: &[String], job: &str) -> Result<Self, TrainError> {
         for url in urls {
-            let pods: Vec<String> = url.split(',').map(str::to_owned).collect();
-            let other = Self::connect(&pods, job).await?;
+            let other = Self::connect(std::slice::from_ref(url), job).await?;
             let (first, found) = (&self.description, &other.description);
             if found.identity.tokenizer != first.identity.tokenizer {
                 return Err(TrainError::Configuration(format!(

@@ -62,17 +62,17 @@ pub(super) struct Resolver {
 }
 
 impl Resolver {
-    /// Parses the URLs; nothing is resolved yet.
+    /// Parses the URLs, of which one argument may hold several with commas between them; nothing is resolved yet.
     pub(super) fn new(urls: &[String]) -> Result<Self, ClientError> {
         let error = |url: &str, reason: &str| ClientError::Address { url: url.to_owned(), reason: reason.to_owned() };
-        let parse = |url: &String| {
+        let parse = |url: &str| {
             let parsed = reqwest::Url::parse(url).map_err(|cause| error(url, &cause.to_string()))?;
             match (parsed.scheme(), parsed.host_str(), parsed.port_or_known_default(), parsed.path()) {
                 ("http", Some(host), Some(port), "/") => Ok(Address { host: host.trim_matches(['[', ']']).to_owned(), port }),
                 _ => Err(error(url, "must have the form http://HOST:PORT")),
             }
         };
-        let addresses = urls.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+        let addresses = urls.iter().flat_map(|urls| urls.split(',')).map(parse).collect::<Result<Vec<_>, _>>()?;
         match addresses.is_empty() {
             true => Err(error("", "no pool was named")),
             false => Ok(Self { addresses, known: Mutex::default(), avoided: Mutex::default() }),
