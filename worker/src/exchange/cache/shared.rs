@@ -65,8 +65,8 @@ pub(super) struct Shared {
 struct Seen {
     /// Every folder, and how its records are read if they hold what we want.
     folders: BTreeMap<PathBuf, Option<Layout>>,
-    /// Every file, with its length at the last scan and the end of its last record.
-    files: BTreeMap<PathBuf, (Arc<RecordFile>, u64, u64)>,
+    /// Every file, with the end of the last record that was found in it.
+    files: BTreeMap<PathBuf, (Arc<RecordFile>, u64)>,
 }
 
 impl Shared {
@@ -99,15 +99,16 @@ impl Shared {
                 if !files.contains_key(&path)
                     && let Ok(file) = open(&path, layout)
                 {
-                    files.insert(path.clone(), (Arc::new(file), 0, 0));
+                    files.insert(path.clone(), (Arc::new(file), 0));
                 }
-                let Some((file, scanned, end)) = files.get_mut(&path) else { continue };
+                let Some((file, end)) = files.get_mut(&path) else { continue };
                 let length = file.file.metadata().map_or(0, |metadata| metadata.len());
-                if length == *scanned {
+                // Not by the length at the last look: rows that fill their pages have that of the whole record before its header is there.
+                if length == *end {
                     continue;
                 }
                 if let Ok(scan) = file.scan((*end).min(length), length) {
-                    (*scanned, *end) = (length, scan.end);
+                    *end = scan.end;
                     news.extend(scan.records.into_iter().map(|(offset, header)| (file.clone(), offset, header)));
                 }
             }
@@ -117,7 +118,7 @@ impl Shared {
 
     /// Bytes of the others' records.
     pub(super) fn bytes(&self) -> u64 {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).files.values().map(|(_, _, end)| end).sum()
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).files.values().map(|(_, end)| end).sum()
     }
 
     /// Claims a sequence, unless somebody who lives and was not waited for too long has done so.

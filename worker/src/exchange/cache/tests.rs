@@ -304,3 +304,20 @@ fn every_cut_of_another_process_s_file_leaves_whole_records() {
         assert_eq!(open_shared(&folder, key()).len() as u32, whole);
     }
 }
+
+#[test]
+fn a_record_that_fills_its_pages_is_seen_when_its_header_has_come() {
+    let folder = tempfile::tempdir().unwrap();
+    let writer = open_shared(&folder, key());
+    writer.put(&sample(0), &states(62, 0.0)).unwrap();
+    let file = OpenOptions::new().read(true).write(true).open(&writer.path).unwrap();
+    let mut header = [0; HEADER_BYTES];
+    assert_eq!(file.metadata().unwrap().len(), ALIGNMENT, "no byte is left over");
+    file.read_exact_at(&mut header, 0).unwrap();
+    // As while it is written: the rows first.
+    file.write_all_at(&[0; HEADER_BYTES], 0).unwrap();
+    let reader = open_shared(&folder, key());
+    assert!(reader.is_empty());
+    file.write_all_at(&header, 0).unwrap();
+    assert_eq!(reader.get_or_claim(&sample(0), Duration::ZERO).unwrap(), states(62, 0.0));
+}
