@@ -12,15 +12,14 @@ mod lock;
 mod long;
 mod mixed;
 mod shared;
+mod states;
 mod toy_pool;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use carryon_crds::common::Taps;
-use carryon_crds::job::{
-    DataFormat, Evaluation, HeadSpec, HiddenStatesDtype, LossPlace, Metric, NormScope, Optimizer, Split, StateDtype, Task, Training,
-};
+use carryon_crds::job::{DataFormat, Evaluation, HeadSpec, LossPlace, Metric, NormScope, Optimizer, Split, StateDtype, Task, Training};
 use carryon_crds::names::artifact_folder;
 use carryon_crds::pool::Device;
 use carryon_crds::wire::{ExitCode, TapChoice, TerminationMessage, TrainConfig};
@@ -167,14 +166,6 @@ fn a_finished_run_returns_at_once() {
 }
 
 #[test]
-fn states_are_asked_for_once() {
-    let (pool, mut job) = (ToyPool::start(), Job::chat());
-    job.config.training.num_train_epochs = 3;
-    job.run(&pool).unwrap();
-    assert_eq!(pool.asked(), 13 + 4);
-}
-
-#[test]
 fn going_on_after_a_kill_gives_the_bits_of_an_unbroken_run() {
     let pool = ToyPool::start();
     let (unbroken, killed) = (Job::chat(), Job::chat());
@@ -306,16 +297,6 @@ fn a_pool_that_restarts_is_waited_for() {
 }
 
 #[test]
-fn another_kernel_asks_for_the_states_again() {
-    let (pool, job) = (ToyPool::start(), Job::chat());
-    job.run(&pool).unwrap();
-    job.kill_after(3);
-    pool.describe(|description| description.numerics.kernel = "other".to_owned());
-    assert_eq!(job.run(&pool).unwrap(), ExitCode::Complete);
-    assert!(pool.asked() > 17, "{}", pool.asked());
-}
-
-#[test]
 fn a_job_goes_on_with_the_pods_that_compute_as_those_it_began_with() {
     let (pool, others, job) = (ToyPool::start(), [ToyPool::start(), ToyPool::start()], Job::chat());
     job.run(&pool).unwrap();
@@ -353,22 +334,6 @@ fn a_changed_configuration_starts_anew_and_leaves_the_earlier_head_alone() {
     job.config.training.seed = 0;
     job.run(&pool).unwrap();
     assert_eq!((job.head(), job.head_folder()), (first, folder));
-}
-
-#[test]
-fn a_damaged_cache_record_is_fetched_again() {
-    let (pool, unbroken, job) = (ToyPool::start(), Job::chat(), Job::chat());
-    unbroken.run(&pool).unwrap();
-    job.run(&pool).unwrap();
-    job.kill_after(0);
-    let cache = find(&job.path("output/cache"), "states.bin");
-    let mut content = fs::read(&cache).unwrap();
-    content[600] ^= 1;
-    fs::write(&cache, content).unwrap();
-    let asked = pool.asked();
-    job.run(&pool).unwrap();
-    assert_eq!(pool.asked(), asked + 1);
-    assert_eq!(job.head(), unbroken.head());
 }
 
 #[test]
@@ -477,26 +442,4 @@ fn answers_may_begin_with_white_space() {
 fn find(folder: &Path, name: &str) -> PathBuf {
     let entries: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path().join(name)).collect();
     entries.into_iter().find(|path| path.exists()).unwrap()
-}
-
-#[test]
-fn states_of_eight_bits_train_a_head_much_like_states_of_thirty_two_and_lie_in_a_cache_of_their_own() {
-    let (pool, plain, mut small) = (ToyPool::start(), Job::chat(), Job::chat());
-    small.config.hidden_states_dtype = HiddenStatesDtype::Float8E4M3;
-    plain.run(&pool).unwrap();
-    assert_eq!(pool.asked(), 17);
-    small.run(&pool).unwrap();
-    assert_eq!(pool.asked(), 34);
-    let loss = |job: &Job| artifact::read(&job.head_folder()).unwrap().1.metrics.eval_loss.unwrap();
-    assert!(small.head() != plain.head());
-    assert!((loss(&small) - loss(&plain)).abs() < 0.02, "{} against {}", loss(&small), loss(&plain));
-    let bytes = |job: &Job| {
-        let folder = fs::read_dir(job.path("output/cache")).unwrap().next().unwrap().unwrap().path();
-        fs::metadata(folder.join("states.bin")).unwrap().len()
-    };
-    assert!(bytes(&small) <= bytes(&plain));
-    let unbroken = small.head();
-    small.kill_after(3);
-    small.run(&pool).unwrap();
-    assert_eq!((pool.asked(), small.head() == unbroken), (34, true));
 }
