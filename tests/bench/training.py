@@ -40,10 +40,10 @@ def lines(path: pathlib.Path) -> list[dict]:
     return [json.loads(line) for line in path.open()] if path.exists() else []
 
 
-def train(url: str, encoded: pathlib.Path, folder: pathlib.Path, gate: bool, epochs: int, bf16: bool = True) -> tuple[Process, list[dict]]:
+def train(url: str, encoded: pathlib.Path, folder: pathlib.Path, gate: bool, epochs: int) -> tuple[Process, list[dict]]:
     """A whole run of our trainer, in the precision of PyTorch's autocast, its log line shown as it goes."""
     shutil.rmtree(folder, ignore_errors=True)
-    changes = {"head": {"width": 256, "blocks": 2, "attentionHeads": 4, "gate": gate}, "training": {"numTrainEpochs": epochs, "perDeviceTrainBatchSize": 8, "bf16": bf16}}
+    changes = {"head": {"width": 256, "blocks": 2, "attentionHeads": 4, "gate": gate}, "training": {"numTrainEpochs": epochs, "perDeviceTrainBatchSize": 8, "bf16": True}}
     trainer = start_trainer(WORKER, url, encoded, folder, **changes)
     path, shown = folder / "output/metrics.jsonl", 0
     while trainer.child.poll() is None:
