@@ -39,19 +39,19 @@ def handbook(tasks: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def losses(url: str, data: pathlib.Path, folder: pathlib.Path, variant: str, seed: int) -> list[float]:
-    """Held-out loss after each epoch, the base's first."""
-    output, done = folder / f"{variant}-{seed}", folder / f"{variant}-{seed}/losses.json"
+def losses(urls: list[str], data: pathlib.Path, folder: pathlib.Path, name: str, seed: int, **changes) -> list[float]:
+    """Held-out loss after each epoch, the base's first, of a head that reads the pools behind `urls`; a run that has ended is not repeated."""
+    output, done = folder / f"{name}-{seed}", folder / f"{name}-{seed}/losses.json"
     if not done.exists():
         shutil.rmtree(output, ignore_errors=True)
-        changes = VARIANTS[variant] | {"training": {"numTrainEpochs": 3, "perDeviceTrainBatchSize": 8, "seed": seed}, "taps": FIVE_TAPS, "format": "Auto"}
-        trainer = start_trainer(WORKER, url, data, output, state_cache=folder / "states", **changes)
+        changes |= {"training": {"numTrainEpochs": 3, "perDeviceTrainBatchSize": 8, "seed": seed}, "taps": FIVE_TAPS}
+        trainer = start_trainer(WORKER, urls[0], data, output, state_cache=folder / "states", other_pools=urls[1:], **changes)
         if code := trainer.child.wait():
             raise SystemExit(f"the trainer ended with {code}; see {output / 'trainer.log'}")
         evaluations = [row for row in lines(output / "output/metrics.jsonl") if "eval_loss" in row]
         done.write_text(json.dumps([row["eval_loss"] for row in evaluations]))
     found = json.loads(done.read_text())
-    print(f"  {folder.name} {variant} seed {seed}: {' / '.join(f'{loss:.4f}' for loss in found)}", flush=True)
+    print(f"  {folder.name} {name} seed {seed}: {' / '.join(f'{loss:.4f}' for loss in found)}", flush=True)
     return found
 
 
@@ -67,7 +67,7 @@ def rows(data_python: str, cache: pathlib.Path, tasks: pathlib.Path) -> list[dic
         found = {(task, variant): [] for task, variants in TASKS.items() for variant in variants}
         for seed in SEEDS:
             for task, variant in found:
-                found[task, variant].append(losses(url, data[task], cache / "heads" / task, variant, seed)[-1])
+                found[task, variant].append(losses([url], data[task], cache / "heads" / task, variant, seed, format="Auto", **VARIANTS[variant])[-1])
     finally:
         pool.stop()
     table = []

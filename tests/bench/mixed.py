@@ -3,39 +3,21 @@
 The second base is the first whose training went on with another domain (specialise.py). A run that has ended is not repeated.
 """
 
-import json
 import pathlib
-import shutil
 import statistics
 import subprocess
 import sys
 import urllib.request
 
 from common import MODEL
-from heads import FIVE_TAPS, RECIPE, SEEDS, interval
-from processes import start_pool, start_trainer
+from heads import FIVE_TAPS, RECIPE, SEEDS, interval, losses
+from processes import start_pool
 from rows import WORKER, result
-from training import lines, recipe_data
+from training import recipe_data
 
 HERE = pathlib.Path(__file__).resolve().parent
 # The bases of each head; loss and answers are the first one's.
 HEADS = {"first": ("first",), "second": ("second",), "first_and_second": ("first", "second"), "second_and_first": ("second", "first")}
-
-
-def losses(urls: list[str], data: pathlib.Path, folder: pathlib.Path, name: str, seed: int) -> list[float]:
-    """Held-out loss after each epoch, the base's first."""
-    output, done = folder / f"{name}-{seed}", folder / f"{name}-{seed}/losses.json"
-    if not done.exists():
-        shutil.rmtree(output, ignore_errors=True)
-        changes = {"head": RECIPE, "training": {"numTrainEpochs": 3, "perDeviceTrainBatchSize": 8, "seed": seed}, "taps": FIVE_TAPS, "otherPools": [{"taps": FIVE_TAPS}] * (len(urls) - 1)}
-        trainer = start_trainer(WORKER, urls[0], data, output, state_cache=folder / "states", other_pools=urls[1:], **changes)
-        if code := trainer.child.wait():
-            raise SystemExit(f"the trainer ended with {code}; see {output / 'trainer.log'}")
-        evaluations = [row for row in lines(output / "output/metrics.jsonl") if "eval_loss" in row]
-        done.write_text(json.dumps([row["eval_loss"] for row in evaluations]))
-    found = json.loads(done.read_text())
-    print(f"  {name} seed {seed}: {' / '.join(f'{loss:.4f}' for loss in found)}", flush=True)
-    return found
 
 
 def rows(data_python: str, bible: pathlib.Path, cache: pathlib.Path) -> list[dict]:
@@ -56,7 +38,7 @@ def rows(data_python: str, bible: pathlib.Path, cache: pathlib.Path) -> list[dic
         found = {name: [] for name in HEADS}
         for seed in SEEDS:
             for name, bases in HEADS.items():
-                found[name].append(losses([urls[base] for base in bases], folder / "data", folder, name, seed)[-1])
+                found[name].append(losses([urls[base] for base in bases], folder / "data", folder, name, seed, head=RECIPE, otherPools=[{"taps": FIVE_TAPS}] * (len(bases) - 1))[-1])
     finally:
         for pool in pools:
             pool.stop()
