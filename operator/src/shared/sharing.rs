@@ -6,8 +6,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use carryon_crds::deployment::DeploymentPool;
-use carryon_crds::job::JobPool;
 use carryon_crds::pool::{FromNamespaces, SharedNamespaces};
 use carryon_crds::{BaseModelPool, CarryOnDeployment, CarryOnJob, names};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -35,6 +33,10 @@ impl PoolPath {
         let user = namespace(user);
         let (namespace, name) = pool.map(|(namespace, name)| (namespace.clone(), name.clone())).unwrap_or_default();
         Self { namespace: namespace.unwrap_or_else(|| user.clone()), name, user, place: 0 }
+    }
+
+    fn all<'a, K: Resource>(user: &K, pools: impl Iterator<Item = (&'a Option<String>, &'a String)>) -> Vec<Self> {
+        pools.enumerate().map(|(place, pool)| Self { place, ..Self::new(user, Some(pool)) }).collect()
     }
 
     /// The pools that a pod with these annotations works with, in the namespace of `user`.
@@ -113,8 +115,7 @@ impl PoolUser for CarryOnJob {
     }
 
     fn pools(&self) -> Vec<PoolPath> {
-        let path = |(place, pool): (usize, &JobPool)| PoolPath { place, ..PoolPath::new(self, Some((&pool.namespace, &pool.name))) };
-        self.spec.pools.iter().enumerate().map(path).collect()
+        PoolPath::all(self, self.spec.pools.iter().map(|pool| (&pool.namespace, &pool.name)))
     }
 }
 
@@ -124,8 +125,7 @@ impl PoolUser for CarryOnDeployment {
     }
 
     fn pools(&self) -> Vec<PoolPath> {
-        let path = |(place, pool): (usize, &DeploymentPool)| PoolPath { place, ..PoolPath::new(self, Some((&pool.namespace, &pool.name))) };
-        self.spec.pools.iter().enumerate().map(path).collect()
+        PoolPath::all(self, self.spec.pools.iter().map(|pool| (&pool.namespace, &pool.name)))
     }
 }
 
