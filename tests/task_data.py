@@ -11,6 +11,7 @@ people each, from -4 to 4; FAQ the wheel of zaragoza-construction-faq 1.2.1, que
 - reward: two sentences of one source, the one with the higher score is `chosen`.
 - dpo: the same two, as answers to a `prompt`.
 - general: editorials, to be left alone.
+- answers: its source too, as an answer in JSON to a `prompt`.
 - embedding: a question (`anchor`) and its answer (`positive`).
 """
 
@@ -86,6 +87,8 @@ def main() -> None:
     write(folder, "dpo", preferred, 240, 80)
     write(folder, "general", [{"text": row["text"]} for row in rows if row["source"] == "editorial"], 400, 100)
     write(folder, "embedding", answers(faq), 350, 150)
+    asked = [{"prompt": f"Where is this from?\n{row['text']}", "completion": json.dumps({"source": row["source"]})} for row in rare]
+    write(folder, "answers", asked, 400, 100)
     # Last: make looks at this one.
     write(folder, "classes", [{"text": row["text"], "label": row["source"]} for row in rare], 400, 200)
     print(f"{len(rows)} sentences in {folder}")

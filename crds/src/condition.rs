@@ -23,6 +23,8 @@ pub mod types {
     /// Whether a job's head, at its last evaluation, costs no more on general text than `evaluation.maxGeneralLossIncrease` allows. For information: of
     /// several evaluations one that keeps to it is written.
     pub const GENERAL_TEXT_KEPT: &str = "GeneralTextKept";
+    /// Whether a job's head is what `evaluation.thresholds` ask for, once it is written. One that is not is served by no `jobRef`.
+    pub const PROMOTABLE: &str = "Promotable";
     /// A job is suspended by its spec.
     pub const SUSPENDED: &str = "Suspended";
 }

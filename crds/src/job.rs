@@ -1,6 +1,7 @@
 //! `CarryOnJob`: trains one head on a pool's hidden states.
 
 mod data;
+mod evaluation;
 mod head;
 mod status;
 mod training;
@@ -11,11 +12,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::data::{Data, DataFormat, OnError, Overlong, Split, Targets};
+pub use self::evaluation::{Evaluation, Generation, Metric, Threshold};
 pub use self::head::HeadSpec;
 pub use self::status::{ArtifactStatus, AttemptResult, AttemptStatus, CarryOnJobStatus, ProgressStatus};
 pub use self::training::{
-    Balanced, Checkpoint, ClassWeights, Evaluation, INT8_BLOCK, LossPlace, Metric, NormScope, Optimizer, SMALL_PARAMETER, StateDtype,
-    Training, WeightDtype,
+    Balanced, Checkpoint, ClassWeights, INT8_BLOCK, LossPlace, NormScope, Optimizer, SMALL_PARAMETER, StateDtype, Training, WeightDtype,
 };
 use crate::common::{ClaimPath, PodTemplate, TapSelection};
 use crate::wire::limits;
@@ -71,6 +72,11 @@ use crate::wire::limits;
 #[x_kube(validation = ("!has(self.training.labelSmoothingFactor) || self.training.labelSmoothingFactor == 0.0 || self.task == 'Classification'", "training.labelSmoothingFactor goes with task Classification, and with no other"))]
 #[x_kube(validation = ("!has(self.evaluation.metric) || self.evaluation.metric == 'Loss' || (self.evaluation.metric == 'Accuracy' && self.task in ['Classification', 'MultiLabelClassification', 'Reward', 'DPO']) || (self.evaluation.metric in ['MacroF1', 'RocAuc'] && self.task in ['Classification', 'MultiLabelClassification']) || (self.evaluation.metric == 'Spearman' && self.task == 'Regression') || (self.evaluation.metric == 'RecallAt1' && self.task == 'Embedding')", "evaluation.metric is not a figure of the task"))]
 #[x_kube(validation = ("!has(self.evaluation.metric) || self.evaluation.metric == 'Loss' || (has(self.data.split.evaluation) && size(self.data.split.evaluation) > 0)", "evaluation.metric needs held-out samples: set data.split.evaluation"))]
+#[x_kube(validation = ("!has(self.evaluation.alphas) || size(self.evaluation.alphas) == 0 || (self.task in ['CausalLM', 'DPO'] && (has(self.data.split.evaluation) && size(self.data.split.evaluation) > 0))", "evaluation.alphas go with tasks CausalLM and DPO, and need data.split.evaluation"))]
+#[x_kube(validation = ("!has(self.evaluation.generation) || (has(self.data.split.evaluation) && size(self.data.split.evaluation) > 0)", "evaluation.generation answers held-out samples: set data.split.evaluation"))]
+#[x_kube(validation = ("!has(self.evaluation.generation) || (self.task == 'CausalLM' && size(self.pools) == 1)", "evaluation.generation goes with task CausalLM on one pool"))]
+#[x_kube(validation = ("!has(self.evaluation.thresholds) || size(self.evaluation.thresholds) == 0 || (has(self.data.split.evaluation) && size(self.data.split.evaluation) > 0)", "evaluation.thresholds need held-out samples: set data.split.evaluation"))]
+#[x_kube(validation = ("!has(self.evaluation.thresholds) || self.evaluation.thresholds.all(it, it.metric == 'Loss' || (it.metric == 'Accuracy' && self.task in ['Classification', 'MultiLabelClassification', 'Reward', 'DPO']) || (it.metric in ['MacroF1', 'RocAuc'] && self.task in ['Classification', 'MultiLabelClassification']) || (it.metric == 'Spearman' && self.task == 'Regression') || (it.metric == 'RecallAt1' && self.task == 'Embedding') || (it.metric == 'ExactMatch' && has(self.evaluation.generation)))", "evaluation.thresholds: a metric is not a figure of the task, or ExactMatch is asked for without evaluation.generation"))]
 #[x_kube(validation = ("!has(self.evaluation.earlyStoppingPatience) || (has(self.data.split.evaluation) && size(self.data.split.evaluation) > 0)", "evaluation.earlyStoppingPatience needs held-out samples: set data.split.evaluation"))]
 #[x_kube(validation = ("has(self.managedBy) == has(oldSelf.managedBy) && (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)", "managedBy is immutable; create a new job"))]
 #[x_kube(validation = ("self.pools.all(one, self.pools.exists_one(other, other.name == one.name && has(other.__namespace__) == has(one.__namespace__) && (!has(one.__namespace__) || other.__namespace__ == one.__namespace__)))", "pools names a pool twice"))]

@@ -263,6 +263,7 @@ fn a_deployment_says_what_it_waits_for() {
         with(&deployment, json!({"spec": {"api": {"keys": [{"name": "one", "secretRef": {"name": "key", "key": "token"}}]}}}));
     let failed = json!({"type": "Failed", "status": "True", "reason": "DataRefused", "message": "", "lastTransitionTime": at(0)});
     let other_base = json!({"status": {"artifact": {"baseModelDigest": "sha256:other"}}});
+    let unmet = json!({"status": {"artifact": {"unmetThresholds": ["loss is 0.5, more than 0.4"]}}});
     let check = |deployment: &CarryOnDeployment, change: &dyn Fn(&mut deployment::Observed), expected: &str| {
         let mut observed = world();
         change(&mut observed);
@@ -283,6 +284,11 @@ fn a_deployment_says_what_it_waits_for() {
         &deployment,
         &|world| world.jobs[0] = with(&world.jobs[0], json!({"status": {"conditions": [failed]}})),
         "Stalled JobFailed: CarryOnJob default/quickstart has failed: refer to another job",
+    );
+    check(
+        &deployment,
+        &|world| world.jobs[0] = with(&world.jobs[0], unmet.clone()),
+        "Stalled NotPromotable: head quickstart of CarryOnJob default/quickstart is not promotable: loss is 0.5, more than 0.4",
     );
     check(
         &deployment,

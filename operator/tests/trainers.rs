@@ -3,7 +3,7 @@
 
 mod common;
 
-use carryon_crds::condition::types::{COMPLETE, GENERAL_TEXT_KEPT, MEMORY_PLANNED};
+use carryon_crds::condition::types::{COMPLETE, GENERAL_TEXT_KEPT, MEMORY_PLANNED, PROMOTABLE};
 use carryon_crds::condition::{find, is_true};
 use carryon_crds::job::AttemptResult;
 use carryon_operator::job::trainers::{outlived, recorded};
@@ -11,7 +11,7 @@ use carryon_operator::shared::Refusal;
 use common::at;
 use common::scene::{Scene, done, named};
 use k8s_openapi::api::core::v1::Pod;
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// How many pods are let go.
 fn let_go(scene: &Scene) -> usize {
@@ -59,6 +59,28 @@ fn a_head_that_forgets_raises_an_alarm_on_its_job() {
     assert_eq!(kept(&mut scene, 3.25), Some(("False".to_owned(), message(more))));
     assert_eq!(scene.job.status.as_ref().unwrap().progress.as_ref().unwrap().general_loss.as_deref(), Some("3.2500"));
     assert_eq!(kept(&mut Scene::running(json!({})), 9.0), None, "nothing was asked for");
+}
+
+#[test]
+fn a_head_is_promotable_when_its_figures_are_what_the_job_asks_for() {
+    let bounded = json!({"spec": {"evaluation": {"thresholds": [{"metric": "Loss", "max": 0.4}]}}});
+    let promotable = |patch: Value, unmet: &[&str]| {
+        let mut scene = Scene::running(patch);
+        let before = scene.job.status.clone().unwrap();
+        assert_eq!(find(&before.conditions, PROMOTABLE), None, "there is no head yet");
+        let words = json!({"message": "wrote the head", "digest": "sha256:h", "base_model_digest": "sha256:b",
+            "evaluation": {"exact_match": 0.25}, "unmet_thresholds": unmet});
+        scene.ends(0, &words.to_string());
+        let status = scene.job.status.clone().unwrap();
+        assert!(find(&status.conditions, COMPLETE).is_some());
+        assert_eq!(status.artifact.unwrap().evaluation["exact_match"], "0.2500");
+        find(&status.conditions, PROMOTABLE).map(|condition| (condition.status.clone(), condition.message.clone()))
+    };
+    let met = ("True".to_owned(), "the head is what evaluation.thresholds ask for".to_owned());
+    assert_eq!(promotable(bounded.clone(), &[]), Some(met));
+    let unmet = ("False".to_owned(), "by evaluation.thresholds: loss is 0.5, more than 0.4".to_owned());
+    assert_eq!(promotable(bounded, &["loss is 0.5, more than 0.4"]), Some(unmet));
+    assert_eq!(promotable(json!({}), &[]), None, "nothing was asked for");
 }
 
 #[test]

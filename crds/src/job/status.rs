@@ -1,5 +1,7 @@
 //! Observed state of a `CarryOnJob`.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -10,7 +12,7 @@ use crate::wire::limits;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CarryOnJobStatus {
-    /// Ready, Reconciling, Stalled; Complete, Failed, Suspended.
+    /// Ready, Reconciling, Stalled; Complete, Failed, Suspended, Promotable.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
     /// Generation this status speaks of.
@@ -136,4 +138,12 @@ pub struct ArtifactStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = limits::MAX_POOLS))]
     pub other_base_model_digests: Vec<String>,
+    /// Its figures on held-out samples, by the names that they have in head.json.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = limits::MAX_FIGURES))]
+    pub evaluation: BTreeMap<String, String>,
+    /// What of `evaluation.thresholds` they do not meet: a head with any such is served by no `jobRef`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = limits::MAX_FIGURES))]
+    pub unmet_thresholds: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! How a job trains: when it steps, evaluates and saves.
+//! How a job trains: when it steps and saves.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,6 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Task;
 use crate::common::is_default;
 
 /// How to train.
@@ -243,72 +242,6 @@ pub enum LossPlace {
     Remote,
     /// In the trainer, on an LM head fetched once.
     Local,
-}
-
-/// When to evaluate, and what counts.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Evaluation {
-    /// Steps between evaluations; the end of each epoch when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 10_000_000))]
-    pub eval_steps: Option<u64>,
-    /// Evaluations without improvement after which training stops; never when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1000))]
-    pub early_stopping_patience: Option<u32>,
-    /// Nats per token that the loss of `data.split.general` may be above the base's. A head beyond it is not the best one, and where none is within, the
-    /// job says so.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0.0, max = 100.0))]
-    pub max_general_loss_increase: Option<f64>,
-    /// Figure of the held-out samples by which an evaluation is the best one: its head is the one that is written, and early stopping waits for a better
-    /// one. Of equal ones the lower loss counts.
-    #[serde(skip_serializing_if = "is_default")]
-    pub metric: Metric,
-}
-
-/// Figure of held-out samples, each of some tasks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Metric {
-    /// The loss, the lower the better; of all tasks.
-    #[default]
-    Loss,
-    /// Share of samples whose labels are all right, or of pairs in the right order: Classification, MultiLabelClassification, Reward, DPO.
-    Accuracy,
-    /// Mean over the labels of their F1: Classification, MultiLabelClassification.
-    MacroF1,
-    /// Mean over the labels of the area under their ROC curve: Classification, MultiLabelClassification.
-    RocAuc,
-    /// Rank correlation: Regression.
-    Spearman,
-    /// Share of anchors whose positive is the nearest: Embedding.
-    RecallAt1,
-}
-
-impl Metric {
-    /// Its name among a head's figures; the loss is none of them.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Loss => "loss",
-            Self::Accuracy => "accuracy",
-            Self::MacroF1 => "macro_f1",
-            Self::RocAuc => "roc_auc",
-            Self::Spearman => "spearman",
-            Self::RecallAt1 => "recall_at_1",
-        }
-    }
-
-    /// Whether heads of this task have it.
-    pub fn fits(self, task: Task) -> bool {
-        match self {
-            Self::Loss => true,
-            Self::Accuracy => task.has_labels() || matches!(task, Task::Reward | Task::Dpo),
-            Self::MacroF1 | Self::RocAuc => task.has_labels(),
-            Self::Spearman => task == Task::Regression,
-            Self::RecallAt1 => task == Task::Embedding,
-        }
-    }
 }
 
 /// Checkpoints.

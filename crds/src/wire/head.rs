@@ -250,9 +250,12 @@ pub struct Metrics {
     pub eval_accuracy: Option<f64>,
     /// Figures of the head written, on the evaluation samples: `accuracy`, `macro_f1`, `roc_auc` and `ece` of classifiers, `accuracy` of a reward,
     /// `recall_at_1`, `recall_at_5` and `recall_at_10` of an embedding, `spearman`
-    /// and `mean_squared_error` of a regression.
+    /// and `mean_squared_error` of a regression, `exact_match` of answers.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub evaluation: BTreeMap<String, Figure>,
+    /// What of the job's `evaluation.thresholds` they do not meet, one sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unmet_thresholds: Vec<String>,
     /// Seconds of training, over all attempts.
     pub train_seconds: f64,
     /// Peak anonymous memory of the trainer, bytes.

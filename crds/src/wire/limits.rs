@@ -31,6 +31,8 @@ pub const MAX_ATTENTION_HEADS: u32 = 128;
 pub const MAX_TAP_LAYERS: usize = 16;
 /// Pools whose states a head reads.
 pub const MAX_POOLS: usize = 4;
+/// Figures of a head that are kept in a status, and bounds on them.
+pub const MAX_FIGURES: usize = 16;
 /// Labels of a classifier.
 pub const MAX_LABELS: usize = 1000;
 /// Numbers of an embedding.

@@ -1,5 +1,7 @@
 //! What a trainer says while it runs and when it ends.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// Answer of a trainer's `GET /progress`.
@@ -30,7 +32,7 @@ pub struct Progress {
 }
 
 /// Last words of a trainer, in its termination log (at most 4096 bytes).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TerminationMessage {
     /// Why it ended, one sentence.
     pub message: String,
@@ -43,6 +45,12 @@ pub struct TerminationMessage {
     /// Those of the further bases that it reads.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub other_base_model_digests: Vec<String>,
+    /// The head's figures on held-out samples, by the names that they have in its manifest.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub evaluation: BTreeMap<String, f64>,
+    /// What of the job's `evaluation.thresholds` it does not meet, one sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unmet_thresholds: Vec<String>,
     /// Final progress.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,

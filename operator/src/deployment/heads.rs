@@ -80,7 +80,8 @@ fn of_job(deployment: &CarryOnDeployment, head: &Head, name: &str, job: Option<&
     let kept = before.into_iter().find(|head| head.source == source).cloned();
     let written = || {
         let (job, status) = (job?, job?.status.as_ref()?);
-        let artifact = status.artifact.clone().filter(|_| is_true(&status.conditions, types::COMPLETE))?;
+        let complete = is_true(&status.conditions, types::COMPLETE);
+        let artifact = status.artifact.clone().filter(|artifact| complete && artifact.unmet_thresholds.is_empty())?;
         Some(ServedHead { digest: artifact.digest, uri: artifact.uri, source, job_uid: job.uid() })
     };
     match kept {
@@ -101,6 +102,7 @@ fn known(deployment: &CarryOnDeployment, head: &Head, jobs: &[CarryOnJob]) -> Op
 }
 
 fn resolve(deployment: &CarryOnDeployment, head: &Head, observed: &Observed, owner: &Owner) -> Result<ServedHead, Refusal> {
+    promotable(head, observed, owner)?;
     if let Some(known) = known(deployment, head, &observed.jobs) {
         return Ok(known);
     }
@@ -115,6 +117,18 @@ fn resolve(deployment: &CarryOnDeployment, head: &Head, observed: &Observed, own
         true => Err(Refusal::permanent("JobFailed", format!("CarryOnJob {path} has failed: refer to another job"))),
         false => Err(Refusal::waiting("JobNotComplete", format!("waiting for CarryOnJob {path} to complete"))),
     }
+}
+
+/// A job's head that does not meet its thresholds is not served, whatever was served by that name before.
+fn promotable(head: &Head, observed: &Observed, owner: &Owner) -> Result<(), Refusal> {
+    let Some(reference) = &head.source.job_ref else { return Ok(()) };
+    let job = observed.jobs.iter().find(|job| job.name_any() == reference.name);
+    let unmet = job.and_then(|job| job.status.as_ref()?.artifact.as_ref()).map_or(&[][..], |artifact| &artifact.unmet_thresholds);
+    if unmet.is_empty() {
+        return Ok(());
+    }
+    let (unmet, job) = (unmet.join("; "), format!("{}/{}", owner.namespace, reference.name));
+    Err(Refusal::permanent("NotPromotable", format!("head {} of CarryOnJob {job} is not promotable: {unmet}", head.name)))
 }
 
 fn served(head: &ServedHead, observed: &Observed, owner: &Owner) -> Result<Served, Refusal> {

@@ -1,6 +1,6 @@
 //! A job's status: its attempts, its progress and its end, in ordered checks.
 
-use carryon_crds::condition::types::{COMPLETE, FAILED, READY, SUSPENDED};
+use carryon_crds::condition::types::{COMPLETE, FAILED, PROMOTABLE, READY, SUSPENDED};
 use carryon_crds::condition::{self, Verdict};
 use carryon_crds::job::{ArtifactStatus, ProgressStatus};
 use carryon_crds::wire::{Progress, TerminationMessage};
@@ -39,7 +39,9 @@ pub fn status(job: &CarryOnJob, outcome: &Outcome<Validated, Applied>, observed:
     let planned = memory::verdict(job, observed).filter(|_| !plan.is_final());
     let progress = progress(&ledger, observed).or(previous.progress);
     let general = general::verdict(job, progress.as_ref());
-    let verdicts: Vec<Verdict> = standing.verdicts().into_iter().chain(further).chain(planned).chain(general).collect();
+    let promotable = promotable(job, artifact.as_ref());
+    let information = planned.into_iter().chain(general).chain(promotable);
+    let verdicts: Vec<Verdict> = standing.verdicts().into_iter().chain(further).chain(information).collect();
     let image = outcome.as_ref().ok().filter(|_| job.spec.trainer.image.is_none()).map(|(validated, _)| validated.basis.image.clone());
     let finished = plan.is_final().then(|| restored.as_ref().map_or_else(|| now.clone(), |record| record.completion_time.clone()));
     let last = restored.map_or(previous.attempt, |record| record.attempt);
@@ -148,6 +150,15 @@ fn unavailable(job: &CarryOnJob, observed: &Observed) -> Option<(PoolPath, Strin
     })
 }
 
+/// Whether the head meets its thresholds, where it has any.
+fn promotable(job: &CarryOnJob, artifact: Option<&ArtifactStatus>) -> Option<Verdict> {
+    let unmet = &artifact.filter(|_| !job.spec.evaluation.thresholds.is_empty())?.unmet_thresholds;
+    Some(match unmet.as_slice() {
+        [] => Verdict::yes(PROMOTABLE, "ThresholdsMet", "the head is what evaluation.thresholds ask for"),
+        unmet => Verdict::no(PROMOTABLE, "ThresholdsUnmet", format!("by evaluation.thresholds: {}", unmet.join("; "))),
+    })
+}
+
 fn artifact(job: &CarryOnJob, words: &TerminationMessage) -> Option<ArtifactStatus> {
     let (output, digest) = (output(job)?, words.digest.clone()?);
     let folder = format!("{}/{}", output.path.as_deref().unwrap_or_default(), names::artifact_folder(&digest));
@@ -156,6 +167,8 @@ fn artifact(job: &CarryOnJob, words: &TerminationMessage) -> Option<ArtifactStat
         digest,
         base_model_digest: words.base_model_digest.clone().unwrap_or_default(),
         other_base_model_digests: words.other_base_model_digests.clone(),
+        evaluation: words.evaluation.iter().map(|(name, value)| (name.clone(), format!("{value:.4}"))).collect(),
+        unmet_thresholds: words.unmet_thresholds.clone(),
     })
 }
 

@@ -1,6 +1,6 @@
 //! What workers say, made fit to be kept and shown. A pod is its tenant's: it may say what it likes, and as much as it likes.
 
-use carryon_crds::wire::limits::MAX_POOLS;
+use carryon_crds::wire::limits::{MAX_FIGURES, MAX_POOLS};
 use carryon_crds::wire::{FetchReport, GatewayStatus, Identity, ModelDescription, Progress, TerminationMessage};
 use serde::de::DeserializeOwned;
 
@@ -75,6 +75,13 @@ impl Said for TerminationMessage {
                 .filter(|digest| is_digest(digest))
                 .take(MAX_POOLS)
                 .collect(),
+            evaluation: self
+                .evaluation
+                .into_iter()
+                .filter(|(name, value)| name.len() <= NAME && value.abs() <= FIGURE)
+                .take(MAX_FIGURES)
+                .collect(),
+            unmet_thresholds: self.unmet_thresholds.iter().take(MAX_FIGURES).map(|unmet| bounded(unmet, NAME)).collect(),
             progress: self.progress.map(Said::fit),
         }
     }

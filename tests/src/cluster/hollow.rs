@@ -63,8 +63,8 @@ impl Fate {
             message: "the head is written".to_owned(),
             digest: Some(digest.to_owned()),
             base_model_digest: Some(base_model_digest.to_owned()),
-            other_base_model_digests: Vec::new(),
             progress: Some(progress(20)),
+            ..TerminationMessage::default()
         };
         Self::Ends(0, serde_json::to_string(&words).expect("last words are JSON"))
     }

@@ -219,22 +219,34 @@ pub fn read_weights(path: &Path) -> Result<Artifact, ArtifactError> {
     Artifact::parse(&path.display().to_string(), &read_bounded(path, MAX_HEAD_BYTES)?)
 }
 
-/// Writes `head.safetensors`, then `head.json`, each whole or not at all.
+/// Writes `head.safetensors`, then `head.json`.
+///
+/// # Errors
+/// Those of [`write_weights`] and [`write_manifest`].
+pub fn write(folder: &Path, artifact: &Artifact, manifest: &HeadManifest) -> Result<(), ArtifactError> {
+    write_weights(folder, artifact)?;
+    write_manifest(folder, artifact, manifest)
+}
+
+/// Writes `head.safetensors`, whole or not at all.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_weights(folder: &Path, artifact: &Artifact) -> Result<(), ArtifactError> {
+    let path = folder.join(WEIGHTS_FILE);
+    let fill = |file: &mut File| artifact.pieces().try_for_each(|piece| file.write_all(&piece));
+    files::write_atomic_with(&path, fill).map_err(|source| ArtifactError::File { action: "write", path, source })
+}
+
+/// Writes `head.json` beside its weights, whole or not at all.
 ///
 /// # Errors
 /// A manifest of another head; a file that cannot be written.
-pub fn write(folder: &Path, artifact: &Artifact, manifest: &HeadManifest) -> Result<(), ArtifactError> {
+pub fn write_manifest(folder: &Path, artifact: &Artifact, manifest: &HeadManifest) -> Result<(), ArtifactError> {
     artifact.verify(MANIFEST_FILE, &manifest.digest)?;
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        |source| ArtifactError::File { action: "write", path, source }
-    };
-    let weights = folder.join(WEIGHTS_FILE);
-    let fill = |file: &mut File| artifact.pieces().try_for_each(|piece| file.write_all(&piece));
-    files::write_atomic_with(&weights, fill).map_err(failed(&weights))?;
+    let path = folder.join(MANIFEST_FILE);
     let text = serde_json::to_string_pretty(manifest).expect("a manifest is plain data") + "\n";
-    let manifest = folder.join(MANIFEST_FILE);
-    files::write_atomic(&manifest, text.as_bytes()).map_err(failed(&manifest))
+    files::write_atomic(&path, text.as_bytes()).map_err(|source| ArtifactError::File { action: "write", path, source })
 }
 
 fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>, ArtifactError> {

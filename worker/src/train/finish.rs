@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use carryon_crds::job::Task;
+use carryon_crds::job::{Metric, Task};
 use carryon_crds::wire::{Figure, HeadManifest, TerminationMessage};
 
 use crate::kernel::Backward;
+use crate::train::answers::Answers;
 use crate::train::cached::PoolStates;
 use crate::train::error::TrainError;
+use crate::train::exact_match::ExactMatch;
 use crate::train::figures::Predictions;
 use crate::train::fit::Run;
 use crate::train::loss::unscale;
@@ -18,7 +20,7 @@ use crate::train::progress::Phase;
 use crate::train::report::{self, Example, Report};
 use crate::train::sets::Data;
 use crate::train::step::device_error;
-use crate::train::{examples, memory, metrics, tally};
+use crate::train::{alpha, examples, memory, metrics, tally};
 
 /// Writes head, report and, last, the marker.
 pub(super) fn finish<B: Backward>(
@@ -29,27 +31,33 @@ pub(super) fn finish<B: Backward>(
     run: &mut Run<PoolStates, B>,
 ) -> Result<TerminationMessage, TrainError> {
     let weights = run.best.take().map_or_else(|| run.learner.weights(), Ok)?;
-    let predictions = match inputs.config.task {
-        Task::CausalLM => Predictions::default(),
-        _ => match run.measure(Some(&*run.learner.backend.train(weights.clone()).map_err(device_error)?), Phase::Evaluating)? {
-            Some(found) => found.predictions,
-            None if run.evaluation.is_some() => return Err(TrainError::Stopped { step: run.state.step }),
-            None => Predictions::default(),
-        },
-    };
-    let scale = data.train.counts.balance.scale();
-    let figures = predictions.figures(scale);
-    run.console.phase(Phase::Writing, 0, "");
     // Nobody trains any more.
     drop(std::mem::take(&mut run.learner.weights));
+    let (mut shape, mut predictions) = (data.shape.clone(), Predictions::default());
+    let (alphas, has_figures) = (&inputs.config.evaluation.alphas, inputs.config.task != Task::CausalLM);
+    if has_figures || !alphas.is_empty() {
+        let weights = run.learner.backend.train(weights.clone()).map_err(device_error)?;
+        shape.alpha = alpha::choose(run, &weights, alphas)?.unwrap_or(shape.alpha);
+        if has_figures && run.evaluation.is_some() {
+            let found = run.measure(Some(&weights), Phase::Evaluating)?;
+            predictions = found.ok_or(TrainError::Stopped { step: run.state.step })?.predictions;
+        }
+    }
+    let scale = data.train.counts.balance.scale();
+    let mut figures = predictions.figures(scale);
+    run.console.phase(Phase::Writing, 0, "");
     let mut weights = Arc::unwrap_or_clone(weights);
     if inputs.config.task == Task::Regression {
         unscale(&mut weights, scale);
     }
-    let artifact = output::artifact(&data.shape, base, weights)?;
+    let artifact = output::artifact(shape, base, weights)?;
     run.look_at_memory();
     run.lock.check()?;
-    let manifest = run.written(|run| output::write(places, &artifact, base, inputs, (&run.state, &figures)))?;
+    run.written(|_| output::write_weights(places, &artifact))?;
+    figures
+        .extend(exact_match(base, &artifact.digest, places, inputs, data, run)?.map(|share| (Metric::ExactMatch.name().to_owned(), share)));
+    run.lock.check()?;
+    let manifest = run.written(|run| output::write_manifest(places, &artifact, base, inputs, (&run.state, &figures)))?;
     let examples = match data.shape.task {
         // A pool alone has not the states of the others.
         Task::CausalLM if base.others.is_empty() => example_answers(base, &artifact.digest, places, data, run)?,
@@ -61,10 +69,12 @@ pub(super) fn finish<B: Backward>(
     let mut progress = run.console.progress();
     progress.eta_seconds = Some(0);
     let message = TerminationMessage {
-        message: summary(&manifest) + &left_out(data),
+        message: summary(&manifest) + &unmet(&manifest) + &left_out(data),
         digest: Some(artifact.digest.clone()),
         base_model_digest: Some(base.description.identity.digest()),
         other_base_model_digests: base.others.iter().map(|other| other.description.identity.digest()).collect(),
+        evaluation: manifest.metrics.evaluation.iter().map(|(name, figure)| (name.clone(), figure.value)).collect(),
+        unmet_thresholds: manifest.metrics.unmet_thresholds.clone(),
         progress: Some(progress),
     };
     run.lock.check()?;
@@ -72,6 +82,26 @@ pub(super) fn finish<B: Backward>(
     let (weights, report) = (output::weights_path(places, &artifact.digest), places.report(&artifact.digest));
     run.console.note(&format!("{} · {} · {}", message.message, weights.display(), report.display()));
     Ok(message)
+}
+
+/// Share of answers to held-out prompts that are right, where the job asks for it.
+fn exact_match<B: Backward>(
+    base: &Base,
+    digest: &str,
+    places: &Places,
+    inputs: &Inputs,
+    data: &Data,
+    run: &mut Run<PoolStates, B>,
+) -> Result<Option<Figure>, TrainError> {
+    let samples = data.evaluation.as_ref().map(|data| &*data.samples);
+    let judge = ExactMatch::checked(&inputs.config, samples, &base.tokenizer)?;
+    let (Some(judge), Some(samples)) = (judge, samples) else { return Ok(None) };
+    run.console.phase(Phase::Evaluating, 0, "answers");
+    let weights = output::weights_path(places, digest);
+    let Run { console, runtime, stop, state, .. } = run;
+    let told = |done, all| console.advance(done, all);
+    let measured = async { judge.measure(&Answers::by(base, digest, &weights).await?, samples, told).await };
+    runtime.block_on(stop.race(measured)).unwrap_or(Err(TrainError::Stopped { step: state.step }))
 }
 
 /// Answers for the report. A pool that fails here costs the report its examples, not the job its head.
@@ -84,7 +114,8 @@ fn example_answers<B: Backward>(
 ) -> Result<Vec<Example>, TrainError> {
     let samples = data.evaluation.as_ref().map_or(&data.train.samples, |data| &data.samples);
     let weights = output::weights_path(places, digest);
-    match run.runtime.block_on(run.stop.race(examples::compare(base, digest, &weights, samples))) {
+    let examples = async { examples::compare(&Answers::by(base, digest, &weights).await?, samples).await };
+    match run.runtime.block_on(run.stop.race(examples)) {
         None => Err(TrainError::Stopped { step: run.state.step }),
         Some(Ok(examples)) => Ok(examples),
         Some(Err(error)) => {
@@ -118,6 +149,14 @@ fn write_report<B: Backward>(
     })?;
     let path = places.report(&manifest.digest);
     crate::files::write_atomic(&path, page.as_bytes()).map_err(TrainError::file("write", path))
+}
+
+/// Why the head is not promotable, if it is not.
+fn unmet(manifest: &HeadManifest) -> String {
+    match manifest.metrics.unmet_thresholds.as_slice() {
+        [] => String::new(),
+        unmet => format!("; not promotable: {}", unmet.join(", ")),
+    }
 }
 
 /// What nobody should have to look for in a report.

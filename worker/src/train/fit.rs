@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use crate::head::Weights;
 use crate::kernel::{Backward, Trained};
 use crate::train::batches::{self, Order};
-use crate::train::checkpoint::{Best, Checkpoint, Folder, General, State};
+use crate::train::checkpoint::{Checkpoint, Folder, General, State};
 use crate::train::data::Samples;
 use crate::train::error::TrainError;
 use crate::train::lock::Lock;
@@ -184,13 +184,11 @@ impl<S: HiddenStates, B: Backward> Run<S, B> {
                 return Ok(None);
             }
         }
-        let (loss, accuracy) = (found.loss, found.predictions.accuracy());
-        let figure = found.predictions.value(self.when.metric);
         self.state.evaluated = Some(self.state.step);
-        self.state.eval_loss = Some(loss);
+        self.state.eval_loss = Some(found.loss);
         let Some(general) = self.measure_general(weights.as_deref())? else { return Ok(None) };
         self.state.general = general;
-        let now = Best { step: self.state.step, loss, accuracy, general, figure };
+        let now = found.kept(self.state.step, general, self.when.metric);
         let bound = self.when.max_general_loss_increase;
         if !now.keeps_general(bound) {
             self.console
@@ -206,11 +204,11 @@ impl<S: HiddenStates, B: Backward> Run<S, B> {
         let line = EvaluationLine {
             step: self.state.step,
             epoch: self.epoch(),
-            eval_loss: loss,
+            eval_loss: found.loss,
             base_eval_loss: self.state.base_eval_loss,
             general_loss: general.map(|general| general.head),
             base_general_loss: general.map(|general| general.base),
-            eval_accuracy: accuracy,
+            eval_accuracy: now.accuracy,
             eval_seconds: started.elapsed().as_secs_f64(),
         };
         self.console.evaluation(&line);
@@ -229,7 +227,10 @@ impl<S: HiddenStates, B: Backward> Run<S, B> {
 
     /// Losses of general text with these weights (of the base alone when there are none), where there is such text. The base's own is measured once.
     /// None when asked to stop.
-    fn measure_general(&mut self, weights: Option<&Trained<B>>) -> Result<Option<Option<General>>, TrainError> {
+    ///
+    /// # Errors
+    /// States or losses that do not come.
+    pub fn measure_general(&mut self, weights: Option<&Trained<B>>) -> Result<Option<Option<General>>, TrainError> {
         let Some((samples, states)) = self.general.clone() else { return Ok(Some(None)) };
         let loss = |run: &mut Self, weights: Option<&Trained<B>>| {
             let batches = batches::evaluation(samples.group_lengths(), run.order.batch);

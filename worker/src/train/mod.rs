@@ -4,6 +4,8 @@
 //! ([`states::HiddenStates`]) and a loss ([`loss::Loss`]), not HTTP. **Invariant** a run that was stopped or killed and went on has the bits of one
 //! that was not: whatever a step depends on is in the checkpoint, or a pure function of configuration and data.
 
+mod alpha;
+mod answers;
 mod args;
 pub mod batches;
 pub mod cached;
@@ -13,7 +15,8 @@ mod device;
 pub mod dropout;
 pub mod endpoint;
 pub mod error;
-pub mod examples;
+mod exact_match;
+mod examples;
 pub mod figures;
 mod finish;
 pub mod fit;

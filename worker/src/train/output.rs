@@ -7,6 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
+use carryon_crds::job::Metric;
 use carryon_crds::names::artifact_folder;
 use carryon_crds::wire::head::{Lineage, Metrics};
 use carryon_crds::wire::limits::MAX_POOLS;
@@ -130,15 +131,23 @@ pub fn mark_finished(places: &Places, run: &str, message: &TerminationMessage) -
 ///
 /// # Errors
 /// Weights that do not fit the shape.
-pub fn artifact(shape: &HeadShape, base: &Base, weights: Weights) -> Result<Artifact, TrainError> {
-    Artifact::new(shape.clone(), base.reference(), weights).map_err(artifact_error)
+pub fn artifact(shape: HeadShape, base: &Base, weights: Weights) -> Result<Artifact, TrainError> {
+    Artifact::new(shape, base.reference(), weights).map_err(artifact_error)
 }
 
-/// Writes head.safetensors and head.json, and gives the manifest.
+/// Writes head.safetensors.
 ///
 /// # Errors
-/// A file cannot be written.
-pub fn write(
+/// The file cannot be written.
+pub fn write_weights(places: &Places, artifact: &Artifact) -> Result<(), TrainError> {
+    artifact::write_weights(&places.head(&artifact.digest), artifact).map_err(artifact_error)
+}
+
+/// Writes head.json beside the weights, and gives it.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_manifest(
     places: &Places,
     artifact: &Artifact,
     base: &Base,
@@ -148,6 +157,9 @@ pub fn write(
     let described = &base.description;
     let finite = |value: f64| value.is_finite().then_some(value);
     let general = state.best.map_or(state.general, |best| best.general);
+    let eval_loss = state.best.and_then(|best| finite(best.loss));
+    let found = |metric: Metric| if metric == Metric::Loss { eval_loss } else { figures.get(metric.name()).map(|figure| figure.value) };
+    let thresholds = &inputs.config.evaluation.thresholds;
     let manifest = HeadManifest {
         format_version: artifact.shape.format_version,
         digest: artifact.digest.clone(),
@@ -168,17 +180,18 @@ pub fn write(
         },
         metrics: Metrics {
             train_loss: state.train_loss.and_then(finite),
-            eval_loss: state.best.and_then(|best| finite(best.loss)),
+            eval_loss,
             base_eval_loss: state.base_eval_loss.and_then(finite),
             general_loss: general.and_then(|general| finite(general.head)),
             base_general_loss: general.and_then(|general| finite(general.base)),
             eval_accuracy: state.best.and_then(|best| best.accuracy),
             evaluation: figures.clone(),
+            unmet_thresholds: thresholds.iter().filter_map(|bound| bound.unmet(found(bound.metric))).collect(),
             train_seconds: state.train_seconds,
             peak_anonymous_bytes: state.peak_anonymous_bytes,
         },
     };
-    artifact::write(&places.head(&artifact.digest), artifact, &manifest).map_err(artifact_error)?;
+    artifact::write_manifest(&places.head(&artifact.digest), artifact, &manifest).map_err(artifact_error)?;
     Ok(manifest)
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use carryon_crds::common::Taps;
-use carryon_crds::job::{DataFormat, Overlong, Task, Training};
+use carryon_crds::job::{DataFormat, Metric, Overlong, Task, Training};
 use carryon_crds::wire::{HeadShape, ModelDescription, OtherBase, OtherPool, TapChoice, TrainConfig};
 
 use crate::head::{artifact, parameters};
@@ -137,8 +137,22 @@ pub fn rules<'a>(config: &'a TrainConfig, base: &'a ModelDescription, eos: Optio
         return refuse(format!("training.dropout: {} is not from 0 to 0.9", training.dropout));
     }
     let metric = config.evaluation.metric;
-    if !metric.fits(config.task) {
+    // Answers are asked for once, when the head is chosen.
+    if !metric.fits(config.task) || metric == Metric::ExactMatch {
         return refuse(format!("evaluation.metric {metric:?}: task {:?} has no such figure", config.task));
+    }
+    let alphas = &config.evaluation.alphas;
+    if !alphas.is_empty() && (config.task.is_pooled() || config.split.evaluation.is_empty()) {
+        return refuse("evaluation.alphas are for tasks CausalLM and DPO, and need data.split.evaluation".to_owned());
+    }
+    if let Some(alpha) = alphas.iter().find(|alpha| !(0.01..=100.0).contains(*alpha)) {
+        return refuse(format!("evaluation.alphas: {alpha} is not from 0.01 to 100"));
+    }
+    if config.evaluation.generation.is_some() && (config.task != Task::CausalLM || !config.other_pools.is_empty()) {
+        return refuse("evaluation.generation is for task CausalLM on one pool".to_owned());
+    }
+    if let Some(bound) = config.evaluation.thresholds.iter().find(|bound| !bound.metric.fits(config.task)) {
+        return refuse(format!("evaluation.thresholds: task {:?} has no figure {:?}", config.task, bound.metric));
     }
     Ok(Rules {
         task: config.task,

@@ -17,6 +17,7 @@ use crate::train::data::DataSet;
 use crate::train::device;
 use crate::train::endpoint;
 use crate::train::error::TrainError;
+use crate::train::exact_match::ExactMatch;
 use crate::train::finish::finish;
 use crate::train::fit::Run;
 use crate::train::lock::{Lock, Timing};
@@ -55,13 +56,7 @@ pub fn run_until(args: &TrainArgs, stop: &Stop) -> Result<ExitCode, TrainError> 
     console.finish();
     let message = match &ended {
         Ok(message) => message.clone(),
-        Err(error) => TerminationMessage {
-            message: error.to_string(),
-            digest: None,
-            base_model_digest: None,
-            other_base_model_digests: Vec::new(),
-            progress: None,
-        },
+        Err(error) => TerminationMessage { message: error.to_string(), ..TerminationMessage::default() },
     };
     let progress = snapshot.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
     output::last_words(
@@ -133,6 +128,7 @@ fn train_alone(
     base.stand_still(began);
     // Nothing that an earlier run has left is touched before the data are known to be usable.
     let data = Data::read(inputs, &base, &places, stop, console)?;
+    ExactMatch::checked(&inputs.config, data.evaluation.as_ref().map(|data| &*data.samples), &base.tokenizer)?;
     memory::return_large_buffers(data.shape.width);
     let memory = Watch::start(handle);
     let checkpoint = resume(&checkpoints, inputs, &mut base, console)?;

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use carryon_crds::job::{NormScope, Task, Training};
+use carryon_crds::job::{Metric, NormScope, Task, Training};
 use carryon_crds::wire::HeadShape;
 
 use crate::head::pass::{Forward, Keep, Pass, PassError, Saved};
 use crate::head::{Gradients, Weights};
 use crate::kernel::{Backward, DeviceError, Trained};
+use crate::train::checkpoint::{Best, General};
 use crate::train::dropout::Dropout;
 use crate::train::error::TrainError;
 use crate::train::figures::Predictions;
@@ -63,6 +64,13 @@ pub struct Evaluated {
     pub loss: f64,
     /// What the head put out, where that is measured by more than its loss.
     pub predictions: Predictions,
+}
+
+impl Evaluated {
+    /// What is kept of it, with the loss of `general` text, of weights of this step; `metric` is what makes one better than another.
+    pub fn kept(&self, step: u64, general: Option<General>, metric: Metric) -> Best {
+        Best { step, loss: self.loss, accuracy: self.predictions.accuracy(), general, figure: self.predictions.value(metric) }
+    }
 }
 
 impl<B: Backward> Learner<B> {

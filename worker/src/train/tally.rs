@@ -32,7 +32,7 @@ pub(super) fn show(
     let tally = trainer(inputs, &base, &data).tally();
     std::io::stdout().write_all(table(&tally, context).as_bytes()).map_err(TrainError::file("write to", "stdout"))?;
     let message = format!("memory: {} planned", megabytes(tally.total() + context));
-    Ok(TerminationMessage { message, digest: None, base_model_digest: None, other_base_model_digests: Vec::new(), progress: None })
+    Ok(TerminationMessage { message, ..TerminationMessage::default() })
 }
 
 /// What the memory of a run depends on.

@@ -7,7 +7,7 @@
 mod common;
 mod world;
 
-use carryon_crds::job::{Balanced, ClassWeights, Metric, Task};
+use carryon_crds::job::{Balanced, ClassWeights, Generation, Metric, Task, Threshold};
 use serde_json::{Value, json};
 use world::{World, eval};
 
@@ -115,6 +115,36 @@ async fn the_answer_that_people_prefer_becomes_likelier() {
         answer["choices"][0]["message"]["content"].clone()
     };
     assert_ne!(said("head").await, said("base").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_are_counted_that_a_client_would_get() {
+    let least = |metric, min| Threshold { metric, min: Some(min), max: None };
+    let world = World::train("answers", Task::CausalLM, |config| {
+        config.max_length = 192;
+        config.training.num_train_epochs = 3;
+        let json_field = Some("/source".to_owned());
+        config.evaluation.generation = Some(Generation { regex: None, json_field, max_new_tokens: 16, max_samples: 60 });
+        let most = Threshold { metric: Metric::Loss, min: None, max: Some(1e-6) };
+        config.evaluation.thresholds = vec![least(Metric::ExactMatch, 0.5), most];
+    })
+    .await;
+    let share_told = world.figures()["exact_match"];
+    assert!(share_told.low > 0.5, "{share_told:?}");
+    let [unmet] = &world.metrics().unmet_thresholds[..] else { panic!("{:?}", world.metrics()) };
+    assert!(unmet.starts_with("loss is 0.") && unmet.ends_with(", more than 0.000001"), "{unmet}");
+    let rows = eval("answers");
+    let mut right = Vec::new();
+    for row in (0..60).map(|index| &rows[index * rows.len() / 60]) {
+        let messages = json!([{"role": "user", "content": row["prompt"]}]);
+        let body = json!({"model": "head", "messages": messages, "max_tokens": 16, "temperature": 0});
+        let (status, answer) = world.post("/v1/chat/completions", body).await;
+        assert_eq!(status, 200, "{answer}");
+        let said = |text: &Value| serde_json::from_str::<Value>(text.as_str().unwrap()).ok()?.get("source").cloned();
+        let answered = said(&answer["choices"][0]["message"]["content"]);
+        right.push(answered.is_some() && answered == said(&row["completion"]));
+    }
+    near(share(right.into_iter()), share_told.value);
 }
 
 #[tokio::test(flavor = "multi_thread")]

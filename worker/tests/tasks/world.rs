@@ -8,6 +8,7 @@ use carryon_crds::common::Taps;
 use carryon_crds::job::{DataFormat, HeadSpec, Optimizer, Split, Task, Training};
 use carryon_crds::names::artifact_folder;
 use carryon_crds::pool::{Device, Engine};
+use carryon_crds::wire::head::Metrics;
 use carryon_crds::wire::{ExitCode, Figure, HeadManifest, ServeConfig, ServeHead, TapChoice, TerminationMessage, TrainConfig};
 use carryon_worker::head::artifact;
 use carryon_worker::serve::{Settings, serve};
@@ -77,8 +78,13 @@ impl World {
     }
 
     /// Of head.json.
+    pub fn metrics(&self) -> &Metrics {
+        &self.manifest.metrics
+    }
+
+    /// Those on held-out samples.
     pub fn figures(&self) -> &BTreeMap<String, Figure> {
-        &self.manifest.metrics.evaluation
+        &self.metrics().evaluation
     }
 
     /// What the gateway says of the texts of some lines.

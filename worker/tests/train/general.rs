@@ -84,3 +84,34 @@ fn what_is_replayed_counts_alike_whatever_measures_it() {
     }
     assert!(accumulated.steps().iter().all(|step| step.replay_kl.is_some()));
 }
+
+#[test]
+fn alpha_is_the_best_one_that_general_text_allows() {
+    let pool = ToyPool::start();
+    let run = |alphas: &[f64], bound: Option<f64>| {
+        let mut job = job();
+        (job.config.evaluation.alphas, job.config.evaluation.max_general_loss_increase) = (alphas.to_vec(), bound);
+        job.run(&pool).unwrap();
+        artifact::read(&job.head_folder()).unwrap()
+    };
+    let (plain, _) = run(&[], None);
+    let found = [0.25, 0.5, 1.0, 4.0, 16.0].map(|alpha| {
+        let (head, manifest) = run(&[alpha], None);
+        assert!(head.shape.alpha == alpha && head.weights == plain.weights, "the same weights count otherwise");
+        let metrics = manifest.metrics;
+        (alpha, metrics.eval_loss.unwrap(), metrics.general_loss.unwrap() - metrics.base_general_loss.unwrap())
+    });
+    assert!(found.windows(2).all(|pair| pair[0].2 < pair[1].2), "the more of the head, the more it costs: {found:?}");
+    let all = found.map(|(alpha, ..)| alpha);
+    let best = |most: f64| {
+        let allowed = found.iter().filter(|(_, _, costs)| *costs <= most);
+        allowed.min_by(|(_, left, _), (_, right, _)| left.total_cmp(right)).map(|(alpha, loss, _)| (*alpha, *loss)).unwrap()
+    };
+    let told = |bound| {
+        let (head, manifest) = run(&all, bound);
+        (head.shape.alpha, manifest.metrics.eval_loss.unwrap())
+    };
+    let bound = (found[0].2 + found[1].2) / 2.0;
+    assert_eq!((told(None), told(Some(bound))), (best(f64::INFINITY), best(bound)));
+    assert!(best(bound).0 < best(f64::INFINITY).0, "{found:?}");
+}

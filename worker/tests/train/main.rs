@@ -11,6 +11,7 @@ mod general;
 mod lock;
 mod long;
 mod mixed;
+mod promotable;
 mod shared;
 mod states;
 mod toy_pool;

@@ -12,7 +12,8 @@ use carryon_crds::wire::{Figure, HeadShape};
 
 use crate::train::states::Wanted;
 use classes::{Classes, highest};
-use interval::{bootstrap, share};
+use interval::bootstrap;
+pub use interval::share;
 use ranks::{Ranked, spearman};
 
 /// Most outputs that are kept. Of more, only what can be counted on the way is told.

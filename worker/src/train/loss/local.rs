@@ -57,4 +57,8 @@ impl<B: Backend> Loss for LocalLoss<B> {
         measured.weigh_replay(batch, self.kl_coef);
         Ok(Some(measured))
     }
+
+    fn set_alpha(&mut self, alpha: f64) {
+        self.alpha = alpha;
+    }
 }

@@ -32,6 +32,9 @@ pub trait Loss {
     /// # Errors
     /// The pool did not answer, or refused.
     fn measure(&mut self, batch: &MicroBatch, output: Option<Vec<f32>>, gradient: bool) -> Result<Option<Measured>, TrainError>;
+
+    /// Has the head's output count `alpha` times from now on, where it is added to the base's.
+    fn set_alpha(&mut self, _alpha: f64) {}
 }
 
 /// Losses of some targets.

@@ -41,6 +41,10 @@ impl Loss for PreferenceLoss {
         }
         Ok(Some(Measured { loss, rewards: rewards.into_iter().map(|reward| reward as f32).collect(), ..measured }))
     }
+
+    fn set_alpha(&mut self, alpha: f64) {
+        self.tokens.set_alpha(alpha);
+    }
 }
 
 #[cfg(test)]

@@ -62,4 +62,8 @@ impl Loss for RemoteLoss {
         measured.weigh_replay(batch, self.kl_coef);
         Ok(Some(measured))
     }
+
+    fn set_alpha(&mut self, alpha: f64) {
+        self.alpha = alpha;
+    }
 }

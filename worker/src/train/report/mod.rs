@@ -18,6 +18,7 @@ const TEMPLATE: &str = include_str!("report.html");
 const NAMES: &[(&str, &str)] = &[
     ("accuracy", "accuracy"),
     ("ece", "expected calibration error"),
+    ("exact_match", "exact match of answers"),
     ("macro_f1", "macro F1"),
     ("mean_squared_error", "mean squared error"),
     ("recall_at_1", "recall at 1"),
@@ -127,6 +128,7 @@ fn page(report: &Report<'_>) -> Value {
             name => NAMES.iter().find(|(known, _)| known == name).map_or(name.as_str(), |(_, words)| words),
             value => format!("{:.3}", figure.value), low => format!("{:.3}", figure.low), high => format!("{:.3}", figure.high),
         }).collect::<Vec<_>>(),
+        unmet => metrics.unmet_thresholds.clone(),
         data => [("training", Some(report.train)), ("held out", report.evaluation)].into_iter().filter_map(|(name, counts)| Some(data_row(name, counts?))).collect::<Vec<_>>(),
         evaluations => evaluations.iter().map(|line| context! {
             step => line.step,
