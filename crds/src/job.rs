@@ -11,7 +11,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::data::{Data, DataFormat, OnError, Overlong, Split, Targets};
+pub use self::data::{Data, DataFormat, OnError, Overlong, Split, Targets, Thinking};
 pub use self::evaluation::{Evaluation, Generation, Metric, Threshold};
 pub use self::head::HeadSpec;
 pub use self::status::{ArtifactStatus, AttemptResult, AttemptStatus, CarryOnJobStatus, ProgressStatus};

@@ -31,6 +31,9 @@ pub struct Data {
     /// Which turns of a chat are learned; a turn with `weight` 0 never is.
     #[serde(default)]
     pub targets: Targets,
+    /// Whether what the assistant thought before it spoke is part of a chat.
+    #[serde(default, skip_serializing_if = "crate::common::is_default")]
+    pub thinking: Thinking,
     /// Put the model's end-of-sequence token behind each `text`, where there is none.
     #[serde(default)]
     pub add_eos_token: bool,
@@ -49,6 +52,17 @@ pub enum Targets {
     LastAssistant,
 }
 
+/// Whether what the assistant thought is part of a chat: its members `reasoning_content`, `thinking` and `reasoning`, and `<think>…</think>` where a content
+/// begins with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Thinking {
+    /// Where the model's chat template has a place for it: it is learned with the turn.
+    #[default]
+    Keep,
+    /// It is taken out: what is learned is what was said.
+    Drop,
+}
+
 /// What a line holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum DataFormat {
@@ -61,7 +75,7 @@ pub enum DataFormat {
     PromptCompletion,
     /// `text`: loss on all of it. It has no end token unless `addEosToken` is set.
     Text,
-    /// `text` and `label`: a name for task Classification, a list of names for MultiLabelClassification, a number for Regression.
+    /// `text`, or `messages` of a chat, and `label`: a name for task Classification, a list of names for MultiLabelClassification, a number for Regression.
     TextLabel,
     /// `chosen` and `rejected`, and `prompt` where they share one, for tasks Reward and DPO: texts or chat messages, as TRL has them.
     Preference,

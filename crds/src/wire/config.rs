@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::common::{TapPreset, TapSelection, Taps, is_default};
-use crate::job::{Checkpoint, DataFormat, Evaluation, HeadSpec, HiddenStatesDtype, OnError, Overlong, Split, Targets, Task, Training};
+use crate::job::{Checkpoint, DataFormat, Evaluation, HeadSpec, HiddenStatesDtype, OnError, Overlong, Split, Targets, Task, Thinking, Training};
 use crate::pool::{Dtype, Engine};
 
 /// `carryon-worker base --config FILE --model PATH --listen ADDRESS`.
@@ -52,12 +52,15 @@ pub struct TrainConfig {
     pub max_length: u32,
     /// What happens to a longer one.
     pub overlong: Overlong,
-    /// What happens to a line that cannot be read. It and the next three are left out where they are the defaults, as runs from before they were there have it.
+    /// What happens to a line that cannot be read. It and the next four are left out where they are the defaults, as runs from before they were there have it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub on_error: OnError,
     /// Which turns of a chat are learned.
     #[serde(default, skip_serializing_if = "is_default")]
     pub targets: Targets,
+    /// Whether what the assistant thought is part of a chat.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub thinking: Thinking,
     /// Whether a plain text gets an end token.
     #[serde(default, skip_serializing_if = "is_default")]
     pub add_eos_token: bool,

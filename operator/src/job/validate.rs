@@ -92,6 +92,7 @@ pub fn validate(job: &CarryOnJob, observed: &Observed, settings: &Settings, now:
             overlong: spec.data.overlong,
             on_error: spec.data.on_error,
             targets: spec.data.targets,
+            thinking: spec.data.thinking,
             add_eos_token: spec.data.add_eos_token,
             split_special_tokens: spec.data.split_special_tokens,
             training: spec.training.clone(),

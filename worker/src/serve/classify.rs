@@ -33,7 +33,7 @@ pub(super) struct Text {
     truncated: bool,
 }
 
-/// Reads and checks `{"model"?, "input": text | [text…]}`; of a reward `{"model"?, "messages": […]}` too.
+/// Reads and checks `{"model"?, "input": text | [text…]}` or `{"model"?, "messages": […]}`.
 pub(super) fn parse(asked: Asked<'_>, gateway: &Gateway) -> Result<Classification, ApiError> {
     let Asked { body, mut parameters, model } = asked;
     let other = || ApiError::parameter("model", format!("{:?} is no classifier: use /v1/chat/completions.", model.name));
@@ -43,12 +43,11 @@ pub(super) fn parse(asked: Asked<'_>, gateway: &Gateway) -> Result<Classificatio
     }
     let (cut, limit) = (head.artifact.shape.max_length, gateway.model.limits.max_model_len);
     let texts = match parameters.take("messages") {
-        // As rewards are trained: up to the end of the last turn.
-        Some(_) if head.artifact.shape.task == Task::Reward => {
+        // As they are trained: up to the end of the last turn.
+        Some(_) => {
             let ids = chat::whole(body, &mut parameters, gateway, head.artifact.shape.split_special_tokens)?;
             vec![bounded(ids, cut, limit)?]
         }
-        Some(_) => return Err(ApiError::parameter("messages", "This model judges texts: send input.")),
         None => texts(parameters.take("input"), &head, gateway)?,
     };
     parameters.finish()?;

@@ -89,6 +89,15 @@ impl Message {
         Ok(Self { role: if name == "developer" { "system".to_owned() } else { name.to_owned() }, content, others })
     }
 
+    /// Takes out what the turn says of what was thought before it: the members for it, and `<think>…</think>` where the content begins with that.
+    pub fn drop_thinking(&mut self) {
+        self.others.retain(|(name, _)| !REASONING.contains(&name.as_str()));
+        let said = self.content.trim_start().strip_prefix("<think>").and_then(|rest| rest.split_once("</think>"));
+        if let Some(said) = said.map(|(_, said)| said.trim_start().to_owned()) {
+            self.content = said;
+        }
+    }
+
     /// The turn as a template sees it: what the assistant thought under both names that templates read, as transformers hands it to them.
     pub(super) fn to_value(&self) -> Value {
         let own = [("role", Value::from(self.role.as_str())), ("content", Value::from(self.content.as_str()))];

@@ -1,6 +1,6 @@
 //! From what a line says to tokens.
 
-use carryon_crds::job::Task;
+use carryon_crds::job::{Task, Thinking};
 
 use super::label;
 use super::record::{Record, Said};
@@ -21,14 +21,7 @@ pub fn samples(record: Record, rules: &Rules<'_>, language: Language<'_>, counts
             ids.extend(rules.text_end.filter(|_| ids.last().is_none_or(|last| !rules.end_tokens.contains(last))));
             sample::from_prompt_length(ids, 0).map_err(|problem| format!("field `text`: {problem}"))?
         }
-        Record::Labelled { text, label } => {
-            let target = label::target(label, rules)?;
-            let ids = language.tokenizer.encode(&text, true).map_err(said)?;
-            match ids.is_empty() {
-                true => return Err("field `text` has no tokens".to_owned()),
-                false => Sample { ids, target },
-            }
-        }
+        Record::Labelled { text, label } => Sample { target: label::target(label, rules)?, ids: whole(text, rules, language, counts)? },
         Record::Compared(texts) => {
             let part = |(said, part): (Said, u32)| match rules.task {
                 Task::Dpo => answer(said, part, rules, language, counts),
@@ -53,7 +46,7 @@ fn lessons(
     counts: &mut Counts,
 ) -> Result<Vec<Lesson>, String> {
     let template = language.template.ok_or("the base has no chat template: use `text` or `input_ids`")?;
-    leave_out(&mut conversation, template, counts)?;
+    leave_out(&mut conversation, template, rules, counts)?;
     let chat = Chat::new(language.tokenizer, template, &conversation, rules.split_special_tokens);
     chat.and_then(|mut chat| chat.lessons(targets, rules.end_tokens)).map_err(|error| error.to_string())
 }
@@ -85,19 +78,20 @@ fn whole(said: Said, rules: &Rules<'_>, language: Language<'_>, counts: &mut Cou
         Said::Text(text) => language.tokenizer.encode(&text, true),
         Said::Chat(mut conversation) => {
             let template = language.template.ok_or("the base has no chat template: use texts")?;
-            leave_out(&mut conversation, template, counts)?;
+            leave_out(&mut conversation, template, rules, counts)?;
             let chat = Chat::new(language.tokenizer, template, &conversation, rules.split_special_tokens);
             chat.and_then(|mut chat| chat.prompt(Ending::Closed))
         }
     };
     match ids.map_err(|error| error.to_string())? {
-        ids if ids.is_empty() => Err("one of the texts has no tokens".to_owned()),
+        ids if ids.is_empty() => Err("a text has no tokens".to_owned()),
         ids => Ok(ids),
     }
 }
 
-/// Takes out what the template does not look at, and counts it. What it would be wrong to learn without is refused.
-fn leave_out(conversation: &mut Conversation, template: &ChatTemplate, counts: &mut Counts) -> Result<(), String> {
+/// Takes out what was thought, where it is to be dropped, and what the template does not look at, which is counted. What it would be wrong to learn without
+/// is refused.
+fn leave_out(conversation: &mut Conversation, template: &ChatTemplate, rules: &Rules<'_>, counts: &mut Counts) -> Result<(), String> {
     let Conversation { messages, tools, options } = conversation;
     let nowhere = |field: &str| Err(format!("field `{field}`: the base's chat template has no place for it"));
     if !tools.is_empty() && !template.knows("tools", tools) {
@@ -107,6 +101,13 @@ fn leave_out(conversation: &mut Conversation, template: &ChatTemplate, counts: &
         return nowhere(&format!("chat_template_kwargs.{name}"));
     }
     for (index, turn) in messages.iter_mut().enumerate() {
+        if rules.thinking == Thinking::Drop && turn.role == "assistant" {
+            let silent = turn.content.is_empty();
+            turn.drop_thinking();
+            if !silent && turn.content.is_empty() {
+                return Err(format!("field `messages[{index}].content` is nothing but thinking, which data.thinking has dropped"));
+            }
+        }
         let (known, unknown) = std::mem::take(&mut turn.others).into_iter().partition(|(name, _)| template.knows(name, tools));
         turn.others = known;
         for (name, _) in unknown {

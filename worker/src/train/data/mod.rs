@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use carryon_crds::job::{DataFormat, OnError, Overlong, Targets, Task};
+use carryon_crds::job::{DataFormat, OnError, Overlong, Targets, Task, Thinking};
 use serde::{Deserialize, Serialize};
 
 pub use balance::Balance;
@@ -59,6 +59,8 @@ pub struct Rules<'a> {
     pub format: DataFormat,
     /// Which turns of a chat are learned.
     pub targets: Targets,
+    /// Whether what the assistant thought is part of a chat.
+    pub thinking: Thinking,
     /// Whether control tokens in the contents of a chat are text like any other.
     pub split_special_tokens: bool,
     /// What is put behind a plain text, if anything.
@@ -174,10 +176,10 @@ impl Reader {
         language: Language<'_>,
     ) -> Result<Vec<Fitted>, Problem> {
         if *format == DataFormat::Auto {
-            *format = record::detect(line)?;
+            *format = record::detect(line, rules.task)?;
         }
         check_task(*format, rules.task).map_err(|text| Problem { whole: true, ..Problem::from(text) })?;
-        let (record, ignored) = record::parse(line, *format, rules.targets)?;
+        let (record, ignored) = record::parse(line, *format, rules)?;
         ignored.into_iter().for_each(|name| self.counts.ignore(name));
         let samples = encode::samples(record, rules, language, &mut self.counts)?;
         samples.iter().try_for_each(|sample| check_ids(sample, rules.vocab_size))?;
@@ -259,7 +261,7 @@ pub fn check_task(format: DataFormat, task: Task) -> Result<(), String> {
         (_, Task::Reward) => Err("task Reward needs `chosen` and `rejected`".to_owned()),
         (_, Task::Dpo) => Err("task DPO needs `prompt`, `chosen` and `rejected`".to_owned()),
         (DataFormat::TextLabel, _) => Ok(()),
-        _ => Err(format!("task {task:?} needs `text` and `label`")),
+        _ => Err(format!("task {task:?} needs `text` (or `messages`) and `label`")),
     }
 }
 

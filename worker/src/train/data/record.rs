@@ -1,9 +1,10 @@
 //! What one line says, before tokens: format detection and field checks. Pure.
 
-use carryon_crds::job::{DataFormat, Targets};
+use carryon_crds::job::{DataFormat, Targets, Task};
 use minijinja::Value as Member;
 use serde_json::{Map, Value};
 
+use super::Rules;
 use super::preference;
 use super::problem::{ARRAY, Problem};
 use super::strict::Strict;
@@ -16,10 +17,10 @@ pub enum Record {
     Chat(Conversation, Vec<usize>),
     /// Plain text, all of it learned.
     Text(String),
-    /// A text and its label.
+    /// A text or conversation and its label.
     Labelled {
         /// The text.
-        text: String,
+        text: Said,
         /// Label as written: a name, a list of names, or a number.
         label: Value,
     },
@@ -50,11 +51,12 @@ pub enum Said {
     Chat(Conversation),
 }
 
-/// The format of a line, by its fields. Never `Auto`.
-pub fn detect(line: &str) -> Result<DataFormat, Problem> {
+/// The format of a line, by its fields and, where they are those of several, by the task. Never `Auto`.
+pub fn detect(line: &str, task: Task) -> Result<DataFormat, Problem> {
     let object = object(line)?;
     let has = |field: &str| object.contains_key(field);
     match () {
+        () if has("messages") && has("label") && task.is_pooled() => Ok(DataFormat::TextLabel),
         () if has("messages") => Ok(DataFormat::Chat),
         () if has("prompt") && has("completion") => Ok(DataFormat::PromptCompletion),
         () if has("chosen") && has("rejected") => Ok(DataFormat::Preference),
@@ -70,17 +72,11 @@ pub fn detect(line: &str) -> Result<DataFormat, Problem> {
 }
 
 /// Reads one line of the given format (not `Auto`), and names the fields that say nothing to it; the error names the field at fault.
-pub fn parse(line: &str, format: DataFormat, targets: Targets) -> Result<(Record, Vec<String>), Problem> {
+pub fn parse(line: &str, format: DataFormat, rules: &Rules<'_>) -> Result<(Record, Vec<String>), Problem> {
     let mut object = object(line)?;
     let record = match format {
-        DataFormat::Auto => return parse(line, detect(line)?, targets),
-        DataFormat::Chat => {
-            take(&mut object, "messages")?;
-            object.remove("tools");
-            object.remove("chat_template_kwargs");
-            let conversation = Conversation::parse(line).map_err(|fault| format!("field `{}` {}", fault.place, fault.problem))?;
-            chat(conversation, targets)?
-        }
+        DataFormat::Auto => return parse(line, detect(line, rules.task)?, rules),
+        DataFormat::Chat => chat(conversation(line, &mut object)?, rules.targets)?,
         DataFormat::PromptCompletion => {
             let prompt = string(take(&mut object, "prompt")?, "prompt")?;
             let completion = string(take(&mut object, "completion")?, "completion")?;
@@ -89,7 +85,10 @@ pub fn parse(line: &str, format: DataFormat, targets: Targets) -> Result<(Record
         }
         DataFormat::Text => Record::Text(string(take(&mut object, "text")?, "text")?),
         DataFormat::TextLabel => {
-            let text = string(take(&mut object, "text")?, "text")?;
+            let text = match object.contains_key("messages") && !object.contains_key("text") {
+                true => Said::Chat(conversation(line, &mut object)?),
+                false => Said::Text(string(take(&mut object, "text")?, "text")?),
+            };
             Record::Labelled { text, label: take(&mut object, "label")? }
         }
         DataFormat::Preference => preference::record(&mut object)?,
@@ -100,6 +99,14 @@ pub fn parse(line: &str, format: DataFormat, targets: Targets) -> Result<(Record
         DataFormat::Tokenized => tokens(&mut object)?,
     };
     Ok((record, object.into_iter().map(|(name, _)| name).collect()))
+}
+
+/// The conversation that a line holds.
+fn conversation(line: &str, object: &mut Map<String, Value>) -> Result<Conversation, String> {
+    take(object, "messages")?;
+    object.remove("tools");
+    object.remove("chat_template_kwargs");
+    Conversation::parse(line).map_err(|fault| format!("field `{}` {}", fault.place, fault.problem))
 }
 
 /// A conversation whose last turn is the assistant's. A turn of weight 0 is no target, nor is one with nothing before it: nobody can ask for it.
@@ -213,13 +220,17 @@ pub fn kind(value: &Value) -> &'static str {
 mod tests {
     use super::*;
 
+    fn rules(targets: Targets) -> Rules<'static> {
+        Rules { targets, ..super::super::tests::rules(Task::CausalLM, &[]) }
+    }
+
     fn read(line: &str, format: DataFormat) -> Result<(Record, Vec<String>), String> {
-        parse(line, format, Targets::AllAssistant).map_err(|problem| problem.text)
+        parse(line, format, &rules(Targets::AllAssistant)).map_err(|problem| problem.text)
     }
 
     /// Roles and contents, and the turns that are learned.
     fn turns(line: &str, targets: Targets) -> Result<(String, Vec<usize>), String> {
-        match parse(line, DataFormat::Auto, targets).map_err(|problem| problem.text)?.0 {
+        match parse(line, DataFormat::Auto, &rules(targets)).map_err(|problem| problem.text)?.0 {
             Record::Chat(conversation, learned) => {
                 let turn = |turn: &Message| format!("{}:{}", turn.role, turn.content);
                 Ok((conversation.messages.iter().map(turn).collect::<Vec<_>>().join("|"), learned))
@@ -242,9 +253,12 @@ mod tests {
             (r#"{"messages":null,"prompt":"p","completion":"c","text":null}"#, DataFormat::PromptCompletion),
         ];
         for (line, format) in cases {
-            assert_eq!(detect(line), Ok(format), "{line}");
+            assert_eq!(detect(line, Task::CausalLM), Ok(format), "{line}");
         }
-        assert!(detect(r#"{"question":"q"}"#).unwrap_err().text.ends_with("has `question`"));
+        let both = r#"{"messages":[],"label":"l"}"#;
+        let of = |task| detect(both, task).unwrap();
+        assert_eq!((of(Task::CausalLM), of(Task::Regression)), (DataFormat::Chat, DataFormat::TextLabel));
+        assert!(detect(r#"{"question":"q"}"#, Task::CausalLM).unwrap_err().text.ends_with("has `question`"));
     }
 
     #[test]
@@ -256,6 +270,8 @@ mod tests {
         check(r#"{"text":3}"#, DataFormat::Text, "field `text` is a number, not a string");
         check(r#"{"text":""}"#, DataFormat::Text, "field `text` is empty");
         check(r#"{"text":"a"}"#, DataFormat::TextLabel, "field `label` is missing");
+        check(r#"{"label":"a"}"#, DataFormat::TextLabel, "field `text` is missing");
+        check(r#"{"messages":[3],"label":"a"}"#, DataFormat::TextLabel, "field `messages[0]` is a number, not an object");
         check(r#"{"text":"a","label":null}"#, DataFormat::TextLabel, "field `label` is missing");
         check(r#"{"prompt":"a","text":"b"}"#, DataFormat::PromptCompletion, "field `completion` is missing");
         check(r#"{"messages":[]}"#, DataFormat::Chat, "field `messages` is empty");

@@ -4,11 +4,12 @@ use crate::text::byte_tokenizer;
 const TEMPLATE: &str = "{% for message in messages %}<{{ message.role }}>{{ message.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
 const END: u32 = 256;
 
-fn rules(task: Task, labels: &[String]) -> Rules<'_> {
+pub fn rules(task: Task, labels: &[String]) -> Rules<'_> {
     Rules {
         task,
         format: DataFormat::Auto,
         targets: Targets::AllAssistant,
+        thinking: Default::default(),
         split_special_tokens: true,
         text_end: None,
         max_length: 64,
@@ -72,6 +73,22 @@ fn all_turns_of_the_assistant_are_learned_in_one_sample() {
     assert_eq!(learned(line, &all), ["b$d$"]);
     assert_eq!(learned(line, &Rules { targets: Targets::LastAssistant, ..all }), ["d$"]);
     assert_eq!(read(line, &all).unwrap().counts.targets, 4);
+}
+
+#[test]
+fn what_was_thought_is_learned_or_dropped() {
+    let template = "{% for message in messages %}<{{ message.role }}>{% if message.reasoning_content %}({{ message.reasoning_content }}){% endif %}{{ message.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+    let learned = |answer: &str, thinking| {
+        let line = format!(r#"{{"messages":[{{"role":"user","content":"<think>a</think>"}},{{"role":"assistant",{answer}}}]}}"#);
+        let data = read_with(template, &line, &Rules { thinking, ..rules(Task::CausalLM, &[]) });
+        data.map(|data| text(&samples(&data)[0].wanted())).map_err(|error| error.to_string())
+    };
+    let [aside, inside] = [r#""content":"b","thinking":"hm""#, r#""content":"<think>\nhm\n</think>\n\nb""#];
+    assert_eq!([aside, inside].map(|answer| learned(answer, Thinking::Keep).unwrap()), ["(hm)b$", "<think>\nhm\n</think>\n\nb$"]);
+    assert_eq!([aside, inside].map(|answer| learned(answer, Thinking::Drop).unwrap()), ["b$", "b$"]);
+    assert_eq!(learned(r#""content":"b</think>""#, Thinking::Drop).unwrap(), "b</think>$");
+    let refused = learned(r#""content":"<think>hm</think>""#, Thinking::Drop).unwrap_err();
+    assert!(refused.ends_with("field `messages[1].content` is nothing but thinking, which data.thinking has dropped"), "{refused}");
 }
 
 #[test]
@@ -191,7 +208,7 @@ fn labels_are_checked_by_name() {
 #[test]
 fn format_and_task_must_fit() {
     let error = refusal("{\"text\":\"buy\"}\n", &rules(Task::Classification, &[]));
-    assert!(error.ends_with("line 1: task Classification needs `text` and `label`"), "{error}");
+    assert!(error.ends_with("line 1: task Classification needs `text` (or `messages`) and `label`"), "{error}");
 }
 
 #[test]
