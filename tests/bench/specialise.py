@@ -15,10 +15,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "oracles
 from common import MODEL  # noqa: E402
 
 # Samples of each half; tokens of a passage.
-SAMPLES, PASSAGE = {"train": 400, "eval": 100}, 128
+SAMPLES, PASSAGE = {"train": 200, "eval": 100}, 128
 # Chapters that only the samples are taken from, and those of them for training.
 APART, TRAIN = 120, 96
-STEPS, BATCH, LENGTH, RATE, WARMUP = 200, 8, 256, 3e-4, 10
+STEPS, BATCH, LENGTH, RATE, WARMUP = 100, 8, 256, 3e-4, 10
 
 
 def chapters(package: pathlib.Path) -> list[str]:

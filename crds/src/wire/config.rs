@@ -5,7 +5,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::common::{TapPreset, TapSelection, Taps, is_default};
-use crate::job::{Checkpoint, DataFormat, Evaluation, HeadSpec, HiddenStatesDtype, OnError, Overlong, Split, Targets, Task, Thinking, Training};
+use crate::job::{
+    Checkpoint, DataFormat, Evaluation, HeadSpec, HiddenStatesDtype, OnError, Overlong, Split, Targets, Task, Thinking, Training,
+};
 use crate::pool::{Dtype, Engine};
 
 /// `carryon-worker base --config FILE --model PATH --listen ADDRESS`.
