@@ -18,7 +18,7 @@ from training import lines, recipe_data
 SEEDS = range(3)
 T_TWO_DEGREES = 4.303  # 95 % of Student's t with three values
 FIVE_TAPS = {"layers": [10, 20, 25, 28], "final": True}
-RECIPE = {"width": 256, "blocks": 2, "attentionHeads": 4}
+RECIPE = {"width": 256, "blocks": 2, "attentionHeads": 4, "gate": False}
 SMALL = {"width": 96, "blocks": 1, "attentionHeads": 4}
 VARIANTS = {
     "plain": {"head": RECIPE},

@@ -41,7 +41,7 @@ impl Bench {
     }
 
     fn shape(&self) -> HeadShape {
-        let head = HeadSpec { width: WIDTH, blocks: 1, ..HeadSpec::default() };
+        let head = HeadSpec { width: WIDTH, blocks: 1, gate: false, ..HeadSpec::default() };
         head.shape(Task::CausalLM, Taps::of(TapPreset::Balanced, self.model.num_hidden_layers), self.model.hidden_size, 1024)
     }
 }

@@ -21,7 +21,7 @@ async fn a_head_of_a_billion_parameters_is_pushed_and_served_without_needless_co
     let pool = Process::pool();
     let client = PoolClient::connect(std::slice::from_ref(&pool.url), DEADLINE).unwrap();
     let base = client.describe().await.unwrap();
-    let head = HeadSpec { width: 6464, blocks: 2, attention_heads: 32, ..HeadSpec::default() };
+    let head = HeadSpec { width: 6464, blocks: 2, attention_heads: 32, gate: false, ..HeadSpec::default() };
     let shape = head.shape(Task::CausalLM, Taps { layers: vec![1], final_norm: true }, base.hidden_size, 24);
     let count = parameters::count(&shape);
     assert!(count >= 1_000_000_000);

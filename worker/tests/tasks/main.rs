@@ -93,7 +93,6 @@ async fn the_sentence_that_people_prefer_scores_higher() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_answer_that_people_prefer_becomes_likelier() {
     let world = World::train("dpo", Task::Dpo, |config| {
-        config.head.gate = true;
         config.evaluation.metric = Metric::Accuracy;
         config.max_length = 160;
     })
