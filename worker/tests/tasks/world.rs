@@ -140,6 +140,7 @@ fn config(name: &str, task: Task) -> TrainConfig {
         overlong: Default::default(),
         on_error: Default::default(),
         targets: Default::default(),
+        thinking: Default::default(),
         add_eos_token: false,
         split_special_tokens: true,
         training: Training { num_train_epochs: 6, optim: Optimizer::AdamW, learning_rate: 1e-3, weight_decay: 0.05, ..Training::default() },

@@ -62,6 +62,7 @@ impl Job {
             overlong: Default::default(),
             on_error: Default::default(),
             targets: Default::default(),
+            thinking: Default::default(),
             add_eos_token: false,
             split_special_tokens: true,
             training: Training { per_device_train_batch_size: 4, num_train_epochs: 2, warmup_steps: 2, ..Training::default() },
