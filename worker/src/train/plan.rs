@@ -244,6 +244,7 @@ mod tests {
             hidden_states_dtype: Default::default(),
             other_pools: Vec::new(),
             head: HeadSpec::default(),
+            init_head: None,
             format: DataFormat::Auto,
             split: Split { train: vec!["train.jsonl".to_owned()], ..Split::default() },
             max_length: 64,
