@@ -41,7 +41,7 @@ pub(super) fn finish<B: Backward>(
     let figures = predictions.figures(scale);
     run.console.phase(Phase::Writing, 0, "");
     // Nobody trains any more.
-    drop(std::mem::take(&mut run.learner.weights));
+    drop((std::mem::take(&mut run.learner.weights), run.learner.average.take()));
     let mut weights = Arc::unwrap_or_clone(weights);
     if inputs.config.task == Task::Regression {
         unscale(&mut weights, scale);

@@ -5,6 +5,7 @@
 //! that was not: whatever a step depends on is in the checkpoint, or a pure function of configuration and data.
 
 mod args;
+pub mod average;
 pub mod batches;
 pub mod cached;
 mod checkpoint;

@@ -136,6 +136,9 @@ pub fn rules<'a>(config: &'a TrainConfig, base: &'a ModelDescription, eos: Optio
     if !(0.0..=0.9).contains(&training.dropout) {
         return refuse(format!("training.dropout: {} is not from 0 to 0.9", training.dropout));
     }
+    if training.ema_decay.is_some_and(|decay| !(decay > 0.0 && decay < 1.0)) {
+        return refuse("training.emaDecay is above 0 and below 1".to_owned());
+    }
     let metric = config.evaluation.metric;
     if !metric.fits(config.task) {
         return refuse(format!("evaluation.metric {metric:?}: task {:?} has no such figure", config.task));

@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 
 use crate::kernel::{Backward, Cpu, Threads};
 use crate::train::args::TrainArgs;
+use crate::train::average::Average;
 use crate::train::cached::PoolStates;
 use crate::train::checkpoint::{Checkpoint, Folder};
 use crate::train::data::DataSet;
@@ -220,11 +221,13 @@ fn prepare<B: Backward>(
 ) -> Result<Run<PoolStates, B>, TrainError> {
     let config = &inputs.config;
     let (order, total_steps) = plan::order(config, &data.train, data.replay.as_ref());
-    let Checkpoint { mut state, weights, best, optimizer } = checkpoint;
+    let Checkpoint { mut state, weights, average, best, optimizer } = checkpoint;
     state.total_steps = total_steps;
     console.resumed(&state);
     let mut optimizers = Optimizers::new(&config.training);
     optimizers.restore(&environment.backend, &weights, optimizer).map_err(|error| TrainError::Head(error.to_string()))?;
+    let average = |decay| Average::new(&environment.backend, decay, average, &weights).map_err(device_error);
+    let average = config.training.ema_decay.map(average).transpose()?;
     let pools = room::open_caches(places, data, base, config, total_steps, &console)?;
     let states = |data: &DataSet, replay: Option<&DataSet>| {
         let replay = replay.map(|replay| replay.samples.clone());
@@ -239,6 +242,7 @@ fn prepare<B: Backward>(
         learner: Learner {
             shape: data.shape.clone(),
             weights: environment.backend.train(weights).map_err(device_error)?,
+            average,
             optimizers,
             schedule,
             training: config.training.clone(),

@@ -3,6 +3,7 @@
 // Helpers of tests panic as tests do.
 #![allow(clippy::unwrap_used, clippy::result_large_err)]
 
+mod average;
 mod data;
 mod few;
 mod folder;

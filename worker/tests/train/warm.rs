@@ -46,7 +46,9 @@ fn a_head_that_starts_from_another_is_the_base_at_first_and_learns_faster() {
     let pool = ToyPool::start();
     let old = old(&pool);
     let (random, warm) = (new(None), new(Some(&old.head_folder())));
-    [&random, &warm].into_iter().for_each(|job| drop(run(job, &pool).unwrap()));
+    for job in [&random, &warm] {
+        run(job, &pool).unwrap();
+    }
     let [random_losses, warm_losses] = [&random, &warm].map(|(job, _)| evaluations(job));
     assert_eq!(Some(warm_losses[0].eval_loss), warm_losses[0].base_eval_loss);
     assert_eq!(warm_losses[0].eval_loss, random_losses[0].eval_loss);

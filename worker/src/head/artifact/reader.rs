@@ -39,8 +39,11 @@ impl Reader {
         let length = file.metadata().map_err(failed)?.len();
         let mut prefix = [0; 8];
         let read = file.read_exact(&mut prefix);
+        if let Some(error) = read.err().filter(|error| error.kind() != io::ErrorKind::UnexpectedEof) {
+            return Err(failed(error));
+        }
         let header_bytes = u64::from_le_bytes(prefix);
-        if read.is_err() || header_bytes > HEAD_HEADER_BYTES || header_bytes + 8 > length {
+        if header_bytes > HEAD_HEADER_BYTES || header_bytes + 8 > length {
             return Err(invalid_header(&origin, format!("a header of {header_bytes} bytes in a file of {length}")));
         }
         let mut text = vec![0; header_bytes as usize];
