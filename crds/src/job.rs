@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::data::{Data, DataFormat, OnError, Overlong, Split, Targets, Thinking};
 pub use self::evaluation::{Evaluation, Generation, Metric, Threshold};
-pub use self::head::HeadSpec;
+pub use self::head::{HeadInit, HeadSpec, Random};
 pub use self::status::{ArtifactStatus, AttemptResult, AttemptStatus, CarryOnJobStatus, ProgressStatus};
 pub use self::training::{
     Balanced, Checkpoint, ClassWeights, INT8_BLOCK, LossPlace, NormScope, Optimizer, SMALL_PARAMETER, StateDtype, Training, WeightDtype,
@@ -162,7 +162,7 @@ impl CarryOnJobSpec {
     /// The claims that it names.
     pub fn claims(&self) -> impl Iterator<Item = &ClaimPath> {
         let shared = self.state_cache.as_ref().and_then(StateCache::claim);
-        [self.data.source.persistent_volume_claim.as_ref(), self.output.claim(), shared].into_iter().flatten()
+        [self.data.source.persistent_volume_claim.as_ref(), self.output.claim(), shared, self.head.init.claim()].into_iter().flatten()
     }
 
     /// The spec without what may be changed while a job runs, as the rules above have it.

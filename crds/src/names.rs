@@ -32,6 +32,8 @@ pub const COMMIT_KEY: &str = "commit";
 pub const DATA_DIR: &str = "/data";
 /// Mount path of the hidden states that jobs share.
 pub const STATE_CACHE_DIR: &str = "/state-cache";
+/// Mount path of the claim that holds the head which a job starts from.
+pub const INIT_HEAD_DIR: &str = "/init-head";
 /// Mount path of a job's output volume.
 pub const OUTPUT_DIR: &str = "/output";
 /// `managedBy` of jobs that the operator looks after, beside those that name nobody.

@@ -7,7 +7,7 @@ use carryon_crds::condition::types::{COMPLETE, GENERAL_TEXT_KEPT, MEMORY_PLANNED
 use carryon_crds::condition::{find, is_true};
 use carryon_crds::job::AttemptResult;
 use carryon_operator::job::trainers::{outlived, recorded};
-use carryon_operator::shared::Refusal;
+use carryon_operator::shared::{Refusal, Settings};
 use common::at;
 use common::scene::{Scene, done, named};
 use k8s_openapi::api::core::v1::Pod;
@@ -364,4 +364,27 @@ fn a_job_that_shares_its_states_waits_for_their_claim_and_mounts_it() {
     assert_eq!(volume["persistentVolumeClaim"]["claimName"], "states");
     let text = pod["containers"][0].to_string();
     assert!(text.contains(r#""--state-cache","/state-cache/smollm2""#) || text.contains("--state-cache=/state-cache/smollm2"), "{text}");
+}
+
+#[test]
+fn a_job_that_starts_from_a_head_waits_for_its_claim_and_has_its_digest_in_the_configuration_alone() {
+    let digest = format!("sha256:{}", "1".repeat(64));
+    let source = json!({"persistentVolumeClaim": {"claimName": "old", "path": "math/heads/sha256-1"}});
+    let mut scene = Scene::new(json!({"spec": {"head": {"init": {"fromHead": {"source": source, "digest": digest}}}}}));
+    assert_eq!(scene.reconcile(), (None, None));
+    let says = "ClaimNotFound: PersistentVolumeClaim default/old (spec.head.init.fromHead.source) not found: create it";
+    assert_eq!(scene.says(), format!("Reconciling {says}"));
+    scene.observed.claims.push(serde_json::from_value(json!({"metadata": {"name": "old"}})).unwrap());
+    scene.now = 60;
+    assert_eq!(scene.reconcile(), named("quickstart-1"));
+    let attempt = serde_json::to_value(scene.observed.attempt.as_ref().unwrap()).unwrap();
+    let pod = &attempt["spec"]["template"]["spec"];
+    let find = |list: &serde_json::Value, name: &str| list.as_array().unwrap().iter().find(|one| one["name"] == name).cloned().unwrap();
+    assert_eq!(find(&pod["volumes"], "init-head")["persistentVolumeClaim"]["claimName"], "old");
+    let mount = find(&pod["containers"][0]["volumeMounts"], "init-head");
+    assert_eq!((&mount["mountPath"], &mount["readOnly"]), (&json!("/init-head"), &json!(true)));
+    let text = pod["containers"][0].to_string();
+    assert!(text.contains(r#""--init-head","/init-head/math/heads/sha256-1""#), "{text}");
+    let config = carryon_operator::job::validate(&scene.job, &scene.observed, &Settings::default(), &at(60)).unwrap().config;
+    assert_eq!((config.init_head, config.head.init), (Some(digest), carryon_crds::job::HeadInit::default()));
 }

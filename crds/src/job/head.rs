@@ -1,10 +1,12 @@
 //! The head that a job asks for.
 
+use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Task;
-use crate::common::Taps;
+use crate::common::{ClaimPath, Taps, is_default};
+use crate::deployment::Artifact;
 use crate::wire::{HeadShape, head, limits};
 
 /// Shape of the head.
@@ -42,6 +44,41 @@ pub struct HeadSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = limits::MAX_DIMENSIONS))]
     pub dimensions: Option<u32>,
+    /// What its blocks and bridges are before the first step. The output projection is zero in any case, so that training starts from the base's own loss;
+    /// gate, pooling and classifier start at random.
+    #[serde(skip_serializing_if = "is_default")]
+    pub init: HeadInit,
+}
+
+/// What blocks and bridges of a head are before the first step; exactly one member is set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.random) != has(self.fromHead)", "exactly one of random, fromHead must be set"))]
+pub struct HeadInit {
+    /// Random numbers, which `training.seed` stands for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub random: Option<Random>,
+    /// Those of a head of the same base, width, blocks and attention heads, whatever its task. It may have other taps: bridges are those of the same tap,
+    /// and random where it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_head: Option<Artifact>,
+}
+
+impl Default for HeadInit {
+    fn default() -> Self {
+        Self { random: Some(Random {}), from_head: None }
+    }
+}
+
+/// Random numbers have no settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Random {}
+
+impl HeadInit {
+    /// The claim that holds the head to start from.
+    pub fn claim(&self) -> Option<&ClaimPath> {
+        self.from_head.as_ref()?.source.persistent_volume_claim.as_ref()
+    }
 }
 
 impl HeadSpec {
@@ -84,6 +121,7 @@ impl Default for HeadSpec {
             pooled_tokens: None,
             labels: None,
             dimensions: None,
+            init: HeadInit::default(),
         }
     }
 }

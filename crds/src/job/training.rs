@@ -63,6 +63,11 @@ pub struct Training {
     /// never gradients of all weights at once.
     #[serde(skip_serializing_if = "is_default")]
     pub max_grad_norm_scope: NormScope,
+    /// Decay d of an exponential moving average of the weights: e ← d·e + (1 - d)·w behind each step, with no more than (1 + n) / (10 + n) for d behind
+    /// step n. The average is what is evaluated, compared and written; there is none when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.001, max = 0.999_999))]
+    pub ema_decay: Option<f64>,
     /// How much the samples of each label count in the loss; all alike when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub class_weights: Option<ClassWeights>,
@@ -119,6 +124,7 @@ impl Default for Training {
             min_lr_ratio: 0.1,
             max_grad_norm: 1.0,
             max_grad_norm_scope: NormScope::Global,
+            ema_decay: None,
             class_weights: None,
             label_smoothing_factor: 0.0,
             dropout: 0.0,

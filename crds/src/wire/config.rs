@@ -44,8 +44,11 @@ pub struct TrainConfig {
     /// Further pools whose hidden states the head reads, in the order of their addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub other_pools: Vec<OtherPool>,
-    /// Shape of the head.
+    /// Shape of the head; where the one that it starts from lies is not told here.
     pub head: HeadSpec,
+    /// Digest of the head at `--init-head`, whose blocks and bridges it starts from; random when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_head: Option<String>,
     /// What a line of the data holds.
     pub format: DataFormat,
     /// Files of each split, relative to `--data`.

@@ -214,6 +214,9 @@ pub struct Lineage {
     pub evaluation_data: Option<String>,
     /// Seed.
     pub seed: u64,
+    /// Digest of the head whose blocks and bridges it started from; random ones when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_head: Option<String>,
     /// Optimizer steps.
     pub steps: u64,
     /// Version of the worker.

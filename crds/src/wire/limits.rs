@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | a head | [`MAX_PARAMETERS`], and the members of its shape | |
 //! | its file | [`head_bytes`], at most [`MAX_HEAD_BYTES`] | an f32 for each parameter, and a header |
-//! | a checkpoint | [`MAX_CHECKPOINT_BYTES`] | weights, best weights and two moments of the largest head |
+//! | a checkpoint | [`MAX_CHECKPOINT_BYTES`] | weights, their average, best weights and two moments of the largest head |
 //! | what a pod keeps of heads | [`head_memory`] | a share of its memory |
 //! | a head that a pod takes | [`largest_head`] | it fits there once it is packed |
 //! | heads on their way into a pod | [`head_memory`] once more | one of the largest, or several small ones |
@@ -49,7 +49,7 @@ pub const MAX_HEAD_BYTES: u64 = head_bytes(MAX_PARAMETERS);
 /// Header of a checkpoint.
 pub const CHECKPOINT_HEADER_BYTES: u64 = 16 << 20;
 /// The largest checkpoint.
-pub const MAX_CHECKPOINT_BYTES: u64 = 4 * 4 * MAX_PARAMETERS + CHECKPOINT_HEADER_BYTES;
+pub const MAX_CHECKPOINT_BYTES: u64 = 5 * 4 * MAX_PARAMETERS + CHECKPOINT_HEADER_BYTES;
 
 /// Body of a request that is no head: rows of a remote loss, of which a trainer sends as many as fit.
 pub const MAX_REQUEST_BYTES: u64 = 512 << 20;

@@ -22,7 +22,7 @@ pub const LARGE_BATCH_BYTES: u64 = 32 << 20;
 /// Bytes at the highest point of a step, by what they are for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// The head's tensors, and those of the best evaluation.
+    /// The head's tensors, their average, and those of the best evaluation.
     pub weights: u64,
     /// Of weights.
     pub gradients: u64,
@@ -118,15 +118,18 @@ impl Trainer<'_> {
         // With dropout, what is left of a micro-batch is a copy.
         let batches = if self.has_large_batches() { 1 } else { 1 + AHEAD as u64 } + u64::from(self.training.dropout > 0.0);
         let highest = self.phases().into_iter().max_by_key(Phase::total).unwrap_or_default();
-        let (mut weights, mut moments) = (0, 0);
+        let (mut weights, mut floats, mut moments) = (0, 0, 0);
         for dimensions in self.shape.tensors().values() {
             let values: u64 = dimensions.iter().map(|&length| length as u64).product();
             let half = dimensions.len() == 2 && self.training.weight_dtype == WeightDtype::Bfloat16;
             weights += if half { 2 } else { 4 } * values;
+            floats += 4 * values;
             moments += self.training.state_bytes(dimensions).0;
         }
+        // What is measured is what is kept of the best evaluation.
+        let (average, measured) = if self.training.ema_decay.is_some() { (floats, floats) } else { (0, weights) };
         Tally {
-            weights: weights * if self.evaluated { 2 } else { 1 },
+            weights: weights + average + if self.evaluated { measured } else { 0 },
             gradients: 4 * highest.gradients,
             moments,
             activations: 4 * highest.activations,
@@ -277,6 +280,9 @@ mod tests {
         assert_eq!(small.weights, 2 * (2 * (parameters - vectors) + 4 * vectors));
         // Muon's one moment, AdamW's two of vectors; norms are small, the gate's bias is not.
         assert_eq!(small.moments, 2 * (parameters - vectors) + 8 * (vectors - 5120) + 4 * 5120);
+        let average = serde_json::json!({"weightDtype": "Bfloat16", "emaDecay": 0.99});
+        let trained = 2 * (parameters - vectors) + 4 * vectors;
+        assert_eq!([false, true].map(|evaluated| tally(&average, evaluated).weights), [trained + 4 * parameters, trained + 8 * parameters]);
         let round = Tally { weights: 1_000_000, gradients: 2_000_000, moments: 3_000_000, activations: 4_000_000, buffers: 50_000 };
         let text = "10.1 MB (weights 1.0 MB, gradients 2.0 MB, moments 3.0 MB, activations 4.0 MB, buffers 0.1 MB)";
         assert_eq!((round.total(), round.to_string()), (10_050_000, text.to_owned()));

@@ -87,6 +87,11 @@ fn template(job: &Validated) -> PodTemplateSpec {
         let source = MountSource::Claim(claim.claim_name.clone());
         mounts.push(Mount { name: "state-cache".into(), path: names::STATE_CACHE_DIR.into(), source, read_only: false });
     }
+    if let Some(claim) = &job.init_head {
+        args.push(("--init-head", pods::inside(names::INIT_HEAD_DIR, claim.path.as_deref())));
+        let source = MountSource::Claim(claim.claim_name.clone());
+        mounts.push(Mount { name: "init-head".into(), path: names::INIT_HEAD_DIR.into(), source, read_only: true });
+    }
     pods::template(&Role {
         basis: &job.basis,
         subcommand: "train",

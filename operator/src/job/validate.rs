@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use carryon_crds::common::{ClaimPath, DataSource};
-use carryon_crds::job::{JobPool, Split, StateCache};
+use carryon_crds::job::{HeadInit, HeadSpec, JobPool, Split, StateCache};
 use carryon_crds::pool::ModelStatus;
 use carryon_crds::wire::{OtherPool, TapChoice, TrainConfig};
 use carryon_crds::{BaseModelPool, CarryOnJob};
@@ -48,6 +48,8 @@ pub struct Validated {
     pub output: ClaimPath,
     /// Claim and path of the hidden states that jobs share.
     pub state_cache: Option<ClaimPath>,
+    /// Claim and path of the head that training starts from.
+    pub init_head: Option<ClaimPath>,
     /// Whether the head is trained on a GPU.
     pub on_gpu: bool,
     /// Labels by which a queue such as Kueue takes charge of the attempts.
@@ -85,7 +87,8 @@ pub fn validate(job: &CarryOnJob, observed: &Observed, settings: &Settings, now:
             taps: pool.taps.as_ref().and_then(TapChoice::of),
             hidden_states_dtype: pool.hidden_states_dtype,
             other_pools: spec.pools.iter().skip(1).map(other_pool).collect(),
-            head: spec.head.clone(),
+            head: HeadSpec { init: HeadInit::default(), ..spec.head.clone() },
+            init_head: spec.head.init.from_head.as_ref().map(|head| head.digest.clone()),
             format: spec.data.format,
             split: spec.data.split.clone(),
             max_length: spec.data.max_length,
@@ -103,6 +106,7 @@ pub fn validate(job: &CarryOnJob, observed: &Observed, settings: &Settings, now:
         data: spec.data.source.clone(),
         output: output(job).ok_or_else(nowhere)?,
         state_cache: spec.state_cache.as_ref().and_then(StateCache::claim).cloned(),
+        init_head: spec.head.init.claim().cloned(),
         queue_labels: job.labels().clone().into_iter().filter(|(key, _)| key.starts_with("kueue.x-k8s.io/")).collect(),
         on_gpu,
         basis: Basis { image, ..Basis::new(owner, &spec.trainer, rendering, settings) },
@@ -119,11 +123,12 @@ pub fn output(job: &CarryOnJob) -> Option<ClaimPath> {
 fn references(job: &CarryOnJob, observed: &Observed, owner: &Owner) -> Result<(), Refusal> {
     pools(job, observed)?;
     data(job, observed, owner)?;
-    let written = [
+    let claims = [
         (job.spec.output.claim(), "spec.output.destination"),
         (job.spec.state_cache.as_ref().and_then(StateCache::claim), "spec.stateCache"),
+        (job.spec.head.init.claim(), "spec.head.init.fromHead.source"),
     ];
-    written.into_iter().try_for_each(|(wanted, field)| wanted.map_or(Ok(()), |wanted| claim(wanted, field, observed, owner)))
+    claims.into_iter().try_for_each(|(wanted, field)| wanted.map_or(Ok(()), |wanted| claim(wanted, field, observed, owner)))
 }
 
 fn pools(job: &CarryOnJob, observed: &Observed) -> Result<(), Refusal> {

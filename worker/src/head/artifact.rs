@@ -1,5 +1,7 @@
 //! The head artifact: `head.safetensors` (complete in itself) and `head.json` beside it.
 
+mod reader;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -10,11 +12,13 @@ use carryon_crds::pool;
 use carryon_crds::wire::digest_of;
 use carryon_crds::wire::head::{BASE_KEY, BaseReference, HeadManifest, HeadShape, SHAPE_KEY};
 use carryon_crds::wire::limits::{MAX_HEAD_BYTES, head_bytes};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::tensor::{Metadata, TensorView};
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
+pub use self::reader::Reader;
 use super::parameters::{self, ShapeError, Weight, Weights};
 use crate::numbers::Values;
 use crate::{files, tensor_file};
@@ -157,24 +161,14 @@ impl Artifact {
     /// # Errors
     /// Anything but a complete head: see [`ArtifactError`]. Sizes are checked before weights are allocated.
     pub fn parse(origin: &str, bytes: &[u8]) -> Result<Self, ArtifactError> {
-        let invalid = |part, reason: String| ArtifactError::Invalid { origin: origin.into(), part, reason };
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| invalid("header", error.to_string()))?;
-        let metadata = header.metadata().clone().unwrap_or_default();
-        let member = |key: &'static str| metadata.get(key).ok_or_else(|| invalid(key, "is missing from the metadata".into()));
-        let shape: HeadShape = decode(origin, SHAPE_KEY, member(SHAPE_KEY)?.as_bytes())?;
-        let base: BaseReference = decode(origin, BASE_KEY, member(BASE_KEY)?.as_bytes())?;
-        let wanted = wanted_tensors(origin, &shape)?;
-        let tensors = SafeTensors::deserialize(bytes).map_err(|error| invalid("header", error.to_string()))?;
-        check_names(origin, &wanted, tensors.iter().map(|(name, _)| name))?;
-        let mut weights = Weights::new();
-        for (name, view) in tensors.iter() {
-            if view.dtype() != Dtype::F32 {
-                return Err(tensor_error(origin, name, format!("has type {:?}, expected F32", view.dtype())));
-            }
-            check_tensor(origin, name, view.shape(), &wanted[name])?;
-            let values = Values::from_bytes(view.data(), pool::Dtype::Float32);
-            weights.insert(name.to_owned(), Weight::new(view.shape().to_vec(), values));
-        }
+        let invalid = |error: SafeTensorError| invalid_header(origin, error.to_string());
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(invalid)?;
+        let (shape, base) = described(origin, &header)?;
+        let tensors = SafeTensors::deserialize(bytes).map_err(invalid)?;
+        let weight = |(name, view): (&str, TensorView<'_>)| {
+            (name.to_owned(), Weight::new(view.shape().to_vec(), Values::from_bytes(view.data(), pool::Dtype::Float32)))
+        };
+        let weights = tensors.iter().map(weight).collect();
         Ok(Self { shape, base, weights, digest: carryon_crds::wire::digest(bytes) })
     }
 
@@ -261,6 +255,27 @@ fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>, ArtifactError> {
     Ok(content)
 }
 
+/// Shape and base of a head whose file begins with `header`; its tensors are those of such a head.
+fn described(origin: &str, header: &Metadata) -> Result<(HeadShape, BaseReference), ArtifactError> {
+    let metadata = header.metadata().clone().unwrap_or_default();
+    let member = |key: &'static str| {
+        let missing = || ArtifactError::Invalid { origin: origin.into(), part: key, reason: "is missing from the metadata".into() };
+        metadata.get(key).ok_or_else(missing)
+    };
+    let shape: HeadShape = decode(origin, SHAPE_KEY, member(SHAPE_KEY)?.as_bytes())?;
+    let base: BaseReference = decode(origin, BASE_KEY, member(BASE_KEY)?.as_bytes())?;
+    let wanted = wanted_tensors(origin, &shape)?;
+    let tensors: BTreeMap<_, _> = header.tensors().into_iter().collect();
+    check_names(origin, &wanted, tensors.keys().map(String::as_str))?;
+    for (name, info) in &tensors {
+        if info.dtype != Dtype::F32 {
+            return Err(tensor_error(origin, name, format!("has type {:?}, expected F32", info.dtype)));
+        }
+        check_tensor(origin, name, &info.shape, &wanted[name])?;
+    }
+    Ok((shape, base))
+}
+
 fn wanted_tensors(origin: &str, shape: &HeadShape) -> Result<BTreeMap<String, Vec<usize>>, ArtifactError> {
     parameters::check(shape).map_err(|source| ArtifactError::Shape { origin: origin.into(), source })?;
     Ok(parameters::of(shape))
@@ -279,6 +294,10 @@ fn check_names<'a>(origin: &str, wanted: &BTreeMap<String, Vec<usize>>, found: i
 
 fn check_tensor(origin: &str, name: &str, found: &[usize], wanted: &[usize]) -> Result<(), ArtifactError> {
     if found == wanted { Ok(()) } else { Err(tensor_error(origin, name, format!("has shape {found:?}, expected {wanted:?}"))) }
+}
+
+fn invalid_header(origin: &str, reason: String) -> ArtifactError {
+    ArtifactError::Invalid { origin: origin.into(), part: "header", reason }
 }
 
 fn tensor_error(origin: &str, name: &str, reason: String) -> ArtifactError {

@@ -11,6 +11,7 @@
 //! `norm` is RMSNorm without weight; the blocks' norms have one.
 
 pub mod artifact;
+pub mod inherit;
 pub mod init;
 mod layers;
 pub mod loss;

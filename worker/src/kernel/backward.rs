@@ -249,4 +249,7 @@ pub trait Backward: Backend {
 
     /// Changes weights and what is remembered of them; gradients are of no meaning then. The order of `changes` may change.
     fn update(&self, step: &Step, changes: &mut [Change<'_, Self>]) -> Result<()>;
+
+    /// `average += share · (weight - average)`; the average is in f32.
+    fn average(&self, average: &mut Self::Trained, weight: &Self::Trained, share: f32) -> Result<()>;
 }

@@ -26,6 +26,9 @@ pub struct TrainArgs {
     /// Folder of hidden states that jobs share; the job has its own in the output folder when absent.
     #[arg(long)]
     pub state_cache: Option<PathBuf>,
+    /// Folder of the head (head.safetensors) whose blocks and bridges training starts from; the configuration has its digest.
+    #[arg(long)]
+    pub init_head: Option<PathBuf>,
     /// Address of the progress endpoint.
     #[arg(long, default_value = "127.0.0.1:8081")]
     pub listen: SocketAddr,

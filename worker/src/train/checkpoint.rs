@@ -125,6 +125,8 @@ pub struct Checkpoint {
     pub state: State,
     /// The head's tensors.
     pub weights: Arc<Weights>,
+    /// Their average, where there is one.
+    pub average: Option<Arc<Weights>>,
     /// Those of the best evaluation, unless they are the present ones' ancestors no more asked for.
     pub best: Option<Arc<Weights>>,
     /// What the optimizers remember.
@@ -134,7 +136,7 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Where training starts.
     pub fn start(state: State, weights: Weights) -> Self {
-        Self { state, weights: weights.into(), best: None, optimizer: OptimizerState::default() }
+        Self { state, weights: weights.into(), average: None, best: None, optimizer: OptimizerState::default() }
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) fn finish<B: Backward>(
 ) -> Result<TerminationMessage, TrainError> {
     let weights = run.best.take().map_or_else(|| run.learner.weights(), Ok)?;
     // Nobody trains any more.
-    drop(std::mem::take(&mut run.learner.weights));
+    drop((std::mem::take(&mut run.learner.weights), run.learner.average.take()));
     let (mut shape, mut predictions) = (data.shape.clone(), Predictions::default());
     let (alphas, has_figures) = (&inputs.config.evaluation.alphas, inputs.config.task != Task::CausalLM);
     if has_figures || !alphas.is_empty() {

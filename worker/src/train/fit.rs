@@ -104,9 +104,10 @@ impl<S: HiddenStates, B: Backward> Run<S, B> {
         self.lock.check()?;
         self.metrics.sync()?;
         let (weights, optimizer) = self.learner.state()?;
+        let average = self.learner.average()?;
         self.state.optimizer_steps = optimizer.steps;
         self.look_at_memory();
-        let checkpoint = Checkpoint { state: self.state.clone(), weights, best: self.best.clone(), optimizer };
+        let checkpoint = Checkpoint { state: self.state.clone(), weights, average, best: self.best.clone(), optimizer };
         self.written(|run| run.checkpoints.save(&checkpoint))
     }
 
@@ -174,7 +175,7 @@ impl<S: HiddenStates, B: Backward> Run<S, B> {
         let started = Instant::now();
         let first = self.state.step == 0;
         let causal = self.learner.shape.task == carryon_crds::job::Task::CausalLM;
-        let weights = (!(first && causal)).then(|| self.learner.weights.clone());
+        let weights = (!(first && causal)).then(|| self.learner.outcome().clone());
         let Some(found) = self.measure(weights.as_deref(), if first { Phase::Caching } else { Phase::Evaluating })? else {
             return Ok(None);
         };
@@ -265,7 +266,7 @@ impl<S: HiddenStates, B: Backward> Run<S, B> {
     fn compare_with_base(&mut self) -> Result<Option<()>, TrainError> {
         let Some((samples, states)) = self.evaluation.clone() else { return Ok(Some(())) };
         let batch: Vec<_> = batches::evaluation(samples.group_lengths(), self.order.batch).into_iter().take(1).collect();
-        let weights = self.learner.weights.clone();
+        let weights = self.learner.outcome().clone();
         let Some(base) = self.measure_batches(None, &states, batch.clone(), Phase::Evaluating)? else { return Ok(None) };
         let Some(head) = self.measure_batches(Some(&weights), &states, batch, Phase::Evaluating)? else { return Ok(None) };
         match (head.loss - base.loss).abs() <= STEP_ZERO_TOLERANCE * base.loss.abs() {

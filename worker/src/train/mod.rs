@@ -7,6 +7,7 @@
 mod alpha;
 mod answers;
 mod args;
+pub mod average;
 pub mod batches;
 pub mod cached;
 mod checkpoint;
@@ -34,7 +35,8 @@ pub mod room;
 pub mod run;
 pub mod schedule;
 mod sets;
-pub mod states;
+mod start;
+mod states;
 pub mod step;
 pub mod stop;
 mod tally;

@@ -175,6 +175,7 @@ pub fn write_manifest(
             train_data: inputs.train.digest.clone(),
             evaluation_data: inputs.evaluation.as_ref().map(|files| files.digest.clone()),
             seed: inputs.config.training.seed,
+            init_head: inputs.config.init_head.clone(),
             steps: state.step,
             worker_version: env!("CARGO_PKG_VERSION").to_owned(),
         },

@@ -136,6 +136,9 @@ pub fn rules<'a>(config: &'a TrainConfig, base: &'a ModelDescription, eos: Optio
     if !(0.0..=0.9).contains(&training.dropout) {
         return refuse(format!("training.dropout: {} is not from 0 to 0.9", training.dropout));
     }
+    if training.ema_decay.is_some_and(|decay| !(decay > 0.0 && decay < 1.0)) {
+        return refuse("training.emaDecay is above 0 and below 1".to_owned());
+    }
     let metric = config.evaluation.metric;
     // Answers are asked for once, when the head is chosen.
     if !metric.fits(config.task) || metric == Metric::ExactMatch {
@@ -259,6 +262,7 @@ mod tests {
             hidden_states_dtype: Default::default(),
             other_pools: Vec::new(),
             head: HeadSpec::default(),
+            init_head: None,
             format: DataFormat::Auto,
             split: Split { train: vec!["train.jsonl".to_owned()], ..Split::default() },
             max_length: 64,

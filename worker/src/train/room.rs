@@ -28,12 +28,14 @@ const ENTRY_BYTES: u64 = 256;
 /// State and settings in a header at most, bytes.
 const METADATA_BYTES: u64 = 4096;
 
-/// Bytes of a checkpoint of a head of this shape at most: weights now and at the best evaluation, and what the optimizers remember.
+/// Bytes of a checkpoint of a head of this shape at most: weights now and at the best evaluation, their average, and what the optimizers
+/// remember.
 pub fn checkpoint_bytes(shape: &HeadShape, training: &Training) -> u64 {
+    let groups = if training.ema_decay.is_some() { 3 } else { 2 };
     let tensor = |dimensions: &Vec<usize>| {
         let values: u64 = dimensions.iter().map(|&length| length as u64).product();
         let (state, tensors) = training.state_bytes(dimensions);
-        2 * 4 * values + state + (2 + tensors) * ENTRY_BYTES
+        groups * 4 * values + state + (groups + tensors) * ENTRY_BYTES
     };
     METADATA_BYTES + parameters::of(shape).values().map(tensor).sum::<u64>()
 }

@@ -8,11 +8,11 @@ use carryon_crds::pool::Dtype;
 use carryon_crds::wire::{ExitCode, Numerics, TerminationMessage};
 use tokio::runtime::Handle;
 
-use crate::head::init;
 use crate::kernel::{Backward, Cpu, Threads};
 use crate::train::args::TrainArgs;
+use crate::train::average::Average;
 use crate::train::cached::PoolStates;
-use crate::train::checkpoint::{Checkpoint, Folder, State};
+use crate::train::checkpoint::{Checkpoint, Folder};
 use crate::train::data::DataSet;
 use crate::train::device;
 use crate::train::endpoint;
@@ -32,6 +32,7 @@ use crate::train::progress::{Console, Phase};
 use crate::train::room;
 use crate::train::schedule::Schedule;
 use crate::train::sets::Data;
+use crate::train::start;
 use crate::train::states::Ahead;
 use crate::train::step::{Learner, device_error};
 use crate::train::stop::Stop;
@@ -124,14 +125,20 @@ fn train_alone(
         return Ok(message);
     }
     let checkpoints = Folder::new(places.checkpoints(), inputs.config.checkpoint.save_total_limit);
-    let began = checkpoints.began(&inputs.run, &base.identity()).unwrap_or_else(|| jiff::Timestamp::now().as_millisecond());
+    let known = checkpoints.began(&inputs.run, &base.identity());
+    let began = known.unwrap_or_else(|| jiff::Timestamp::now().as_millisecond());
     base.stand_still(began);
-    // Nothing that an earlier run has left is touched before the data are known to be usable.
+    // Nothing that an earlier run has left is touched before the data, and the head to start from, are known to be usable.
     let data = Data::read(inputs, &base, &places, stop, console)?;
     ExactMatch::checked(&inputs.config, data.evaluation.as_ref().map(|data| &*data.samples), &base.tokenizer)?;
     memory::return_large_buffers(data.shape.width);
     let memory = Watch::start(handle);
-    let checkpoint = resume(&checkpoints, inputs, &mut base, console)?;
+    let start = |base: &Base| start::checkpoint(args.init_head.as_deref(), inputs, base, &data.shape, began);
+    let fresh = known.is_none().then(|| start(&base)).transpose()?;
+    let checkpoint = match (resume(&checkpoints, inputs, &mut base, console)?, fresh) {
+        (Some(checkpoint), _) | (None, Some(checkpoint)) => checkpoint,
+        (None, None) => start(&base)?,
+    };
     let found = (checkpoints, checkpoint, began);
     let environment = Environment { backend: (), handle: handle.clone(), stop: stop.clone(), lock: lock.clone(), memory };
     let products = if inputs.config.training.bf16 { Dtype::Bfloat16 } else { Dtype::Float32 };
@@ -141,13 +148,13 @@ fn train_alone(
     }
 }
 
-/// Trains on a device, from a checkpoint if there is one, and writes the head.
+/// Trains on a device, from a checkpoint on, and writes the head.
 fn fit_and_finish<B: Backward>(
     places: &Places,
     inputs: &Inputs,
     base: &Base,
     data: &Data,
-    found: (Folder, Option<Checkpoint>, i64),
+    found: (Folder, Checkpoint, i64),
     environment: Environment<B>,
     console: &mut Console,
 ) -> Result<TerminationMessage, TrainError> {
@@ -166,6 +173,7 @@ pub(super) fn connect(args: &TrainArgs, inputs: &Inputs, runtime: &Handle, stop:
     if wanted != given {
         return Err(TrainError::Configuration(format!("otherPools: the configuration names {wanted}, --other-pool {given}")));
     }
+    start::check(&inputs.config, args.init_head.as_deref())?;
     let job = inputs.config.job();
     let connected = async { Base::connect(&args.pool, &job).await?.mixed_with(&args.other_pool, &job).await };
     let base = runtime.block_on(stop.race(connected)).unwrap_or(Err(TrainError::Stopped { step: 0 }))?;
@@ -203,26 +211,19 @@ fn prepare<B: Backward>(
     inputs: &Inputs,
     base: &Base,
     data: &Data,
-    (checkpoints, checkpoint, began): (Folder, Option<Checkpoint>, i64),
+    (checkpoints, checkpoint, began): (Folder, Checkpoint, i64),
     environment: Environment<B>,
     mut console: Console,
 ) -> Result<Run<PoolStates, B>, TrainError> {
     let config = &inputs.config;
     let (order, total_steps) = plan::order(config, &data.train, data.replay.as_ref());
-    let fresh = || {
-        Checkpoint::start(
-            State {
-                other_numerics: base.other_numerics(),
-                ..State::new(inputs.run.clone(), base.identity(), base.description.numerics.clone(), began)
-            },
-            init::in_dtype(init::tensors(&data.shape, config.training.seed), config.training.weight_dtype),
-        )
-    };
-    let Checkpoint { mut state, weights, best, optimizer } = checkpoint.unwrap_or_else(fresh);
+    let Checkpoint { mut state, weights, average, best, optimizer } = checkpoint;
     state.total_steps = total_steps;
     console.resumed(&state);
     let mut optimizers = Optimizers::new(&config.training);
     optimizers.restore(&environment.backend, &weights, optimizer).map_err(|error| TrainError::Head(error.to_string()))?;
+    let average = |decay| Average::new(&environment.backend, decay, average, &weights).map_err(device_error);
+    let average = config.training.ema_decay.map(average).transpose()?;
     let pools = room::open_caches(places, data, base, config, total_steps, &console)?;
     let states = |data: &DataSet, replay: Option<&DataSet>| {
         let replay = replay.map(|replay| replay.samples.clone());
@@ -237,6 +238,7 @@ fn prepare<B: Backward>(
         learner: Learner {
             shape: data.shape.clone(),
             weights: environment.backend.train(weights).map_err(device_error)?,
+            average,
             optimizers,
             schedule,
             training: config.training.clone(),

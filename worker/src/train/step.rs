@@ -9,6 +9,7 @@ use carryon_crds::wire::HeadShape;
 use crate::head::pass::{Forward, Keep, Pass, PassError, Saved};
 use crate::head::{Gradients, Weights};
 use crate::kernel::{Backward, DeviceError, Trained};
+use crate::train::average::Average;
 use crate::train::checkpoint::{Best, General};
 use crate::train::dropout::Dropout;
 use crate::train::error::TrainError;
@@ -24,6 +25,8 @@ pub struct Learner<B: Backward> {
     pub shape: HeadShape,
     /// Its tensors; copied when they change while somebody else has them still.
     pub weights: Arc<Trained<B>>,
+    /// What is measured and written instead of them, where that is an average.
+    pub average: Option<Average<B>>,
     /// With their states.
     pub optimizers: Optimizers<B>,
     /// Of the learning rates.
@@ -80,15 +83,32 @@ impl<B: Backward> Learner<B> {
     /// The device failed.
     pub fn state(&self) -> Result<(Arc<Weights>, OptimizerState), TrainError> {
         let optimizer = self.optimizers.state(&self.backend, &self.weights).map_err(device_error)?;
-        Ok((self.weights()?, optimizer))
+        Ok((self.on_host(&self.weights)?, optimizer))
     }
 
-    /// The weights as they are now, on the host.
+    /// The average where there is one, on the host.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn average(&self) -> Result<Option<Arc<Weights>>, TrainError> {
+        self.average.as_ref().map(|average| self.on_host(&average.weights)).transpose()
+    }
+
+    /// What is measured and written: the average where there is one.
+    pub fn outcome(&self) -> &Arc<Trained<B>> {
+        self.average.as_ref().map_or(&self.weights, |average| &average.weights)
+    }
+
+    /// The same, on the host.
     ///
     /// # Errors
     /// The device failed.
     pub fn weights(&self) -> Result<Arc<Weights>, TrainError> {
-        self.backend.trained(&self.weights).map_err(device_error)
+        self.on_host(self.outcome())
+    }
+
+    fn on_host(&self, weights: &Arc<Trained<B>>) -> Result<Arc<Weights>, TrainError> {
+        self.backend.trained(weights).map_err(device_error)
     }
 
     /// Step number `step` (from 0) over the next `micro_batches` of `feed`. None when someone asked to stop: nothing has changed then.
@@ -136,6 +156,9 @@ impl<B: Backward> Learner<B> {
         let loss = finite("loss", step, sum / targets as f64)?;
         let grad_norm = if fused { fused_norm } else { self.update(gradients, targets, factor)? };
         let grad_norm = finite("gradient norm", step, grad_norm)?;
+        if let Some(average) = &mut self.average {
+            average.take(&self.backend, &self.weights, step + 1).map_err(device_error)?;
+        }
         self.last_norm = Some(grad_norm);
         let learning_rate = self.training.learning_rate * factor;
         let replay_kl = (!divergence.is_empty()).then(|| total(&divergence) / divergence.len() as f64);

@@ -41,6 +41,7 @@ fn manifest(artifact: &Artifact) -> HeadManifest {
             train_data: "sha256:3".into(),
             evaluation_data: None,
             seed: 0,
+            init_head: None,
             steps: 3,
             worker_version: "0.1.0".into(),
         },

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use carryon_crds::job::{Optimizer, StateDtype, Training, WeightDtype};
+use carryon_crds::pool::Dtype;
 use carryon_worker::head::{Weight, Weights, init};
 use carryon_worker::kernel::{Backward, Cpu, Trained};
 use carryon_worker::train::optim::{Moment, OptimError, OptimizerState, Optimizers, clip_norm};
@@ -287,4 +288,28 @@ fn a_step_without_a_gradient_changes_nothing() {
     let refusal = run.optimizers.step(&run.backend, Arc::make_mut(&mut run.weights), BTreeMap::new(), 1.0);
     assert!(matches!(refusal, Err(OptimError::Gradient(name)) if name == "blocks.0.input_layernorm.weight"));
     assert_eq!(run.weights(), before);
+}
+
+fn averages<B: Backward>(backend: &B) {
+    let values = |offset: usize| (0..10_000).map(|index| ((index + offset) * 7919 % 1009) as f32 / 300.0 - 1.7).collect::<Vec<f32>>();
+    let (before, now) = (Weight::new(vec![100, 100], values(0)), Weight::new(vec![100, 100], values(5)));
+    for dtype in [WeightDtype::Float32, WeightDtype::Bfloat16] {
+        let weights =
+            [("average", before.clone()), ("weight", init::in_dtype([("weight".to_owned(), now.clone())], dtype)["weight"].clone())];
+        let weights: Weights = weights.map(|(name, weight)| (name.to_owned(), weight)).into();
+        let mut trained = backend.train(Arc::new(weights.clone())).unwrap();
+        let weight = trained["weight"].clone();
+        backend.average(Arc::make_mut(&mut trained).get_mut("average").unwrap(), &weight, 0.25).unwrap();
+        let (found, weight) = (&backend.trained(&trained).unwrap()["average"], weights["weight"].values.floats());
+        let expected =
+            before.values.floats().iter().zip(&*weight).map(|(average, weight)| 0.75 * average + 0.25 * weight).collect::<Vec<_>>();
+        assert_eq!((found.values.dtype(), &found.shape), (Dtype::Float32, &before.shape));
+        assert_close(&format!("average of {dtype:?}"), &found.values.floats(), &expected, 1e-6);
+    }
+}
+
+#[test]
+fn averages_are_moved_by_a_share() {
+    averages(&cpu(2));
+    averages(&candle());
 }

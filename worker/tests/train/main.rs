@@ -3,6 +3,7 @@
 // Helpers of tests panic as tests do.
 #![allow(clippy::unwrap_used, clippy::result_large_err)]
 
+mod average;
 mod data;
 mod few;
 mod folder;
@@ -15,6 +16,7 @@ mod promotable;
 mod shared;
 mod states;
 mod toy_pool;
+mod warm;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -56,6 +58,7 @@ impl Job {
             hidden_states_dtype: Default::default(),
             other_pools: Vec::new(),
             head: HeadSpec { width: 8, blocks: 1, attention_heads: 2, ..HeadSpec::default() },
+            init_head: None,
             format: DataFormat::Auto,
             split: Split { train: vec!["train.jsonl".to_owned()], evaluation: vec!["held-out.jsonl".to_owned()], ..Split::default() },
             max_length: 128,
@@ -93,6 +96,7 @@ impl Job {
             data: self.path("data"),
             output: self.path("output"),
             state_cache: None,
+            init_head: None,
             plan: false,
             device: Device::Cpu,
             listen: "127.0.0.1:0".parse().unwrap(),

@@ -1,7 +1,7 @@
 //! A checkpoint as a safetensors file.
 //!
-//! Metadata: [`STATE_KEY`] holds [`State`] as JSON, [`DIGEST_KEY`] a digest over it and all tensors. Tensors: `weights.*` (now), `best.*`
-//! (at the best evaluation, when there was one) and `optimizer.*`.
+//! Metadata: [`STATE_KEY`] holds [`State`] as JSON, [`DIGEST_KEY`] a digest over it and all tensors. Tensors: `weights.*` (now),
+//! `average.*` (of them, where it is asked for), `best.*` (at the best evaluation, when there was one) and `optimizer.*`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -35,7 +35,9 @@ const SCALES: &str = ".scales";
 /// Writes all of `checkpoint`, or nothing.
 pub(super) fn write(path: &Path, checkpoint: &Checkpoint) -> std::io::Result<()> {
     let mut tensors: BTreeMap<String, Stored<'_>> = BTreeMap::new();
-    for (group, weights) in [("weights", Some(&checkpoint.weights)), ("best", checkpoint.best.as_ref())] {
+    for (group, weights) in
+        [("weights", Some(&checkpoint.weights)), ("average", checkpoint.average.as_ref()), ("best", checkpoint.best.as_ref())]
+    {
         for (name, Weight { shape, values }) in weights.into_iter().flat_map(|weights| weights.iter()) {
             tensors.insert(format!("{group}.{name}"), (wire_dtype(values.dtype()), shape.clone(), values.bytes()));
         }
@@ -111,8 +113,9 @@ pub(super) fn read(path: &Path) -> Result<Checkpoint, String> {
         let scales = parts.scales.remove(&name).ok_or_else(|| format!("tensor {name:?} has no scales"))?;
         optimizer.tensors.insert(name.clone(), (shape, Moment::Int8 { map: map_of(&name), codes, scales }.into()));
     }
-    let (weights, best) = (parts.groups.remove("weights").unwrap_or_default(), parts.groups.remove("best"));
-    Ok(Checkpoint { state, weights: weights.into(), best: best.map(Arc::new), optimizer })
+    let weights = parts.groups.remove("weights").unwrap_or_default().into();
+    let mut others = ["average", "best"].map(|group| parts.groups.remove(group).map(Arc::new)).into_iter();
+    Ok(Checkpoint { state, weights, average: others.next().flatten(), best: others.next().flatten(), optimizer })
 }
 
 /// Tensors, as they come.

@@ -31,7 +31,7 @@ fn checkpoint(step: u64, run: &str) -> Checkpoint {
     let state = State::new(run.to_owned(), identity(), numerics(), 7);
     let state = State { step, optimizer_steps: step, best: Some(best), train_seconds: 1.0 / 3.0, ..state };
     let weights = Arc::new(weights);
-    Checkpoint { state, best: Some(weights.clone()), weights, optimizer }
+    Checkpoint { state, average: (step > 3).then(|| weights.clone()), best: Some(weights.clone()), weights, optimizer }
 }
 
 #[test]

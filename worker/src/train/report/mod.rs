@@ -205,6 +205,7 @@ fn lineage(report: &Report<'_>, taps: &str) -> Vec<(&'static str, String)> {
     ];
     pairs.extend(lineage.evaluation_data.clone().map(|digest| ("evaluation data", digest)));
     pairs.push(("seed", lineage.seed.to_string()));
+    pairs.extend(lineage.init_head.clone().map(|digest| ("started from head", digest)));
     pairs.push(("worker", lineage.worker_version.clone()));
     pairs
 }

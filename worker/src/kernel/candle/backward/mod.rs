@@ -279,6 +279,12 @@ impl Backward for CandleDevice {
     fn update(&self, step: &Step, changes: &mut [Change<'_, Self>]) -> Result<()> {
         Ok(changes.iter_mut().try_for_each(|change| update::update(step, change))?)
     }
+
+    fn average(&self, average: &mut Tensor, weight: &Tensor, share: f32) -> Result<()> {
+        let moved = ((wide(weight)? - &*average)? * f64::from(share))?;
+        *average = (&*average + moved)?;
+        Ok(())
+    }
 }
 
 /// `G · x` and `O · x`.

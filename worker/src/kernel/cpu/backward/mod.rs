@@ -189,4 +189,9 @@ impl Backward for Cpu {
         }
         Ok(())
     }
+
+    fn average(&self, average: &mut Weight, weight: &Weight, share: f32) -> Result<()> {
+        update::average(&self.threads, average, weight, share);
+        Ok(())
+    }
 }
