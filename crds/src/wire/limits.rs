@@ -110,8 +110,8 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_checkpoint_holds_four_copies_of_the_largest_head() {
-        assert_eq!(MAX_CHECKPOINT_BYTES - CHECKPOINT_HEADER_BYTES, 4 * (MAX_HEAD_BYTES - HEAD_HEADER_BYTES));
+    fn the_largest_checkpoint_holds_five_copies_of_the_largest_head() {
+        assert_eq!(MAX_CHECKPOINT_BYTES - CHECKPOINT_HEADER_BYTES, 5 * (MAX_HEAD_BYTES - HEAD_HEADER_BYTES));
     }
 
     #[test]

@@ -99,6 +99,10 @@ fn a_second_trainer_waits_for_the_first_and_goes_on_with_its_bits_when_it_is_kil
     pool.hold_after(AMID);
     let mut first = Trainer::start(&shared, &pool);
     first.until("step 1/8");
+    // Its checkpoint is written by then.
+    while !pool.holds() {
+        thread::yield_now();
+    }
 
     let mut second = Trainer::start(&shared, &pool);
     second.until("holds it");
