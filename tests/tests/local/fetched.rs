@@ -30,7 +30,7 @@ impl World {
         }
         fs::write(hub.join("COMMIT"), COMMIT).unwrap();
         let mut python = Command::new("python3");
-        python.arg(repository().join("tests/hub.py")).arg(&hub).args(["o/tiny", "--token", "hf_right", "--rate", "400000"]);
+        python.arg(repository().join("tests/hub.py")).arg(&hub).args(["o/tiny", "--token", "hf_right", "--rate", "100000"]);
         let mut hub = python.stdout(Stdio::piped()).spawn().unwrap();
         let mut url = String::new();
         BufReader::new(hub.stdout.take().unwrap()).read_line(&mut url).unwrap();
