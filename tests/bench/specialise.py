@@ -79,7 +79,11 @@ def model(package: pathlib.Path, tokenizer: pathlib.Path, folder: pathlib.Path) 
             print(f"  step {step}: loss {loss.item():.3f}", flush=True)
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    base.bfloat16().save_pretrained(partial)
+    # What is loaded from GGUF is not saved as it is.
+    base.config.quantization_config = None
+    plain = AutoModelForCausalLM.from_config(base.config).bfloat16()
+    plain.load_state_dict(base.state_dict())
+    plain.save_pretrained(partial)
     shutil.copy(tokenizer, partial / "tokenizer.json")
     partial.rename(folder)
 

@@ -30,7 +30,7 @@ pub struct Evaluation {
     #[serde(skip_serializing_if = "is_default")]
     pub metric: Metric,
     /// Values of `head.alpha` that are tried on the held-out samples once the head is trained: the one whose evaluation is the best is the head's, so that
-    /// it adds no more than helps, and where `maxGeneralLossIncrease` is set no more than that allows if one of them keeps to it. `head.alpha` when absent.
+    /// it adds no more than helps. `maxGeneralLossIncrease` then bounds them, and no evaluation before. `head.alpha` when absent.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(range(min = 0.01, max = 100.0)))]
     pub alphas: Vec<f64>,

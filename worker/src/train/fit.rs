@@ -190,7 +190,8 @@ impl<S: HiddenStates, B: Backward> Run<S, B> {
         let Some(general) = self.measure_general(weights.as_deref())? else { return Ok(None) };
         self.state.general = general;
         let now = found.kept(self.state.step, general, self.when.metric);
-        let bound = self.when.max_general_loss_increase;
+        // Where a scale of the head is looked for that keeps to the bound, the best head is whichever learns best.
+        let bound = self.when.max_general_loss_increase.filter(|_| self.when.alphas.is_empty());
         if !now.keeps_general(bound) {
             self.console
                 .warn("general text costs more than evaluation.maxGeneralLossIncrease: this head is not written, unless no other is");

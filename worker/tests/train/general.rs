@@ -115,4 +115,12 @@ fn alpha_is_the_best_one_that_general_text_allows() {
     let bound = 0.0;
     assert_eq!((told(None), told(Some(bound))), (best(f64::INFINITY), best(bound)));
     assert!(best(bound).0 < best(f64::INFINITY).0, "{found:?}");
+    // Of a head that costs too much as it was trained, the untrained one is not taken for the best.
+    let mut far = job();
+    far.config.head.alpha = 4.0;
+    (far.config.evaluation.alphas, far.config.evaluation.max_general_loss_increase) = (all.to_vec(), Some(bound));
+    far.run(&pool).unwrap();
+    let metrics = artifact::read(&far.head_folder()).unwrap().1.metrics;
+    assert!(metrics.eval_loss.unwrap() < metrics.base_eval_loss.unwrap() - 1.0, "{metrics:?}");
+    assert!(metrics.general_loss.unwrap() <= metrics.base_general_loss.unwrap() + bound, "{metrics:?}");
 }
