@@ -71,7 +71,7 @@ fn what_is_not_of_this_very_job_or_cannot_be_is_not_believed() {
     scene.job.spec.backoff_limit = 1;
     let annotations = scene.job.metadata.annotations.as_mut().unwrap();
     let mut record: Value = serde_json::from_str(&annotations[names::RESULT_ANNOTATION]).unwrap();
-    record["spec"]["head"].as_object_mut().unwrap().remove("gate");
+    record["spec"]["head"].as_object_mut().unwrap().remove("alpha");
     annotations.insert(names::RESULT_ANNOTATION.to_owned(), record.to_string());
     assert_eq!(scene.reconcile(), (None, None));
 }

@@ -29,7 +29,7 @@ fn a_job_says_before_it_starts_what_its_trainer_takes_of_memory() {
     let limited = |memory: &str| Scene::new(json!({"spec": {"trainer": {"resources": {"limits": {"memory": memory}}}}}));
     let (status, message) = planned(limited("4Gi")).unwrap();
     assert!(
-        message.starts_with("batches of 8 samples of 320 tokens take ") && message.contains("weights 20.9 MB, gradients "),
+        message.starts_with("batches of 8 samples of 320 tokens take ") && message.contains("weights 19.7 MB, gradients "),
         "{message}"
     );
     assert_eq!(status, "True");

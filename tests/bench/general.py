@@ -11,7 +11,7 @@ from rows import WORKER, result
 from training import first_samples, lines, recipe_data
 
 SAMPLES, EPOCHS = 200, (3, 20)
-HEAD = {"width": 256, "blocks": 2, "attentionHeads": 4}
+HEAD = {"width": 256, "blocks": 2, "attentionHeads": 4, "gate": False}
 GENERAL = {"general": ["general-eval.jsonl"]}
 VARIANTS = {"alone": (GENERAL, {}), "replay": (GENERAL | {"replay": ["general-train.jsonl"]}, {})}
 # The best head trained without replay, of which no more is added than general text allows.

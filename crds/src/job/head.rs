@@ -22,7 +22,7 @@ pub struct HeadSpec {
     /// Attention heads of each block.
     #[schemars(range(min = 1, max = limits::MAX_ATTENTION_HEADS))]
     pub attention_heads: u32,
-    /// Element-wise gate on the output of a head of tokens: held-out loss is lower with it on all tasks it was tried on.
+    /// Element-wise gate on the output of a head of tokens. With it held-out loss is lower after some hundred steps; a run of fifty learns more without.
     pub gate: bool,
     /// Scale of the head's output; 0 gives the base.
     #[schemars(range(min = 0.0, max = limits::MAX_ALPHA))]
