@@ -32,7 +32,7 @@ pub struct Answer {
 }
 
 impl<'a> Answers<'a> {
-    /// Pushes the head, whose file is at `weights`, to a pod that computes as the states of its training were computed.
+    /// Pushes the head, whose file is at `weights`, to a pod that computes as the states of its training were computed, unless it holds it.
     ///
     /// # Errors
     /// None answers, or takes it.
@@ -40,8 +40,10 @@ impl<'a> Answers<'a> {
         let pods = base.client.describe_each().await.map_err(pool_error)?;
         let alike = pods.into_iter().find(|(_, pod)| pod.numerics == base.description.numerics);
         let (endpoint, _) = alike.ok_or_else(|| TrainError::Pool("no pod computes as those that gave the hidden states".to_owned()))?;
-        let head = Payload::file(weights).map_err(TrainError::file("read", weights))?;
-        base.client.put_head(&endpoint, digest, head, EXPIRY).await.map_err(pool_error)?;
+        if !base.client.has_head(&endpoint, digest).await.map_err(pool_error)? {
+            let head = Payload::file(weights).map_err(TrainError::file("read", weights))?;
+            base.client.put_head(&endpoint, digest, head, EXPIRY).await.map_err(pool_error)?;
+        }
         Ok(Self { base, endpoint, digest })
     }
 

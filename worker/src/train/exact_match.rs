@@ -37,14 +37,20 @@ pub struct ExactMatch {
 }
 
 impl ExactMatch {
-    /// The judge that a configuration asks for, if it does, once the samples that it will ask are known to have what is compared.
+    /// The judge that a configuration asks for, if it does.
     ///
     /// # Errors
-    /// An expression that is none; a held-out sample whose own answer could not be right.
-    pub fn checked(config: &TrainConfig, samples: Option<&Samples>, tokenizer: &Tokenizer) -> Result<Option<Self>, TrainError> {
-        let Some(generation) = &config.evaluation.generation else { return Ok(None) };
-        let refused = |reason: String| TrainError::Configuration(format!("evaluation.generation: {reason}"));
-        let judge = Self::new(generation).map_err(refused)?;
+    /// An expression that is none.
+    pub fn of(config: &TrainConfig) -> Result<Option<Self>, TrainError> {
+        config.evaluation.generation.as_ref().map(Self::new).transpose().map_err(refused)
+    }
+
+    /// Checks before anything is trained that the samples which are to be asked have what is compared.
+    ///
+    /// # Errors
+    /// Those of [`Self::of`]; a held-out sample whose own answer could not be right.
+    pub fn check(config: &TrainConfig, samples: Option<&Samples>, tokenizer: &Tokenizer) -> Result<(), TrainError> {
+        let Some(judge) = Self::of(config)? else { return Ok(()) };
         let samples = samples.ok_or_else(|| refused("there are no held-out samples".to_owned()))?;
         for index in spread(samples.len(), judge.samples) {
             let sample = samples.read(index)?;
@@ -54,7 +60,7 @@ impl ExactMatch {
                 return Err(refused(format!("the answer of held-out sample {number} {}: {shown:?}", judge.compared.lacks())));
             }
         }
-        Ok(Some(judge))
+        Ok(())
     }
 
     fn new(generation: &Generation) -> Result<Self, String> {
@@ -130,6 +136,10 @@ impl Compared {
             Self::Field(pointer) => format!("is no JSON with a value at jsonField {pointer:?}"),
         }
     }
+}
+
+fn refused(reason: String) -> TrainError {
+    TrainError::Configuration(format!("evaluation.generation: {reason}"))
 }
 
 /// Whether two values are equal, numbers as numbers: 1 is 1.0.

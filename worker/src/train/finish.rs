@@ -93,14 +93,12 @@ fn exact_match<B: Backward>(
     data: &Data,
     run: &mut Run<PoolStates, B>,
 ) -> Result<Option<Figure>, TrainError> {
-    let samples = data.evaluation.as_ref().map(|data| &*data.samples);
-    let judge = ExactMatch::checked(&inputs.config, samples, &base.tokenizer)?;
-    let (Some(judge), Some(samples)) = (judge, samples) else { return Ok(None) };
+    let (Some(judge), Some(held_out)) = (ExactMatch::of(&inputs.config)?, &data.evaluation) else { return Ok(None) };
     run.console.phase(Phase::Evaluating, 0, "answers");
     let weights = output::weights_path(places, digest);
     let Run { console, runtime, stop, state, .. } = run;
     let told = |done, all| console.advance(done, all);
-    let measured = async { judge.measure(&Answers::by(base, digest, &weights).await?, samples, told).await };
+    let measured = async { judge.measure(&Answers::by(base, digest, &weights).await?, &held_out.samples, told).await };
     runtime.block_on(stop.race(measured)).unwrap_or(Err(TrainError::Stopped { step: state.step }))
 }
 

@@ -130,7 +130,7 @@ fn train_alone(
     base.stand_still(began);
     // Nothing that an earlier run has left is touched before the data, and the head to start from, are known to be usable.
     let data = Data::read(inputs, &base, &places, stop, console)?;
-    ExactMatch::checked(&inputs.config, data.evaluation.as_ref().map(|data| &*data.samples), &base.tokenizer)?;
+    ExactMatch::check(&inputs.config, data.evaluation.as_ref().map(|data| &*data.samples), &base.tokenizer)?;
     memory::return_large_buffers(data.shape.width);
     let memory = Watch::start(handle);
     let start = |base: &Base| start::checkpoint(args.init_head.as_deref(), inputs, base, &data.shape, began);

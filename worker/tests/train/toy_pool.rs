@@ -209,24 +209,28 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/lm-head", get(lm_head))
         .route("/v1/hidden-states", post(hidden_states))
         .route("/v1/loss", post(loss))
-        .route("/v1/heads/{digest}", put(|Path(_): Path<String>| async { "{}" }))
+        .route(
+            "/v1/heads/{digest}",
+            put(|Path(_): Path<String>| async { "{}" }).get(|| async { refuse(ErrorCode::HeadMissing, "no such head") }),
+        )
         .route("/v1/generate", post(generate))
         .with_state(shared)
 }
 
+fn refuse(code: ErrorCode, message: &str) -> Response {
+    let status = StatusCode::from_u16(code.status()).unwrap();
+    (status, axum::Json(ErrorBody { error: WireError::new(code, message) })).into_response()
+}
+
 /// Refusals that every request may meet; the pool's headers otherwise.
 fn check(pool: &Shared, headers: &HeaderMap) -> Result<[(&'static str, String); 1], Response> {
-    let refuse = |code: ErrorCode, message: &str| {
-        let status = StatusCode::from_u16(code.status()).unwrap();
-        Err((status, axum::Json(ErrorBody { error: WireError::new(code, message) })).into_response())
-    };
     let healthy = pool.healthy.load(Ordering::SeqCst);
     if healthy == 0 {
         if pool.refused.fetch_add(1, Ordering::SeqCst) == 2 {
             pool.healthy.store(u64::MAX, Ordering::SeqCst);
             pool.description.lock().unwrap().instance = "second".to_owned();
         }
-        return refuse(ErrorCode::Unavailable, "loading");
+        return Err(refuse(ErrorCode::Unavailable, "loading"));
     }
     if healthy != u64::MAX {
         pool.healthy.store(healthy - 1, Ordering::SeqCst);
@@ -234,7 +238,7 @@ fn check(pool: &Shared, headers: &HeaderMap) -> Result<[(&'static str, String); 
     let description = pool.description.lock().unwrap();
     match headers.get(IDENTITY_HEADER) {
         Some(wanted) if *wanted != description.identity.digest().as_str() => {
-            refuse(ErrorCode::IdentityMismatch, "member `weights` differs")
+            Err(refuse(ErrorCode::IdentityMismatch, "member `weights` differs"))
         }
         _ => Ok([(NUMERICS_HEADER, description.numerics.key())]),
     }
