@@ -16,7 +16,8 @@ pub use self::evaluation::{Evaluation, Generation, Metric, Threshold};
 pub use self::head::{HeadInit, HeadSpec, Random};
 pub use self::status::{ArtifactStatus, AttemptResult, AttemptStatus, CarryOnJobStatus, ProgressStatus};
 pub use self::training::{
-    Balanced, Checkpoint, ClassWeights, INT8_BLOCK, LossPlace, NormScope, Optimizer, SMALL_PARAMETER, StateDtype, Training, WeightDtype,
+    Balanced, Checkpoint, ClassWeights, INT8_BLOCK, KeptSeed, LossPlace, NormScope, Optimizer, SMALL_PARAMETER, Seeds, StateDtype,
+    Training, WeightDtype,
 };
 use crate::common::{ClaimPath, PodTemplate, TapSelection};
 use crate::wire::limits;
@@ -77,6 +78,7 @@ use crate::wire::limits;
 #[x_kube(validation = ("!has(self.evaluation.generation) || (self.task == 'CausalLM' && size(self.pools) == 1)", "evaluation.generation goes with task CausalLM on one pool"))]
 #[x_kube(validation = ("!has(self.evaluation.thresholds) || size(self.evaluation.thresholds) == 0 || (has(self.data.split.evaluation) && size(self.data.split.evaluation) > 0)", "evaluation.thresholds need held-out samples: set data.split.evaluation"))]
 #[x_kube(validation = ("!has(self.evaluation.thresholds) || self.evaluation.thresholds.all(it, it.metric == 'Loss' || (it.metric == 'Accuracy' && self.task in ['Classification', 'MultiLabelClassification', 'Reward', 'DPO']) || (it.metric in ['MacroF1', 'RocAuc'] && self.task in ['Classification', 'MultiLabelClassification']) || (it.metric == 'Spearman' && self.task == 'Regression') || (it.metric == 'RecallAt1' && self.task == 'Embedding') || (it.metric == 'ExactMatch' && has(self.evaluation.generation)))", "evaluation.thresholds: a metric is not a figure of the task, or ExactMatch is asked for without evaluation.generation"))]
+#[x_kube(validation = ("!has(self.training.seeds) || (has(self.data.split.evaluation) && size(self.data.split.evaluation) > 0)", "training.seeds are compared on held-out samples: set data.split.evaluation"))]
 #[x_kube(validation = ("!has(self.evaluation.earlyStoppingPatience) || (has(self.data.split.evaluation) && size(self.data.split.evaluation) > 0)", "evaluation.earlyStoppingPatience needs held-out samples: set data.split.evaluation"))]
 #[x_kube(validation = ("has(self.managedBy) == has(oldSelf.managedBy) && (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)", "managedBy is immutable; create a new job"))]
 #[x_kube(validation = ("self.pools.all(one, self.pools.exists_one(other, other.name == one.name && has(other.__namespace__) == has(one.__namespace__) && (!has(one.__namespace__) || other.__namespace__ == one.__namespace__)))", "pools names a pool twice"))]

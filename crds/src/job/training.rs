@@ -101,6 +101,9 @@ pub struct Training {
     /// Seed of initial weights and of the order of samples.
     #[schemars(range(min = 0, max = 9_007_199_254_740_991u64))]
     pub seed: u64,
+    /// Trains once with each of several seeds, one behind the other; with `seed` alone when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seeds: Option<Seeds>,
     /// Where the vocabulary-sized product runs.
     pub loss: LossPlace,
 }
@@ -133,9 +136,33 @@ impl Default for Training {
             kl_coef: None,
             replay_batch_size: None,
             seed: 0,
+            seeds: None,
             loss: LossPlace::Remote,
         }
     }
+}
+
+/// Several trainings of one head that differ in their seed. They are compared on held-out samples, as evaluations are; of each its best one counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Seeds {
+    /// How many: `training.seed` and those that follow it.
+    #[schemars(range(min = 2, max = 16))]
+    pub count: u32,
+    /// What is written.
+    #[serde(default)]
+    pub keep: KeptSeed,
+}
+
+/// What is written of several seeds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum KeptSeed {
+    /// The head of the best one.
+    #[default]
+    Best,
+    /// The average of their weights, unless the best one alone is better. All start from the initial weights of `training.seed`, since only weights that
+    /// have a start in common have a meaningful average; the order of samples, dropout and rounding differ.
+    Average,
 }
 
 /// How much the samples of each label count; exactly one member is set.
@@ -163,6 +190,12 @@ impl Training {
     pub const KL_COEF: f64 = 1.0;
     /// See `replay_batch_size`.
     pub const REPLAY_BATCH_SIZE: u32 = 2;
+
+    /// With what to train, one after the other: as this says, with one seed each.
+    pub fn each_seed(&self) -> impl Iterator<Item = Self> {
+        let count = self.seeds.as_ref().map_or(1, |seeds| seeds.count);
+        (0..u64::from(count)).map(|number| Self { seed: self.seed + number, ..self.clone() })
+    }
 
     /// Bytes that the optimizer remembers of a parameter of this shape, and in how many tensors.
     pub fn state_bytes(&self, shape: &[usize]) -> (u64, u64) {

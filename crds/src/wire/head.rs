@@ -212,8 +212,11 @@ pub struct Lineage {
     pub train_data: String,
     /// Digest of the evaluation file.
     pub evaluation_data: Option<String>,
-    /// Seed.
+    /// Seed; of several that of the best one.
     pub seed: u64,
+    /// The seeds whose weights it is the average of, if it is one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub averaged_seeds: Vec<u64>,
     /// Digest of the head whose blocks and bridges it started from; random ones when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init_head: Option<String>,
@@ -232,6 +235,23 @@ pub struct Figure {
     pub low: f64,
     /// Upper end.
     pub high: f64,
+}
+
+/// What one of several seeds has come to, at its best evaluation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SeedMetrics {
+    /// The seed.
+    pub seed: u64,
+    /// Optimizer steps to that evaluation.
+    pub steps: u64,
+    /// Loss, nats per target.
+    pub eval_loss: Option<f64>,
+    /// Loss on text that has nothing to do with what it learned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub general_loss: Option<f64>,
+    /// What the job's `evaluation.metric` names, if that is another than the loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub figure: Option<f64>,
 }
 
 /// Figures of a run; losses in nats per target, absent when not finite or not measured.
@@ -259,7 +279,10 @@ pub struct Metrics {
     /// What of the job's `evaluation.thresholds` they do not meet, one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unmet_thresholds: Vec<String>,
-    /// Seconds of training, over all attempts.
+    /// Each of several seeds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub seeds: Vec<SeedMetrics>,
+    /// Seconds of training, over all attempts and seeds.
     pub train_seconds: f64,
     /// Peak anonymous memory of the trainer, bytes.
     pub peak_anonymous_bytes: u64,

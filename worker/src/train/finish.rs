@@ -18,6 +18,7 @@ use crate::train::plan::Inputs;
 use crate::train::pool::Base;
 use crate::train::progress::Phase;
 use crate::train::report::{self, Example, Report};
+use crate::train::seeds::Outcome;
 use crate::train::sets::Data;
 use crate::train::step::device_error;
 use crate::train::{alpha, examples, memory, metrics, tally};
@@ -28,11 +29,11 @@ pub(super) fn finish<B: Backward>(
     inputs: &Inputs,
     base: &Base,
     data: &Data,
+    outcome: &Outcome,
     run: &mut Run<PoolStates, B>,
 ) -> Result<TerminationMessage, TrainError> {
     let weights = run.best.take().map_or_else(|| run.learner.weights(), Ok)?;
-    // Nobody trains any more.
-    drop((std::mem::take(&mut run.learner.weights), run.learner.average.take()));
+    run.learner.forget();
     let (mut shape, mut predictions) = (data.shape.clone(), Predictions::default());
     let (alphas, has_figures) = (&inputs.config.evaluation.alphas, inputs.config.task != Task::CausalLM);
     if has_figures || !alphas.is_empty() {
@@ -57,7 +58,7 @@ pub(super) fn finish<B: Backward>(
     figures
         .extend(exact_match(base, &artifact.digest, places, inputs, data, run)?.map(|share| (Metric::ExactMatch.name().to_owned(), share)));
     run.lock.check()?;
-    let manifest = run.written(|run| output::write_manifest(places, &artifact, base, inputs, (&run.state, &figures)))?;
+    let manifest = run.written(|run| output::write_manifest(places, &artifact, base, inputs, (&run.state, &figures, outcome)))?;
     let examples = match data.shape.task {
         // A pool alone has not the states of the others.
         Task::CausalLM if base.others.is_empty() => example_answers(base, &artifact.digest, places, data, run)?,
@@ -69,7 +70,7 @@ pub(super) fn finish<B: Backward>(
     let mut progress = run.console.progress();
     progress.eta_seconds = Some(0);
     let message = TerminationMessage {
-        message: summary(&manifest) + &unmet(&manifest) + &left_out(data),
+        message: summary(&manifest) + &of_seeds(&manifest) + &unmet(&manifest) + &left_out(data),
         digest: Some(artifact.digest.clone()),
         base_model_digest: Some(base.description.identity.digest()),
         other_base_model_digests: base.others.iter().map(|other| other.description.identity.digest()).collect(),
@@ -141,12 +142,21 @@ fn write_report<B: Backward>(
         confusion,
         head_bytes: std::fs::metadata(&weights).map_err(TrainError::file("inspect", &weights))?.len(),
         cache_bytes: places.cache_bytes(),
+        metric: run.when.metric.name(),
         peak_resident_bytes: memory::now().peak_resident,
         written_step: run.state.best.map_or(run.state.step, |best| best.step),
         written_at: jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string(),
     })?;
     let path = places.report(&manifest.digest);
     crate::files::write_atomic(&path, page.as_bytes()).map_err(TrainError::file("write", path))
+}
+
+/// How far apart the seeds are, where there are several.
+fn of_seeds(manifest: &HeadManifest) -> String {
+    let losses = || manifest.metrics.seeds.iter().filter_map(|one| one.eval_loss);
+    let (Some(least), Some(most)) = (losses().reduce(f64::min), losses().reduce(f64::max)) else { return String::new() };
+    let what = if manifest.lineage.averaged_seeds.is_empty() { "the best" } else { "the average" };
+    format!("; {what} of {} seeds, whose losses are {least:.4} to {most:.4}", manifest.metrics.seeds.len())
 }
 
 /// Why the head is not promotable, if it is not.

@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use crate::head::Weights;
 use crate::kernel::{Backward, Trained};
 use crate::train::batches::{self, Order};
-use crate::train::checkpoint::{Checkpoint, Folder, General, State};
+use crate::train::checkpoint::{Best, Checkpoint, Folder, General, State};
 use crate::train::data::Samples;
 use crate::train::error::TrainError;
 use crate::train::lock::Lock;
@@ -190,8 +190,7 @@ impl<S: HiddenStates, B: Backward> Run<S, B> {
         let Some(general) = self.measure_general(weights.as_deref())? else { return Ok(None) };
         self.state.general = general;
         let now = found.kept(self.state.step, general, self.when.metric);
-        // Where a scale of the head is looked for that keeps to the bound, the best head is whichever learns best.
-        let bound = self.when.max_general_loss_increase.filter(|_| self.when.alphas.is_empty());
+        let bound = self.bound();
         if !now.keeps_general(bound) {
             self.console
                 .warn("general text costs more than evaluation.maxGeneralLossIncrease: this head is not written, unless no other is");
@@ -216,6 +215,22 @@ impl<S: HiddenStates, B: Backward> Run<S, B> {
         self.console.evaluation(&line);
         let line = Line::Evaluation(line);
         self.written(|run| run.metrics.append(&line)).map(Some)
+    }
+
+    /// How much general text may cost. Where a scale of the head is looked for that keeps to it, the best head is whichever learns best.
+    pub fn bound(&self) -> Option<f64> {
+        self.when.max_general_loss_increase.filter(|_| self.when.alphas.is_empty())
+    }
+
+    /// What `weights` of step `step` come to on the held-out samples, which there must be, and on general text where there is such.
+    ///
+    /// # Errors
+    /// States or losses that do not come; the wish to stop.
+    pub fn judge(&mut self, weights: &Trained<B>, step: u64) -> Result<Best, TrainError> {
+        let stopped = TrainError::Stopped { step: self.state.step };
+        let Some(found) = self.measure(Some(weights), Phase::Evaluating)? else { return Err(stopped) };
+        let Some(general) = self.measure_general(Some(weights))? else { return Err(stopped) };
+        Ok(found.kept(step, general, self.when.metric))
     }
 
     /// Loss of `weights` (of the base when there are none) on all held-out samples. None when asked to stop, or without such samples.

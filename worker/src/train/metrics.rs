@@ -90,6 +90,22 @@ pub struct MetricsPaths {
     pub events: PathBuf,
 }
 
+impl MetricsPaths {
+    /// Removes what there is.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub fn remove(&self) -> Result<(), TrainError> {
+        for path in [&self.lines, &self.events] {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(TrainError::file("remove", path)(error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Metrics {
     /// Opens `paths` of a run that began at `began`, milliseconds of Unix time, and drops what came after the checkpoint: steps beyond `step`, evaluations
     /// beyond `evaluated` (None: all of them), and a line cut by a crash. Of the event file nothing is read: it says what the lines say.

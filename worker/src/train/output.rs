@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 
-use carryon_crds::job::Metric;
+use carryon_crds::job::{Metric, Training};
 use carryon_crds::names::artifact_folder;
 use carryon_crds::wire::head::{Lineage, Metrics};
 use carryon_crds::wire::limits::MAX_POOLS;
@@ -23,9 +23,12 @@ use crate::train::figures::Figures;
 use crate::train::metrics::MetricsPaths;
 use crate::train::plan::Inputs;
 use crate::train::pool::Base;
+use crate::train::seeds::Outcome;
 
 /// Names the finished run.
 const MARKER_FILE: &str = "finished.json";
+/// Begins the name of the folder of one of several seeds.
+const SEED_FOLDER: &str = "seed-";
 
 /// Places inside the output folder.
 #[derive(Clone, Debug)]
@@ -34,9 +37,36 @@ pub struct Places {
     pub root: PathBuf,
     /// Where hidden states lie that other jobs read and write too.
     pub shared_cache: Option<PathBuf>,
+    /// Where one of several seeds has its checkpoints and metrics, inside the folder; the folder itself when there is one alone.
+    pub seed: Option<PathBuf>,
 }
 
 impl Places {
+    /// Those of a run in the folder `root`, and of its hidden states in `shared_cache` where others have theirs too.
+    pub fn new(root: &Path, shared_cache: Option<&Path>) -> Self {
+        Self { root: root.to_owned(), shared_cache: shared_cache.map(Path::to_owned), seed: None }
+    }
+
+    /// Those of a training with its seed, which may be one of several.
+    #[must_use]
+    pub fn of_seed(&self, training: &Training) -> Self {
+        let folder = |_: &_| PathBuf::from(format!("{SEED_FOLDER}{}", training.seed));
+        Self { seed: training.seeds.as_ref().map(folder), ..self.clone() }
+    }
+
+    /// Those of all seeds that anything is there of, of whatever run.
+    pub fn of_all_seeds(&self) -> Vec<Self> {
+        let seeds = entries(&self.root).filter_map(|path| path.file_name().map(PathBuf::from));
+        let seeds = seeds.filter(|name| name.to_str().is_some_and(|name| name.starts_with(SEED_FOLDER)));
+        let of = |seed: Option<PathBuf>| Self { seed, ..self.clone() };
+        std::iter::once(of(None)).chain(seeds.map(|seed| of(Some(seed)))).collect()
+    }
+
+    /// The folder of what each of several seeds has of its own.
+    fn own(&self) -> PathBuf {
+        self.seed.as_ref().map_or_else(|| self.root.clone(), |seed| self.root.join(seed))
+    }
+
     /// head.safetensors, head.json and report.html of the head with this digest.
     pub fn head(&self, digest: &str) -> PathBuf {
         self.root.join(artifact_folder(digest))
@@ -44,7 +74,7 @@ impl Places {
 
     /// One line a step, and the same for TensorBoard, which looks for `tfevents` in names.
     pub fn metrics(&self) -> MetricsPaths {
-        MetricsPaths { lines: self.root.join("metrics.jsonl"), events: self.root.join("tensorboard/events.out.tfevents.carryon") }
+        MetricsPaths { lines: self.own().join("metrics.jsonl"), events: self.own().join("tensorboard/events.out.tfevents.carryon") }
     }
 
     /// For people.
@@ -54,7 +84,7 @@ impl Places {
 
     /// Checkpoints.
     pub fn checkpoints(&self) -> PathBuf {
-        self.root.join("checkpoints")
+        self.own().join("checkpoints")
     }
 
     /// Hidden states of a pool, counted from 0.
@@ -77,9 +107,9 @@ impl Places {
         self.caches().map(|folder| file_bytes(&folder)).sum()
     }
 
-    /// Bytes of the checkpoints that training may go on from, and of those it has passed.
+    /// Bytes of the checkpoints that training may go on from, and of those it has passed, of all seeds.
     pub fn checkpoint_bytes(&self) -> u64 {
-        file_bytes(&self.checkpoints())
+        self.of_all_seeds().iter().map(|places| file_bytes(&places.checkpoints())).sum()
     }
 
     /// Removes what a trainer that was killed was writing. Nobody else may write to the folder.
@@ -87,7 +117,8 @@ impl Places {
     /// # Errors
     /// A file cannot be removed.
     pub fn remove_temporaries(&self) -> Result<(), TrainError> {
-        let folders = [self.root.clone(), self.checkpoints()].into_iter().chain(self.caches()).chain(entries(&self.heads()));
+        let seeds = self.of_all_seeds().into_iter().flat_map(|places| [places.own(), places.checkpoints()]);
+        let folders = seeds.chain(self.caches()).chain(entries(&self.heads()));
         folders.into_iter().try_for_each(|folder| files::remove_temporaries(&folder).map_err(TrainError::file("clean", folder)))
     }
 }
@@ -147,12 +178,12 @@ pub fn write_weights(places: &Places, artifact: &Artifact) -> Result<(), TrainEr
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn write_manifest(
+pub(super) fn write_manifest(
     places: &Places,
     artifact: &Artifact,
     base: &Base,
     inputs: &Inputs,
-    (state, figures): (&State, &Figures),
+    (state, figures, outcome): (&State, &Figures, &Outcome),
 ) -> Result<HeadManifest, TrainError> {
     let described = &base.description;
     let finite = |value: f64| value.is_finite().then_some(value);
@@ -175,6 +206,7 @@ pub fn write_manifest(
             train_data: inputs.train.digest.clone(),
             evaluation_data: inputs.evaluation.as_ref().map(|files| files.digest.clone()),
             seed: inputs.config.training.seed,
+            averaged_seeds: outcome.averaged.clone(),
             init_head: inputs.config.init_head.clone(),
             steps: state.step,
             worker_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -188,6 +220,7 @@ pub fn write_manifest(
             eval_accuracy: state.best.and_then(|best| best.accuracy),
             evaluation: figures.clone(),
             unmet_thresholds: thresholds.iter().filter_map(|bound| bound.unmet(found(bound.metric))).collect(),
+            seeds: outcome.seeds.clone(),
             train_seconds: state.train_seconds,
             peak_anonymous_bytes: state.peak_anonymous_bytes,
         },

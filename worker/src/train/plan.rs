@@ -33,6 +33,12 @@ pub struct Inputs {
 }
 
 impl Inputs {
+    /// The same, trained otherwise: with one of several seeds.
+    #[must_use]
+    pub fn with(&self, training: Training) -> Self {
+        Self { config: TrainConfig { training, ..self.config.clone() }, ..self.clone() }
+    }
+
     /// Reads the configuration and the digests of the data.
     ///
     /// # Errors
@@ -138,6 +144,12 @@ pub fn rules<'a>(config: &'a TrainConfig, base: &'a ModelDescription, eos: Optio
     }
     if training.ema_decay.is_some_and(|decay| !(decay > 0.0 && decay < 1.0)) {
         return refuse("training.emaDecay is above 0 and below 1".to_owned());
+    }
+    if training.seeds.is_some() && config.split.evaluation.is_empty() {
+        return refuse("training.seeds are compared on held-out samples: name data.split.evaluation".to_owned());
+    }
+    if training.seeds.as_ref().is_some_and(|seeds| !(2..=16).contains(&seeds.count)) {
+        return refuse("training.seeds.count is from 2 to 16".to_owned());
     }
     let metric = config.evaluation.metric;
     // Answers are asked for once, when the head is chosen.

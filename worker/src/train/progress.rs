@@ -60,6 +60,8 @@ pub struct Console {
     phase: Phase,
     unit: &'static str,
     last_line: Instant,
+    /// The seed that is the turn of, from 0, and how many there are.
+    seeds: (u64, u64),
     /// Seconds a step took lately, smoothed, for the estimate of what remains.
     pace: Option<f64>,
 }
@@ -73,7 +75,7 @@ impl Default for Console {
         });
         let phase = Phase::Connecting;
         let snapshot = Arc::new(Mutex::new(Progress { phase: phase.name().to_owned(), ..Progress::default() }));
-        Self { snapshot, bar, phase, unit: "", last_line: Instant::now(), pace: None }
+        Self { snapshot, bar, phase, unit: "", last_line: Instant::now(), seeds: (0, 1), pace: None }
     }
 }
 
@@ -115,10 +117,22 @@ impl Console {
         }
     }
 
+    /// It is the turn of seed `number`, from 0, of `count`: what is told of steps are those of all seeds.
+    pub fn seed(&mut self, number: usize, count: usize) {
+        self.seeds = (number as u64, count as u64);
+    }
+
+    /// `step` of `total` of this seed as steps of all seeds.
+    fn of_all(&self, step: u64, total: u64) -> (u64, u64) {
+        let (number, count) = self.seeds;
+        (number.saturating_mul(total).saturating_add(step), count.saturating_mul(total))
+    }
+
     /// Shows what an earlier start has reached.
     pub fn resumed(&mut self, state: &State) {
+        let steps = self.of_all(state.step, state.total_steps);
         let mut progress = self.locked();
-        (progress.step, progress.total_steps) = (state.step, state.total_steps);
+        (progress.step, progress.total_steps) = steps;
         progress.train_loss = state.train_loss.and_then(finite);
         progress.eval_loss = state.eval_loss.and_then(finite);
         progress.base_eval_loss = state.base_eval_loss.and_then(finite);
@@ -128,6 +142,7 @@ impl Console {
 
     /// Goes (back) to optimizer steps, `step` of which are done.
     pub fn training(&mut self, step: u64, total: u64) {
+        let (step, total) = self.of_all(step, total);
         if self.phase != Phase::Training {
             self.phase(Phase::Training, total, "steps");
             let mut progress = self.locked();
@@ -143,10 +158,11 @@ impl Console {
     pub fn step(&mut self, line: &StepLine, total: u64, seconds: f64) {
         let pace = self.pace.map_or(seconds, |pace| 0.9 * pace + 0.1 * seconds);
         self.pace = Some(pace);
-        let eta = (pace * total.saturating_sub(line.step) as f64).ceil() as u64;
+        let (step, total) = self.of_all(line.step, total);
+        let eta = (pace * total.saturating_sub(step) as f64).ceil() as u64;
         {
             let mut progress = self.locked();
-            (progress.step, progress.total_steps) = (line.step, total);
+            (progress.step, progress.total_steps) = (step, total);
             progress.train_loss = finite(line.loss);
             progress.tokens_per_second = finite(line.tokens_per_second);
             progress.eta_seconds = Some(eta);
@@ -156,10 +172,10 @@ impl Console {
         match &self.bar {
             Some(bar) => {
                 bar.set_length(total);
-                bar.set_position(line.step);
+                bar.set_position(step);
                 bar.set_message(figures);
             }
-            None => tracing::info!("step {}/{total} · epoch {:.2} · {figures}", line.step, line.epoch),
+            None => tracing::info!("step {step}/{total} · epoch {:.2} · {figures}", line.epoch),
         }
     }
 

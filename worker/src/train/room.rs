@@ -40,11 +40,12 @@ pub fn checkpoint_bytes(shape: &HeadShape, training: &Training) -> u64 {
     METADATA_BYTES + parameters::of(shape).values().map(tensor).sum::<u64>()
 }
 
-/// Bytes of all checkpoints that a run of `steps` steps keeps, of one more while it is written, and of the head.
+/// Bytes of all checkpoints that a run of `steps` steps keeps of each seed, of one more while it is written, and of the head.
 fn reserved(shape: &HeadShape, config: &TrainConfig, steps: u64) -> u64 {
     let kept = u64::from(config.checkpoint.save_total_limit).min(steps.div_ceil(config.checkpoint.save_steps) + 1);
     let head = 4 * parameters::count(shape) + METADATA_BYTES + ENTRY_BYTES * parameters::of(shape).len() as u64;
-    (kept + 1).saturating_mul(checkpoint_bytes(shape, &config.training)).saturating_add(head)
+    let seeds = config.training.each_seed().count() as u64;
+    (kept * seeds + 1).saturating_mul(checkpoint_bytes(shape, &config.training)).saturating_add(head)
 }
 
 /// What the cache may take in all of `available` bytes, of which `reserved` are not for it. The same for every attempt: what an earlier one

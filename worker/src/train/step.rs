@@ -107,6 +107,11 @@ impl<B: Backward> Learner<B> {
         self.on_host(self.outcome())
     }
 
+    /// Lets go of what only training needs, the weights among it.
+    pub fn forget(&mut self) {
+        (self.weights, self.average, self.optimizers) = (Arc::default(), None, Optimizers::new(&self.training));
+    }
+
     fn on_host(&self, weights: &Arc<Trained<B>>) -> Result<Arc<Weights>, TrainError> {
         self.backend.trained(weights).map_err(device_error)
     }

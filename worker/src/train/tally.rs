@@ -27,7 +27,7 @@ pub(super) fn show(
 ) -> Result<TerminationMessage, TrainError> {
     let base = connect(args, inputs, runtime, stop, console)?;
     let scratch = tempfile::tempdir().map_err(TrainError::file("create", std::env::temp_dir()))?;
-    let data = Data::read(inputs, &base, &Places { root: scratch.path().to_owned(), shared_cache: None }, stop, console)?;
+    let data = Data::read(inputs, &base, &Places::new(scratch.path(), None), stop, console)?;
     let context = Watch::start(runtime).start_anonymous();
     let tally = trainer(inputs, &base, &data).tally();
     std::io::stdout().write_all(table(&tally, context).as_bytes()).map_err(TrainError::file("write to", "stdout"))?;

@@ -40,6 +40,7 @@ fn manifest(artifact: &Artifact) -> HeadManifest {
             job: "default/math".into(),
             train_data: "sha256:3".into(),
             evaluation_data: None,
+            averaged_seeds: Vec::new(),
             seed: 0,
             init_head: None,
             steps: 3,

@@ -13,6 +13,7 @@ mod lock;
 mod long;
 mod mixed;
 mod promotable;
+mod seeds;
 mod shared;
 mod states;
 mod toy_pool;

@@ -47,6 +47,8 @@ pub struct Report<'a> {
     pub head_bytes: u64,
     /// Bytes of the hidden-state cache.
     pub cache_bytes: u64,
+    /// Name of what evaluations are compared by.
+    pub metric: &'static str,
     /// Highest resident memory, file pages included, bytes.
     pub peak_resident_bytes: u64,
     /// Step of the weights written.
@@ -138,6 +140,13 @@ fn page(report: &Report<'_>) -> Value {
             accuracy => line.eval_accuracy.map(|share| format!("{:.1} %", 100.0 * share)),
             seconds => format!("{:.1} s", line.eval_seconds),
             written => line.step == report.written_step,
+        }).collect::<Vec<_>>(),
+        seed => manifest.lineage.seed,
+        averaged => manifest.lineage.averaged_seeds.clone(),
+        metric => metrics.seeds.iter().any(|one| one.figure.is_some()).then_some(report.metric),
+        seeds => metrics.seeds.iter().map(|one| context! {
+            seed => one.seed, steps => one.steps, loss => one.eval_loss.map(loss), general => one.general_loss.map(loss),
+            figure => one.figure.map(|figure| format!("{figure:.3}")),
         }).collect::<Vec<_>>(),
         lineage => lineage(report, &taps.join(", ")),
     }
