@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use carryon_crds::job::{KeptSeed, Seeds};
+use carryon_crds::job::{KeptSeed, Optimizer, Seeds, Task};
 use carryon_crds::wire::HeadManifest;
 use carryon_worker::head::artifact;
 use carryon_worker::train::metrics::{self, Line};
@@ -71,24 +71,41 @@ fn the_head_of_the_best_seed_is_written_as_if_there_were_no_other() {
     }
 }
 
+/// Labels of which three in ten are wrong, learned one at a time with a rate that does not fall: each seed ends somewhere around what is best.
+fn noisy() -> Job {
+    let mut job = job(KeptSeed::Average);
+    let line = |index: usize| {
+        let (text, labels) = if index.is_multiple_of(2) { ("AAAA", ["loud", "soft"]) } else { ("zzz", ["soft", "loud"]) };
+        let label = labels[usize::from(index * 7 % 10 < 3)];
+        serde_json::json!({"text": text.repeat(1 + index % 5), "label": label}).to_string() + "\n"
+    };
+    fs::write(job.path("data/train.jsonl"), (0..120).map(line).collect::<String>()).unwrap();
+    fs::write(job.path("data/held-out.jsonl"), (120..180).map(line).collect::<String>()).unwrap();
+    job.config.task = Task::Classification;
+    (job.config.head.blocks, job.config.head.labels) = (0, Some(vec!["loud".to_owned(), "soft".to_owned()]));
+    let training = &mut job.config.training;
+    (training.optim, training.learning_rate, training.min_lr_ratio) = (Optimizer::AdamW, 0.03, 1.0);
+    (training.per_device_train_batch_size, training.num_train_epochs) = (1, 1);
+    job.config.evaluation.eval_steps = Some(120);
+    job
+}
+
 #[test]
 fn an_average_of_seeds_is_written_where_it_is_better_than_the_best() {
     let pool = ToyPool::start();
-    let mut found = Vec::new();
-    // Small steps leave the seeds near to each other; long ones do not.
-    for rate in [0.02, 2.0] {
-        let mut job = job(KeptSeed::Average);
-        job.config.training.muon_learning_rate = rate;
+    let mut far = job(KeptSeed::Average);
+    far.config.training.muon_learning_rate = 2.0;
+    for (job, averaged) in [(noisy(), true), (far, false)] {
         job.run(&pool).unwrap();
         let manifest = manifest(&job);
-        let losses = manifest.metrics.seeds.iter().map(|one| one.eval_loss.unwrap());
-        let least = losses.fold(f64::MAX, f64::min);
-        let averaged = !manifest.lineage.averaged_seeds.is_empty();
-        let loss = manifest.metrics.eval_loss.unwrap();
-        assert!(if averaged { loss < least } else { loss == least }, "{rate}: {averaged} {loss} {least}");
+        let losses: Vec<f64> = manifest.metrics.seeds.iter().map(|one| one.eval_loss.unwrap()).collect();
+        let (least, loss) = (losses.iter().copied().fold(f64::MAX, f64::min), manifest.metrics.eval_loss.unwrap());
+        assert!(if averaged { loss < least } else { loss == least }, "{averaged}: {loss} of {losses:?}");
+        assert_eq!(!manifest.lineage.averaged_seeds.is_empty(), averaged);
         let best = |seed: u64| {
-            let checkpoint = job.path(&format!("output/seed-{seed}/checkpoints/step-0000000008.safetensors"));
-            numbers(&fs::read(checkpoint).unwrap(), "best.")
+            let checkpoint = fs::read_dir(job.path(&format!("output/seed-{seed}/checkpoints"))).unwrap();
+            let last = checkpoint.map(|entry| entry.unwrap().path()).max().unwrap();
+            numbers(&fs::read(last).unwrap(), "best.")
         };
         let (written, each) = (numbers(&job.head(), ""), (SEED..SEED + 3).map(best).collect::<Vec<_>>());
         assert_eq!(written.len(), each[0].len());
@@ -98,11 +115,9 @@ fn an_average_of_seeds_is_written_where_it_is_better_than_the_best() {
                 false => each[(manifest.lineage.seed - SEED) as usize][name][at],
             };
             let worst = (0..values.len()).map(|at| (values[at] - expected(at)).abs()).fold(0.0, f64::max);
-            assert!(worst < 1e-6, "{rate}: {name} is off by {worst}");
+            assert!(worst < 1e-6, "{name} is off by {worst}");
         }
-        found.push(averaged);
     }
-    assert_eq!(found, [true, false], "both cases");
 }
 
 /// Tensors of f32 whose name begins with `group`, without it.
