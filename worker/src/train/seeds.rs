@@ -44,10 +44,12 @@ pub(super) fn choose<S: HiddenStates, B: Backward>(
     let best = (1..ended.len()).fold(0, first);
     let mut outcome =
         Outcome { seeds: ended.iter().zip(&bests).map(|(one, best)| metrics(one.seed, best)).collect(), averaged: Vec::new() };
-    run.state.train_seconds = ended.iter().map(|one| one.state.train_seconds).sum();
-    let state =
-        State { train_seconds: run.state.train_seconds, peak_anonymous_bytes: run.state.peak_anonymous_bytes, ..ended[best].state.clone() };
-    run.state = state;
+    let states = || ended.iter().map(|one| &one.state);
+    run.state = State {
+        train_seconds: states().map(|state| state.train_seconds).sum(),
+        peak_anonymous_bytes: states().map(|state| state.peak_anonymous_bytes).max().unwrap_or_default(),
+        ..ended[best].state.clone()
+    };
     // What they have learned is read back one after the other, into the room that training had.
     run.learner.forget();
     run.best = None;
