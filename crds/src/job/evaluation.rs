@@ -35,7 +35,7 @@ pub struct Evaluation {
     #[schemars(length(max = 16), inner(range(min = 0.01, max = 100.0)))]
     pub alphas: Vec<f64>,
     /// Held-out samples that are answered too, once the head is written: by the pool, with the head, greedily. Their `ExactMatch` is the share of answers
-    /// that are right. For task CausalLM on one pool.
+    /// that are right. For task CausalLM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<Generation>,
     /// What the head's figures must be for it to be promotable. Of a job with such bounds the condition `Promotable` says whether they are, and a

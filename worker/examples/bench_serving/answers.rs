@@ -29,7 +29,7 @@ pub async fn read(client: &PoolClient, request: &GenerateRequest, mut came: impl
         match event? {
             GenerateEvent::Token(_) => came(Instant::now()),
             GenerateEvent::Error { error } => return Err(error.into()),
-            GenerateEvent::Prompt { .. } | GenerateEvent::Finish { .. } => {}
+            GenerateEvent::Prompt { .. } | GenerateEvent::Scores { .. } | GenerateEvent::Finish { .. } => {}
         }
     }
     Ok(())

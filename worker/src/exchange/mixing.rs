@@ -3,7 +3,7 @@
 //! | route | request, a stream | answer, a stream |
 //! |---|---|---|
 //! | `POST /v1/follow` | a line with a [`FollowRequest`], then lines with [`FollowTokens`] | frames of [`TapRows`] |
-//! | `POST /v1/generate-mixed` | a line with a [`super::wire::GenerateRequest`], then frames of [`TapRows`] | as of `POST /v1/generate` |
+//! | `POST /v1/generate-mixed` | a line with a [`super::wire::GenerateRequest`], then frames of [`TapRows`] | as of `POST /v1/generate`; of a head that pools a text, its scores |
 //!
 //! Both answers begin as soon as the pool has memory for the whole sequence, and before any of it has run: a gateway asks one pool after the other, and
 //! sends on only when all have begun. It ends by ending its streams. Who has nothing to say for [`TICK`] says nothing, in a line or frame of its own,

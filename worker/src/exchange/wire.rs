@@ -253,6 +253,11 @@ pub enum GenerateEvent {
     },
     /// A generated token.
     Token(TokenLogprob),
+    /// Alone: what a head that pools a text puts out for the prompt.
+    Scores {
+        /// One logit per label, or what its task has in their place.
+        scores: Vec<f32>,
+    },
     /// Last: the answer is complete.
     Finish {
         /// Why it ended.

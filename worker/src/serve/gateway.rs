@@ -5,15 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use carryon_crds::wire::{ModelDescription, digest};
-use futures::StreamExt as _;
-use futures::stream::BoxStream;
+use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::ServeError;
 use super::error::ApiError;
 use super::keeper::Keeper;
 use super::metrics::Metrics;
-use super::mixed::{OtherPools, Turn};
-use super::models::{Head, Model, Models};
+use super::mixed::OtherPools;
+use super::models::{Head, Models};
+use crate::exchange::client::Events;
 use crate::exchange::wire::{ClassifyRequest, ClassifyResponse, ErrorCode, GenerateEvent, GenerateRequest};
 use crate::exchange::{ClientError, Endpoint, PoolClient};
 use crate::text::{ChatTemplate, Tokenizer};
@@ -31,9 +31,6 @@ const TOGETHER: u32 = 4;
 /// How often a pod may lack a head in one request: it may be dropped between push and use, but not for ever.
 const PUSHES: usize = 3;
 
-/// What the pool generates.
-pub(super) type Events = BoxStream<'static, Result<GenerateEvent, ClientError>>;
-
 /// Heads in a pool.
 pub(super) struct Gateway {
     /// What the pool said of its model.
@@ -48,8 +45,6 @@ pub(super) struct Gateway {
     pub(super) keeper: Keeper,
     client: PoolClient,
     others: OtherPools,
-    /// When the first pool is asked where an answer takes several.
-    turn: Turn,
     /// How long a request waits for a pool that restarts or is away.
     patience: Duration,
 }
@@ -91,17 +86,21 @@ impl Gateway {
         let keeper = Keeper::new(client.clone(), models, metrics.clone());
         keeper.start().await?;
         let tokenizer = Arc::new(Tokenizer::from_json(&json)?);
-        let turn = Turn::new(&model.identity, pool);
-        Ok(Self { model, tokenizer, template, metrics, keeper, client, others, turn, patience })
+        Ok(Self { model, tokenizer, template, metrics, keeper, client, others, patience })
     }
 
     /// Starts an answer and waits for its first event, so that everything that can fail before it still can be told as a
     /// refusal: a missing head is pushed, a pool that restarts is waited for.
-    pub(super) async fn generate(&self, model: &Model, request: &GenerateRequest, admitted: &AtomicBool) -> Result<Events, ApiError> {
+    pub(super) async fn generate(
+        &self,
+        head: Option<&Arc<Head>>,
+        request: &GenerateRequest,
+        admitted: &AtomicBool,
+    ) -> Result<Events, ApiError> {
         let started = Instant::now();
-        let mut attempts = self.attempts(model.head.as_deref(), Some(admitted));
+        let mut attempts = self.attempts(head.map(Arc::as_ref), Some(admitted));
         loop {
-            let asked = self.ask(model, attempts.endpoint.as_ref(), request).await;
+            let asked = self.ask(head, attempts.endpoint.as_ref(), request).await;
             let error = match asked {
                 Ok(mut events) => match events.next().await {
                     Some(Ok(GenerateEvent::Error { error })) => return Err(error.into()),
@@ -120,13 +119,13 @@ impl Gateway {
     }
 
     /// Asks the first pool, and where the head has a say and reads several bases, the others beside it.
-    async fn ask(&self, model: &Model, endpoint: Option<&Endpoint>, request: &GenerateRequest) -> Result<Events, ClientError> {
+    async fn ask(&self, head: Option<&Arc<Head>>, endpoint: Option<&Endpoint>, request: &GenerateRequest) -> Result<Events, ClientError> {
         let mixes = |head: &&Arc<Head>| {
             let shape = &head.artifact.shape;
             !shape.others.is_empty() && request.alpha.unwrap_or(shape.alpha) != 0.0
         };
-        match model.head.as_ref().filter(mixes) {
-            Some(head) => self.others.generate((&self.client, &self.turn), head, endpoint, request).await,
+        match head.filter(mixes) {
+            Some(head) => self.client.generate_with(&self.others.clients(), &head.artifact.shape, endpoint, request).await,
             None => Ok(self.client.generate(endpoint, request).await?.boxed()),
         }
     }
@@ -136,8 +135,14 @@ impl Gateway {
         self.model.limits.max_num_seqs.unwrap_or(TOGETHER).max(1) as usize
     }
 
-    /// Logits of a classification head for `sequences`.
-    pub(super) async fn classify(&self, head: &Head, sequences: Vec<Vec<u32>>) -> Result<ClassifyResponse, ClientError> {
+    /// What a head that pools a text puts out for each of `sequences`.
+    pub(super) async fn classify(&self, head: &Arc<Head>, sequences: Vec<Vec<u32>>) -> Result<ClassifyResponse, ApiError> {
+        if !head.artifact.shape.others.is_empty() {
+            let admitted = AtomicBool::new(false);
+            let asked = sequences.into_iter().map(|sequence| self.score(head, sequence, &admitted));
+            let scores = futures::stream::iter(asked).buffered(self.together()).try_collect().await?;
+            return Ok(ClassifyResponse { scores });
+        }
         let request = ClassifyRequest { sequences, head: head.artifact.digest.clone() };
         let mut attempts = self.attempts(Some(head), None);
         loop {
@@ -145,6 +150,15 @@ impl Gateway {
                 Ok(answer) => return Ok(answer),
                 Err(error) => self.recover(error, &mut attempts).await?,
             }
+        }
+    }
+
+    /// The same of a head that reads several bases: each text is followed by all pools.
+    async fn score(&self, head: &Arc<Head>, text: Vec<u32>, admitted: &AtomicBool) -> Result<Vec<f32>, ApiError> {
+        let request = GenerateRequest { head: Some(head.artifact.digest.clone()), alpha: Some(1.0), ..GenerateRequest::greedy(text, 0) };
+        match self.generate(Some(head), &request, admitted).await?.next().await {
+            Some(Ok(GenerateEvent::Scores { scores })) => Ok(scores),
+            _ => Err(ApiError::unavailable("The pool gave no scores.")),
         }
     }
 

@@ -8,10 +8,11 @@ use futures::StreamExt as _;
 
 use super::answer::{Answer, Piece};
 use super::error::ApiError;
-use super::gateway::{Events, Gateway};
+use super::gateway::Gateway;
 use super::metrics::Metrics;
 use super::models::Model;
 use crate::exchange::ClientError;
+use crate::exchange::client::Events;
 use crate::exchange::wire::{ErrorCode, FinishReason, GenerateEvent, GenerateRequest, TokenLogprob, Usage, WireError};
 use crate::text::Tokenizer;
 
@@ -66,7 +67,7 @@ impl Generation {
         prompt_tokens: u32,
         admitted: &AtomicBool,
     ) -> Result<Self, ApiError> {
-        let mut events = gateway.generate(model, request, admitted).await?;
+        let mut events = gateway.generate(model.head.as_ref(), request, admitted).await?;
         let usage = Usage { prompt_tokens, completion_tokens: 0 };
         let prompt = match request.prompt_logprobs {
             Some(_) => prompt_logprobs(&mut events).await?,
@@ -98,7 +99,7 @@ impl Generation {
                     self.show(piece);
                     self.end(if finish_reason == FinishReason::Length && !self.answer.stopped() { "length" } else { "stop" });
                 }
-                Some(Ok(GenerateEvent::Prompt { .. })) => return Err(Broken::Answer(unasked())),
+                Some(Ok(GenerateEvent::Prompt { .. } | GenerateEvent::Scores { .. })) => return Err(Broken::Answer(unasked())),
                 Some(Ok(GenerateEvent::Error { error })) => return Err(Broken::Answer(error)),
                 Some(Err(error)) => return Err(Broken::Pool(error)),
                 None => return Err(Broken::Answer(WireError::new(ErrorCode::Internal, "the answer has no end"))),

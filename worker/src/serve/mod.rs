@@ -33,7 +33,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use carryon_crds::job::Task;
 use carryon_crds::wire::{ExitCode, ServeConfig};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -112,14 +111,6 @@ pub enum ServeError {
         /// Pools.
         found: usize,
     },
-    /// A head of several bases has a task that is served of one base alone.
-    #[error("head {head:?} was trained for {task:?}: of heads that read several bases those for CausalLM are served")]
-    MixedTask {
-        /// The head.
-        head: String,
-        /// Its task.
-        task: Task,
-    },
     /// The tokenizer is not the one the pool names.
     #[error("the pool's tokenizer has another digest than the pool says")]
     Tokenizer,
@@ -155,11 +146,9 @@ impl ServeError {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Config { .. } | Self::HeadCount { .. } | Self::DuplicateName { .. } => ExitCode::Configuration,
-            Self::OtherPools { .. }
-            | Self::MixedTask { .. }
-            | Self::Identity { .. }
-            | Self::Text(_)
-            | Self::Pool(ClientError::Address { .. }) => ExitCode::Configuration,
+            Self::OtherPools { .. } | Self::Identity { .. } | Self::Text(_) | Self::Pool(ClientError::Address { .. }) => {
+                ExitCode::Configuration
+            }
             Self::Artifact { cause: HeadFileError::Read { .. }, .. } => ExitCode::Retryable,
             Self::Artifact { .. } => ExitCode::Data,
             Self::Push { .. } | Self::Pool(_) | Self::Tokenizer | Self::System { .. } | Self::Metrics(_) => ExitCode::Retryable,

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
+use carryon_crds::wire::HeadShape;
 use futures::StreamExt as _;
 
 use crate::exchange::wire::{FinishReason, GenerateEvent, GenerateRequest};
@@ -21,6 +22,7 @@ pub struct Answers<'a> {
     pub base: &'a Base,
     endpoint: Endpoint,
     digest: &'a str,
+    shape: &'a HeadShape,
 }
 
 /// What a pod answered.
@@ -32,11 +34,11 @@ pub struct Answer {
 }
 
 impl<'a> Answers<'a> {
-    /// Pushes the head, whose file is at `weights`, to a pod that computes as the states of its training were computed, unless it holds it.
+    /// Pushes a head of `shape`, whose file is at `weights`, to a pod that computes as the states of its training were computed, unless it holds it.
     ///
     /// # Errors
     /// None answers, or takes it.
-    pub async fn by(base: &'a Base, digest: &'a str, weights: &Path) -> Result<Self, TrainError> {
+    pub async fn by(base: &'a Base, shape: &'a HeadShape, digest: &'a str, weights: &Path) -> Result<Self, TrainError> {
         let pods = base.client.describe_each().await.map_err(pool_error)?;
         let alike = pods.into_iter().find(|(_, pod)| pod.numerics == base.description.numerics);
         let (endpoint, _) = alike.ok_or_else(|| TrainError::Pool("no pod computes as those that gave the hidden states".to_owned()))?;
@@ -44,7 +46,7 @@ impl<'a> Answers<'a> {
             let head = Payload::file(weights).map_err(TrainError::file("read", weights))?;
             base.client.put_head(&endpoint, digest, head, EXPIRY).await.map_err(pool_error)?;
         }
-        Ok(Self { base, endpoint, digest })
+        Ok(Self { base, endpoint, digest, shape })
     }
 
     /// The greedy answer to `prompt`, of `longest` tokens at most and of as many as the pool's longest sequence leaves room for.
@@ -52,7 +54,7 @@ impl<'a> Answers<'a> {
     /// # Errors
     /// The pod does not answer.
     pub async fn answer(&self, prompt: &[u32], longest: u32, with_head: bool) -> Result<Answer, TrainError> {
-        let Base { client, description, tokenizer, .. } = self.base;
+        let Base { client, description, tokenizer, others, .. } = self.base;
         let longest = longest.min(description.limits.max_model_len.saturating_sub(prompt.len() as u32));
         let request = GenerateRequest {
             stop_token_ids: description.eos_token_ids.clone(),
@@ -60,7 +62,11 @@ impl<'a> Answers<'a> {
             ..GenerateRequest::greedy(prompt.to_vec(), longest)
         };
         let answered = async {
-            let mut events = std::pin::pin!(client.generate(Some(&self.endpoint), &request).await?);
+            let others: Vec<_> = others.iter().map(|other| &other.client).collect();
+            let mut events = match with_head && !others.is_empty() {
+                true => client.generate_with(&others, self.shape, Some(&self.endpoint), &request).await?,
+                false => client.generate(Some(&self.endpoint), &request).await?.boxed(),
+            };
             let (mut ids, mut cut) = (Vec::new(), true);
             while let Some(event) = events.next().await {
                 match event? {

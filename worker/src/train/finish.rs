@@ -60,8 +60,7 @@ pub(super) fn finish<B: Backward>(
     run.lock.check()?;
     let manifest = run.written(|run| output::write_manifest(places, &artifact, base, inputs, (&run.state, &figures, outcome)))?;
     let examples = match data.shape.task {
-        // A pool alone has not the states of the others.
-        Task::CausalLM if base.others.is_empty() => example_answers(base, &artifact.digest, places, data, run)?,
+        Task::CausalLM => example_answers(base, &artifact.digest, places, data, run)?,
         _ => Vec::new(),
     };
     run.written(|run| write_report(places, &manifest, data, run, &examples, &predictions.confusion))?;
@@ -99,7 +98,7 @@ fn exact_match<B: Backward>(
     let weights = output::weights_path(places, digest);
     let Run { console, runtime, stop, state, .. } = run;
     let told = |done, all| console.advance(done, all);
-    let measured = async { judge.measure(&Answers::by(base, digest, &weights).await?, &held_out.samples, told).await };
+    let measured = async { judge.measure(&Answers::by(base, &data.shape, digest, &weights).await?, &held_out.samples, told).await };
     runtime.block_on(stop.race(measured)).unwrap_or(Err(TrainError::Stopped { step: state.step }))
 }
 
@@ -113,7 +112,7 @@ fn example_answers<B: Backward>(
 ) -> Result<Vec<Example>, TrainError> {
     let samples = data.evaluation.as_ref().map_or(&data.train.samples, |data| &data.samples);
     let weights = output::weights_path(places, digest);
-    let examples = async { examples::compare(&Answers::by(base, digest, &weights).await?, samples).await };
+    let examples = async { examples::compare(&Answers::by(base, &data.shape, digest, &weights).await?, samples).await };
     match run.runtime.block_on(run.stop.race(examples)) {
         None => Err(TrainError::Stopped { step: run.state.step }),
         Some(Ok(examples)) => Ok(examples),

@@ -178,6 +178,11 @@ pub fn read(path: &Path) -> Result<Vec<Line>, TrainError> {
     }
 }
 
+/// A figure where it is one: JSON has no others.
+pub(super) fn finite(value: f64) -> Option<f64> {
+    value.is_finite().then_some(value)
+}
+
 fn serialize(line: &Line) -> String {
     serde_json::to_string(line).expect("figures are plain data") + "\n"
 }

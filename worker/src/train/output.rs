@@ -20,7 +20,7 @@ use crate::head::{Weights, parameters};
 use crate::train::checkpoint::State;
 use crate::train::error::TrainError;
 use crate::train::figures::Figures;
-use crate::train::metrics::MetricsPaths;
+use crate::train::metrics::{MetricsPaths, finite};
 use crate::train::plan::Inputs;
 use crate::train::pool::Base;
 use crate::train::seeds::Outcome;
@@ -186,7 +186,6 @@ pub(super) fn write_manifest(
     (state, figures, outcome): (&State, &Figures, &Outcome),
 ) -> Result<HeadManifest, TrainError> {
     let described = &base.description;
-    let finite = |value: f64| value.is_finite().then_some(value);
     let general = state.best.map_or(state.general, |best| best.general);
     let eval_loss = state.best.and_then(|best| finite(best.loss));
     let found = |metric: Metric| if metric == Metric::Loss { eval_loss } else { figures.get(metric.name()).map(|figure| figure.value) };

@@ -163,8 +163,8 @@ pub fn rules<'a>(config: &'a TrainConfig, base: &'a ModelDescription, eos: Optio
     if let Some(alpha) = alphas.iter().find(|alpha| !(0.01..=100.0).contains(*alpha)) {
         return refuse(format!("evaluation.alphas: {alpha} is not from 0.01 to 100"));
     }
-    if config.evaluation.generation.is_some() && (config.task != Task::CausalLM || !config.other_pools.is_empty()) {
-        return refuse("evaluation.generation is for task CausalLM on one pool".to_owned());
+    if config.evaluation.generation.is_some() && config.task != Task::CausalLM {
+        return refuse("evaluation.generation is for task CausalLM".to_owned());
     }
     if let Some(bound) = config.evaluation.thresholds.iter().find(|bound| !bound.metric.fits(config.task)) {
         return refuse(format!("evaluation.thresholds: task {:?} has no figure {:?}", config.task, bound.metric));

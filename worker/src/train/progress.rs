@@ -8,7 +8,7 @@ use carryon_crds::wire::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::train::checkpoint::State;
-use crate::train::metrics::{EvaluationLine, StepLine};
+use crate::train::metrics::{EvaluationLine, StepLine, finite};
 
 /// Lines of a phase come at most this often when there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
@@ -230,10 +230,6 @@ impl Console {
         // Every update leaves a whole value, so a poisoned lock is harmless.
         self.snapshot.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn finite(value: f64) -> Option<f64> {
-    value.is_finite().then_some(value)
 }
 
 /// `1 h 02 min`, `3 min 20 s` or `14 s`.

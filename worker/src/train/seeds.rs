@@ -10,6 +10,7 @@ use crate::kernel::Backward;
 use crate::train::checkpoint::{Best, Folder, State};
 use crate::train::error::TrainError;
 use crate::train::fit::Run;
+use crate::train::metrics::finite;
 use crate::train::states::HiddenStates;
 use crate::train::step::device_error;
 
@@ -70,7 +71,6 @@ pub(super) fn choose<S: HiddenStates, B: Backward>(
 }
 
 fn metrics(seed: u64, best: &Best) -> SeedMetrics {
-    let finite = |value: f64| value.is_finite().then_some(value);
     let general_loss = best.general.and_then(|general| finite(general.head));
     SeedMetrics { seed, steps: best.step, eval_loss: finite(best.loss), general_loss, figure: best.figure }
 }

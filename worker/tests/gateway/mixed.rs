@@ -10,13 +10,16 @@ use carryon_crds::wire::head::OtherBase;
 use carryon_crds::wire::{BaseConfig, BaseReference, ModelDescription};
 use carryon_worker::base::{self, Placement};
 use carryon_worker::exchange::mixing::{ROWS_AHEAD, TapRows};
-use carryon_worker::exchange::wire::{ErrorCode, GenerateEvent, GenerateRequest};
+use carryon_worker::exchange::wire::{ClassifyRequest, ErrorCode, GenerateEvent, GenerateRequest};
 use carryon_worker::exchange::{ClientError, PoolClient};
 use carryon_worker::head::pass::{Keep, PackedBatch, Pass};
-use carryon_worker::head::{Artifact, init};
+use carryon_worker::head::{Artifact, artifact, init};
 use carryon_worker::kernel::{Backend as _, Backward as _, Cpu, PageTable};
 use carryon_worker::numbers::{RowFormat, to_bytes};
 use carryon_worker::serve::{ServeError, Settings, serve};
+use carryon_worker::text::Tokenizer;
+use carryon_worker::train::stop::Stop;
+use carryon_worker::train::{TrainArgs, run_until};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -133,23 +136,29 @@ fn head(pools: &[&Pool], task: Task) -> Artifact {
     Artifact::new(shape, BaseReference { others, ..reference(pools[0]) }, weights).unwrap()
 }
 
+/// What training computes of a sequence with the head: of these rows, or of the whole.
+fn output(pools: &[&Pool], head: &Artifact, tokens: &[u32], rows: Vec<u32>) -> Vec<f32> {
+    let backend = cpu(1);
+    let weights = backend.train(Arc::new(head.weights.clone())).unwrap();
+    let states: Vec<_> = pools.iter().enumerate().flat_map(|(place, pool)| pool.states(tokens, &taps(place))).collect();
+    let batch = PackedBatch {
+        formats: vec![FLOAT; states.len()],
+        taps: states.iter().map(|rows| vec![to_bytes(rows, Dtype::Float32)]).collect(),
+        lengths: vec![tokens.len()],
+        rows,
+    };
+    let output = Pass::new(&head.shape, backend.clone()).unwrap().forward(&weights, &batch, Keep::Nothing).unwrap().output;
+    backend.read(&output).unwrap().into_owned()
+}
+
 /// The greedy continuation, every token from what training computes of the whole sequence before it.
 fn greedy(pools: &[&Pool], head: &Artifact, prompt: &[u32], count: usize) -> Vec<u32> {
     let backend = cpu(1);
-    let weights = backend.train(Arc::new(head.weights.clone())).unwrap();
-    let pass = Pass::new(&head.shape, backend.clone()).unwrap();
     let mut tokens = prompt.to_vec();
     for _ in 0..count {
-        let states: Vec<_> = pools.iter().enumerate().flat_map(|(place, pool)| pool.states(&tokens, &taps(place))).collect();
-        let batch = PackedBatch {
-            formats: vec![FLOAT; states.len()],
-            taps: states.iter().map(|rows| vec![to_bytes(rows, Dtype::Float32)]).collect(),
-            lengths: vec![tokens.len()],
-            rows: vec![tokens.len() as u32 - 1],
-        };
-        let delta = pass.forward(&weights, &batch, Keep::Nothing).unwrap().output;
         let last = pools[0].states(&tokens, &Taps { layers: vec![], final_norm: true }).remove(0);
         let width = pools[0].model.hidden_size as usize;
+        let delta = backend.write(&output(pools, head, &tokens, vec![tokens.len() as u32 - 1]), width).unwrap();
         let mut y = backend.write(&last[last.len() - width..], width).unwrap();
         backend.combine(&mut y, &[0], &[head.shape.alpha as f32], &delta, Dtype::Float32).unwrap();
         let logits = pools[0].reference.logits(&backend.read(&y).unwrap());
@@ -230,6 +239,79 @@ async fn an_answer_of_several_bases_is_what_training_computes_of_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_text_is_judged_by_several_bases_as_in_training() {
+    let [one, two, three] = pools().await;
+    let tokenizer = Tokenizer::from_json(&one.client.tokenizer().await.unwrap()).unwrap();
+    // One is longer than what is kept of rows that nobody takes; all together are more than a pool serves at once.
+    let texts: Vec<String> = (0..9).map(|place| "a base that two can read ".repeat(1 + 5 * place)).collect();
+    for pools in [&[&one, &two][..], &[&one, &two, &three]] {
+        let head = head(pools, Task::Classification);
+        let gateway = open(pools, &head).await;
+        let (status, answer) = gateway.post("/v1/classify", json!({"model": "maths", "input": texts})).await;
+        assert_eq!(status, 200, "{answer}");
+        let mut longest = 0;
+        for (text, judged) in texts.iter().zip(answer["data"].as_array().unwrap()) {
+            let ids = tokenizer.encode(text, true).unwrap();
+            longest = longest.max(ids.len());
+            let logits = output(pools, &head, &ids, Vec::new());
+            let expected = 1.0 / (1.0 + f64::from(logits[1] - logits[0]).exp());
+            let found = judged["scores"]["ham"].as_f64().unwrap();
+            assert!((found - expected).abs() < 1e-4, "{text:?}: {found}, {expected}");
+        }
+        assert!(longest > ROWS_AHEAD && longest < ENGINE.max_model_len as usize, "{longest}");
+        assert_eq!(answer["data"].as_array().unwrap().len(), texts.len());
+        for pool in pools {
+            wait("the end of all sequences", async || pool.active().await == 0.0).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_decide_about_a_head_are_those_of_all_its_bases() {
+    let [one, two, _] = pools().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let (learned, other) = ([5, 6], [8, 9]);
+    let line = |seed: usize, answer: [u32; 2]| {
+        let prompt = tokens(3 + seed % 5, 101, seed as u64);
+        let ids = [&prompt[..], &answer].concat();
+        json!({"input_ids": ids, "prompt_length": prompt.len()}).to_string() + "\n"
+    };
+    std::fs::create_dir(path("data")).unwrap();
+    std::fs::write(path("data/train.jsonl"), (0..16).map(|seed| line(seed, learned)).collect::<String>()).unwrap();
+    std::fs::write(path("data/eval.jsonl"), (16..20).map(|seed| line(seed, if seed < 19 { learned } else { other })).collect::<String>())
+        .unwrap();
+    let config = json!({
+        "name": "maths", "namespace": "default", "task": "CausalLM", "format": "Tokenized", "maxLength": 64,
+        "taps": taps(0), "otherPools": [{"taps": taps(1)}], "head": {"width": 16, "blocks": 1, "attentionHeads": 2},
+        "split": {"train": ["train.jsonl"], "evaluation": ["eval.jsonl"]},
+        "training": {"numTrainEpochs": 20, "perDeviceTrainBatchSize": 4}, "checkpoint": {},
+        "evaluation": {"generation": {"maxNewTokens": 2}},
+    });
+    std::fs::write(path("train.json"), config.to_string()).unwrap();
+    let args = TrainArgs {
+        config: path("train.json"),
+        pool: vec![one.url.clone()],
+        other_pool: vec![two.url.clone()],
+        data: path("data"),
+        output: path("output"),
+        state_cache: None,
+        init_head: None,
+        plan: false,
+        device: carryon_crds::pool::Device::Cpu,
+        listen: "127.0.0.1:0".parse().unwrap(),
+        termination_log: None,
+        threads: Some(1),
+    };
+    tokio::task::spawn_blocking(move || run_until(&args, &Stop::default())).await.unwrap().unwrap();
+    let head = std::fs::read_dir(path("output/heads")).unwrap().next().unwrap().unwrap().path();
+    let (_, manifest) = artifact::read(&head).unwrap();
+    assert_eq!(manifest.metrics.evaluation["exact_match"].value, 0.75, "{:?}", manifest.metrics);
+    let report = std::fs::read_to_string(head.join("report.html")).unwrap();
+    assert!(report.contains("With the head"), "it has no examples");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_goes_away_ends_its_sequences_in_all_pools() {
     let [one, two, _] = pools().await;
     let gateway = open(&[&one, &two], &head(&[&one, &two], Task::CausalLM)).await;
@@ -282,10 +364,14 @@ async fn a_head_without_its_other_bases_is_refused_by_name() {
     assert!(matches!(failure(&[&one], &mixed).await, ServeError::OtherPools { trained_on: 1, found: 0, .. }));
     assert!(matches!(failure(&[&one, &two, &three], &mixed).await, ServeError::OtherPools { trained_on: 1, found: 2, .. }));
     assert!(matches!(failure(&[&one, &three], &mixed).await, ServeError::Identity { member: "weights", .. }));
-    assert!(matches!(failure(&[&one, &two], &head(&[&one, &two], Task::Classification)).await, ServeError::MixedTask { .. }));
 
     push(&one, &mixed).await;
     let refused = one.client.generate(None, &asked(&mixed, &[1, 2])).await.map(drop).unwrap_err().to_string();
+    assert!(refused.contains("reads 1 further bases: their states come with the request"), "{refused}");
+    let classifier = head(&[&one, &two], Task::Classification);
+    push(&one, &classifier).await;
+    let request = ClassifyRequest { sequences: vec![vec![1, 2]], head: classifier.digest.clone() };
+    let refused = one.client.classify(None, &request).await.unwrap_err().to_string();
     assert!(refused.contains("reads 1 further bases: their states come with the request"), "{refused}");
     let alone = GenerateRequest::greedy(vec![1], 1);
     let refused = one.client.generate_mixed(None, &alone, &[24; 3]).await.map(drop).unwrap_err().to_string();

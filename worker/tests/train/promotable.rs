@@ -59,7 +59,7 @@ fn what_cannot_be_judged_is_refused_before_anything_is_trained() {
     let of_pairs = refused(&|config| {
         (config.task, config.evaluation.generation) = (Task::Dpo, generation(None));
     });
-    assert_eq!(of_pairs, "evaluation.generation is for task CausalLM on one pool");
+    assert_eq!(of_pairs, "evaluation.generation is for task CausalLM");
     let scaled = refused(&|config| config.evaluation.alphas = vec![0.0]);
     assert_eq!(scaled, "evaluation.alphas: 0 is not from 0.01 to 100");
 }

@@ -33,8 +33,8 @@ pub(super) async fn generate(State(pool): State<Arc<Pool>>, request: Request) ->
     let permit = ready.device.serving_places(1)?;
     let (events, mut received) = unbounded_channel();
     let head = head(ready, &request)?;
-    if let Some(own) = head.as_ref().filter(|own| !own.head.shape.others.is_empty()) {
-        return Err(reads_others(&own.head, "generate-mixed"));
+    if let Some(own) = &head {
+        reads_no_others(&own.head)?;
     }
     ready.device.submit(Job::Serve(vec![sequence(ready, request, &namespace, head, events, permit)]))?;
     let first = match received.recv().await {
@@ -53,11 +53,14 @@ pub(super) fn line(event: &GenerateEvent) -> Bytes {
     line.into()
 }
 
-/// Refuses a head whose other bases this request says nothing of.
-fn reads_others(head: &LoadedHead, route: &str) -> Refusal {
+/// Refuses a head whose other bases a request says nothing of.
+fn reads_no_others(head: &LoadedHead) -> Result<(), Refusal> {
     let (digest, others) = (&head.digest, head.shape.others.len());
-    let message = format!("head {digest} reads {others} further bases: their states come with the request (POST /v1/{route})");
-    Refusal::new(ErrorCode::InvalidRequest, message)
+    if others == 0 {
+        return Ok(());
+    }
+    let message = format!("head {digest} reads {others} further bases: their states come with the request (POST /v1/generate-mixed)");
+    Err(Refusal::new(ErrorCode::InvalidRequest, message))
 }
 
 /// The head that an answer is made with, if any.
@@ -65,7 +68,10 @@ pub(super) fn head(ready: &Ready, request: &GenerateRequest) -> Result<Option<He
     // Even where α = 0 bypasses it: a missing head is said so whatever α is.
     let Some(digest) = &request.head else { return Ok(None) };
     let head = ready.registry.get(digest, Instant::now())?;
-    expect_task(&head, false)?;
+    // Of several bases it is asked for by a route of its own, whatever its task.
+    if head.shape.others.is_empty() {
+        expect_task(&head, false)?;
+    }
     let alpha = request.alpha.unwrap_or(head.shape.alpha);
     Ok((alpha != 0.0).then(|| HeadUse::new(head, alpha)))
 }
@@ -117,12 +123,7 @@ pub(super) async fn classify(State(pool): State<Arc<Pool>>, request: Request) ->
     let permit = Arc::new(ready.device.serving_places(request.sequences.len())?);
     let head = ready.registry.get(&request.head, Instant::now())?;
     expect_task(&head, true)?;
-    if !head.shape.others.is_empty() {
-        return Err(Refusal::new(
-            ErrorCode::InvalidRequest,
-            format!("head {} reads several bases: texts are not judged so yet", head.digest),
-        ));
-    }
+    reads_no_others(&head)?;
     let (scores, mut received) = unbounded_channel();
     let mut collected: Vec<Vec<f32>> = vec![Vec::new(); request.sequences.len()];
     let sequences = request.sequences.into_iter().enumerate().map(|(place, tokens)| {

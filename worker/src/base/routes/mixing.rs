@@ -42,7 +42,7 @@ impl Drop for Waker {
     }
 }
 
-/// `POST /v1/generate-mixed`. What fails before the pool has memory for the answer is a refusal; later, the last event.
+/// `POST /v1/generate-mixed`, for answers and for scores. What fails before the pool has memory for the answer is a refusal; later, the last event.
 pub(super) async fn generate(State(pool): State<Arc<Pool>>, request: Request) -> Result<Response, Refusal> {
     let ready = pool.ready()?;
     drop(ready.device.serving_places(1)?);
@@ -63,9 +63,20 @@ pub(super) async fn generate(State(pool): State<Arc<Pool>>, request: Request) ->
     head.others = Some(OtherRows::new(widths.clone(), fed, window.clone(), room));
     // Behind it what it is about: whoever waits here and goes away drops that first.
     let waker = Waker(ready.device.clone());
-    let (events, mut received) = unbounded_channel();
-    if !admitted(ready, plain::sequence(ready, request, &namespace, Some(head), events, permit)).await? {
-        return Err(match received.recv().await {
+    let (sequence, mut events) = match head.head.shape.task.is_pooled() {
+        false => {
+            let (events, received) = unbounded_channel();
+            (plain::sequence(ready, request, &namespace, Some(head), events, permit), UnboundedReceiverStream::new(received).boxed())
+        }
+        true => {
+            let (scores, received) = unbounded_channel();
+            let purpose = Purpose::Classify { features: Vec::new(), place: 0, scores };
+            let sequence = plain::new_sequence(ready, request.prompt, &namespace, Some(head), purpose, Arc::new(permit));
+            (sequence, UnboundedReceiverStream::new(received).map(|(_, score)| scored(score)).boxed())
+        }
+    };
+    if !admitted(ready, sequence).await? {
+        return Err(match events.next().await {
             Some(GenerateEvent::Error { error }) => error.into(),
             _ => Refusal::new(ErrorCode::Internal, "the device dropped the answer"),
         });
@@ -74,11 +85,18 @@ pub(super) async fn generate(State(pool): State<Arc<Pool>>, request: Request) ->
     tokio::spawn(until_closed(feed, device, async move |feed: &Feed<TapRows>, device: &Device| {
         rows(body, &widths, frame_bytes, &window, feed, device).await
     }));
-    let events = UnboundedReceiverStream::new(received).map(move |event| {
+    let events = events.map(move |event| {
         let _ = &waker;
         Ok::<_, std::convert::Infallible>(plain::line(&event))
     });
     Ok(([(CONTENT_TYPE.as_str(), NDJSON), (SAMPLING_HEADER, "1")], Body::from_stream(events)).into_response())
+}
+
+fn scored(score: Result<Vec<f32>, WireError>) -> GenerateEvent {
+    match score {
+        Ok(scores) => GenerateEvent::Scores { scores },
+        Err(error) => GenerateEvent::Error { error },
+    }
 }
 
 /// `POST /v1/follow`. What goes wrong when the answer has begun cuts it off.

@@ -33,8 +33,8 @@ impl fmt::Display for Endpoint {
 }
 
 /// Host and port of a pool URL.
-#[derive(Clone, Debug)]
-struct Address {
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Address {
     host: String,
     port: u16,
 }
@@ -55,7 +55,7 @@ impl Address {
 /// Resolves the addresses of a pool to its pods, again after a while: pods come and go.
 #[derive(Debug)]
 pub(super) struct Resolver {
-    addresses: Vec<Address>,
+    pub(super) addresses: Vec<Address>,
     known: Mutex<Option<(Instant, Vec<Endpoint>)>>,
     /// Pods that could not be reached, and when.
     avoided: Mutex<HashMap<Endpoint, Instant>>,

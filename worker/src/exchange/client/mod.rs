@@ -8,6 +8,7 @@ mod call;
 mod connections;
 mod endpoints;
 mod error;
+mod mixed;
 mod numerics;
 mod open;
 mod patience;
@@ -27,6 +28,7 @@ pub use call::Payload;
 pub use connections::Silence;
 pub use endpoints::Endpoint;
 pub use error::ClientError;
+pub use mixed::Events;
 pub use open::{Following, Sending};
 
 use call::Call;
@@ -92,6 +94,11 @@ impl PoolClient {
         if let Some(wanted) = &self.numerics {
             wanted.note(endpoint, &numerics.key());
         }
+    }
+
+    /// Where it stands among pools that are asked one after the other.
+    fn turn(&self) -> (Option<&str>, &[endpoints::Address]) {
+        (self.identity.as_deref(), &self.resolver.addresses)
     }
 
     /// The pods as they resolve now.

@@ -127,7 +127,7 @@ impl Lines {
                 let line = self.buffer.split_to(self.searched + end + 1);
                 self.searched = 0;
                 let event = serde_json::from_slice(&line).map_err(|cause| self.answer.unreadable(cause.to_string()))?;
-                self.finished = matches!(event, GenerateEvent::Finish { .. } | GenerateEvent::Error { .. });
+                self.finished = matches!(event, GenerateEvent::Scores { .. } | GenerateEvent::Finish { .. } | GenerateEvent::Error { .. });
                 return Ok(Some(event));
             }
             self.searched = self.buffer.len();

@@ -127,7 +127,7 @@ fn page(report: &Report<'_>) -> Value {
         confusion => confusion(report),
         unit => (shape.task == Task::Regression).then_some("Squared error, in variances of the training labels,"),
         evaluation => metrics.evaluation.iter().map(|(name, figure)| context! {
-            name => NAMES.iter().find(|(known, _)| known == name).map_or(name.as_str(), |(_, words)| words),
+            name => words(name),
             value => format!("{:.3}", figure.value), low => format!("{:.3}", figure.low), high => format!("{:.3}", figure.high),
         }).collect::<Vec<_>>(),
         unmet => metrics.unmet_thresholds.clone(),
@@ -143,13 +143,18 @@ fn page(report: &Report<'_>) -> Value {
         }).collect::<Vec<_>>(),
         seed => manifest.lineage.seed,
         averaged => manifest.lineage.averaged_seeds.clone(),
-        metric => metrics.seeds.iter().any(|one| one.figure.is_some()).then_some(report.metric),
+        metric => metrics.seeds.iter().any(|one| one.figure.is_some()).then_some(words(report.metric)),
         seeds => metrics.seeds.iter().map(|one| context! {
             seed => one.seed, steps => one.steps, loss => one.eval_loss.map(loss), general => one.general_loss.map(loss),
             figure => one.figure.map(|figure| format!("{figure:.3}")),
         }).collect::<Vec<_>>(),
         lineage => lineage(report, &taps.join(", ")),
     }
+}
+
+/// A figure's name, for people.
+fn words(name: &str) -> &str {
+    NAMES.iter().find(|(known, _)| *known == name).map_or(name, |(_, words)| words)
 }
 
 fn loss_chart(steps: &[&StepLine], evaluations: &[&EvaluationLine]) -> String {
