@@ -243,7 +243,7 @@ async fn a_text_is_judged_by_several_bases_as_in_training() {
     let [one, two, three] = pools().await;
     let tokenizer = Tokenizer::from_json(&one.client.tokenizer().await.unwrap()).unwrap();
     // One is longer than what is kept of rows that nobody takes; all together are more than a pool serves at once.
-    let texts: Vec<String> = (0..9).map(|place| "a base that two can read ".repeat(1 + 5 * place)).collect();
+    let texts: Vec<String> = (0..9).map(|place| "a base that two can read ".repeat(1 + 2 * place)).collect();
     for pools in [&[&one, &two][..], &[&one, &two, &three]] {
         let head = head(pools, Task::Classification);
         let gateway = open(pools, &head).await;
@@ -282,10 +282,10 @@ async fn answers_that_decide_about_a_head_are_those_of_all_its_bases() {
     std::fs::write(path("data/eval.jsonl"), (16..20).map(|seed| line(seed, if seed < 19 { learned } else { other })).collect::<String>())
         .unwrap();
     let config = json!({
-        "name": "maths", "namespace": "default", "task": "CausalLM", "format": "Tokenized", "maxLength": 64,
+        "name": "maths", "namespace": "default", "task": "CausalLM", "format": "Tokenized", "maxLength": 64, "overlong": "Truncate",
         "taps": taps(0), "otherPools": [{"taps": taps(1)}], "head": {"width": 16, "blocks": 1, "attentionHeads": 2},
         "split": {"train": ["train.jsonl"], "evaluation": ["eval.jsonl"]},
-        "training": {"numTrainEpochs": 20, "perDeviceTrainBatchSize": 4}, "checkpoint": {},
+        "training": {"numTrainEpochs": 60, "perDeviceTrainBatchSize": 4}, "checkpoint": {},
         "evaluation": {"generation": {"maxNewTokens": 2}},
     });
     std::fs::write(path("train.json"), config.to_string()).unwrap();
