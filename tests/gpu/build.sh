@@ -21,10 +21,12 @@ for line in (bundle / "built").read_text().splitlines():
         subprocess.run(["strip", "-o", bundle / "worker" / made["target"]["name"], made["executable"]], check=True)
 END
 rm "$bundle/built"
+# An oracle reads it.
+cp LICENSE "$bundle/"
 cp tests/gpu/check.py "$bundle/tests/gpu/"
 cp -r tests/oracles/fixtures "$bundle/tests/oracles/"
 # The programs have candle's kernels in common: within one window they are packed once.
-tar -C "$bundle" -c tests worker | xz --lzma2=preset=6,dict=128MiB >"$output.new"
+tar -C "$bundle" -c LICENSE tests worker | xz --lzma2=preset=6,dict=128MiB >"$output.new"
 mv "$output.new" "$output"
 size=$(stat -c %s "$output")
 echo "$output: $((size >> 20)) MiB"
