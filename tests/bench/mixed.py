@@ -21,7 +21,7 @@ HEADS = {"first": ("first",), "second": ("second",), "first_and_second": ("first
 
 
 def rows(bible: pathlib.Path, brown: pathlib.Path, cache: pathlib.Path) -> list[dict]:
-    folder = cache / "mixed"
+    folder = cache / "bible-and-brown"
     make = lambda what, *places: subprocess.run([sys.executable, HERE / "specialise.py", what, bible, *places], check=True)
     first, first_url = start_pool(WORKER, MODEL, folder / "first")
     pools = [first]

@@ -88,12 +88,7 @@ impl Classification {
 }
 
 /// What the head puts out for each text, whether that was cut, and how many tokens all have: in as many requests to the pool as its limits demand.
-pub(super) async fn ask(
-    gateway: &Gateway,
-    model: &str,
-    head: &Arc<Head>,
-    texts: Vec<Text>,
-) -> Result<(Vec<(Vec<f32>, bool)>, usize), ApiError> {
+pub(super) async fn ask(gateway: &Gateway, model: &str, head: &Head, texts: Vec<Text>) -> Result<(Vec<(Vec<f32>, bool)>, usize), ApiError> {
     let (sequences, truncated): (Vec<_>, Vec<_>) = texts.into_iter().map(|text| (text.ids, text.truncated)).unzip();
     let tokens: usize = sequences.iter().map(Vec::len).sum();
     let mut found: Vec<Vec<f32>> = Vec::with_capacity(sequences.len());

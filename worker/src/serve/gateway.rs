@@ -91,14 +91,9 @@ impl Gateway {
 
     /// Starts an answer and waits for its first event, so that everything that can fail before it still can be told as a
     /// refusal: a missing head is pushed, a pool that restarts is waited for.
-    pub(super) async fn generate(
-        &self,
-        head: Option<&Arc<Head>>,
-        request: &GenerateRequest,
-        admitted: &AtomicBool,
-    ) -> Result<Events, ApiError> {
+    pub(super) async fn generate(&self, head: Option<&Head>, request: &GenerateRequest, admitted: &AtomicBool) -> Result<Events, ApiError> {
         let started = Instant::now();
-        let mut attempts = self.attempts(head.map(Arc::as_ref), Some(admitted));
+        let mut attempts = self.attempts(head, Some(admitted));
         loop {
             let asked = self.ask(head, attempts.endpoint.as_ref(), request).await;
             let error = match asked {
@@ -118,13 +113,9 @@ impl Gateway {
         }
     }
 
-    /// Asks the first pool, and where the head has a say and reads several bases, the others beside it.
-    async fn ask(&self, head: Option<&Arc<Head>>, endpoint: Option<&Endpoint>, request: &GenerateRequest) -> Result<Events, ClientError> {
-        let mixes = |head: &&Arc<Head>| {
-            let shape = &head.artifact.shape;
-            !shape.others.is_empty() && request.alpha.unwrap_or(shape.alpha) != 0.0
-        };
-        match head.filter(mixes) {
+    /// Asks the first pool, and those beside it where the head reads their bases.
+    async fn ask(&self, head: Option<&Head>, endpoint: Option<&Endpoint>, request: &GenerateRequest) -> Result<Events, ClientError> {
+        match head {
             Some(head) => self.client.generate_with(&self.others.clients(), &head.artifact.shape, endpoint, request).await,
             None => Ok(self.client.generate(endpoint, request).await?.boxed()),
         }
@@ -136,7 +127,7 @@ impl Gateway {
     }
 
     /// What a head that pools a text puts out for each of `sequences`.
-    pub(super) async fn classify(&self, head: &Arc<Head>, sequences: Vec<Vec<u32>>) -> Result<ClassifyResponse, ApiError> {
+    pub(super) async fn classify(&self, head: &Head, sequences: Vec<Vec<u32>>) -> Result<ClassifyResponse, ApiError> {
         if !head.artifact.shape.others.is_empty() {
             let admitted = AtomicBool::new(false);
             let asked = sequences.into_iter().map(|sequence| self.score(head, sequence, &admitted));
@@ -154,7 +145,7 @@ impl Gateway {
     }
 
     /// The same of a head that reads several bases: each text is followed by all pools.
-    async fn score(&self, head: &Arc<Head>, text: Vec<u32>, admitted: &AtomicBool) -> Result<Vec<f32>, ApiError> {
+    async fn score(&self, head: &Head, text: Vec<u32>, admitted: &AtomicBool) -> Result<Vec<f32>, ApiError> {
         let request = GenerateRequest { head: Some(head.artifact.digest.clone()), alpha: Some(1.0), ..GenerateRequest::greedy(text, 0) };
         match self.generate(Some(head), &request, admitted).await?.next().await {
             Some(Ok(GenerateEvent::Scores { scores })) => Ok(scores),

@@ -67,7 +67,7 @@ impl Generation {
         prompt_tokens: u32,
         admitted: &AtomicBool,
     ) -> Result<Self, ApiError> {
-        let mut events = gateway.generate(model.head.as_ref(), request, admitted).await?;
+        let mut events = gateway.generate(model.head.as_deref(), request, admitted).await?;
         let usage = Usage { prompt_tokens, completion_tokens: 0 };
         let prompt = match request.prompt_logprobs {
             Some(_) => prompt_logprobs(&mut events).await?,

@@ -63,7 +63,7 @@ impl<'a> Answers<'a> {
         };
         let answered = async {
             let others: Vec<_> = others.iter().map(|other| &other.client).collect();
-            let mut events = match with_head && !others.is_empty() {
+            let mut events = match with_head {
                 true => client.generate_with(&others, self.shape, Some(&self.endpoint), &request).await?,
                 false => client.generate(Some(&self.endpoint), &request).await?.boxed(),
             };

@@ -21,7 +21,7 @@ use crate::exchange::wire::{GenerateEvent, GenerateRequest};
 pub type Events = BoxStream<'static, Result<GenerateEvent, ClientError>>;
 
 impl PoolClient {
-    /// As [`Self::generate`], of a head that reads the bases of `others` too, in the order of its shape.
+    /// As [`Self::generate`], with a head of this shape: where it reads further bases and has a say, the pools of these are asked too, in its order.
     ///
     /// # Errors
     /// As there, of any of the pools.
@@ -32,6 +32,9 @@ impl PoolClient {
         endpoint: Option<&Endpoint>,
         request: &GenerateRequest,
     ) -> Result<Events, ClientError> {
+        if shape.others.is_empty() || request.alpha.unwrap_or(shape.alpha) == 0.0 {
+            return Ok(self.generate(endpoint, request).await?.boxed());
+        }
         let widths: Arc<[usize]> = shape.tap_widths().split_off(shape.taps.count()).into();
         // The same for all clients of these pools: by base, and of two of one base by where they are.
         let mut order: Vec<_> = others.iter().enumerate().map(|(place, pool)| (pool.turn(), Some(place))).collect();
